@@ -1,0 +1,266 @@
+"""What a run stores: the plan, its shards, each shard's footer, and the manifest folded from the footers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from integrand.schemas.ids import FORMAT_VERSION
+from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.tables import CONVERGED, WITHOUT_ATTRIBUTION
+
+Determinism = Literal["bitwise", "tolerance"]
+
+
+class Record(BaseModel):
+    """Base of everything stored: frozen; unknown fields of newer writers are ignored, never an error."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class SourceFile(Record):
+    """One Parquet file that is read, and the identity of its rows."""
+
+    path: str = Field(description="Path relative to the source root: part of the row identity.")
+    uri: str = Field(description="Where it is read.")
+    rows: int
+    size: int
+    fingerprint: str = Field(description="ETag, or footer sha256 for local Parquet: pinned for every read.")
+    row_groups: tuple[int, ...] = Field(description="Rows of each row group.")
+    first_row: int = Field(0, description="Row number, within `path`, of this file's first row (ingested pieces).")
+
+
+class Slice(Record):
+    """Rows [start, stop) of one source file, by its position in the plan's list."""
+
+    file: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+class Shard(Record):
+    """A piece of work: slices of source files, written to one object."""
+
+    id: str
+    slices: tuple[Slice, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(s.rows for s in self.slices)
+
+
+class Artefact(Record):
+    """A model file or code digest, rechecked by each worker."""
+
+    uri: str
+    sha256: str
+
+
+class InputShape(Record):
+    """One model input as resolved against the data: its columns and the shape of one row."""
+
+    name: str
+    columns: tuple[str, ...]
+    shape: tuple[int, ...]
+    named: bool = Field(description="True: one output column per feature; False: one list column.")
+
+
+class Numerics(Record):
+    """Every choice that can change a bit, made once, from model, shapes and memory budget."""
+
+    numerics_version: int
+    batch_rows: int
+    threads: int
+    precision: Literal["float32", "float64"]
+    device: Literal["cpu", "cuda"]
+    torch_build: str
+    outputs: int | None = Field(None, description="Width of the model's output, for target `all`.")
+
+
+class Statistics(Record):
+    """Where the dataset statistics lie that a mean baseline reads."""
+
+    uri: str
+    sha256: str
+
+
+class Projection(Record):
+    """What the plan expects the run to cost, measured on a few real rows."""
+
+    seconds_per_row: float
+    evaluations_per_row: float
+    batch_seconds: float
+    output_bytes: int
+    memory_bytes: int
+    seconds: float
+    estimated: bool = Field(False, description="True while the source is not split or counted yet.")
+
+
+class Plan(Record):
+    """The resolved job: printable, testable, stored once as `_plan.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    run_id: str
+    spec: AttributeSpec
+    files: tuple[SourceFile, ...]
+    source_columns: tuple[str, ...]
+    row_id_type: str
+    inputs: tuple[InputShape, ...]
+    numerics: Numerics
+    artefacts: tuple[Artefact, ...]
+    code_sha256: str | None
+    statistics: Statistics | None = None
+    shards: tuple[Shard, ...]
+    projection: Projection
+    warnings: tuple[str, ...] = ()
+    salt: str = ""
+    created: str
+    versions: dict[str, str]
+
+    @property
+    def rows(self) -> int:
+        return sum(s.rows for s in self.shards)
+
+    @property
+    def targets_per_row(self) -> int:
+        return self.numerics.outputs or 1 if self.spec.target.kind == "all" else 1
+
+
+class Quantiles(Record):
+    """Quantiles of one diagnostic over a set of rows; null when no row has it."""
+
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    max: float | None = None
+
+
+class ShardFooter(Record):
+    """What a shard's object says of itself, under the Parquet footer key `integrand.shard`."""
+
+    format_version: int = FORMAT_VERSION
+    run_id: str
+    shard: str
+    plan_sha256: str
+    rows_in: int
+    rows_out: int
+    statuses: dict[str, int]
+    gap: Quantiles = Field(description="|gap| over rows with attributions.")
+    error: Quantiles = Field(description="error_estimate over rows that have one.")
+    error_histogram: dict[str, int] = Field(description="Rows by decimal exponent of error_estimate, rounded up.")
+    gap_histogram: dict[str, int] = Field(description="Rows by decimal exponent of |gap|, rounded up.")
+    evaluations: int
+    padded_evaluations: int
+    digest: str = Field(description="Logical digest of the rows, foldable over shards.")
+    determinism: Determinism = "bitwise"
+    batch_rows: int
+    seconds: dict[str, float]
+    node: str
+    versions: dict[str, str]
+
+
+class Quarantined(Record):
+    """A shard that was given up, with the reason."""
+
+    shard: str
+    rows: int
+    attempts: int
+    reason: str
+    detail: str
+    node: str
+
+
+class RunManifest(Record):
+    """A run as its stored footers tell it. Stored as `_manifest.json` only when every row is in."""
+
+    format_version: int = FORMAT_VERSION
+    run_id: str
+    name: str
+    complete: bool
+    plan_sha256: str
+    shards_done: int
+    shards_planned: int
+    rows_in: int
+    rows_planned: int
+    rows_out: int
+    statuses: dict[str, int]
+    gap: Quantiles
+    error: Quantiles
+    evaluations: int
+    digest: str
+    determinism: Determinism
+    quarantined: tuple[Quarantined, ...] = ()
+    missing: tuple[str, ...] = Field((), description="Ids of planned shards without an object.")
+    seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
+    logical_date: str | None = None
+    created: str
+
+    @property
+    def evaluations_per_row(self) -> float:
+        return self.evaluations / max(1, self.rows_out - self.count(*WITHOUT_ATTRIBUTION))
+
+    @property
+    def converged_share(self) -> float:
+        return self.count(*CONVERGED) / max(1, self.rows_out)
+
+    def count(self, *statuses: str) -> int:
+        """Rows with any of these statuses."""
+        return sum(self.statuses.get(str(s), 0) for s in statuses)
+
+
+class Attempt(Record):
+    """One failed attempt at a shard. Only charged ones count towards quarantine."""
+
+    shard: str
+    outcome: Literal["raised", "killed_worker", "stalled", "preempted", "memory", "storage", "lost"]
+    charged: bool
+    alone: bool
+    reason: str
+    detail: str
+    node: str
+    at: str
+
+
+class Pointer(Record):
+    """`_latest/<name>.json`."""
+
+    run_id: str
+    logical_date: str
+    written: str
+
+
+def dump(record: Record) -> bytes:
+    """A record as UTF-8 JSON, ended by a newline."""
+    return record.model_dump_json(indent=1).encode() + b"\n"
+
+
+def merge_counts(counts: list[dict[str, int]]) -> dict[str, int]:
+    """Sum of several counters, keys sorted."""
+    keys = sorted({k for c in counts for k in c})
+    return {k: sum(c.get(k, 0) for c in counts) for k in keys}
+
+
+def histogram_quantiles(histogram: dict[str, int], largest: float | None) -> Quantiles:
+    """Upper bounds of the quantiles, from counts by decimal exponent in tenths (`-31` means ≤ 10**-3.1)."""
+    total = sum(histogram.values())
+    if not total:
+        return Quantiles()
+    return Quantiles(p50=_quantile(histogram, total, 0.5, largest), p90=_quantile(histogram, total, 0.9, largest),
+                     p99=_quantile(histogram, total, 0.99, largest), max=largest)  # fmt: skip
+
+
+def _quantile(histogram: dict[str, int], total: int, share: float, largest: float | None) -> float:
+    seen = 0
+    for exponent in sorted(histogram, key=int):
+        seen += histogram[exponent]
+        if seen >= share * total:
+            return min(10.0 ** (int(exponent) / 10), largest if largest is not None else float("inf"))
+    raise AssertionError("a quantile lies within its histogram")
+
+

@@ -1,0 +1,444 @@
+"""What the user asks for: JobSpec and its parts, frozen, with every unknown field refused.
+
+Unions are told apart by `kind`; `inputs` by whether `columns` or `column` is given. `published_schema()` is the
+JSON Schema that `integrand schema` prints.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
+
+from integrand.schemas.errors import SpecError
+
+Rule = Literal["left", "right", "midpoint", "trapezoid", "endpoints_mean", "gauss_legendre"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+InputName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
+Numbers = float | tuple[float, ...]
+
+
+class Part(BaseModel):
+    """Base of every piece of a spec: frozen, no unknown fields, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+# --- source ------------------------------------------------------------------------------------------------
+
+
+class Source(Part):
+    """Where the rows are: files, folders or globs of Parquet, CSV or JSON lines."""
+
+    uri: str | tuple[str, ...] = Field(description="A file, folder or glob, or a list of them; local or s3://.")
+    row_id: str | None = Field(None, description="Column that names a row; without it `<relative path>#<row>`.")
+    format: Literal["auto", "parquet", "csv", "json_lines"] = Field(
+        "auto", description="File format; auto goes by the extension (.parquet .pq .csv .jsonl .ndjson)."
+    )
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        return (self.uri,) if isinstance(self.uri, str) else self.uri
+
+
+# --- model -------------------------------------------------------------------------------------------------
+
+
+class FactoryModel(Part):
+    """A function that builds the module, and plain weights for it. The function is code: it must be trusted."""
+
+    kind: Literal["factory"] = "factory"
+    entrypoint: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="`package.module:callable` that returns a torch Module."
+    )
+    arguments: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="Keyword arguments of the callable."
+    )
+    weights: str | None = Field(None, description="A .safetensors file or a weights-only state dict (.pt, .pth).")
+    code: tuple[str, ...] = Field(
+        (), description="Wheels, folders or .py files that hold the entrypoint; shipped to the workers."
+    )
+
+
+class ExportedModel(Part):
+    """A torch.export program (.pt2). It is code: it must be trusted."""
+
+    kind: Literal["torch_export"] = "torch_export"
+    uri: str = Field(description="The .pt2 file, exported with a dynamic first dimension.")
+
+
+class ScriptedModel(Part):
+    """A TorchScript program. It is code: it must be trusted."""
+
+    kind: Literal["torchscript"] = "torchscript"
+    uri: str = Field(description="The TorchScript file.")
+
+
+Model = Annotated[FactoryModel | ExportedModel | ScriptedModel, Field(discriminator="kind")]
+
+
+# --- baselines ---------------------------------------------------------------------------------------------
+
+
+class ZeroBaseline(Part):
+    """All zeros, in the units that the model receives."""
+
+    kind: Literal["zero"] = "zero"
+
+
+class ConstantBaseline(Part):
+    """One value for all features, or one per feature (a flat list, or one per leading channel)."""
+
+    kind: Literal["constant"] = "constant"
+    value: Numbers = Field(description="One number, one per feature (flattened), or one per channel.")
+    units: Literal["model", "raw"] = Field("model", description="raw: scaled like the data before use.")
+
+
+class ColumnBaseline(Part):
+    """A baseline of its own for each row, held by columns of the source."""
+
+    kind: Literal["column"] = "column"
+    column: str | None = Field(None, description="List or tensor column, for an input made of one column.")
+    columns: tuple[str, ...] = Field((), description="One column per feature, for an input made of columns.")
+    units: Literal["model", "raw"] = Field("model", description="raw: scaled like the data before use.")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ColumnBaseline:
+        if (self.column is None) == (not self.columns):
+            raise ValueError("give either `column` or `columns`")
+        return self
+
+
+class MeanBaseline(Part):
+    """The mean of each feature over every clean row of the dataset, counted once before the run."""
+
+    kind: Literal["mean"] = "mean"
+
+
+Baseline = Annotated[ZeroBaseline | ConstantBaseline | ColumnBaseline | MeanBaseline, Field(discriminator="kind")]
+
+
+# --- inputs ------------------------------------------------------------------------------------------------
+
+
+class _Scaled(Part):
+    name: InputName = Field(description="Name of the model's input; inputs go to the model in this order.")
+    divide: float = Field(1.0, description="The raw value is divided by this first (255 for bytes).")
+    mean: Numbers = Field(0.0, description="Then this is subtracted: a number, or one per feature or channel.")
+    std: Numbers = Field(1.0, description="Then the result is divided by this: a number, or one per feature or channel.")
+    baseline: Baseline | None = Field(None, description="Overrides the job's baseline for this input.")
+
+    @model_validator(mode="after")
+    def _divisors(self) -> _Scaled:
+        stds = self.std if isinstance(self.std, tuple) else (self.std,)
+        if self.divide == 0 or 0 in stds:
+            raise ValueError("`divide` and `std` must not be 0")
+        return self
+
+
+class ColumnsInput(_Scaled):
+    """Named feature columns, stacked in this order to `[rows, features]`."""
+
+    columns: tuple[str, ...] = Field(min_length=1, description="Numeric columns, one feature each.")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ColumnsInput:
+        twice = sorted({c for c in self.columns if self.columns.count(c) > 1})
+        if twice:
+            raise ValueError(f"columns named twice: {', '.join(twice)}")
+        return self
+
+
+class TensorInput(_Scaled):
+    """One list, fixed-size-list or tensor column of numbers, reshaped to `[rows, *shape]`."""
+
+    column: str = Field(description="List, fixed-size-list or tensor column.")
+    shape: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Shape of one row; default: flat.")
+
+
+def _input_form(value: Any) -> str | None:
+    keys = value if isinstance(value, dict) else dir(value)
+    return "columns" if "columns" in keys else "column" if "column" in keys else None
+
+
+Input = Annotated[
+    Annotated[ColumnsInput, Tag("columns")] | Annotated[TensorInput, Tag("column")],
+    Discriminator(_input_form, custom_error_type="input_form",
+                  custom_error_message="an input needs `columns: [...]` or `column: ...`"),
+]  # fmt: skip
+
+
+class ForwardArg(Part):
+    """A column that is passed to the model after the inputs and not attributed: masks, lengths, categories."""
+
+    name: InputName = Field(description="Name used in messages.")
+    columns: tuple[str, ...] = Field((), description="Numeric columns, stacked to `[rows, columns]`.")
+    column: str | None = Field(None, description="One scalar (`[rows]`) or list column (`[rows, *shape]`).")
+    shape: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Shape of one row of a list column.")
+    dtype: Literal["float32", "float64", "int64", "bool"] = Field("float32", description="Tensor dtype.")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ForwardArg:
+        if (self.column is None) == (not self.columns):
+            raise ValueError("give either `column` or `columns`")
+        return self
+
+
+# --- target ------------------------------------------------------------------------------------------------
+
+
+class _Transformed(Part):
+    transform: Literal["none", "softmax", "log_softmax", "sigmoid"] = Field(
+        "none", description="Applied to the model's output before the target is taken."
+    )
+
+
+class ScalarTarget(_Transformed):
+    """The model's one output per row: `[rows]` or `[rows, 1]`."""
+
+    kind: Literal["scalar"] = "scalar"
+    transform: Literal["none", "sigmoid"] = Field("none", description="Applied to the output first.")
+
+
+class IndexTarget(_Transformed):
+    """One output for all rows; a list indexes an output of more than two dimensions."""
+
+    kind: Literal["index"] = "index"
+    index: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        description="Output index, from 0; a list for tensor outputs."
+    )
+
+
+class ColumnTarget(_Transformed):
+    """An output index per row, from an integer column."""
+
+    kind: Literal["column"] = "column"
+    column: str = Field(description="Integer column that holds each row's output index.")
+
+
+class ArgmaxTarget(_Transformed):
+    """Each row's largest output."""
+
+    kind: Literal["argmax"] = "argmax"
+
+
+class AllTargets(_Transformed):
+    """Every output: one output row per (row, target)."""
+
+    kind: Literal["all"] = "all"
+
+
+Target = Annotated[
+    ScalarTarget | IndexTarget | ColumnTarget | ArgmaxTarget | AllTargets, Field(discriminator="kind")
+]
+
+
+# --- accuracy, output, compute, limits ---------------------------------------------------------------------
+
+
+class FixedSteps(Part):
+    """One rule with a fixed number of steps for every row; rows are `unchecked` (no tolerance to hold them to)."""
+
+    kind: Literal["fixed"] = "fixed"
+    rule: Rule = Field("gauss_legendre", description="Quadrature rule on [0, 1].")
+    steps: int = Field(50, ge=1, le=10_000, description="m of the rule: m evaluations, m + 1 with both ends.")
+
+    @model_validator(mode="after")
+    def _both_ends(self) -> FixedSteps:
+        if self.rule == "gauss_legendre" and self.steps > 1000:
+            raise ValueError("gauss_legendre takes at most 1000 steps; smooth models need fewer than 50")
+        return self
+
+
+class Adaptive(Part):
+    """Nested rules per row until difference and gap are within the tolerance, or the evaluations are spent."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    tolerance: float = Field(1e-2, gt=0, lt=1, description="Relative L1 error of a row's attributions to reach.")
+    max_evaluations: int = Field(512, ge=7, le=8192, description="Most gradient evaluations per row.")
+
+
+Accuracy = Annotated[FixedSteps | Adaptive, Field(discriminator="kind")]
+
+
+class Output(Part):
+    """Where the run folder goes."""
+
+    uri: str = Field(description="Root under which the run folder `<run_id>/` is made: local, s3://, gs:// or abfs://.")
+
+
+class WorkerRange(Part):
+    """Actors scale between these."""
+
+    min: int = Field(1, ge=1, description="Fewest workers to run with.")
+    max: int = Field(ge=1, description="Most workers to ask for.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError("workers.min is above workers.max")
+        return self
+
+
+class Compute(Part):
+    """How the work is spread. Only `precision`, `threads` and `batch_rows` can change a bit of the result."""
+
+    workers: Annotated[
+        Annotated[int, Field(ge=1), Tag("count")] | Annotated[WorkerRange, Tag("WorkerRange")],
+        Discriminator(lambda value: "count" if isinstance(value, int) else "WorkerRange"),
+    ] = Field(1, description="Number of actors, or {min, max}.")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for an actor.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs that Ray reserves for an actor.")
+    threads: int | None = Field(None, ge=1, description="Torch threads of an actor; default: its CPUs.")
+    precision: Literal["float32", "float64"] = Field("float32", description="Dtype of model, inputs and gradients.")
+    batch_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="Rows of a step batch.")
+    memory: int = Field(512 << 20, ge=1 << 20, description="Bytes that a step batch may take; `auto` stays below.")
+    shard_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="Most rows of a shard.")
+    shard_bytes: int | None = Field(None, ge=1, description="Most input bytes of a shard, instead of rows.")
+    attempts: int = Field(3, ge=1, le=20, description="Charged failures after which a shard is quarantined.")
+    stall_s: float | None = Field(
+        None, gt=0, description="Seconds without a finished step batch before a worker is killed; "
+        "default: max(60, 20 x planned batch time).")  # fmt: skip
+    start_s: float = Field(600, gt=0, description="Seconds that a worker may take to start and load the model.")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Compute:
+        if self.shard_bytes is not None and self.shard_rows != "auto":
+            raise ValueError("give `shard_rows` or `shard_bytes`, not both")
+        return self
+
+    @property
+    def worker_range(self) -> WorkerRange:
+        w = self.workers
+        return w if isinstance(w, WorkerRange) else WorkerRange(min=w, max=w)
+
+
+class Limits(Part):
+    """What a run may contain and still end with exit code 0."""
+
+    max_bad_share: float | None = Field(None, ge=0, le=1, description="Share of rows bad_input, nonfinite or failed.")
+    max_uncertified_share: float | None = Field(None, ge=0, le=1, description="Share of rows not_converged.")
+    max_quarantined: int = Field(0, ge=0, description="Quarantined shards before the run stops early.")
+
+
+class AttributeSpec(Part):
+    """One attribution job."""
+
+    kind: Literal["attribute"] = "attribute"
+    name: Name = Field(description="Names the job's `_latest` pointer.")
+    source: Source = Field(description="Where the rows are.")
+    model: Model = Field(description="What is explained.")
+    inputs: tuple[Input, ...] = Field(min_length=1, description="The model's inputs, in the order of its arguments.")
+    forward_args: tuple[ForwardArg, ...] = Field((), description="Further arguments, passed and not attributed.")
+    target: Target = Field(default_factory=ScalarTarget, description="Which output is explained.")
+    baseline: Baseline = Field(default_factory=ZeroBaseline, description="The input that stands for absence.")
+    accuracy: Accuracy = Field(default_factory=Adaptive, description="How exact, and how it is checked.")
+    output: Output = Field(description="Where the run folder goes.")
+    compute: Compute = Field(default_factory=Compute, description="How the work is spread.")
+    limits: Limits = Field(default_factory=Limits, description="What still counts as success.")
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> AttributeSpec:
+        names = [i.name for i in self.inputs] + [a.name for a in self.forward_args]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"inputs and forward_args share a name: {', '.join(twice)}")
+        features = [c for i in self.inputs if isinstance(i, ColumnsInput) for c in i.columns]
+        tensors = [i.name for i in self.inputs if isinstance(i, TensorInput)]
+        clash = sorted({f for f in features + tensors if (features + tensors).count(f) > 1})
+        if clash:
+            raise ValueError(f"output columns would clash: attr.{', attr.'.join(clash)}; rename an input")
+        return self
+
+    @property
+    def baselines(self) -> tuple[ZeroBaseline | ConstantBaseline | ColumnBaseline | MeanBaseline, ...]:
+        """The baseline of each input, the job's where the input names none."""
+        return tuple(i.baseline or self.baseline for i in self.inputs)
+
+
+JobSpec = AttributeSpec
+_ADAPTER: TypeAdapter[AttributeSpec] = TypeAdapter(AttributeSpec)
+
+
+def published_schema() -> dict[str, Any]:
+    """JSON Schema of a job spec, for editors and CI."""
+    return _ADAPTER.json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+
+
+def parse_spec(fields: object, *, where: str = "spec") -> AttributeSpec:
+    """Validate a loaded YAML or JSON mapping. Raises SpecError that names each bad field and the nearest good one."""
+    if not isinstance(fields, dict):
+        raise SpecError(where, expected="a mapping of fields", seen=type(fields).__name__)
+    try:
+        return _ADAPTER.validate_python(_tuples(fields))
+    except ValidationError as error:
+        found = [dict(e) for e in error.errors(include_url=False)]
+        deeper = [e for e in found if e["type"] != "too_short" or len(found) == 1]
+        problems = "; ".join(_explain(e) for e in deeper)
+        raise SpecError(where, expected="a valid job spec", seen=problems,
+                        next_step="mend the fields named; `integrand schema` prints them all") from None  # fmt: skip
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    place = _place(problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: unknown field{_nearest(str(problem['loc'][-1]), _part_at(problem['loc'][:-1]))}"
+    if problem["type"] == "union_tag_invalid":
+        tag, known = str(problem["ctx"]["tag"]), str(problem["ctx"]["expected_tags"]).replace("'", "").split(", ")
+        return f"{place}: unknown kind `{tag}`{_nearest(tag, known)}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{place}: needs `kind`: one of {', '.join(p.model_fields['kind'].default for p in _KINDS[place.split('.')[-1]])}"
+    return f"{place}: {problem['msg']}" + ("" if problem["type"] == "missing" else f" (got {problem.get('input')!r:.80})")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    """The closest known word, else all of them; a field of another part where it fits no better."""
+    near = difflib.get_close_matches(word, known, 1, 0.5) or difflib.get_close_matches(word, _all_fields(), 1, 0.75)
+    return f"; did you mean `{near[0]}`?" if near else f"; known here: {', '.join(known)}"
+
+
+_KINDS: dict[str, tuple[type[Part], ...]] = {
+    "model": (FactoryModel, ExportedModel, ScriptedModel),
+    "baseline": (ZeroBaseline, ConstantBaseline, ColumnBaseline, MeanBaseline),
+    "target": (ScalarTarget, IndexTarget, ColumnTarget, ArgmaxTarget, AllTargets),
+    "accuracy": (FixedSteps, Adaptive),
+}
+_PLAIN: dict[str, type[Part]] = {
+    "source": Source, "output": Output, "compute": Compute, "limits": Limits, "forward_args": ForwardArg,
+    "workers": WorkerRange, "columns": ColumnsInput, "column": TensorInput,
+}  # fmt: skip
+
+
+def _part_at(loc: tuple[object, ...]) -> list[str]:
+    """Field names of the part that an error location leads to; pydantic puts union tags into the location."""
+    words = [w for w in loc if isinstance(w, str)]
+    if not words:
+        return list(AttributeSpec.model_fields)
+    for part in _KINDS.get(words[-2], ()) if len(words) > 1 else ():
+        if part.model_fields["kind"].default == words[-1]:
+            return list(part.model_fields)
+    word = "workers" if words[-1] == "WorkerRange" else words[-1]
+    return list(_PLAIN[word].model_fields) if word in _PLAIN else []
+
+
+def _place(loc: tuple[object, ...]) -> str:
+    """An error location as the user wrote it: without the union tags."""
+    words: list[str] = []
+    for i, word in enumerate(loc):
+        parent = loc[i - 1] if i else None
+        is_tag = parent in _KINDS or (i > 1 and loc[i - 2] == "inputs" and isinstance(parent, int))
+        if not (is_tag and i < len(loc) - 1) and word not in ("WorkerRange", "count"):
+            words.append(str(word))
+    return ".".join(words) or "spec"
+
+
+def _all_fields() -> list[str]:
+    parts = [p for kinds in _KINDS.values() for p in kinds] + list(_PLAIN.values()) + [AttributeSpec]
+    return sorted({f for part in parts for f in part.model_fields})

@@ -1,0 +1,64 @@
+"""Arrow schemas and column names of every output table."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class RowStatus(StrEnum):
+    """What became of one output row. Only the last three have null attributions."""
+
+    ok = "ok"
+    at_precision_floor = "at_precision_floor"
+    not_converged = "not_converged"
+    unchecked = "unchecked"
+    bad_input = "bad_input"
+    nonfinite = "nonfinite"
+    failed = "failed"
+
+
+CONVERGED = (RowStatus.ok, RowStatus.at_precision_floor)
+WITHOUT_ATTRIBUTION = (RowStatus.bad_input, RowStatus.nonfinite, RowStatus.failed)
+PREFIX = "attr."
+
+COLUMNS: dict[str, str] = {
+    "row_id": "The source's row_id column, or `<relative path>#<row>`.",
+    "target": "Index of the explained output; null for scalar outputs, `1,0` for tensor outputs.",
+    "status": "What became of the row: see the table of statuses.",
+    "reason": "Why, for every status that is not ok; null otherwise.",
+    "f_input": "f(x): the explained output at the row.",
+    "f_baseline": "f(x'): the explained output at its baseline.",
+    "attribution_sum": "Sum of the row's attributions, in float64.",
+    "gap": "attribution_sum − (f(x) − f(x')), signed, in units of f.",
+    "error_estimate": "Estimated ‖a − a*‖₁ / ‖a‖₁; null where the rule gives none.",
+    "evaluations": "Gradient evaluations that the row cost, as if it ran alone.",
+}
+
+
+def output_schema(row_id: pa.DataType, target: pa.DataType, attributions: list[pa.Field]) -> pa.Schema:
+    """Schema of a shard's object: the ten columns of COLUMNS, then the attributions."""
+    types = {"row_id": row_id, "target": target, "status": pa.string(), "reason": pa.string(),
+             "evaluations": pa.int32()}  # fmt: skip
+    return pa.schema([pa.field(name, types.get(name, pa.float64())) for name in COLUMNS] + attributions)
+
+
+def feature_fields(features: tuple[str, ...], value: pa.DataType) -> list[pa.Field]:
+    """One column per named feature."""
+    return [pa.field(PREFIX + name, value) for name in features]
+
+
+def tensor_field(name: str, shape: tuple[int, ...], value: pa.DataType) -> pa.Field:
+    """One fixed-size-list column for a whole input; its shape is in the field's metadata."""
+    size = 1
+    for extent in shape:
+        size *= extent
+    return pa.field(PREFIX + name, pa.list_(value, size), metadata={"shape": json.dumps(list(shape))})
+
+
+def tensor_shape(field: pa.Field) -> tuple[int, ...] | None:
+    """Shape that a tensor column declares, or None for a plain column."""
+    metadata = field.metadata or {}
+    return tuple(json.loads(metadata[b"shape"])) if b"shape" in metadata else None
