@@ -319,7 +319,9 @@ class Limits(Part):
 
     max_bad_share: float | None = Field(None, ge=0, le=1, description="Share of rows bad_input, nonfinite or failed.")
     max_uncertified_share: float | None = Field(None, ge=0, le=1, description="Share of rows not_converged.")
-    max_quarantined: int = Field(0, ge=0, description="Quarantined shards before the run stops early.")
+    max_quarantined: int | None = Field(
+        None, ge=0, description="Quarantined shards above which the run stops early; default: the others finish."
+    )
 
 
 class AttributeSpec(Part):

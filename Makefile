@@ -1,0 +1,67 @@
+# The one door for people and CI. A bare checkout needs Python 3.11 or newer and a package index, nothing else.
+
+# Candidates, in order; the first that is new enough makes the environment.
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Strict editable mode links every package file into build/: type checkers can follow it, and edits show at once,
+# but files added or removed do not. So the stamp carries a checksum of their names, and lies in build/ because
+# removing that folder breaks the installation too.
+FILES := $(shell find schemas workers service -type f -not -name '.*' -not -path '*/__pycache__/*' | LC_ALL=C sort)
+INSTALLED := build/installed-$(firstword $(shell echo $(FILES) | cksum))
+
+CODE := $(wildcard schemas workers service tests deploy)
+
+.PHONY: help demo test lint unit format bench wheel clean
+.DELETE_ON_ERROR:
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## attribute handwritten digits, end to end
+	$(BIN)/integrand demo digits
+
+test: lint unit ## everything that CI checks
+
+lint: $(INSTALLED) ## style and types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+unit: $(INSTALLED) ## the tests alone
+	$(BIN)/python -m pytest
+
+format: $(INSTALLED) ## rewrite the source in the house style
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: $(INSTALLED) ## benchmarks; they print what they measure
+	$(BIN)/python -m pytest tests/bench -s -o 'python_files=bench_*.py'
+
+wheel: $(INSTALLED) ## build the wheel into dist/
+	@rm -rf build/lib # setuptools would pack what an earlier build left there
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(INSTALLED): $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation \
+		--config-settings editable_mode=strict -e '.[dev]'
+	@rm -f build/installed-*
+	@touch $@
+
+$(VENV)/pyvenv.cfg:
+	@for python in $(PYTHON); do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "$$python -m venv $(VENV)"; \
+			$$python -m venv --clear $(VENV) && exit 0; \
+			rm -rf $(VENV); exit 1; \
+		fi; \
+	done; \
+	echo "Integrand needs Python 3.11 or newer." >&2; \
+	echo "  seen: none among $(PYTHON)" >&2; \
+	echo "  next: install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	exit 1

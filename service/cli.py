@@ -1,0 +1,224 @@
+"""The command line: thin verbs over `jobs` and `query`. The one place that reads the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from integrand.schemas.errors import IntegrandError
+from integrand.service.operator import Operator, load_operator
+
+if TYPE_CHECKING:
+    from integrand.schemas.records import Plan, RunManifest
+    from integrand.service.query import Run
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Integrated Gradients over whole datasets, with an honest error estimate for every row.")  # fmt: skip
+demo = typer.Typer(no_args_is_help=True, help="Run a whole job on data that comes with the package.")
+app.add_typer(demo, name="demo")
+out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+
+SpecFile = Annotated[Path, typer.Argument(help="Job spec, YAML or JSON.", metavar="SPEC")]
+RunUri = Annotated[str, typer.Argument(help="A run folder, or an output root (then its latest run).", metavar="RUN")]
+Trust = Annotated[list[str], typer.Option("--trust-model-code", metavar="PREFIX",
+                                          help="Module prefix whose model code may run; repeatable.")]  # fmt: skip
+Fresh = Annotated[str, typer.Option("--fresh", metavar="SALT", help="Any text: a new run of the same job.")]
+Named = Annotated[str | None, typer.Option("--name", help="Which job, where an output root holds several.")]
+Out = Annotated[str | None, typer.Option("--out", metavar="URI", help="Where the demo writes; default ./out.")]
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a job spec."""
+    from integrand.schemas.specs import published_schema
+
+    print(json.dumps(published_schema(), indent=2))
+
+
+@app.command()
+def plan(
+    spec: SpecFile,
+    trust: Trust = [],  # noqa: B006 — typer copies it
+    ingest: Annotated[bool, typer.Option("--ingest", help="Split and count what is else estimated.")] = False,
+    fresh: Fresh = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON.")] = False,
+) -> None:
+    """Resolve and check a job, and print what it would do and cost."""
+    from integrand.service.jobs import plan_job
+    from integrand.service.specfile import load_spec
+
+    operator = _operator(trust)
+    parsed, base = load_spec(spec)
+    made = plan_job(parsed, base=base, trusted=operator.trusted, access=operator.access, salt=fresh, ingest=ingest)
+    print(made.model_dump_json(indent=1)) if as_json else _print_plan(made)
+
+
+@app.command()
+def run(
+    spec: SpecFile,
+    trust: Trust = [],  # noqa: B006 — typer copies it
+    address: Annotated[str | None, typer.Option("--address", help="Ray cluster; default: RAY_ADDRESS, else one here.")] = None,
+    pool: Annotated[str, typer.Option("--pool", help="`ray`, or `local` for one worker in this process.")] = "ray",
+    fresh: Fresh = "",
+    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Resume on another torch build.")] = False,
+    logical_date: Annotated[str | None, typer.Option("--logical-date", help="ISO date that orders `_latest`.")] = None,
+) -> None:
+    """Run a job to its end. Run again to resume: only missing shards are computed."""
+    from integrand.service.jobs import limits_exceeded, run_job
+    from integrand.service.specfile import load_spec
+
+    operator = _operator(trust)
+    parsed, base = load_spec(spec)
+    kind: Literal["ray", "local"] = "local" if _pool_kind(pool) == "local" else "ray"
+    manifest = run_job(parsed, base=base, trusted=operator.trusted, access=operator.access, pool=kind,
+                       address=address or os.environ.get("RAY_ADDRESS"), salt=fresh, allow_mixed=allow_mixed,
+                       logical_date=logical_date, console=out)  # fmt: skip
+    _print_manifest(manifest)
+    out.print(f"run folder: {parsed.output.uri.rstrip('/')}/{manifest.run_id}", highlight=False)
+    problems = limits_exceeded(parsed, manifest)
+    for problem in problems:
+        err.print(problem, style="red", highlight=False)
+    if problems or not manifest.complete:
+        raise typer.Exit(3)
+
+
+@app.command()
+def status(run: RunUri, name: Named = None) -> None:
+    """Tell how far a run is, from storage alone."""
+    opened = _open(run, name)
+    _print_manifest(opened.manifest)
+    out.print(f"run folder: {opened.uri}", highlight=False)
+
+
+@app.command()
+def show(
+    run: RunUri,
+    name: Named = None,
+    top: Annotated[int, typer.Option("--top", metavar="K", help="How many features and rows.")] = 10,
+    row: Annotated[str | None, typer.Option("--row", metavar="ID", help="One row and its largest attributions.")] = None,
+    where: Annotated[str | None, typer.Option("--where", help='DuckDB condition, e.g. "gap > 0.1".')] = None,
+) -> None:
+    """Print top features and worst rows, one row, or the rows that match a condition."""
+    from integrand.service import tables
+
+    opened = _open(run, name)
+    if not opened.complete:
+        err.print("this run is not finished: what follows covers its committed shards only", style="yellow")
+    if row is not None:
+        tables.show_row(out, opened, row, top)
+    elif where is not None:
+        tables.show_frame(out, opened.where(where), f"rows where {where}", top)
+    else:
+        tables.show_frame(out, opened.top_features(top), "top features", top)
+        tables.show_frame(out, opened.worst(top), "worst rows", 2 * top)
+
+
+@demo.command("digits")
+def demo_digits(out: Out = None) -> None:
+    """MNIST digits: train the CNN, attribute it on Ray, draw the heat maps."""
+    from integrand.service.demos import digits
+
+    raise typer.Exit(digits(out))
+
+
+@demo.command("synthetic")
+def demo_synthetic(out: Out = None) -> None:
+    """A regression whose true attributions are known: measured against expected."""
+    from integrand.service.demos import synthetic
+
+    raise typer.Exit(synthetic(out))
+
+
+def _pool_kind(pool: str) -> str:
+    if pool not in ("ray", "local"):
+        raise typer.BadParameter("use `ray` or `local`", param_hint="--pool")
+    return pool
+
+
+def _operator(trust: list[str]) -> Operator:
+    return load_operator(os.environ.get("INTEGRAND_CONFIG"), trust)
+
+
+def _open(run: str, name: str | None) -> Run:
+    from integrand.service.query import open_run
+
+    return open_run(run, name=name, access=_operator([]).access)
+
+
+def _print_plan(plan: Plan) -> None:
+    from integrand.service import tables
+
+    tables.show_plan(out, plan)
+
+
+def _print_manifest(manifest: RunManifest) -> None:
+    from integrand.service import tables
+
+    tables.show_manifest(out, manifest)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM (`ray job stop`, preemption) ends a run the way Ctrl-C does: workers stop, and it says how to resume."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: exit codes as DESIGN, section Errors."""
+    command: Callable[..., object] = typer.main.get_command(app)
+    try:
+        with _terminable():
+            code = command(arguments, standalone_mode=False)
+    except IntegrandError as error:
+        err.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted: what was committed is safe; run the same command again to resume", style="yellow")
+        sys.exit(130)
+    except Exception as error:
+        _exit_click(error)
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _exit_click(error: Exception) -> None:
+    """Leave as click would for a wrong command line; return for anything else."""
+    import click
+
+    if isinstance(error, click.exceptions.Exit):
+        sys.exit(error.exit_code)
+    if isinstance(error, click.Abort):
+        err.print("interrupted: run the same command again to resume", style="yellow")
+        sys.exit(130)
+    if isinstance(error, click.ClickException):
+        error.show()
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def _top(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show_version:
+        print(version("integrand"))
+        raise typer.Exit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Cutting source files into shards: over row groups, big groups cut inside, tiny files packed together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from integrand.schemas.ids import shard_id
+from integrand.schemas.records import Shard, Slice, SourceFile
+
+OUTPUT_BYTES = 128 << 20
+SECONDS = 120.0
+SHARDS_PER_WORKER = 4
+SHORTEST_S = 2.0
+
+
+def cut(files: Sequence[SourceFile], rows: int) -> tuple[Shard, ...]:
+    """Shards of at most `rows` rows that together cover every row once, in file order."""
+    packed = _pack(_pieces(files, rows), rows)
+    return tuple(Shard(id=shard_id(i), slices=_merge(slices)) for i, slices in enumerate(packed))
+
+
+def _pieces(files: Sequence[SourceFile], rows: int) -> Iterator[Slice]:
+    """Row groups in order; a group above `rows` in nearly equal parts."""
+    for number, file in enumerate(files):
+        start = 0
+        for count in file.row_groups:
+            parts = -(-count // rows)
+            edges = [start + count * p // parts for p in range(parts + 1)] if parts else []
+            yield from (Slice(file=number, start=a, stop=b) for a, b in zip(edges, edges[1:], strict=False))
+            start += count
+
+
+def _pack(pieces: Iterable[Slice], rows: int) -> Iterator[list[Slice]]:
+    """Consecutive pieces together while they stay within `rows`."""
+    held: list[Slice] = []
+    for piece in pieces:
+        if held and sum(s.rows for s in held) + piece.rows > rows:
+            yield held
+            held = []
+        held.append(piece)
+    if held:
+        yield held
+
+
+def _merge(slices: Sequence[Slice]) -> tuple[Slice, ...]:
+    """Adjacent slices of one file as one."""
+    merged: list[Slice] = []
+    for s in slices:
+        if merged and merged[-1].file == s.file and merged[-1].stop == s.start:
+            merged[-1] = Slice(file=s.file, start=merged[-1].start, stop=s.stop)
+        else:
+            merged.append(s)
+    return tuple(merged)
+
+
+def rows_by_bytes(files: Sequence[SourceFile], shard_bytes: int) -> int:
+    """Rows whose stored input takes about `shard_bytes`."""
+    per_row = sum(f.size for f in files) / max(1, sum(f.rows for f in files))
+    return max(1, int(shard_bytes / max(1.0, per_row)))
+
+
+def auto_rows(total: int, workers: int, output_row_bytes: int, row_s: float) -> int:
+    """Rows that keep a shard's output under 128 MB and its projected time under 120 s.
+
+    A small job is cut finer, so that every worker has several shards, but not below about 2 s each: a shard costs a
+    dispatch, a create and a footer.
+    """
+    largest = min(OUTPUT_BYTES // max(1, output_row_bytes), int(SECONDS / max(row_s, 1e-9)))
+    fair = -(-total // (SHARDS_PER_WORKER * workers))
+    return max(1, min(largest, max(fair, int(SHORTEST_S / max(row_s, 1e-9)))))

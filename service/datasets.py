@@ -1,0 +1,85 @@
+"""A source made ready to plan: Parquet as it lies, CSV and JSON lines split first, statistics counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from integrand.schemas.records import InputShape, SourceFile, Statistics
+from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.uris import Uri
+from integrand.service.pools import Pool
+from integrand.service.sources import Listing, list_source, read_footers
+from integrand.workers.ingest import IngestTask, estimate_rows, head, ingest, ingest_digest, load_ingested, roles_of
+from integrand.workers.reading import declared_columns, source_schema
+from integrand.workers.statistics import Partial, fold_means, means_uri, partial_sums, read_means, write_means
+from integrand.workers.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What is planned over. `head` and `estimated_rows` stand in while a text source is not split yet."""
+
+    files: tuple[SourceFile, ...]
+    schema: pa.Schema
+    identity: tuple[tuple[str, int, str], ...]
+    head: pa.Table | None = None
+    estimated_rows: int = 0
+
+    @property
+    def estimated(self) -> bool:
+        return self.head is not None
+
+
+def prepare_dataset(store: Store, spec: AttributeSpec, base: str, output: Uri, pool: Pool, *, ingest: bool) -> Dataset:
+    """List the source and read its footers; a text source is split first, or only sampled without `ingest`."""
+    listing = list_source(store, spec.source, base)
+    if listing.format == "parquet":
+        files, schemas = read_footers(store, listing)
+        schema = source_schema(files, schemas, declared_columns(spec))
+        return Dataset(files, schema, tuple((f.path, f.size, f.fingerprint) for f in files))
+    return _text_dataset(store, spec, listing, output, pool, ingest)
+
+
+def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, output: Uri, pool: Pool, split: bool) -> Dataset:
+    roles = roles_of(spec)
+    folder = output.child("_ingest", ingest_digest([e for e, _ in listing.files], roles))
+    identity = tuple((path, e.size, e.etag or f"mtime:{e.mtime_ns}") for e, path in listing.files)
+    if not split and load_ingested(store, folder) is None:
+        first, path = listing.files[0]
+        sample = head(store, first, path, listing.format, roles)
+        rows = sum(estimate_rows(store, e, listing.format) for e, _ in listing.files)
+        return Dataset((), sample.schema, identity, sample, rows)
+    tasks = [IngestTask(e, path, listing.format, folder, roles) for e, path in listing.files]
+    pieces = ingest(store, tasks, pool.map)
+    found = Listing("parquet", tuple((store.info(store.parse(p.uri)), p.path) for p in pieces))
+    _, schemas = read_footers(store, found)
+    return Dataset(pieces, source_schema(pieces, schemas, declared_columns(spec)), identity)
+
+
+def dataset_means(store: Store, spec: AttributeSpec, output: Uri, dataset: Dataset, shapes: tuple[InputShape, ...],
+                  pool: Pool) -> tuple[Sequence[np.ndarray], Statistics]:  # fmt: skip
+    """Mean of every input over the clean rows, counted once per dataset and kept under `_ingest/`."""
+    place = means_uri(output, dataset.files, spec)
+    if not store.exists(place):
+        groups = [(i, g) for i, f in enumerate(dataset.files) for g in range(len(f.row_groups))]
+        sums = pool.map(partial(_group_sums, store, dataset.files, spec, shapes), groups)
+        stored = write_means(store, place, fold_means(sums))
+    else:
+        stored = _stored(store, place)
+    return read_means(store, place, stored.sha256), stored
+
+
+def _group_sums(store: Store, files: tuple[SourceFile, ...], spec: AttributeSpec, shapes: tuple[InputShape, ...],
+                group: tuple[int, int]) -> Partial:  # fmt: skip
+    return partial_sums(store, files, group[0], group[1], spec, shapes)
+
+
+def _stored(store: Store, place: Uri) -> Statistics:
+    return Statistics(uri=str(place), sha256=hashlib.sha256(store.read(place)).hexdigest())
+

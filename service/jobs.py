@@ -1,0 +1,164 @@
+"""The verbs of a job: plan it, run it to its end or pick it up again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import torch
+from rich.console import Console
+
+from integrand.schemas.errors import IntegrityError
+from integrand.schemas.records import Plan, Pointer, RunManifest, dump
+from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.uris import Uri
+from integrand.service import progress
+from integrand.service.manifest import fold, load_manifest, load_plan, point_latest, read_footers, write_manifest
+from integrand.service.planner import Request, make_plan
+from integrand.service.pools import LocalPool, Pool, make_pool
+from integrand.service.runner import Dispatch, Ledger, Tally, read_ledger
+from integrand.workers.identity import check_row_ids
+from integrand.workers.models import CodeBundle
+from integrand.workers.store import Access, Store
+from integrand.workers.worker import Setup
+
+STALL_S, STALL_BATCHES = 60.0, 20
+HEARTBEAT_S = 10.0
+
+
+def plan_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = (), access: Access = Access(),
+             salt: str = "", ingest: bool = False) -> Plan:  # fmt: skip
+    """Resolve and check a job without running it. Raises SpecError or DataError for what cannot work.
+
+    base     folder that relative paths of the spec start from
+    trusted  module prefixes whose model code may run here
+    salt     any text: the same job under another salt is another run
+    ingest   split text sources and count statistics now, instead of estimating
+    """
+    return make_plan(Request(spec, base, Store(access), trusted, salt, ingest), LocalPool())[0]
+
+
+def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = (), access: Access = Access(),
+            pool: Literal["ray", "local"] = "ray", address: str | None = None, salt: str = "",
+            allow_mixed: bool = False, logical_date: str | None = None, console: Console | None = None
+            ) -> RunManifest:  # fmt: skip
+    """Plan a job, run what is missing of it, and return its manifest, complete or not.
+
+    pool          `ray` actors, or `local`: one worker in this process
+    address       of a Ray cluster; None starts one on this machine
+    allow_mixed   resume on another torch build, at determinism level `tolerance`
+    logical_date  ISO date that the `_latest` pointer is ordered by; now by default
+    """
+    request = Request(spec, base, Store(access), trusted, salt)
+    workers = make_pool(pool, address)
+    shown = console or Console()
+    try:
+        planned, code = make_plan(request, workers)
+        run = _open_run(request, planned, shown, workers)
+        _check_build(run.plan, allow_mixed)
+        setup = Setup(run.stored, run.uri, access, trusted, code, allow_mixed)
+        manifest = _finish(run, setup, workers, shown, logical_date)
+    finally:
+        workers.close()
+    return manifest
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run folder that is being worked on."""
+
+    store: Store
+    uri: Uri
+    root: Uri
+    plan: Plan
+    plan_sha256: str
+    stored: bytes
+
+
+def _open_run(request: Request, planned: Plan, console: Console, pool: Pool) -> OpenRun:
+    """The run folder of a plan: new, or as it was left, with the shards that were cut then."""
+    store, root = request.store, request.store.parse(request.spec.output.uri, request.base)
+    uri = root.child(planned.run_id)
+    if not store.exists(uri.child("_plan.json")):
+        if planned.spec.source.row_id is not None:
+            check_row_ids(store, planned.files, planned.spec.source.row_id)
+        try:
+            store.create(uri.child("_plan.json"), dump(planned), scratch=uri.child("_tmp"))
+        except FileExistsError:  # another driver was first with the same run: its plan counts
+            console.print(f"run {planned.run_id} was planned by another driver")
+    plan, plan_sha256 = load_plan(store, uri)
+    if plan.run_id != planned.run_id:
+        raise IntegrityError(str(uri), expected=f"the plan of run {planned.run_id}", seen=plan.run_id,
+                             next_step="move the folder away")  # fmt: skip
+    return OpenRun(store, uri, root, plan, plan_sha256, store.read(uri.child("_plan.json")))
+
+
+def _check_build(plan: Plan, allow_mixed: bool) -> None:
+    planned = plan.numerics.torch_build
+    if planned != torch.__version__ and not allow_mixed:
+        raise IntegrityError("torch build", expected=f"{planned}, with which this run began", seen=torch.__version__,
+                             next_step="use that build, or --allow-mixed (level `tolerance`), or --fresh SALT")  # fmt: skip
+
+
+def _finish(run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_date: str | None) -> RunManifest:
+    """Dispatch what is missing, then fold the stored footers."""
+    done = load_manifest(run.store, run.uri)
+    if done is not None:
+        console.print(f"run {run.plan.run_id} is complete already: nothing to do")
+        return done
+    date = logical_date or datetime.now(UTC).isoformat(timespec="seconds")
+    footers = read_footers(run.store, run.uri)
+    ledger = read_ledger(run.store, run.uri, run.plan)
+    missing = [s for s in run.plan.shards if s.id not in footers and s.id not in ledger.quarantined]
+    if footers:
+        console.print(f"resuming run {run.plan.run_id}: {len(footers)} of {len(run.plan.shards)} shards are done")
+    if missing:
+        pool.start(setup, run.plan.spec.compute, len(missing), _stall_s(run.plan))
+        with progress.watch(console) as show:
+            Dispatch(pool, run.plan, ledger, footers.values(), _heartbeat(run, show)).run()
+    return _seal(run, ledger, date)
+
+
+def _seal(run: OpenRun, ledger: Ledger, date: str) -> RunManifest:
+    """Fold what storage holds into the manifest; point `_latest` at a complete run."""
+    given_up = tuple(q for _, q in sorted(ledger.quarantined.items()))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest = fold(run.plan, run.plan_sha256, read_footers(run.store, run.uri), given_up, created=now, logical_date=date)
+    write_manifest(run.store, run.uri, manifest)
+    if manifest.complete:
+        point_latest(run.store, run.root, run.plan.spec.name,
+                     Pointer(run_id=run.plan.run_id, logical_date=date, written=now))  # fmt: skip
+    return manifest
+
+
+def _stall_s(plan: Plan) -> float:
+    return plan.spec.compute.stall_s or max(STALL_S, STALL_BATCHES * plan.projection.batch_seconds)
+
+
+def _heartbeat(run: OpenRun, show: Callable[[Tally], None]) -> Callable[[Tally], None]:
+    """Show each tally, and every few seconds leave one as `_progress.json` for `integrand status` elsewhere."""
+    written = [0.0]
+
+    def beat(tally: Tally) -> None:
+        show(tally)
+        if time.monotonic() - written[0] >= HEARTBEAT_S:
+            written[0] = time.monotonic()
+            facts = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "shards_done": tally.shards_done,
+                     "shards_planned": tally.shards_planned, "rows_per_second": round(tally.rows_per_second, 3),
+                     "eta_s": tally.eta_s}  # fmt: skip
+            run.store.replace(run.uri.child("_progress.json"), json.dumps(facts).encode())
+
+    return beat
+
+
+def limits_exceeded(spec: AttributeSpec, manifest: RunManifest) -> list[str]:
+    """Which of the spec's limits a run is above, in words."""
+    limits, total = spec.limits, max(1, manifest.rows_out)
+    shares = [("max_bad_share", limits.max_bad_share, manifest.count("bad_input", "nonfinite", "failed") / total),
+              ("max_uncertified_share", limits.max_uncertified_share, manifest.count("not_converged") / total),
+              ("max_quarantined", limits.max_quarantined, len(manifest.quarantined))]  # fmt: skip
+    return [f"limits.{name}: {seen:.4g} is above {most:g}" for name, most, seen in shares if most is not None and seen > most]

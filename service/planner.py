@@ -1,0 +1,204 @@
+"""JobSpec → Plan: everything is resolved, checked and frozen before any worker starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from integrand.schemas.errors import SpecError
+from integrand.schemas.ids import NUMERICS_VERSION, digest_json
+from integrand.schemas.records import (
+    Artefact,
+    InputShape,
+    Numerics,
+    Plan,
+    Projection,
+    Shard,
+    Slice,
+    SourceFile,
+    Statistics,
+)
+from integrand.schemas.specs import AttributeSpec, MeanBaseline
+from integrand.service.cutting import auto_rows, cut, rows_by_bytes
+from integrand.service.datasets import Dataset, dataset_means, prepare_dataset
+from integrand.service.pools import Pool
+from integrand.service.preflight import Findings, examine, sample_rows
+from integrand.workers.models import CodeBundle, check_trust, code_digest, install_code, load_model, model_artefacts, pack_code
+from integrand.workers.reading import declared_columns, read_slices, resolve_columns
+from integrand.workers.rows import to_rows
+from integrand.workers.store import Store
+from integrand.workers.worker import pin_numerics, versions
+
+SAMPLE_ROWS, SAMPLE_FILES = 16, 4
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of plan or run: the spec and all that stands beside it."""
+
+    spec: AttributeSpec
+    base: str
+    store: Store
+    trusted: tuple[str, ...]
+    salt: str = ""
+    ingest: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFacts:
+    """The model's code and files, as fingerprinted."""
+
+    code: CodeBundle
+    code_sha256: str | None
+    artefacts: tuple[Artefact, ...]
+
+
+def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
+    """Resolve a spec. Raises SpecError, DataError or IntegrityError for what cannot work.
+
+    Without `request.ingest`, what must be split or counted first is estimated (`projection.estimated`).
+    """
+    spec, store = request.spec, request.store
+    check_trust(spec.model, request.trusted)
+    output = store.parse(spec.output.uri, request.base)
+    store.prove_creates(output)
+    dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
+    shapes = resolve_columns(dataset.schema, spec)
+    facts = _model_facts(request)
+    means, statistics = _statistics(request, dataset, shapes, pool)
+    device = "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    with _threads(_thread_count(spec)):
+        forward = load_model(store, spec.model, facts.artefacts, spec.compute.precision, device)
+        sample = sample_rows(spec, shapes, to_rows(_sample_table(store, spec, dataset), spec, shapes), means, device)
+        findings = examine(spec, forward, sample)
+    numerics = Numerics(numerics_version=NUMERICS_VERSION, batch_rows=findings.batch_rows, threads=_thread_count(spec),
+                        precision=spec.compute.precision, device=device, torch_build=torch.__version__,
+                        outputs=findings.outputs)  # fmt: skip
+    shards = _cut(spec, dataset.files, shapes, findings)
+    plan = Plan(
+        run_id=run_id(spec, dataset.identity, facts, numerics, request.salt), spec=_absolute(request), files=dataset.files,
+        source_columns=declared_columns(spec), row_id_type=str(_row_id_type(spec, dataset.schema)), inputs=shapes,
+        numerics=numerics, artefacts=facts.artefacts, code_sha256=facts.code_sha256, statistics=statistics,
+        shards=shards, projection=_projection(spec, dataset, shapes, shards, findings), warnings=findings.warnings,
+        salt=request.salt, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions(),
+    )  # fmt: skip
+    return plan, facts.code
+
+
+def run_id(spec: AttributeSpec, files: Sequence[tuple[str, int, str]], facts: ModelFacts, numerics: Numerics, salt: str) -> str:
+    """Digest of whatever can change a value: not the output, name, workers, attempts, deadlines or shard size.
+
+    Where weights and sources lie does not matter, what they hold does. The torch build is not part of it: resuming
+    on another build is refused, or lowers the level of determinism.
+    """
+    identity = {
+        "spec": spec.model_dump(mode="json", include={"inputs", "forward_args", "target", "baseline", "accuracy"}),
+        "row_id": spec.source.row_id,
+        "model": spec.model.model_dump(mode="json", exclude={"weights", "uri", "code"}),
+        "artefacts": [a.sha256 for a in facts.artefacts],
+        "code": [facts.code_sha256, facts.code.digest],
+        "files": [list(f) for f in files],
+        "numerics": numerics.model_dump(mode="json", exclude={"torch_build"}),
+        "salt": salt,
+    }
+    return digest_json(identity)[:24]
+
+
+def _model_facts(request: Request) -> ModelFacts:
+    code = pack_code(request.store, request.spec.model, request.base)
+    install_code(code)
+    return ModelFacts(code, code_digest(request.spec.model), model_artefacts(request.store, request.spec.model, request.base))
+
+
+def _statistics(request: Request, dataset: Dataset, shapes: tuple[InputShape, ...], pool: Pool
+                ) -> tuple[Sequence[np.ndarray] | None, Statistics | None]:  # fmt: skip
+    """Dataset means where a baseline needs them; zeros stand in while the pre-pass has not run."""
+    if not any(isinstance(b, MeanBaseline) for b in request.spec.baselines):
+        return None, None
+    if dataset.estimated or not request.ingest:
+        return [np.zeros(s.shape) for s in shapes], None
+    output = request.store.parse(request.spec.output.uri, request.base)
+    return dataset_means(request.store, request.spec, output, dataset, shapes, pool)
+
+
+def _sample_table(store: Store, spec: AttributeSpec, dataset: Dataset) -> pa.Table:
+    """A few rows from the start of several files."""
+    if dataset.head is not None:
+        return dataset.head
+    filled = [(i, f) for i, f in enumerate(dataset.files) if f.rows]
+    chosen = filled[:: max(1, len(filled) // SAMPLE_FILES)][:SAMPLE_FILES]
+    slices = [Slice(file=i, start=0, stop=min(f.rows, SAMPLE_ROWS)) for i, f in chosen]
+    return read_slices(store, dataset.files, slices, declared_columns(spec))
+
+
+def _row_id_type(spec: AttributeSpec, schema: pa.Schema) -> pa.DataType:
+    return pa.string() if spec.source.row_id is None else schema.field(spec.source.row_id).type
+
+
+def _thread_count(spec: AttributeSpec) -> int:
+    return spec.compute.threads or max(1, math.floor(spec.compute.cpus_per_worker))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """The workers' numerical switches while the model is tried here; the thread count is put back afterwards."""
+    before = torch.get_num_threads()
+    pin_numerics(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _absolute(request: Request) -> AttributeSpec:
+    """The spec with every URI as workers will see it."""
+    spec, parse = request.spec, request.store.parse
+    source = spec.source.model_copy(update={"uri": tuple(str(parse(u, request.base)) for u in spec.source.uris)})
+    output = spec.output.model_copy(update={"uri": str(parse(spec.output.uri, request.base))})
+    return spec.model_copy(update={"source": source, "output": output})
+
+
+def _cut(spec: AttributeSpec, files: Sequence[SourceFile], shapes: Sequence[InputShape], findings: Findings) -> tuple[Shard, ...]:
+    compute, total = spec.compute, sum(f.rows for f in files)
+    if compute.shard_bytes is not None:
+        return cut(files, rows_by_bytes(files, compute.shard_bytes))
+    if compute.shard_rows != "auto":
+        return cut(files, compute.shard_rows)
+    per_row = _targets_per_row(spec, findings)
+    return cut(files, auto_rows(total, compute.worker_range.max, per_row * _output_row_bytes(spec, shapes),
+                                per_row * findings.seconds_per_row))  # fmt: skip
+
+
+def _targets_per_row(spec: AttributeSpec, findings: Findings) -> int:
+    if spec.target.kind != "all":
+        return 1
+    if findings.outputs is None:
+        raise SpecError("target.kind all", expected="model outputs [rows, outputs]", seen="another shape",
+                        next_step="use `scalar`, or `index` with a list")  # fmt: skip
+    return findings.outputs
+
+
+def _output_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:
+    width = 4 if spec.compute.precision == "float32" else 8
+    return sum(math.prod(s.shape) for s in shapes) * width + 100
+
+
+def _projection(spec: AttributeSpec, dataset: Dataset, shapes: Sequence[InputShape], shards: Sequence[Shard],
+                findings: Findings) -> Projection:  # fmt: skip
+    rows = (dataset.estimated_rows or sum(f.rows for f in dataset.files)) * _targets_per_row(spec, findings)
+    largest = max((s.rows for s in shards), default=0) * _targets_per_row(spec, findings)
+    row_bytes = _output_row_bytes(spec, shapes)
+    return Projection(
+        seconds_per_row=findings.seconds_per_row, evaluations_per_row=findings.evaluations_per_row,
+        batch_seconds=findings.batch_s, output_bytes=rows * row_bytes,
+        memory_bytes=findings.memory_bytes + 4 * largest * row_bytes,
+        seconds=rows * findings.seconds_per_row / spec.compute.worker_range.max, estimated=dataset.estimated,
+    )  # fmt: skip

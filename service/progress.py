@@ -1,0 +1,62 @@
+"""Live progress: a rich display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from integrand.service.runner import Tally
+
+PLAIN_EVERY_S = 5.0
+
+
+def describe(tally: Tally) -> str:
+    """Rows/s, evaluations per row, converged share and time left, in one line."""
+    parts = [f"{tally.rows_done}/{tally.rows_planned} rows", f"{tally.rows_per_second:.4g} rows/s"]
+    if tally.attributed:
+        parts.append(f"{tally.evaluations / tally.attributed:.1f} evaluations/row")
+        parts.append(f"converged {tally.converged / tally.attributed:.1%}")
+    if tally.quarantined:
+        parts.append(f"{tally.quarantined} shards quarantined")
+    parts.append(f"ETA {duration(tally.eta_s)}")
+    return ", ".join(parts)
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s" if minutes else f"{left} s"
+
+
+@contextmanager
+def watch(console: Console) -> Iterator[Callable[[Tally], None]]:
+    """A function that shows each tally it is given, while the block lasts."""
+    if console.is_terminal:
+        with _bar(console) as bar:
+            task = bar.add_task("shards", total=None, note="starting workers")
+            yield lambda t: bar.update(task, completed=t.shards_done, total=t.shards_planned, note=describe(t))
+    else:
+        yield _plain(console)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+                    TimeElapsedColumn(), console=console, transient=False)  # fmt: skip
+
+
+def _plain(console: Console) -> Callable[[Tally], None]:
+    shown = {"at": 0.0, "shards": -1}
+
+    def show(tally: Tally) -> None:
+        ended = tally.shards_done == tally.shards_planned and shown["shards"] != tally.shards_done
+        if ended or (tally.shards_done != shown["shards"] and time.monotonic() - shown["at"] >= PLAIN_EVERY_S):
+            shown["at"], shown["shards"] = time.monotonic(), tally.shards_done
+            console.print(f"{tally.shards_done}/{tally.shards_planned} shards, {describe(tally)}", highlight=False)
+
+    return show

@@ -1,0 +1,48 @@
+"""Spec files: YAML or JSON in, JobSpec out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from integrand.schemas.errors import SpecError
+from integrand.schemas.specs import AttributeSpec, parse_spec
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number and refuses keys given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = [k for k in keys if keys.count(k) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key `{twice[0]}` is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot in floats and reads `1e-3` as a string; people write it all the same.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_spec(path: Path) -> tuple[AttributeSpec, str]:
+    """A spec and the folder that its relative paths start from. Raises SpecError that names file, line and field."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"spec file {path}", expected="a readable YAML or JSON file", seen=str(error)) from error
+    return parse_spec(parse_text(text, str(path)), where=str(path)), str(path.resolve().parent)
+
+
+def parse_text(text: str, where: str) -> object:
+    """YAML or JSON text as plain data."""
+    try:
+        return json.loads(text) if where.endswith(".json") else yaml.load(text, _Loader)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise SpecError(where, expected="valid YAML or JSON", seen=" ".join(str(error).split())) from error

@@ -1,0 +1,115 @@
+"""What the command line prints: plans, manifests, features and rows as tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from integrand.schemas.records import Plan, Quantiles, RunManifest
+from integrand.schemas.tables import PREFIX
+from integrand.service.progress import duration
+
+if TYPE_CHECKING:
+    from integrand.service.query import Run
+
+
+def _facts(console: Console, title: str, facts: list[tuple[str, str]]) -> None:
+    table = Table(title=escape(title), title_justify="left", show_header=False, box=None, pad_edge=False)
+    for name, value in facts:
+        table.add_row(name, escape(value))
+    console.print(table)
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """Shards, rows, cost and the frozen numerical choices."""
+    cost, guess = plan.projection, " (estimated: not split yet)" if plan.projection.estimated else ""
+    chosen = plan.numerics
+    facts = [
+        ("rows", f"{plan.rows}{guess}" if plan.shards else f"~{_rows(plan)}{guess}"),
+        ("shards", f"{len(plan.shards)} of at most {max((s.rows for s in plan.shards), default=0)} rows"),
+        ("source files", str(len(plan.files))), ("targets per row", str(plan.targets_per_row)),
+        ("output", f"~{size(cost.output_bytes)}"), ("memory per worker", f"~{size(cost.memory_bytes)}"),
+        ("cost per row", f"{cost.evaluations_per_row:.1f} evaluations, {cost.seconds_per_row * 1e3:.3g} ms on one worker"),
+        ("estimated time", f"{duration(cost.seconds)} with {plan.spec.compute.worker_range.max} workers"),
+        ("device hours", f"{cost.seconds_per_row * _rows(plan) / 3600:.3g}"),
+        ("step batch", f"{chosen.batch_rows} rows, {chosen.threads} threads, {chosen.precision} on {chosen.device}"),
+        ("torch", chosen.torch_build),
+    ]  # fmt: skip
+    _facts(console, f"plan {plan.run_id} ({plan.spec.name})", facts)
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _rows(plan: Plan) -> int:
+    per_row = plan.projection.seconds_per_row
+    return plan.rows * plan.targets_per_row or round(
+        plan.projection.seconds * plan.spec.compute.worker_range.max / per_row
+    )
+
+
+def show_manifest(console: Console, manifest: RunManifest) -> None:
+    """Completeness of the run first, then statuses, diagnostics and what was given up."""
+    state = "complete" if manifest.complete else "partial" if manifest.quarantined else "unfinished"
+    facts = [
+        ("state", state), ("shards", f"{manifest.shards_done} of {manifest.shards_planned}"),
+        ("rows in", f"{manifest.rows_in} of {manifest.rows_planned}"), ("rows out", str(manifest.rows_out)),
+        *((f"  {status}", str(count)) for status, count in manifest.statuses.items()),
+        ("converged", f"{manifest.converged_share:.1%}"), ("evaluations/row", f"{manifest.evaluations_per_row:.1f}"),
+        ("|gap|", quantiles(manifest.gap)), ("error estimate", quantiles(manifest.error)),
+        ("determinism", manifest.determinism), ("digest", manifest.digest[:16]),
+    ]  # fmt: skip
+    _facts(console, f"run {manifest.run_id} ({manifest.name})", facts)
+    for shard in manifest.quarantined:
+        console.print(f"quarantined shard {shard.shard} ({shard.rows} rows, {shard.attempts} attempts): {shard.reason}",
+                      style="red", markup=False)  # fmt: skip
+    if manifest.quarantined:
+        console.print("mend the cause, delete _quarantine/ and _attempts/ of these shards, and run again", style="yellow")
+    for warning in manifest.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def quantiles(found: Quantiles) -> str:
+    """p50, p90, p99 (upper bounds, a tenth of a decade wide) and maximum."""
+    if found.max is None:
+        return "-"
+    names = [("p50", found.p50), ("p90", found.p90), ("p99", found.p99), ("max", found.max)]
+    return ", ".join(f"{name} {value:.2g}" for name, value in names if value is not None)
+
+
+def size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.3g} {unit}"
+        value /= 1024
+    return f"{value:.3g} TiB"
+
+
+def show_frame(console: Console, frame: pd.DataFrame, title: str, most: int) -> None:
+    """A frame's first rows as a table; wide attribution columns are left to pandas."""
+    columns = [c for c in frame.columns if not str(c).startswith(PREFIX)]
+    table = Table(title=f"{escape(title)} ({len(frame)})", title_justify="left")
+    for column in columns:
+        table.add_column(escape(str(column)), overflow="fold")
+    for values in frame[columns].head(most).itertuples(index=False):
+        table.add_row(*(escape(_cell(v)) for v in values))
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and value != value) or value is pd.NA:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def show_row(console: Console, run: Run, row_id: str, top: int) -> None:
+    """Every target of one row: its diagnostics, and its largest attributions by name."""
+    for record in run.rows(row_id).to_dict("records"):
+        facts = [(str(k), _cell(v)) for k, v in record.items() if not str(k).startswith(PREFIX)]
+        _facts(console, f"row {row_id}", facts)
+        named = run.named_attributions({str(k): v for k, v in record.items()})
+        show_frame(console, named.head(top), "largest attributions", top)

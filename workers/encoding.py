@@ -1,0 +1,153 @@
+"""From a shard's results to the bytes of its one Parquet object, its footer included."""
+
+from __future__ import annotations
+
+import io
+import math
+import socket
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from integrand.schemas.ids import FOOTER_KEY, digest_rows
+from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter, histogram_quantiles
+from integrand.schemas.tables import (
+    WITHOUT_ATTRIBUTION,
+    RowStatus,
+    feature_fields,
+    output_schema,
+    tensor_field,
+)
+from numpy.typing import NDArray
+
+ROW_GROUP_BYTES = 32 << 20
+ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """Everything known of a shard's output rows, in order; float arrays hold NaN where there is no value."""
+
+    row_id: pa.Array
+    target: pa.Array
+    status: list[RowStatus]
+    reason: list[str | None]
+    f_input: Floats
+    f_baseline: Floats
+    gap: Floats
+    error_estimate: Floats
+    evaluations: NDArray[np.int32]
+    attributions: tuple[NDArray[np.floating], ...]
+    padded: int = 0
+
+    @property
+    def attributed(self) -> NDArray[np.bool_]:
+        return np.array([s not in WITHOUT_ATTRIBUTION for s in self.status], bool)
+
+
+def attribution_fields(plan: Plan) -> list[pa.Field]:
+    """Output fields of every input, in order."""
+    value = ARROW_TYPES[plan.numerics.precision]
+    fields: list[pa.Field] = []
+    for shape in plan.inputs:
+        fields += feature_fields(shape.columns, value) if shape.named else [tensor_field(shape.name, shape.shape, value)]
+    return fields
+
+
+def results_table(plan: Plan, results: Results) -> pa.Table:
+    """The output table of a shard, columns as documented in `schemas.tables`."""
+    there = results.attributed
+    total = np.sum([a.reshape(len(there), -1).astype(np.float64).sum(1) for a in results.attributions], axis=0)
+    columns = [results.row_id, results.target, pa.array([str(s) for s in results.status]),
+               pa.array(results.reason, pa.string()), _nullable(results.f_input), _nullable(results.f_baseline),
+               _nullable(total), _nullable(results.gap), _nullable(results.error_estimate),
+               pa.array(results.evaluations, pa.int32())]  # fmt: skip
+    for shape, values in zip(plan.inputs, results.attributions, strict=True):
+        columns += _features(values, there) if shape.named else [_tensors(values, there)]
+    schema = output_schema(results.row_id.type, results.target.type, attribution_fields(plan))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _nullable(values: Floats) -> pa.Array:
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
+
+
+def _features(values: NDArray[np.floating], there: NDArray[np.bool_]) -> list[pa.Array]:
+    return [pa.array(np.ascontiguousarray(values[:, i]), mask=~there) for i in range(values.shape[1])]
+
+
+def _tensors(values: NDArray[np.floating], there: NDArray[np.bool_]) -> pa.Array:
+    flat = values.reshape(len(there), -1)
+    filled = np.where(there[:, None], flat, 0).astype(flat.dtype)
+    return pa.FixedSizeListArray.from_arrays(pa.array(filled.reshape(-1)), flat.shape[1], mask=pa.array(~there))
+
+
+def shard_digest(results: Results) -> str:
+    """Logical digest of the rows: identity, target, status and every number, none of the timings or reasons."""
+    flat = [np.ascontiguousarray(a.reshape(len(results.status), -1)) for a in results.attributions]
+    numbers = np.stack([results.f_input, results.f_baseline, results.gap, results.error_estimate], 1)
+    names = [repr(v).encode() for v in results.row_id.to_pylist()]
+    targets = [repr(v).encode() for v in results.target.to_pylist()]
+    there = results.attributed
+
+    def row(i: int) -> bytes:
+        values = b"".join(a[i].tobytes() for a in flat) if there[i] else b""
+        head = (names[i], targets[i], str(results.status[i]).encode(), str(results.evaluations[i]).encode())
+        return b"\0".join(head) + b"\0" + numbers[i].tobytes() + values
+
+    return digest_rows(row(i) for i in range(len(names)))
+
+
+def shard_footer(plan: Plan, plan_sha256: str, shard: Shard, results: Results, *,
+                 seconds: dict[str, float], versions: dict[str, str], same_build: bool) -> ShardFooter:  # fmt: skip
+    """What the object says of itself; folded into the manifest later."""
+    gap, error = np.abs(results.gap[results.attributed]), results.error_estimate[results.attributed]
+    error = error[~np.isnan(error)]
+    gap_histogram, error_histogram = histogram(gap), histogram(error)
+    return ShardFooter(
+        run_id=plan.run_id, shard=shard.id, plan_sha256=plan_sha256, rows_in=shard.rows, rows_out=len(results.status),
+        statuses=dict(sorted(Counter(map(str, results.status)).items())),
+        gap=_quantiles(gap_histogram, gap), error=_quantiles(error_histogram, error),
+        gap_histogram=gap_histogram, error_histogram=error_histogram,
+        evaluations=int(results.evaluations.sum()), padded_evaluations=results.padded, digest=shard_digest(results),
+        determinism="bitwise" if same_build else "tolerance", batch_rows=plan.numerics.batch_rows, seconds=seconds,
+        node=socket.gethostname(), versions=versions,
+    )  # fmt: skip
+
+
+def histogram(values: Floats) -> dict[str, int]:
+    """Rows by tenth of a decimal exponent, rounded up: `-31` counts values ≤ 10**-3.1; zeros go to `-400`."""
+    with np.errstate(divide="ignore"):
+        exponents = np.ceil(10 * np.log10(np.abs(values)))
+    counts = Counter(int(max(-400, min(400, e))) for e in exponents.tolist())
+    return {str(k): counts[k] for k in sorted(counts)}
+
+
+def _quantiles(counts: dict[str, int], values: Floats) -> Quantiles:
+    largest = float(values.max()) if len(values) and math.isfinite(values.max()) else None
+    return histogram_quantiles(counts, largest)
+
+
+def encode(table: pa.Table, footer: ShardFooter) -> bytes:
+    """Parquet bytes: page checksums on, data pages the same for the same rows; what varies lies in the footer."""
+    sink = io.BytesIO()
+    width = max(1, table.nbytes // max(1, table.num_rows))
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=["status", "reason"],
+                          write_page_checksum=True) as writer:  # fmt: skip
+        writer.write_table(table, row_group_size=max(1024, ROW_GROUP_BYTES // width))
+        writer.add_key_value_metadata({FOOTER_KEY: footer.model_dump_json()})
+    return sink.getvalue()
+
+
+def target_array(targets: NDArray[np.int64] | None, present: NDArray[np.bool_]) -> pa.Array:
+    """The `target` column: int32; null for scalar outputs and rows without one; `1,0` for tensor outputs."""
+    rows = len(present)
+    if targets is None:
+        return pa.nulls(rows, pa.int32())
+    if targets.shape[1] > 1:
+        texts = [",".join(map(str, t)) for t in targets.tolist()]
+        return pa.array(texts, pa.string(), mask=~present)
+    return pa.array(targets[:, 0], pa.int32(), mask=~present)

@@ -1,0 +1,493 @@
+"""CSV and JSON lines, turned once into Parquet pieces under `<output>/_ingest/<digest>/`.
+
+Only the columns that the job declares are kept, typed by their role. Rows in = rows out: a row that cannot be
+parsed keeps its place, with nulls and the reason in `_bad`. Blank lines are no rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import astuple, dataclass, replace
+from functools import partial
+from itertools import chain, islice
+from math import prod
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from integrand.schemas.errors import DataError, IntegrityError
+from integrand.schemas.ids import canonical_json, digest_json
+from integrand.schemas.records import SourceFile
+from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ColumnTarget, ForwardArg, TensorInput
+from integrand.schemas.uris import Uri
+from integrand.workers.reading import BAD, hive_values, inspect_file, value_columns
+from integrand.workers.store import Entry, Store
+
+INGEST_VERSION = 1
+"""Raised whenever the pieces of the same file may change."""
+_PIECE_ROWS, _PIECE_VALUES = 50_000, 4 << 20
+_GROUP_ROWS = 10_000
+_BATCH_ROWS = 1024
+_LINE_BYTES = 64 << 20
+_SAMPLE_BYTES = 1 << 18
+_CONTENT = b"integrand.content"
+_INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
+
+Format = Literal["csv", "json_lines"]
+Parse = Callable[[Any], Any]
+Task, Result = TypeVar("Task"), TypeVar("Result")
+Run = Callable[[Callable[[Task], Result], Sequence[Task]], Iterable[Result]]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What each declared column is for, which decides its type in the pieces.
+
+    numbers are float64, lists list<float64> (with the shape that nested ones must have, () if unknown), integers
+    int64; the row id is int64 if every id of every file is a whole number, else string.
+    """
+
+    numbers: tuple[str, ...] = ()
+    lists: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    integers: tuple[str, ...] = ()
+    row_id: str | None = None
+
+    def types(self, integer_ids: bool) -> dict[str, pa.DataType]:
+        """Arrow type of every declared column; a feature keeps its type though it is also target or row id."""
+        ids = {} if self.row_id is None else {self.row_id: pa.int64() if integer_ids else pa.string()}
+        return (ids | dict.fromkeys(self.integers, pa.int64()) | dict.fromkeys(self.numbers, pa.float64())
+                | {name: pa.list_(pa.float64()) for name, _ in self.lists})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class IngestTask:
+    """One source file to split: its `path` below the source root, and the folder of its pieces."""
+
+    source: Entry
+    path: str
+    format: Format
+    folder: Uri
+    roles: Roles
+    integer_ids: bool = False
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One row as text: `cells` in the order of the columns asked for, or the fault that left it without."""
+
+    number: int
+    cells: Sequence[Any] | None
+    fault: str | None = None
+
+
+def roles_of(spec: AttributeSpec) -> Roles:
+    """The roles that a spec gives to columns."""
+    numbers: list[str] = []
+    lists: dict[str, tuple[int, ...]] = {}
+    integers = [spec.target.column] if isinstance(spec.target, ColumnTarget) else []
+    for one, baseline in zip(spec.inputs, spec.baselines, strict=True):
+        shape = one.shape if isinstance(one, TensorInput) else ()
+        for part in [one, *([baseline] if isinstance(baseline, ColumnBaseline) else [])]:
+            if isinstance(part, TensorInput) or (
+                isinstance(part, ColumnBaseline) and part.column is not None
+            ):
+                lists |= dict.fromkeys(value_columns(part), shape)
+            else:
+                numbers += value_columns(part)
+    for arg in spec.forward_args:
+        if arg.shape:
+            lists |= dict.fromkeys(value_columns(arg), arg.shape)
+        else:
+            (integers if _whole(arg) else numbers).extend(value_columns(arg))
+    return Roles(tuple(dict.fromkeys(numbers)), tuple(lists.items()), tuple(dict.fromkeys(integers)),
+                 spec.source.row_id)  # fmt: skip
+
+
+def _whole(arg: ForwardArg) -> bool:
+    return arg.dtype == "int64"
+
+
+def ingest_digest(entries: Sequence[Entry], roles: Roles) -> str:
+    """Names the folder of the pieces: changes with any file's place, size or version, and with the roles."""
+    files = [[str(e.uri), e.size, e.etag or e.mtime_ns] for e in entries]
+    return digest_json([INGEST_VERSION, files, astuple(roles)])[:32]
+
+
+# --- the whole source --------------------------------------------------------------------------------------
+
+
+def ingest(
+    store: Store, tasks: Sequence[IngestTask], run: Run[IngestTask, Any] = map
+) -> tuple[SourceFile, ...]:
+    """Split all files, or find that it was done before. `run` maps a function over tasks, in their order.
+
+    Raises DataError for a file that is no such table, IntegrityError for one that changes meanwhile.
+    """
+    done = load_ingested(store, tasks[0].folder)
+    if done is not None:
+        return done
+    if tasks[0].roles.row_id is not None:
+        # The type of the ids is one for all files, so every id is seen before the first piece is written.
+        whole = all(list(run(partial(has_integer_ids, store), tasks)))
+        tasks = [replace(task, integer_ids=whole) for task in tasks]
+    pieces = tuple(chain.from_iterable(run(partial(ingest_file, store), tasks)))
+    finish_ingest(store, tasks[0].folder, pieces)
+    return pieces
+
+
+def finish_ingest(store: Store, folder: Uri, pieces: Sequence[SourceFile]) -> None:
+    """Record that all pieces are there; created last."""
+    record = {"format_version": INGEST_VERSION, "files": [piece.model_dump() for piece in pieces]}
+    with suppress(FileExistsError):
+        store.create(_record(folder), canonical_json(record) + b"\n")
+
+
+def load_ingested(store: Store, folder: Uri) -> tuple[SourceFile, ...] | None:
+    """The pieces of a finished ingest, in source order, or None."""
+    try:
+        record = json.loads(store.read(_record(folder)))
+    except FileNotFoundError:
+        return None
+    return tuple(SourceFile.model_validate(piece) for piece in record["files"])
+
+
+def _record(folder: Uri) -> Uri:
+    return folder.child("_ingest.json")
+
+
+# --- one file ----------------------------------------------------------------------------------------------
+
+
+def ingest_file(store: Store, task: IngestTask) -> tuple[SourceFile, ...]:
+    """Split one file into pieces of a fixed number of rows; a piece that is there already is not written again."""
+    with _opened(store, task) as stream:
+        names, lines = _table(stream, task)
+        types = {name: kind for name, kind in task.roles.types(task.integer_ids).items() if name in names}
+        batches = _batches(lines, names, types, dict(task.roles.lists))
+        pieces: list[SourceFile] = []
+        for table in _regrouped(batches, _piece_rows(task.roles)):
+            pieces.append(_write_piece(store, task, table, len(pieces), sum(p.rows for p in pieces)))
+    _check_unchanged(store, task)
+    return tuple(pieces)
+
+
+def has_integer_ids(store: Store, task: IngestTask) -> bool:
+    """Whether every id of the file is a whole number, written as an int64 would be (`007` is not)."""
+    row_id = task.roles.row_id
+    with _opened(store, task) as stream:
+        names, lines = _table(stream, replace(task, roles=Roles(row_id=row_id)))
+        if row_id not in names:
+            return True
+        cells = (line.cells[0] for line in lines if line.cells is not None)
+        return all(cell in (None, "") or _is_integer(cell) for cell in cells)
+
+
+def head(store: Store, entry: Entry, path: str, format: Format, roles: Roles, rows: int = 64) -> pa.Table:
+    """The first rows as ingest would store them, to plan with; columns without a role are strings."""
+    task = IngestTask(entry, path, format, entry.uri, roles)
+    with _opened(store, task) as stream:
+        if format == "csv":
+            names, lines = _csv_table(stream, entry.uri, None)
+        else:
+            found = list(islice(_json_objects(stream, entry.uri), rows))
+            names = list(dict.fromkeys(k for _, o, _ in found if o is not None for k in o if k != BAD))
+            lines = _picked(iter(found), names)
+        taken = list(islice(lines, rows))
+    ids = [
+        line.cells[names.index(roles.row_id)]
+        for line in taken
+        if roles.row_id in names and line.cells is not None
+    ]
+    whole = all(cell in (None, "") or _is_integer(cell) for cell in ids)
+    types = dict.fromkeys(names, pa.string()) | {k: t for k, t in roles.types(whole).items() if k in names}
+    return pa.Table.from_batches([_batch(taken, names, types, dict(roles.lists))])
+
+
+def estimate_rows(store: Store, entry: Entry, format: Format) -> int:
+    """Rows of a file, from the mean length of its first lines: exact for small files without quoted newlines."""
+    with store.open(entry.uri, etag=entry.etag) as file:
+        sample = io.BufferedReader(file).read(_SAMPLE_BYTES)
+    lines = sum(1 for line in sample.split(b"\n") if line.strip())
+    rows = max(0, lines - (format == "csv"))
+    return rows if len(sample) >= entry.size else max(1, round(rows * entry.size / len(sample)))
+
+
+def _opened(store: Store, task: IngestTask) -> io.BufferedReader:
+    return io.BufferedReader(store.open(task.source.uri, etag=task.source.etag), 1 << 20)
+
+
+def _piece_rows(roles: Roles) -> int:
+    """Rows of a piece: fewer where rows are wide, and nothing but the roles decides."""
+    width = len(roles.numbers) + len(roles.integers) + sum(prod(shape) for _, shape in roles.lists) + 1
+    return min(_PIECE_ROWS, max(_BATCH_ROWS, _PIECE_VALUES // width))
+
+
+def _regrouped(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Tables of exactly `rows` rows, and the rest."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        while sum(b.num_rows for b in held) >= rows:
+            table = pa.Table.from_batches(held)
+            yield table.slice(0, rows)
+            held = table.slice(rows).to_batches()
+    if any(b.num_rows for b in held):
+        yield pa.Table.from_batches(held)
+
+
+def _write_piece(store: Store, task: IngestTask, table: pa.Table, index: int, first_row: int) -> SourceFile:
+    table = table.combine_chunks()
+    content = _content(table)
+    # The footer is what fingerprints a local piece, so it must change whenever a value does.
+    table = table.replace_schema_metadata({_CONTENT: content})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=_GROUP_ROWS, write_page_checksum=True)
+    uri = task.folder.child(f"{hashlib.sha256(task.path.encode()).hexdigest()[:16]}-{index:05d}.parquet")
+    with suppress(FileExistsError):
+        store.create(uri, sink.getvalue())
+    piece, schema = inspect_file(store, store.info(uri), task.path)
+    if (schema.metadata or {}).get(_CONTENT) != content:
+        raise IntegrityError(str(uri), expected=f"the piece from row {first_row} of {task.path}", seen="another one",
+                             next_step=f"remove the folder {task.folder} and plan again")  # fmt: skip
+    return piece.model_copy(update={"first_row": first_row})
+
+
+def _content(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest().encode()
+
+
+def _check_unchanged(store: Store, task: IngestTask) -> None:
+    if store.info(task.source.uri) != task.source:
+        raise IntegrityError(str(task.source.uri), expected="a file that stays as it was planned",
+                             seen="another size or version after it was read", next_step="plan again")  # fmt: skip
+
+
+# --- lines -------------------------------------------------------------------------------------------------
+
+
+def _table(stream: io.BufferedReader, task: IngestTask) -> tuple[list[str], Iterator[_Line]]:
+    """The declared columns that the file itself holds (the others are partitions of its path), and its rows."""
+    partitions = hive_values(task.path)
+    wanted = list(task.roles.types(False))
+    if task.format == "json_lines":
+        names = [name for name in wanted if name not in partitions]
+        return names, _picked(_json_objects(stream, task.source.uri), names)
+    return _csv_table(stream, task.source.uri, {name: name in partitions for name in wanted})
+
+
+def _csv_table(
+    stream: io.BufferedReader, uri: Uri, wanted: dict[str, bool] | None
+) -> tuple[list[str], Iterator[_Line]]:
+    """Names and rows of a CSV file with a header; `wanted` maps a column to whether it may be missing."""
+    # Lists of numbers in a cell outgrow the default of 128 KiB. The setting is the csv module's own and global.
+    csv.field_size_limit(_LINE_BYTES)
+    # Bytes that are not UTF-8 come through as lone surrogates, so that only their row is lost.
+    text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, strict=True)
+    header = next(_csv_rows(reader, uri), _Line(1, None, "an empty file"))
+    if header.cells is None:
+        raise DataError(
+            str(uri), expected="CSV with a header line", seen=header.fault or "", next_step="add one"
+        )
+    columns = list(header.cells)
+    twice = sorted({c for c in columns if columns.count(c) > 1})
+    lacking = [c for c, optional in (wanted or {}).items() if c not in columns and not optional]
+    if twice or lacking:
+        raise DataError(str(uri), expected="column " + (f"`{lacking[0]}`" if lacking else f"`{twice[0]}` once"),
+                        seen=f"the header {','.join(columns)[:200]}", next_step="mend the header")  # fmt: skip
+    names = [c for c in (columns if wanted is None else wanted) if c in columns and c != BAD]
+    return names, _csv_lines(reader, uri, len(columns), [columns.index(c) for c in names])
+
+
+def _csv_lines(reader: Any, uri: Uri, width: int, picks: list[int]) -> Iterator[_Line]:
+    for line in _csv_rows(reader, uri):
+        if line.cells is None:
+            yield line
+        elif len(line.cells) != width:
+            yield _Line(line.number, None, f"{len(line.cells)} fields, expected {width}")
+        elif not _is_utf8("".join(line.cells)):
+            yield _Line(line.number, None, "not UTF-8")
+        else:
+            yield _Line(line.number, [line.cells[k] for k in picks])
+
+
+def _csv_rows(reader: Any, uri: Uri) -> Iterator[_Line]:
+    """Rows that are not blank. Raises DataError for a quote that never closes: what it swallowed is unknown."""
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                raise DataError(f"{uri} line {number}", expected="a closing quote", seen="the end of the file",
+                                next_step="mend the line")  # fmt: skip
+            yield _Line(number, None, str(error))
+            continue
+        if cells:
+            yield _Line(number, cells)
+
+
+def _is_utf8(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _json_objects(
+    stream: io.BufferedReader, uri: Uri
+) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
+    """(line number, object, fault) of every line that is not blank."""
+    for number, line in enumerate(iter(lambda: stream.readline(_LINE_BYTES), b""), 1):
+        if len(line) == _LINE_BYTES:
+            raise DataError(f"{uri} line {number}", expected=f"lines below {_LINE_BYTES} bytes",
+                            seen="a longer one", next_step="is this JSON lines? set source.format")  # fmt: skip
+        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if text.strip():
+            yield (number, *_json_object(text))
+
+
+def _json_object(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
+    try:
+        found = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        return None, f"broken JSON: {error}"[:200]
+    return (found, None) if isinstance(found, dict) else (None, f"expected an object, seen {_shown(found)}")
+
+
+def _picked(
+    objects: Iterator[tuple[int, dict[str, Any] | None, str | None]], names: list[str]
+) -> Iterator[_Line]:
+    for number, found, fault in objects:
+        yield _Line(number, None if found is None else [found.get(name) for name in names], fault)
+
+
+# --- cells -------------------------------------------------------------------------------------------------
+
+
+def _batches(lines: Iterator[_Line], names: list[str], types: dict[str, pa.DataType],
+             shapes: dict[str, tuple[int, ...]]) -> Iterator[pa.RecordBatch]:  # fmt: skip
+    while taken := list(islice(lines, _BATCH_ROWS)):
+        yield _batch(taken, names, types, shapes)
+
+
+def _batch(lines: Sequence[_Line], names: list[str], types: dict[str, pa.DataType],
+           shapes: dict[str, tuple[int, ...]]) -> pa.RecordBatch:  # fmt: skip
+    """Typed columns and `_bad`; the first fault of a row is told, and only the cells at fault are null."""
+    faults = [None if line.fault is None else f"line {line.number}: {line.fault}" for line in lines]
+    blank = [None] * len(names)
+    cells = list(zip(*(line.cells or blank for line in lines), strict=True)) or [()] * len(names)
+    arrays = []
+    for name, column in zip(names, cells, strict=True):
+        values, wrong = _parsed(column, _parser(types[name], shapes.get(name, ())))
+        for row, fault in wrong.items():
+            faults[row] = faults[row] or f"line {lines[row].number}: column {name}: {fault}"
+        arrays.append(pa.array(values, types[name]))
+    schema = pa.schema([(name, types[name]) for name in names] + [(BAD, pa.string())])
+    return pa.record_batch([*arrays, pa.array(faults, pa.string())], schema=schema)
+
+
+def _parsed(cells: Sequence[Any], parse: Parse) -> tuple[list[Any], dict[int, str]]:
+    """Values of a column, None for a cell at fault, and the faults by row."""
+    with suppress(ValueError):
+        return [parse(cell) for cell in cells], {}
+    values: list[Any] = [None] * len(cells)
+    faults: dict[int, str] = {}
+    for row, cell in enumerate(cells):
+        try:
+            values[row] = parse(cell)
+        except ValueError as error:
+            faults[row] = str(error)
+    return values, faults
+
+
+def _parser(kind: pa.DataType, shape: tuple[int, ...]) -> Parse:
+    if pa.types.is_list(kind):
+        return partial(_numbers, shape=shape)
+    return {pa.float64(): _number, pa.int64(): _integer}.get(kind, _text)
+
+
+def _number(cell: Any) -> float | None:
+    if cell is None or cell == "":
+        return None
+    if isinstance(cell, str) and (("_" in cell) or cell.lower() in ("true", "false")):
+        return _truth(cell)
+    try:
+        return float(cell)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{_shown(cell)} is not a number") from None
+
+
+def _truth(cell: str) -> float:
+    """Booleans as pandas writes them; `1_000` is a number to Python alone."""
+    if "_" in cell:
+        raise ValueError(f"{_shown(cell)} is not a number")
+    return float(cell.lower() == "true")
+
+
+def _integer(cell: Any) -> int | None:
+    value = int(cell) if _is_integer(cell) else _number(cell)
+    if value is None or isinstance(value, int):
+        return value
+    if value != value or abs(value) >= 2.0**63 or value != int(value):
+        raise ValueError(f"{_shown(cell)} is not an integer")
+    return int(value)
+
+
+def _is_integer(cell: Any) -> bool:
+    if isinstance(cell, str):
+        return _INTEGER.fullmatch(cell) is not None and -(2**63) <= int(cell) < 2**63
+    return isinstance(cell, int) and not isinstance(cell, bool) and -(2**63) <= cell < 2**63
+
+
+def _numbers(cell: Any, shape: tuple[int, ...]) -> list[float | None] | None:
+    """A list of numbers, as JSON or as its text; one nested like `shape` is flattened."""
+    if cell is None or cell == "":
+        return None
+    found = cell
+    if isinstance(cell, str):
+        try:
+            found = json.loads(cell)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{_shown(cell)} is not a JSON list") from None
+    if not isinstance(found, list):
+        raise ValueError(f"{_shown(cell)} is not a list")
+    if any(isinstance(item, list) for item in found):
+        found = _flattened(found, shape)
+    return [_number(item) for item in found]
+
+
+def _flattened(items: list[Any], shape: tuple[int, ...]) -> list[Any]:
+    expected = f"lists nested as {list(shape)}" if shape else "a flat list, or a `shape` in the spec"
+    for size in shape[:-1]:
+        if len(items) % size or any(not isinstance(item, list) for item in items):
+            break
+        items = [x for item in items for x in item]
+    if not shape or len(items) != prod(shape) or any(isinstance(item, list) for item in items):
+        raise ValueError(f"expected {expected}")
+    return items
+
+
+def _text(cell: Any) -> str | None:
+    if cell is None or cell == "":
+        return None
+    return cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+
+
+def _shown(cell: Any) -> str:
+    text = repr(cell)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,227 @@
+"""From a model spec to a callable: the trust gate, artefact digests, shipped code and loading.
+
+Model code runs only where the operator named its module prefix; every artefact's sha256 is rechecked before use.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import io
+import pickle
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from integrand.schemas.errors import DataError, IntegrityError, SpecError
+from integrand.schemas.ids import digest_bytes
+from integrand.schemas.records import Artefact
+from integrand.schemas.specs import ExportedModel, FactoryModel, Model, ScriptedModel
+from integrand.schemas.uris import Uri
+from integrand.workers.outputs import Forward
+from integrand.workers.store import Store
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_INSTALLED: set[str] = set()
+
+
+@dataclass(frozen=True)
+class CodeBundle:
+    """Model code as it travels to the workers: (name, bytes) of wheels, .py files and zipped folders."""
+
+    parts: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def digest(self) -> str:
+        return digest_bytes(*(chunk for name, data in self.parts for chunk in (name.encode(), data)))
+
+
+def check_trust(model: Model, trusted: tuple[str, ...]) -> None:
+    """Refuse model code whose module prefix the operator did not name. Runs before any import."""
+    code = model.entrypoint.split(":")[0] if isinstance(model, FactoryModel) else model.kind
+    if not any(code == prefix or code.startswith(prefix + ".") for prefix in trusted):
+        raise SpecError(f"model code `{code}`", expected="code that the operator trusts",
+                        seen=f"trusted: {', '.join(trusted) or 'nothing'}",
+                        next_step=f"if you trust it: --trust-model-code {code}")  # fmt: skip
+
+
+def pack_code(store: Store, model: Model, base: str) -> CodeBundle:
+    """Read the wheels, folders and .py files of `model.code`; folders are zipped with fixed times."""
+    if not isinstance(model, FactoryModel):
+        return CodeBundle()
+    return CodeBundle(tuple(_pack(store, store.parse(text, base)) for text in model.code))
+
+
+def _pack(store: Store, uri: Uri) -> tuple[str, bytes]:
+    if uri.name.endswith((".whl", ".py")):
+        return uri.name, store.read(uri)
+    files = [e.uri for e in store.list(uri) if e.uri.path.endswith(".py")]
+    if not files:
+        raise DataError(f"model.code {uri}", expected="a wheel, a .py file or a folder with .py files", seen="none")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in files:
+            inside = uri.name + file.path.removeprefix(uri.path)
+            archive.writestr(zipfile.ZipInfo(inside), store.read(file))
+    return uri.name + ".zip", packed.getvalue()
+
+
+def install_code(bundle: CodeBundle) -> None:
+    """Unpack shipped code into a folder of its own, in front of sys.path."""
+    if not bundle.parts:
+        return
+    if bundle.digest in _INSTALLED:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="integrand-code-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, data in bundle.parts:
+        if name.endswith(".py"):
+            (folder / name).write_bytes(data)
+        else:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                archive.extractall(folder)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    _INSTALLED.add(bundle.digest)
+
+
+def code_digest(model: Model) -> str | None:
+    """sha256 over the source files of the entrypoint's top-level package, found without importing it."""
+    if not isinstance(model, FactoryModel):
+        return None
+    module = model.entrypoint.split(":")[0]
+    files = _source_files(module)
+    return digest_bytes(*(c for name, path in files for c in (name.encode(), path.read_bytes())))
+
+
+def _source_files(module: str) -> list[tuple[str, Path]]:
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):  # a namespace package has no file of its own: look one level below
+        found = _find(".".join(parts[:depth]), module)
+        if found.origin is None or found.origin == "namespace":
+            continue
+        origin = Path(found.origin)
+        if not found.submodule_search_locations:
+            return [(origin.name, origin)]
+        return [(str(p.relative_to(origin.parent)), p) for p in sorted(origin.parent.rglob("*.py"))]
+    raise _not_found(module)
+
+
+def _find(name: str, module: str) -> importlib.machinery.ModuleSpec:
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise _not_found(module)
+    return found
+
+
+def _not_found(module: str) -> SpecError:
+    return SpecError(f"model.entrypoint: module `{module}`", expected="an importable module", seen="no such module",
+                     next_step="name its wheel, folder or .py file under model.code, or install it on the workers")  # fmt: skip
+
+
+def model_artefacts(store: Store, model: Model, base: str) -> tuple[Artefact, ...]:
+    """Every weight or program file of the model with its sha256."""
+    uri = model.weights if isinstance(model, FactoryModel) else model.uri
+    if uri is None:
+        return ()
+    parsed = store.parse(uri, base)
+    return (Artefact(uri=str(parsed), sha256=hashlib.sha256(_read(store, parsed)).hexdigest()),)
+
+
+def _read(store: Store, uri: Uri) -> bytes:
+    try:
+        return store.read(uri)
+    except FileNotFoundError:
+        raise DataError(f"model file {uri}", expected="a readable file", seen="nothing there") from None
+
+
+def load_model(store: Store, model: Model, artefacts: tuple[Artefact, ...], precision: str, device: str) -> Forward:
+    """The model as a callable on tensors of `precision`, in eval mode with frozen parameters.
+
+    Raises IntegrityError if a file is not the planned one, SpecError if it does not load or is in train mode. The
+    caller has passed `check_trust`.
+    """
+    data = _verified(store, artefacts[0]) if artefacts else b""
+    dtype = DTYPES[precision]
+    if isinstance(model, FactoryModel):
+        return _freeze(_build(model, data), dtype, device)
+    if isinstance(model, ScriptedModel):
+        return _freeze(_loaded(model.uri, lambda: torch.jit.load(io.BytesIO(data), map_location=device)), dtype, device)
+    assert isinstance(model, ExportedModel)
+    program = _loaded(model.uri, lambda: torch.export.load(io.BytesIO(data)).module())
+    exported = program.to(device=device, dtype=dtype)
+    for parameter in exported.parameters():
+        parameter.requires_grad_(False)
+    return lambda *arguments: exported(*arguments)
+
+
+def _verified(store: Store, artefact: Artefact) -> bytes:
+    data = _read(store, store.parse(artefact.uri))
+    seen = hashlib.sha256(data).hexdigest()
+    if seen != artefact.sha256:
+        raise IntegrityError(f"model file {artefact.uri}", expected=f"sha256 {artefact.sha256[:16]}…",
+                             seen=f"{seen[:16]}…", next_step="plan again: another model is another run")  # fmt: skip
+    return data
+
+
+def _build(model: FactoryModel, weights: bytes) -> nn.Module:
+    module_name, name = model.entrypoint.split(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), name, None)
+    except ModuleNotFoundError as error:
+        if error.name and not module_name.startswith(error.name):
+            raise
+        raise _not_found(module_name) from None
+    if not callable(factory):
+        raise SpecError(f"model.entrypoint {model.entrypoint}", expected="a callable", seen=f"no callable `{name}`")
+    built = factory(**model.arguments)
+    if not isinstance(built, nn.Module):
+        raise SpecError(f"model.entrypoint {model.entrypoint}", expected="a torch.nn.Module", seen=type(built).__name__)
+    if weights:
+        _load_weights(built, model.weights or "", weights)
+    return built
+
+
+def _load_weights(module: nn.Module, name: str, data: bytes) -> None:
+    try:
+        state = load(data) if name.endswith(".safetensors") else torch.load(io.BytesIO(data), weights_only=True)
+    except (SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"model.weights {name}", expected="safetensors or a weights-only state dict",
+                        seen=f"{type(error).__name__}: {str(error)[:200]}",
+                        next_step="save with safetensors.torch.save_file(model.state_dict(), ...)") from error  # fmt: skip
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise SpecError(f"model.weights {name}", expected=f"the parameters of {type(module).__name__}",
+                        seen=str(error)[:400]) from error  # fmt: skip
+
+
+def _loaded(uri: str, load: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return load()
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise DataError(f"model {uri}", expected="a program that this torch can load",
+                        seen=f"{type(error).__name__}: {str(error)[:200]}") from error  # fmt: skip
+
+
+def _freeze(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
+    training = [name or type(module).__name__ for name, m in module.named_modules() if m.training]
+    if training:
+        raise SpecError("model", expected="eval mode: in train mode rows change each other's results",
+                        seen=f"train mode in {', '.join(training[:3])}",
+                        next_step="return model.eval() from the factory")  # fmt: skip
+    return module.to(device=device, dtype=dtype).requires_grad_(False)

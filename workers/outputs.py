@@ -1,0 +1,81 @@
+"""From a model's output to one number per row: target selection and output transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from integrand.schemas.errors import SpecError
+from torch import Tensor
+
+Forward = Callable[..., Tensor]
+Target = int | tuple[int, ...] | Tensor | None
+
+_TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda out: out.softmax(-1),
+    "log_softmax": lambda out: out.log_softmax(-1),
+    "sigmoid": torch.sigmoid,
+}
+
+
+def transformed(forward: Forward, transform: str) -> Forward:
+    """`forward` followed by a named output transform; `none` returns it unchanged."""
+    if transform == "none":
+        return forward
+    apply = _TRANSFORMS[transform]
+    return lambda *arguments: apply(forward(*arguments))
+
+
+def target_table(target: Target, rows: int) -> Tensor | None:
+    """Any target as indices `[rows, depth]` int64, or None for scalar outputs. Raises SpecError on wrong types."""
+    if target is None:
+        return None
+    if isinstance(target, bool) or not isinstance(target, int | tuple | Tensor):
+        raise SpecError("target", expected="None, an int, a tuple of ints, or an int64 tensor with one entry per row",
+                        seen=type(target).__name__)  # fmt: skip
+    if isinstance(target, Tensor):
+        if target.is_floating_point() or target.dtype == torch.bool:
+            raise SpecError("target", expected="an int64 tensor", seen=str(target.dtype), next_step="call .long()")
+        if target.ndim == 0:
+            return target.long().reshape(1, 1).expand(rows, 1)
+        if target.shape[0] != rows or target.ndim > 2:
+            raise SpecError("target", expected=f"{rows} entries, one per row", seen=f"shape {list(target.shape)}")
+        return target.long().reshape(rows, -1)
+    indices = (target,) if isinstance(target, int) else target
+    return torch.tensor(indices, dtype=torch.int64).expand(rows, len(indices))
+
+
+def check_output(out: object, rows: int, table: Tensor | None) -> Tensor:
+    """The model's output, once its shape is known to fit the rows and the targets. Raises SpecError otherwise."""
+    if not isinstance(out, Tensor):
+        raise SpecError("model output", expected="one tensor", seen=type(out).__name__,
+                        next_step="wrap the model so that it returns the tensor to explain")  # fmt: skip
+    if out.ndim == 0 or out.shape[0] != rows:
+        raise SpecError("model output", expected=f"one entry per row: [{rows}, ...]", seen=f"shape {list(out.shape)}",
+                        next_step="return outputs per row; export with a dynamic first dimension")  # fmt: skip
+    if not out.is_floating_point():
+        raise SpecError("model output", expected="floating point", seen=str(out.dtype))
+    if table is None:
+        if out[0].numel() != 1:
+            raise SpecError("target", expected="an output index, since the model has several outputs",
+                            seen=f"no target and output shape [rows, {', '.join(map(str, out.shape[1:]))}]",
+                            next_step=f"name a target from 0 to {out.shape[-1] - 1}")  # fmt: skip
+        return out
+    if out.ndim - 1 != table.shape[1]:
+        raise SpecError("target", expected=f"{out.ndim - 1} indices per row for output shape {list(out.shape)}",
+                        seen=f"{table.shape[1]}", next_step="a scalar output takes no target")  # fmt: skip
+    limits = torch.tensor(out.shape[1:], device=table.device)
+    wrong = ((table < 0) | (table >= limits)).any(1).nonzero()
+    if len(wrong):
+        row = int(wrong[0, 0])
+        raise SpecError(f"target of row {row}", expected=f"from 0 to {[int(n) - 1 for n in limits]}",
+                        seen=f"{table[row].tolist()}")  # fmt: skip
+    return out
+
+
+def select(out: Tensor, table: Tensor | None) -> Tensor:
+    """The explained output of each row, `[rows]`; `table` as from `target_table`, already checked."""
+    if table is None:
+        return out.reshape(out.shape[0])
+    rows = torch.arange(out.shape[0], device=out.device)
+    return out[(rows, *table.unbind(1))]

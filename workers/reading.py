@@ -1,0 +1,421 @@
+"""Parquet sources: what a file holds, which columns the job takes, and the rows of a shard.
+
+Reads footers while planning and declared columns of touched row groups while running. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, SpecError
+from integrand.schemas.records import InputShape, Slice, SourceFile
+from integrand.schemas.specs import (
+    AttributeSpec,
+    ColumnBaseline,
+    ColumnsInput,
+    ColumnTarget,
+    ForwardArg,
+    Numbers,
+    TensorInput,
+)
+from integrand.workers.scaling import spread
+from integrand.workers.store import Entry, Store
+
+BAD = "_bad"
+"""Reserved column of ingested pieces: why the row could not be parsed, null for clean rows."""
+_MAGIC = b"PAR1"
+_TAIL = 1 << 16
+_BATCH_ROWS = 1 << 14
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_INTEGER = re.compile(r"[+-]?\d{1,19}")
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+
+def inspect_file(store: Store, entry: Entry, path: str) -> tuple[SourceFile, pa.Schema]:
+    """One Parquet file, `path` below the source root, from its footer alone. Raises DataError for any other file."""
+    tail = _footer(store, entry)
+    with _decoding(str(entry.uri)), pq.ParquetFile(pa.BufferReader(_MAGIC + tail)) as parquet:
+        metadata, schema = parquet.metadata, parquet.schema_arrow
+    groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    found = SourceFile(path=path, uri=str(entry.uri), rows=metadata.num_rows, size=entry.size,
+                       fingerprint=_fingerprint(entry, tail), row_groups=groups, first_row=0)  # fmt: skip
+    return found, schema
+
+
+def fingerprint(store: Store, entry: Entry) -> str:
+    """What pins a Parquet file: `etag:` of an object, `footer:` and the footer's sha256 of a local file."""
+    return _fingerprint(entry, b"" if entry.etag else _footer(store, entry))
+
+
+def _fingerprint(entry: Entry, footer: bytes) -> str:
+    return f"etag:{entry.etag}" if entry.etag else f"footer:{hashlib.sha256(footer[:-8]).hexdigest()}"
+
+
+def _footer(store: Store, entry: Entry) -> bytes:
+    """The Thrift footer, its length and the closing magic, as they end the file."""
+    if not entry.size:
+        raise _broken(entry, "an empty file")
+    tail = store.read_tail(entry.uri, entry.size, _TAIL)
+    if tail[-4:] == b"PARE":
+        raise _broken(entry, "an encrypted footer")
+    if entry.size < 12 or tail[-4:] != _MAGIC:
+        head = (
+            store.read_tail(entry.uri, entry.size, entry.size) if entry.size <= _TAIL else _head(store, entry)
+        )
+        raise _broken(entry, "a truncated file" if head[:4] == _MAGIC else "other bytes than Parquet")
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if length + 4 > entry.size:
+        raise _broken(entry, f"a footer of {length} bytes in a file of {entry.size}")
+    return tail[-length:] if length <= len(tail) else store.read_tail(entry.uri, entry.size, length)
+
+
+def _head(store: Store, entry: Entry) -> bytes:
+    with store.open(entry.uri) as file:
+        return file.read(4) or b""
+
+
+def _broken(entry: Entry, seen: str) -> DataError:
+    return DataError(str(entry.uri), expected="a Parquet file", seen=seen,
+                     next_step="mend or remove the file, or set source.format")  # fmt: skip
+
+
+# --- schema and partitions ---------------------------------------------------------------------------------
+
+
+def hive_values(path: str) -> dict[str, str | None]:
+    """Keys and percent-decoded values of the `key=value` folders in a relative path."""
+    pairs = (folder.split("=", 1) for folder in path.split("/")[:-1] if "=" in folder[1:])
+    return {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, value in pairs}
+
+
+def partition_columns(files: Sequence[SourceFile]) -> dict[str, pa.DataType]:
+    """Columns that the folders spell out: int64 if every file's value is an integer, else string."""
+    seen: dict[str, list[str]] = {}
+    for values in map(hive_values, {f.path.rsplit("/", 1)[0] + "/" for f in files if "/" in f.path}):
+        for key, value in values.items():
+            seen.setdefault(key, []).extend([] if value is None else [value])
+    return {k: pa.int64() if v and all(map(_is_int64, v)) else pa.string() for k, v in sorted(seen.items())}
+
+
+def source_schema(
+    files: Sequence[SourceFile], schemas: Sequence[pa.Schema], columns: Sequence[str]
+) -> pa.Schema:
+    """The columns of all files together, partition columns last.
+
+    Raises DataError where a column is of unlike types, or one of `columns` is in some files and not in others.
+    """
+    merged = schemas[0]
+    for file, schema in zip(files, schemas, strict=True):
+        try:
+            merged = pa.unify_schemas([merged, schema.remove_metadata()], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise DataError(file.uri, expected=f"the column types of {files[0].uri}", seen=str(error),
+                            next_step="write all files with one schema") from error  # fmt: skip
+    for name in set(columns) & set(merged.names) - {BAD}:
+        lacking = [f for f, s in zip(files, schemas, strict=True)
+                   if name not in s.names and name not in hive_values(f.path)]  # fmt: skip
+        if lacking:
+            raise DataError(lacking[0].uri, expected=f"column `{name}`, as in the other files",
+                            seen=f"no such column here ({len(lacking)} of {len(files)} files lack it)",
+                            next_step="write all files with one schema")  # fmt: skip
+    extra = [pa.field(k, t) for k, t in partition_columns(files).items() if k not in merged.names]
+    return pa.schema([*merged, *extra])
+
+
+def _is_int64(text: str) -> bool:
+    return _INTEGER.fullmatch(text) is not None and -(2**63) <= int(text) < 2**63
+
+
+# --- columns of a spec -------------------------------------------------------------------------------------
+
+
+def declared_columns(spec: AttributeSpec) -> tuple[str, ...]:
+    """Every column that a worker reads, each once; the last is `_bad`, which only ingested pieces have."""
+    names = [] if spec.source.row_id is None else [spec.source.row_id]
+    parts = [*spec.inputs, *(b for b in spec.baselines if isinstance(b, ColumnBaseline)), *spec.forward_args]
+    for part in parts:
+        names += value_columns(part)
+    names += [spec.target.column] if isinstance(spec.target, ColumnTarget) else []
+    return tuple(dict.fromkeys([*names, BAD]))
+
+
+def value_columns(part: ColumnsInput | TensorInput | ColumnBaseline | ForwardArg) -> tuple[str, ...]:
+    """The columns that one tensor is made of."""
+    if isinstance(part, TensorInput):
+        return (part.column,)
+    if isinstance(part, ColumnsInput) or part.column is None:
+        return part.columns
+    return (part.column,)
+
+
+def resolve_columns(schema: pa.Schema, spec: AttributeSpec) -> tuple[InputShape, ...]:
+    """Check every column of the spec against the data, and tell each input's shape. Raises SpecError."""
+    shapes = tuple(resolve_input(schema, one) for one in spec.inputs)
+    for shape, baseline in zip(shapes, spec.baselines, strict=True):
+        if isinstance(baseline, ColumnBaseline):
+            _check_baseline(schema, baseline, shape)
+    for arg in spec.forward_args:
+        resolve_forward_arg(schema, arg)
+    if isinstance(spec.target, ColumnTarget):
+        check_number(schema, spec.target.column)
+    if spec.source.row_id is not None:
+        check_scalar(schema, spec.source.row_id)
+    return shapes
+
+
+def resolve_input(schema: pa.Schema, spec_input: ColumnsInput | TensorInput) -> InputShape:
+    """Columns and row shape of one input. Raises SpecError for missing, non-numeric or misshapen columns."""
+    columns = value_columns(spec_input)
+    if isinstance(spec_input, ColumnsInput):
+        for name in columns:
+            check_number(schema, name)
+        shape: tuple[int, ...] = (len(columns),)
+    else:
+        shape = column_shape(spec_input.column, check_column(schema, spec_input.column), spec_input.shape)
+    for field, numbers in (("mean", spec_input.mean), ("std", spec_input.std)):
+        _check_spread(f"inputs.{spec_input.name}.{field}", numbers, shape)
+    return InputShape(
+        name=spec_input.name, columns=columns, shape=shape, named=isinstance(spec_input, ColumnsInput)
+    )
+
+
+def resolve_forward_arg(schema: pa.Schema, arg: ForwardArg) -> tuple[int, ...]:
+    """Shape of one row of a forward argument: `()` for one scalar column. Raises SpecError like resolve_input."""
+    if arg.column is None:
+        for name in arg.columns:
+            check_number(schema, name)
+        return (len(arg.columns),)
+    kind = check_column(schema, arg.column)
+    if not arg.shape and is_number(kind):
+        return ()
+    return column_shape(arg.column, kind, arg.shape)
+
+
+def check_column(schema: pa.Schema, name: str) -> pa.DataType:
+    """Type of a column. Raises SpecError with the nearest name if it is missing, or if it is there twice."""
+    found = schema.get_all_field_indices(name)
+    if len(found) == 1:
+        return schema.field(found[0]).type
+    known = [n for n in schema.names if n != BAD]
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+    raise SpecError(f"column `{name}`", expected="one column of this name in the source",
+                    seen=f"{len(found)} of them; the source has {listed or 'no columns'}",
+                    next_step=f"did you mean `{near[0]}`?" if near else "name one of its columns")  # fmt: skip
+
+
+def check_number(schema: pa.Schema, name: str) -> pa.DataType:
+    """Type of a column of plain numbers or booleans. Raises SpecError for any other."""
+    kind = check_column(schema, name)
+    if is_number(kind):
+        return kind
+    step = "give it as `column:` with a shape" if unnest(kind)[1] else "encode it as numbers first"
+    raise SpecError(f"column `{name}`", expected="a numeric column", seen=str(kind), next_step=step)
+
+
+def check_scalar(schema: pa.Schema, name: str) -> pa.DataType:
+    """Type of a column of plain values, fit for a row id. Raises SpecError for lists and structs."""
+    kind = check_column(schema, name)
+    if not pa.types.is_nested(kind) and not isinstance(kind, pa.BaseExtensionType):
+        return kind
+    raise SpecError(f"column `{name}`", expected="one plain value per row", seen=str(kind),
+                    next_step="name a column of integers or strings")  # fmt: skip
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """True for the types a feature may have: integers, floats, booleans and decimals."""
+    t = pa.types
+    return t.is_integer(kind) or t.is_floating(kind) or t.is_boolean(kind) or t.is_decimal(kind)
+
+
+def unnest(kind: pa.DataType) -> tuple[pa.DataType, tuple[int | None, ...]]:
+    """What the lists of a type hold in the end, and each level's length, None where it varies."""
+    sizes: list[int | None] = []
+    kind = kind.storage_type if isinstance(kind, pa.FixedShapeTensorType) else kind
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        sizes.append(kind.list_size if pa.types.is_fixed_size_list(kind) else None)
+        kind = kind.value_type
+    return kind, tuple(sizes)
+
+
+def list_sizes(kind: pa.DataType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The length that each list level must have: nested like the shape, else flat."""
+    return shape if len(unnest(kind)[1]) == len(shape) else (prod(shape),)
+
+
+def column_shape(name: str, kind: pa.DataType, declared: tuple[int, ...]) -> tuple[int, ...]:
+    """Row shape of a list or tensor column. Raises SpecError if it holds no numbers or cannot have that shape."""
+    leaf, sizes = unnest(kind)
+    if not is_number(leaf) or not sizes or _permuted(kind):
+        raise SpecError(f"column `{name}`", expected="lists or tensors of numbers in row-major order", seen=str(kind),
+                        next_step=f"use `columns: [{name}]`" if is_number(kind) else "store lists of numbers")  # fmt: skip
+    natural = tuple(kind.shape) if isinstance(kind, pa.FixedShapeTensorType) else sizes
+    if not declared:
+        known = tuple(n for n in natural if n is not None)
+        if len(known) < len(natural):
+            raise SpecError(f"column `{name}`", expected="a shape, since its lists vary in length", seen=str(kind),
+                            next_step="give the input's `shape`, for instance [1, 28, 28]")  # fmt: skip
+        return known
+    wanted = list_sizes(kind, declared)
+    if len(wanted) != len(sizes) or any(n not in (None, w) for n, w in zip(sizes, wanted, strict=True)):
+        raise SpecError(f"column `{name}`", expected=f"{prod(declared)} values for shape {list(declared)}, flat or "
+                        "nested like it", seen=str(kind), next_step="mend the input's `shape`")  # fmt: skip
+    return declared
+
+
+def _permuted(kind: pa.DataType) -> bool:
+    order = kind.permutation if isinstance(kind, pa.FixedShapeTensorType) else None
+    return order is not None and list(order) != sorted(order)
+
+
+def _check_baseline(schema: pa.Schema, baseline: ColumnBaseline, shape: InputShape) -> None:
+    where = f"baseline of input `{shape.name}`"
+    if shape.named == (baseline.column is not None):
+        raise SpecError(where, expected="`columns`, one per feature" if shape.named else "`column`, one list column",
+                        seen="`column`" if shape.named else "`columns`")  # fmt: skip
+    if baseline.column is not None:
+        column_shape(baseline.column, check_column(schema, baseline.column), shape.shape)
+    elif len(baseline.columns) != shape.shape[0]:
+        raise SpecError(where, expected=f"{shape.shape[0]} columns", seen=f"{len(baseline.columns)}")
+    for name in baseline.columns:
+        check_number(schema, name)
+
+
+def _check_spread(where: str, numbers: Numbers, shape: tuple[int, ...]) -> None:
+    try:
+        spread(numbers, shape)
+    except ValueError as error:
+        raise SpecError(where, expected=f"1, {shape[0]} (channels) or {prod(shape)} (features) numbers",
+                        seen=str(error)) from None  # fmt: skip
+
+
+# --- rows --------------------------------------------------------------------------------------------------
+
+
+def read_slices(store: Store, files: Sequence[SourceFile], slices: Sequence[Slice],
+                columns: Sequence[str] | None) -> pa.Table:  # fmt: skip
+    """The rows of the slices, in their order, with the columns asked for (None: all).
+
+    Partition columns come from the path; `_bad` is left out where no file has it. Raises IntegrityError if a file
+    is not what was planned, DataError if it cannot be decoded or lacks a column.
+    """
+    partitions, parts = partition_columns(files), dict[int, pa.Table]()
+    for i in dict.fromkeys(s.file for s in slices):
+        with _opened(store, files[i]) as parquet:
+            parts |= {k: _read_slice(parquet, files[i], s, columns, partitions)
+                      for k, s in enumerate(slices) if s.file == i}  # fmt: skip
+    with _decoding(", ".join(sorted({files[s.file].uri for s in slices})[:3])):
+        table = pa.concat_tables([parts[k] for k in range(len(slices))], promote_options="permissive")
+    return table if columns is None else table.select([c for c in columns if c in table.column_names])
+
+
+def row_ids(
+    files: Sequence[SourceFile], slices: Sequence[Slice], table: pa.Table, row_id: str | None
+) -> pa.Array:
+    """The rows' ids: their `row_id` column, or `<path>#<row>` with rows counted from 0 in the original file."""
+    if row_id is not None:
+        ids = table.column(row_id).combine_chunks()
+        return ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
+    return pa.concat_arrays([_positions(files[s.file], s) for s in slices])
+
+
+def _positions(file: SourceFile, rows: Slice) -> pa.Array:
+    numbers = pa.array(range(file.first_row + rows.start, file.first_row + rows.stop), pa.int64()).cast(
+        pa.string()
+    )
+    return pc.binary_join_element_wise(file.path, numbers, "#")
+
+
+@contextmanager
+def _opened(store: Store, file: SourceFile) -> Iterator[pq.ParquetFile]:
+    """A planned file, open for reading, once its size and fingerprint are seen to be the planned ones."""
+    try:
+        entry = store.info(store.parse(file.uri))
+    except FileNotFoundError:
+        raise _changed(file, "the file", "no file") from None
+    if entry.size != file.size:
+        raise _changed(file, f"{file.size} bytes", f"{entry.size} bytes")
+    seen = fingerprint(store, entry)
+    if seen != file.fingerprint:
+        raise _changed(file, file.fingerprint, seen)
+    with store.open(entry.uri, etag=entry.etag) as source:
+        with _decoding(file.uri):
+            parquet = pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
+        with parquet:
+            yield parquet
+
+
+def _changed(file: SourceFile, expected: str, seen: str) -> IntegrityError:
+    return IntegrityError(file.uri, expected=f"{expected}, as planned", seen=seen,
+                          next_step="plan again: a changed input is another run")  # fmt: skip
+
+
+def _read_slice(parquet: pq.ParquetFile, file: SourceFile, rows: Slice, columns: Sequence[str] | None,
+                partitions: dict[str, pa.DataType]) -> pa.Table:  # fmt: skip
+    stored = parquet.schema_arrow.names
+    wanted = list(dict.fromkeys([*stored, *hive_values(file.path)])) if columns is None else list(columns)
+    lacking = [c for c in wanted if c not in stored and c not in partitions and c != BAD]
+    if lacking:
+        raise DataError(file.uri, expected=f"column `{lacking[0]}`", seen=f"columns {', '.join(stored[:8])}",
+                        next_step="plan again")  # fmt: skip
+    table = _decode(parquet, file, rows, [c for c in wanted if c in stored])
+    values = hive_values(file.path)
+    for name in [c for c in wanted if c not in stored and c in partitions]:
+        value = pa.array([values.get(name)], pa.string()).cast(partitions[name])[0]
+        table = table.append_column(name, pa.repeat(value, rows.rows))
+    return table
+
+
+def _decode(parquet: pq.ParquetFile, file: SourceFile, rows: Slice, columns: list[str]) -> pa.Table:
+    """Decode only the row groups that hold rows [start, stop), and drop what lies before and after them."""
+    groups, skip = _touched(file.row_groups, rows)
+    where = f"{file.uri} rows [{rows.start}, {rows.stop})"
+    schema = pa.schema([parquet.schema_arrow.field(c) for c in columns])
+    kept, wanted = [], rows.rows
+    with _decoding(where):
+        # One thread: a worker was given its CPUs for the model, and its neighbours have theirs.
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
+            part = batch.slice(skip, wanted)
+            skip, wanted = max(0, skip - batch.num_rows), wanted - part.num_rows
+            kept += [part.select(columns)] if part.num_rows else []
+            if not wanted:
+                break
+        if wanted:
+            raise DataError(
+                where, expected=f"{rows.rows} rows", seen=f"{rows.rows - wanted}", next_step="mend the file"
+            )
+        return pa.Table.from_batches(kept, None if kept else schema)
+
+
+def _touched(row_groups: Sequence[int], rows: Slice) -> tuple[list[int], int]:
+    """Row groups that overlap the slice, and how many of their rows come before it."""
+    groups, skip, first = [], 0, 0
+    for i, count in enumerate(row_groups):
+        if first < rows.stop and first + count > rows.start:
+            skip = skip if groups else rows.start - first
+            groups.append(i)
+        first += count
+    return groups, skip
+
+
+@contextmanager
+def _decoding(where: str) -> Iterator[None]:
+    """What pyarrow cannot decode is the file's fault; the store's own errors have been told apart before."""
+    try:
+        yield
+    except (IntegrandError, MemoryError):
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(where, expected="readable Parquet", seen=str(error).split("\n", 1)[0],
+                        next_step="write the file again, or take it out of the source") from error  # fmt: skip

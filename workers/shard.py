@@ -1,0 +1,228 @@
+"""One shard's whole life: read, attribute, encode, commit. The commit is one conditional create."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from integrand.schemas.errors import IntegrandError, IntegrityError
+from integrand.schemas.ids import FOOTER_KEY, shard_object
+from integrand.schemas.records import Plan, Shard, ShardFooter
+from integrand.schemas.specs import ColumnTarget, IndexTarget
+from integrand.schemas.tables import RowStatus
+from integrand.schemas.uris import Uri
+from integrand.workers.attribution import Attribution, attribute
+from integrand.workers.baselines import baseline_tensors
+from integrand.workers.encoding import Results, encode, results_table, shard_footer, target_array
+from integrand.workers.engine import Problem, forward_outputs
+from integrand.workers.outputs import Forward, transformed
+from integrand.workers.reading import read_slices, row_ids
+from integrand.workers.rows import Rows, to_rows
+from integrand.workers.store import Store
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What every shard of a run shares: the plan, the loaded model and where things go."""
+
+    plan: Plan
+    plan_sha256: str
+    store: Store
+    run: Uri
+    forward: Forward
+    means: tuple[np.ndarray, ...] | None
+    device: str
+    versions: dict[str, str]
+    same_build: bool = True
+
+    @property
+    def explained(self) -> Forward:
+        return transformed(self.forward, self.plan.spec.target.transform)
+
+
+def read_shard(job: Job, shard: Shard) -> pa.Table:
+    """The shard's source columns; safe to call ahead of time from another thread."""
+    return read_slices(job.store, job.plan.files, shard.slices, job.plan.source_columns)
+
+
+def run_shard(job: Job, shard: Shard, table: pa.Table, read_s: float, tick: Callable[[], None]) -> ShardFooter:
+    """Attribute the rows of `table`, commit the object and return its footer.
+
+    If another attempt has committed already, its footer is checked and returned. Raises IntegrityError if the object
+    there belongs to something else.
+    """
+    started = time.perf_counter()
+    ids = row_ids(job.plan.files, shard.slices, table, job.plan.spec.source.row_id)
+    results = attribute_rows(job, to_rows(table, job.plan.spec, job.plan.inputs), ids, tick)
+    computed = time.perf_counter()
+    output = results_table(job.plan, results)
+    seconds = {"read": read_s, "compute": computed - started, "encode": time.perf_counter() - computed}
+    footer = shard_footer(job.plan, job.plan_sha256, shard, results, seconds=seconds, versions=job.versions,
+                          same_build=job.same_build)  # fmt: skip
+    tick()
+    return commit(job, shard, encode(output, footer), footer)
+
+
+def commit(job: Job, shard: Shard, data: bytes, footer: ShardFooter) -> ShardFooter:
+    """Create the shard's object if it is absent; whoever created it, the footer of what is there now."""
+    place = job.run.child(shard_object(shard.id))
+    try:
+        job.store.create(place, data, scratch=job.run.child("_tmp"))
+    except FileExistsError:
+        return check_committed(job, shard, place)
+    return footer
+
+
+def check_committed(job: Job, shard: Shard, place: Uri) -> ShardFooter:
+    """Footer of an object that was there first. An ambiguous answer to our own create ends here too."""
+    with job.store.open(place) as file:
+        found = pq.ParquetFile(file).metadata.metadata or {}
+    footer = ShardFooter.model_validate_json(found.get(FOOTER_KEY.encode(), b"{}")) if FOOTER_KEY.encode() in found else None
+    wanted = (job.plan.run_id, shard.id, job.plan_sha256)
+    seen = (footer.run_id, footer.shard, footer.plan_sha256) if footer else None
+    if footer is None or seen != wanted:
+        raise IntegrityError(f"object {place}", expected=f"shard {shard.id} of run {job.plan.run_id}", seen=str(seen),
+                             next_step="something else wrote below the run folder: move it away and run again")  # fmt: skip
+    return footer
+
+
+def attribute_rows(job: Job, rows: Rows, ids: pa.Array, tick: Callable[[], None]) -> Results:
+    """Attributions of every row and target, bad rows in their places: rows × targets results in order."""
+    spec, per_row = job.plan.spec, job.plan.targets_per_row
+    baselines = baseline_tensors(spec, job.plan.inputs, rows, job.means)
+    reasons = list(rows.reasons)
+    _refuse_targets(job, rows, reasons)
+    clean = torch.tensor([i for i, reason in enumerate(reasons) if reason is None], dtype=torch.int64)
+    part = _take(rows, clean), tuple(b if b.shape[0] == 1 else b[clean] for b in baselines)
+    device = [tuple(t.to(job.device) for t in ts) for ts in (part[0].inputs, part[1], part[0].forward_args)]
+    table = _targets(job, part[0], device, per_row, tick)
+    index = torch.arange(len(clean)).repeat_interleave(per_row)
+    xs, bs, args = (tuple(t if t.shape[0] == 1 and ts is device[1] else t[index] for t in ts) for ts in device)
+    found = _isolate(job, xs, bs, args, table, tick) if len(index) else None
+    return _scatter(job, ids, reasons, clean, per_row, table, found)
+
+
+def _refuse_targets(job: Job, rows: Rows, reasons: list[str | None]) -> None:
+    width = job.plan.numerics.outputs
+    if isinstance(job.plan.spec.target, ColumnTarget) and rows.target is not None and width is not None:
+        outside = (rows.target < 0) | (rows.target >= width)
+        for i in outside.nonzero().flatten().tolist():
+            reasons[i] = reasons[i] or f"target {int(rows.target[i])} is outside 0..{width - 1}"
+
+
+def _take(rows: Rows, index: Tensor) -> Rows:
+    return replace(rows, inputs=tuple(x[index] for x in rows.inputs),
+                   forward_args=tuple(a[index] for a in rows.forward_args),
+                   target=None if rows.target is None else rows.target[index],
+                   reasons=[rows.reasons[i] for i in index.tolist()])  # fmt: skip
+
+
+def _targets(job: Job, rows: Rows, device: list[tuple[Tensor, ...]], per_row: int, tick: Callable[[], None]) -> Tensor | None:
+    """Output indices of every (row, target), `[rows × targets, depth]`, or None for scalar outputs."""
+    target, count = job.plan.spec.target, rows.inputs[0].shape[0]
+    if target.kind == "scalar":
+        return None
+    if isinstance(target, IndexTarget):
+        index = target.index if isinstance(target.index, tuple) else (target.index,)
+        return torch.tensor(index, device=job.device).expand(count, len(index))
+    if target.kind == "all":
+        return torch.arange(per_row, device=job.device).repeat(count)[:, None]
+    if rows.target is not None:
+        return rows.target.to(job.device)[:, None]
+    if not count:
+        return torch.zeros(0, 1, dtype=torch.int64)
+    problem = Problem(job.explained, device[0], device[0], device[2], None, job.plan.numerics.batch_rows, tick)
+    return _argmax(problem)
+
+
+def _argmax(problem: Problem) -> Tensor:
+    outputs = forward_outputs(problem, problem.inputs, torch.arange(problem.rows), check=False)
+    return outputs.argmax(-1, keepdim=True)
+
+
+def _isolate(job: Job, xs: tuple[Tensor, ...], bs: tuple[Tensor, ...], args: tuple[Tensor, ...], table: Tensor | None,
+             tick: Callable[[], None]) -> list[Attribution]:  # fmt: skip
+    """Attribute the rows; if the model raises, halve until the rows it raises on stand alone and are `failed`."""
+    count = xs[0].shape[0]
+    try:
+        return [attribute(job.explained, xs, baselines=bs, target=table, forward_args=args,
+                          accuracy=job.plan.spec.accuracy, batch_rows=job.plan.numerics.batch_rows, tick=tick,
+                          checked=True)]  # fmt: skip
+    except (IntegrandError, MemoryError):
+        raise
+    except Exception as error:
+        if "CUDA error" in str(error):  # the context is lost: only a new process can go on
+            raise
+        if count == 1:
+            return [_failed(xs, f"the model raised {type(error).__name__}: {str(error)[:300]}")]
+    half = count // 2
+    found = []
+    for piece in (slice(0, half), slice(half, count)):
+        found += _isolate(job, tuple(x[piece] for x in xs), tuple(b if b.shape[0] == 1 else b[piece] for b in bs),
+                          tuple(a[piece] for a in args), None if table is None else table[piece], tick)  # fmt: skip
+    return found
+
+
+def _failed(xs: tuple[Tensor, ...], reason: str) -> Attribution:
+    nan = torch.full((1,), float("nan"), dtype=torch.float64)
+    return Attribution(tuple(torch.full_like(x, float("nan")) for x in xs), nan, nan, nan, nan,
+                       torch.zeros(1, dtype=torch.int32), (RowStatus.failed,), (reason,), 0)  # fmt: skip
+
+
+def _scatter(job: Job, ids: pa.Array, reasons: list[str | None], clean: Tensor, per_row: int, table: Tensor | None,
+             found: list[Attribution] | None) -> Results:  # fmt: skip
+    """Results in row order: the clean rows' attributions where they belong, bad_input elsewhere."""
+    rows, parts = len(reasons), found or []
+    out = rows * per_row
+    places = (clean[:, None] * per_row + torch.arange(per_row)).flatten().numpy()
+    status, reason = [RowStatus.bad_input] * out, [r for r in reasons for _ in range(per_row)]
+    for place, s, r in zip(places, [s for p in parts for s in p.status], [r for p in parts for r in p.reason], strict=True):
+        status[place], reason[place] = s, r
+
+    def scattered(name: str) -> NDArray[np.float64]:
+        full = np.full(out, np.nan)
+        full[places] = _joined([getattr(p, name) for p in parts])
+        return full
+
+    evaluations = np.zeros(out, np.int32)
+    evaluations[places] = _joined([p.evaluations for p in parts])
+    return Results(pa.chunked_array([ids]).combine_chunks().take(pa.array(np.arange(rows).repeat(per_row))),
+                   _target_column(job, table, places, out), status, reason, scattered("f_input"),
+                   scattered("f_baseline"), scattered("gap"), scattered("error_estimate"), evaluations,
+                   _attributions(job, parts, places, out), sum(p.padded for p in parts))  # fmt: skip
+
+
+def _joined(parts: list[Tensor]) -> NDArray[np.generic]:
+    return torch.cat(parts).cpu().numpy() if parts else np.zeros(0)
+
+
+def _attributions(job: Job, parts: list[Attribution], places: NDArray[np.int64], out: int) -> tuple[np.ndarray, ...]:
+    made = []
+    for i, shape in enumerate(job.plan.inputs):
+        full = np.full((out, *shape.shape), np.nan, np.dtype(job.plan.numerics.precision))
+        if parts:
+            full[places] = torch.cat([p.attributions[i] for p in parts]).cpu().numpy()
+        made.append(full)
+    return tuple(made)
+
+
+def _target_column(job: Job, table: Tensor | None, places: NDArray[np.int64], out: int) -> pa.Array:
+    """Targets by output row. `all` names every target; a bad row of argmax or of a bad column has none."""
+    if job.plan.spec.target.kind == "scalar":
+        return target_array(None, np.zeros(out, bool))
+    if job.plan.spec.target.kind == "all":
+        per_row = job.plan.targets_per_row
+        return target_array(np.tile(np.arange(per_row), out // per_row)[:, None], np.ones(out, bool))
+    assert table is not None
+    full, present = np.zeros((out, table.shape[1]), np.int64), np.zeros(out, bool)
+    full[places], present[places] = table.cpu().numpy(), True
+    if isinstance(job.plan.spec.target, IndexTarget) and len(table):
+        full[:], present[:] = table[0].cpu().numpy(), True
+    return target_array(full, present)
