@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from itertools import product
 
 import pyarrow as pa
 
@@ -62,3 +63,12 @@ def tensor_shape(field: pa.Field) -> tuple[int, ...] | None:
     """Shape that a tensor column declares, or None for a plain column."""
     metadata = field.metadata or {}
     return tuple(json.loads(metadata[b"shape"])) if b"shape" in metadata else None
+
+
+def feature_names(field: pa.Field) -> list[str]:
+    """Names of the features in an attribution column: the column's own, or `image[0,12,3]` for each tensor element."""
+    name = field.name.removeprefix(PREFIX)
+    if not pa.types.is_fixed_size_list(field.type):
+        return [name]
+    shape = tensor_shape(field) or (field.type.list_size,)
+    return [f"{name}[{','.join(map(str, index))}]" for index in product(*map(range, shape))]

@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Integrated Gradients over whole datasets, with an honest error estimate for every row.")  # fmt: skip
 demo = typer.Typer(no_args_is_help=True, help="Run a whole job on data that comes with the package.")
 app.add_typer(demo, name="demo")
-out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+err = Console(stderr=True, soft_wrap=True)
 
 SpecFile = Annotated[Path, typer.Argument(help="Job spec, YAML or JSON.", metavar="SPEC")]
 RunUri = Annotated[str, typer.Argument(help="A run folder, or an output root (then its latest run).", metavar="RUN")]
@@ -80,9 +82,10 @@ def run(
     operator = _operator(trust)
     parsed, base = load_spec(spec)
     kind: Literal["ray", "local"] = "local" if _pool_kind(pool) == "local" else "ray"
-    manifest = run_job(parsed, base=base, trusted=operator.trusted, access=operator.access, pool=kind,
-                       address=address or os.environ.get("RAY_ADDRESS"), salt=fresh, allow_mixed=allow_mixed,
-                       logical_date=logical_date, console=out)  # fmt: skip
+    with _interruptible():
+        manifest = run_job(parsed, base=base, trusted=operator.trusted, access=operator.access, pool=kind,
+                           address=address or os.environ.get("RAY_ADDRESS"), salt=fresh, allow_mixed=allow_mixed,
+                           logical_date=logical_date, console=out)  # fmt: skip
     _print_manifest(manifest)
     out.print(f"run folder: {parsed.output.uri.rstrip('/')}/{manifest.run_id}", highlight=False)
     problems = limits_exceeded(parsed, manifest)
@@ -117,10 +120,10 @@ def show(
     if row is not None:
         tables.show_row(out, opened, row, top)
     elif where is not None:
-        tables.show_frame(out, opened.where(where), f"rows where {where}", top)
+        tables.show_rows(out, opened.where(where), f"rows where {where}", top)
     else:
         tables.show_frame(out, opened.top_features(top), "top features", top)
-        tables.show_frame(out, opened.worst(top), "worst rows", 2 * top)
+        tables.show_rows(out, opened.worst(top), "worst rows", 2 * top)
 
 
 @demo.command("digits")
@@ -128,7 +131,8 @@ def demo_digits(out: Out = None) -> None:
     """MNIST digits: train the CNN, attribute it on Ray, draw the heat maps."""
     from integrand.service.demos import digits
 
-    raise typer.Exit(digits(out))
+    with _interruptible():
+        raise typer.Exit(digits(out))
 
 
 @demo.command("synthetic")
@@ -136,7 +140,8 @@ def demo_synthetic(out: Out = None) -> None:
     """A regression whose true attributions are known: measured against expected."""
     from integrand.service.demos import synthetic
 
-    raise typer.Exit(synthetic(out))
+    with _interruptible():
+        raise typer.Exit(synthetic(out))
 
 
 def _pool_kind(pool: str) -> str:
@@ -152,7 +157,9 @@ def _operator(trust: list[str]) -> Operator:
 def _open(run: str, name: str | None) -> Run:
     from integrand.service.query import open_run
 
-    return open_run(run, name=name, access=_operator([]).access)
+    with warnings.catch_warnings():  # an unfinished run is told as the verb's own output
+        warnings.simplefilter("ignore", UserWarning)
+        return open_run(run, name=name, access=_operator([]).access)
 
 
 def _print_plan(plan: Plan) -> None:
@@ -168,8 +175,8 @@ def _print_manifest(manifest: RunManifest) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM (`ray job stop`, preemption) ends a run the way Ctrl-C does: workers stop, and it says how to resume."""
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM (`ray job stop`, preemption) stop the workers, say how to resume, and exit with 130."""
 
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -177,39 +184,19 @@ def _terminable() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt:
+        err.print("interrupted: what was committed is safe; run the same command again to resume", style="yellow")
+        raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit codes as DESIGN, section Errors."""
-    command: Callable[..., object] = typer.main.get_command(app)
+def main() -> None:
+    """Entry point. Exit codes: the error tree in `schemas.errors`, 3 for partial runs, 130 for interrupted ones."""
     try:
-        with _terminable():
-            code = command(arguments, standalone_mode=False)
+        app()
     except IntegrandError as error:
         err.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("interrupted: what was committed is safe; run the same command again to resume", style="yellow")
-        sys.exit(130)
-    except Exception as error:
-        _exit_click(error)
-        raise
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _exit_click(error: Exception) -> None:
-    """Leave as click would for a wrong command line; return for anything else."""
-    import click
-
-    if isinstance(error, click.exceptions.Exit):
-        sys.exit(error.exit_code)
-    if isinstance(error, click.Abort):
-        err.print("interrupted: run the same command again to resume", style="yellow")
-        sys.exit(130)
-    if isinstance(error, click.ClickException):
-        error.show()
         sys.exit(error.exit_code)
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from typing import TypeAlias
 
 import duckdb
 import numpy as np
@@ -39,12 +40,16 @@ from integrand.service.manifest import (
 from integrand.workers.reading import BAD, read_slices
 from integrand.workers.store import Access, Store
 
-Filters = list[tuple[str, str, object]] | list[list[tuple[str, str, object]]] | ds.Expression
+Filters: TypeAlias = list[tuple[str, str, object]] | list[list[tuple[str, str, object]]] | ds.Expression
 """Conditions as pandas.read_parquet takes them (a list is AND, a list of lists OR of ANDs), or an Arrow expression."""
 
 _THREADS = 8
 _POSITION = "_position"
-_SANDBOX = {"enable_external_access": False, "python_enable_replacements": False, "lock_configuration": True}
+_SANDBOX: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": False,
+    "python_enable_replacements": False,
+    "lock_configuration": True,
+}
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
@@ -256,7 +261,7 @@ def _fragment(store: Store, place: Uri) -> Iterator[ds.ParquetFileFragment]:
         raise
     except (pa.ArrowException, OSError) as error:
         raise IntegrityError(str(place), expected="the object as it was committed", seen=str(error).split("\n")[0],
-                             next_step="move it away and run the job again: its shard is redone") from error  # fmt: skip
+                             next_step="move it away and run again: its shard is redone") from error  # fmt: skip
 
 
 # --- conditions and columns --------------------------------------------------------------------------------

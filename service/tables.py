@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from integrand.schemas.records import Plan, Quantiles, RunManifest
-from integrand.schemas.tables import PREFIX
+from integrand.schemas.tables import COLUMNS, PREFIX, WITHOUT_ATTRIBUTION, feature_names
 from integrand.service.progress import duration
 
 if TYPE_CHECKING:
@@ -89,27 +92,48 @@ def size(count: int) -> str:
     return f"{value:.3g} TiB"
 
 
+ROW_COLUMNS = ["row_id", "target", "status", "f_input", "gap", "error_estimate", "evaluations", "worst_by", "reason"]
+
+
+def show_rows(console: Console, frame: pd.DataFrame, title: str, most: int) -> None:
+    """Output rows with what fits a terminal; columns without a single value are left out."""
+    told = [c for c in ROW_COLUMNS if c in frame.columns and (frame.empty or frame[c].notna().any())]
+    show_frame(console, frame[told], title, most)
+
+
 def show_frame(console: Console, frame: pd.DataFrame, title: str, most: int) -> None:
-    """A frame's first rows as a table; wide attribution columns are left to pandas."""
-    columns = [c for c in frame.columns if not str(c).startswith(PREFIX)]
-    table = Table(title=f"{escape(title)} ({len(frame)})", title_justify="left")
-    for column in columns:
-        table.add_column(escape(str(column)), overflow="fold")
-    for values in frame[columns].head(most).itertuples(index=False):
+    """A frame's first rows as a table."""
+    shown = f"{min(most, len(frame))} of {len(frame)}" if len(frame) > most else str(len(frame))
+    table = Table(title=f"{escape(title)} ({shown})", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in frame.columns:
+        table.add_column(escape(str(column)), overflow="fold", justify="left" if frame[column].dtype == object else "right")
+    for values in frame.head(most).itertuples(index=False):
         table.add_row(*(escape(_cell(v)) for v in values))
     console.print(table)
 
 
 def _cell(value: object) -> str:
-    if value is None or (isinstance(value, float) and value != value) or value is pd.NA:
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def show_row(console: Console, run: Run, row_id: str, top: int) -> None:
+def show_row(console: Console, run: Run, row_id: str, most: int) -> None:
     """Every target of one row: its diagnostics, and its largest attributions by name."""
-    for record in run.rows(row_id).to_dict("records"):
-        facts = [(str(k), _cell(v)) for k, v in record.items() if not str(k).startswith(PREFIX)]
-        _facts(console, f"row {row_id}", facts)
-        named = run.named_attributions({str(k): v for k, v in record.items()})
-        show_frame(console, named.head(top), "largest attributions", top)
+    frame = run.rows(row_id)
+    for _, record in frame.iterrows():
+        _facts(console, f"row {row_id}", [(str(c), _cell(record[c])) for c in COLUMNS])
+        if record["status"] in WITHOUT_ATTRIBUTION:
+            continue
+        show_frame(console, largest_attributions(run, record).head(most), "largest attributions", most)
+
+
+def largest_attributions(run: Run, record: pd.Series[Any]) -> pd.DataFrame:
+    """Feature and attribution of one output row, the largest by absolute value first."""
+    features, values = [], []
+    for field in run.schema:
+        if field.name.startswith(PREFIX):
+            features += feature_names(field)
+            values.append(np.atleast_1d(np.asarray(record[field.name], float)).ravel())
+    found = pd.DataFrame({"feature": features, "attribution": np.concatenate(values)})
+    return found.sort_values("attribution", key=abs, ascending=False, kind="stable")

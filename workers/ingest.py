@@ -184,8 +184,7 @@ def has_integer_ids(store: Store, task: IngestTask) -> bool:
         names, lines = _table(stream, replace(task, roles=Roles(row_id=row_id)))
         if row_id not in names:
             return True
-        cells = (line.cells[0] for line in lines if line.cells is not None)
-        return all(cell in (None, "") or _is_integer(cell) for cell in cells)
+        return _integer_ids(task.format, (line.cells[0] for line in lines if line.cells is not None))
 
 
 def head(store: Store, entry: Entry, path: str, format: Format, roles: Roles, rows: int = 64) -> pa.Table:
@@ -204,7 +203,7 @@ def head(store: Store, entry: Entry, path: str, format: Format, roles: Roles, ro
         for line in taken
         if roles.row_id in names and line.cells is not None
     ]
-    whole = all(cell in (None, "") or _is_integer(cell) for cell in ids)
+    whole = _integer_ids(format, ids)
     types = dict.fromkeys(names, pa.string()) | {k: t for k, t in roles.types(whole).items() if k in names}
     return pa.Table.from_batches([_batch(taken, names, types, dict(roles.lists))])
 
@@ -216,6 +215,11 @@ def estimate_rows(store: Store, entry: Entry, format: Format) -> int:
     lines = sum(1 for line in sample.split(b"\n") if line.strip())
     rows = max(0, lines - (format == "csv"))
     return rows if len(sample) >= entry.size else max(1, round(rows * entry.size / len(sample)))
+
+
+def _integer_ids(format: Format, cells: Iterable[Any]) -> bool:
+    kinds = (str, int) if format == "csv" else (int,)  # JSON tells "7" from 7, and so do those who join on it
+    return all(cell in (None, "") or (isinstance(cell, kinds) and _is_integer(cell)) for cell in cells)
 
 
 def _opened(store: Store, task: IngestTask) -> io.BufferedReader:
@@ -403,8 +407,9 @@ def _batch(lines: Sequence[_Line], names: list[str], types: dict[str, pa.DataTyp
 
 def _parsed(cells: Sequence[Any], parse: Parse) -> tuple[list[Any], dict[int, str]]:
     """Values of a column, None for a cell at fault, and the faults by row."""
-    with suppress(ValueError):
-        return [parse(cell) for cell in cells], {}
+    if parse is _number:
+        with suppress(ValueError, TypeError, OverflowError):
+            return _plain_numbers(cells), {}
     values: list[Any] = [None] * len(cells)
     faults: dict[int, str] = {}
     for row, cell in enumerate(cells):
@@ -413,6 +418,13 @@ def _parsed(cells: Sequence[Any], parse: Parse) -> tuple[list[Any], dict[int, st
         except ValueError as error:
             faults[row] = str(error)
     return values, faults
+
+
+def _plain_numbers(cells: Sequence[Any]) -> list[float]:
+    """All cells as floats, 4 times as fast as one by one; raises if any is empty, odd or no number."""
+    if any(type(cell) is str and "_" in cell for cell in cells):
+        raise ValueError("a literal that is a number to Python alone")
+    return list(map(float, cells))
 
 
 def _parser(kind: pa.DataType, shape: tuple[int, ...]) -> Parse:
@@ -471,15 +483,13 @@ def _numbers(cell: Any, shape: tuple[int, ...]) -> list[float | None] | None:
     return [_number(item) for item in found]
 
 
-def _flattened(items: list[Any], shape: tuple[int, ...]) -> list[Any]:
-    expected = f"lists nested as {list(shape)}" if shape else "a flat list, or a `shape` in the spec"
-    for size in shape[:-1]:
-        if len(items) % size or any(not isinstance(item, list) for item in items):
-            break
-        items = [x for item in items for x in item]
-    if not shape or len(items) != prod(shape) or any(isinstance(item, list) for item in items):
-        raise ValueError(f"expected {expected}")
-    return items
+def _flattened(item: Any, shape: tuple[int, ...]) -> list[Any]:
+    """The leaves of lists nested like `shape`."""
+    if not shape:
+        return [item]
+    if not isinstance(item, list) or len(item) != shape[0]:
+        raise ValueError(f"expected a list of {shape[0]}, seen {_shown(item)}")
+    return [leaf for inner in item for leaf in _flattened(inner, shape[1:])]
 
 
 def _text(cell: Any) -> str | None:

@@ -226,8 +226,8 @@ def _plain(leaves: pa.Array) -> pa.Array:
     kind, t = leaves.type, pa.types
     if t.is_boolean(kind):
         return leaves.cast(pa.uint8())
-    # 64-bit integers always pass through float64, so that a neighbouring file of doubles, to which Arrow would
-    # promote them, cannot change how they round.
+    # 64-bit integers always pass through float64, as they do in numpy's hands once a neighbour is null:
+    # the way they round must not depend on neighbours.
     if t.is_decimal(kind) or t.is_null(kind) or t.is_float16(kind) or t.is_int64(kind) or t.is_uint64(kind):
         return leaves.cast(pa.float64(), safe=False)
     return leaves

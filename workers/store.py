@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import fsspec
 from fsspec.utils import glob_translate
+
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, SpecError, TransientError
 from integrand.schemas.uris import SCHEMES, Uri, parse_uri
 
@@ -352,9 +353,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # a file, which must not pass for a lost race
-        raise NotADirectoryError(
-            errno.ENOTDIR, "a file stands where a folder is needed", str(folder)
-        ) from error
+        raise NotADirectoryError(errno.ENOTDIR, "a file stands where a folder is needed", str(folder)) from error
 
 
 def _sync_folder(folder: str) -> None:

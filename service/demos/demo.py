@@ -132,7 +132,7 @@ def run_demo(demo: Demo, out: str) -> int:
         spec, facts = demo.prepare(folder)
     manifest = run_job(spec, base="/", trusted=TRUSTED, pool="ray")
     run = str(folder.out.child(manifest.run_id))
-    rows = open_run(run).to_pandas()
+    rows = open_run(run).to_pandas(inputs=True)
     outcome = demo.explain(rows, folder)
     picture = f"{demo.NAME}.png"
     folder.write(picture, outcome.png)

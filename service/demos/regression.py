@@ -65,7 +65,7 @@ def train_regressor(*, seed: int = 0) -> nn.Module:
         for _ in range(STEPS):
             features = torch.rand(BATCH, len(truth)) * 2 - 1
             optimizer.zero_grad()
-            nn.functional.mse_loss(model(features)[:, 0], features @ truth).backward()
+            torch.autograd.backward(nn.functional.mse_loss(model(features)[:, 0], features @ truth))
             optimizer.step()
             schedule.step()
     return model.eval()
@@ -100,12 +100,12 @@ def source_table(features: npt.NDArray[np.float32]) -> pa.Table:
 def explain(rows: pd.DataFrame, folder: DemoFolder) -> Outcome:
     """Compare measured attributions with coefficient · feature, in numbers and as a scatter plot."""
     known = rows[rows["f_input"].notna()]
-    features = draw_rows()[known["row_id"].to_numpy()].astype(np.float64)
+    features = known[list(FEATURES)].to_numpy(np.float64)
     measured = known[[PREFIX + name for name in FEATURES]].to_numpy(np.float64)
     correlation, leak = agreement(features * COEFFICIENTS, measured)
     findings = (
-        ("correlation of attribution with coefficient * x, signal features", f"{correlation:.5f}"),
-        ("mean |attribution| of noise features over that of signal features", f"{leak:.2%}"),
+        ("signal: correlation with the truth", f"{correlation:.5f}"),
+        ("noise: mean |attribution| over signal's", f"{leak:.2%}"),
     )
     return Outcome(findings, draw_agreement(features, measured))
 

@@ -9,6 +9,7 @@ from threading import Barrier
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from integrand.schemas.errors import DataError
 from integrand.schemas.uris import Uri
 from integrand.workers.store import Entry, Store

@@ -90,7 +90,7 @@ GOOD = parquet_bytes(numbered(20))
     (b"x" * 70_000, "other bytes than Parquet"),
     (GOOD[:-8] + (10**6).to_bytes(4, "little") + b"PAR1", "a footer of"),
     (GOOD[:-4] + b"PARE", "encrypted"),
-    (b"PAR1" + b"\xff" * 100 + (100).to_bytes(4, "little") + b"PAR1", ""),
+    (b"PAR1" + b"\xff" * 100 + (100).to_bytes(4, "little") + b"PAR1", "thrift"),
 ], ids=["empty", "csv", "truncated", "stub", "long", "length", "encrypted", "garbage"])  # fmt: skip
 def test_what_is_not_parquet_is_named(tmp_path: Path, data: bytes, seen: str) -> None:
     with pytest.raises(DataError, match=seen) as error:

@@ -1,0 +1,73 @@
+"""What a demonstration prints when its run is done."""
+
+from __future__ import annotations
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from integrand.schemas.records import RunManifest
+from integrand.schemas.tables import WITHOUT_ATTRIBUTION
+
+WITHIN = (1e-1, 1e-2, 1e-3)
+BAD_SHOWN = 5
+QUANTILES = (0.5, 0.9, 0.99, 1.0)
+Lines = tuple[tuple[str, str], ...]
+
+PANDAS = """\
+from integrand.service.query import open_run
+
+run = open_run("{run}")
+rows = run.to_pandas()                          # or pd.read_parquet("{run}/data")
+rows["status"].value_counts()
+rows.nlargest(5, "error_estimate")[["row_id", "status", "reason", "gap", "error_estimate", "evaluations"]]
+run.to_pandas(inputs=True)                      # the source's columns beside the attributions
+"""
+
+
+def show(
+    console: Console, manifest: RunManifest, rows: pd.DataFrame, findings: Lines, *, run: str, picture: str
+) -> None:
+    """Print statuses, accuracy, cost and findings of a run, the lines to copy, and where the picture is."""
+    table = Table("", "", title=f"{manifest.name}: {manifest.rows_out} rows, run {manifest.run_id}", show_header=False)
+    for section in (status_lines(manifest), reason_lines(rows), error_lines(rows), cost_lines(manifest), findings):
+        for name, value in section:
+            table.add_row(name, value)
+        table.add_section()
+    console.print(table)
+    console.print("\nIn Python:\n", style="bold")
+    console.print(PANDAS.format(run=run), markup=False, soft_wrap=True)
+    console.print(f"picture: {picture}", markup=False, soft_wrap=True)
+
+
+def status_lines(manifest: RunManifest) -> Lines:
+    """Rows by status, most frequent first."""
+    counts = sorted(manifest.statuses.items(), key=lambda item: -item[1])
+    return tuple((f"rows {status}", f"{count}") for status, count in counts if count)
+
+
+def reason_lines(rows: pd.DataFrame) -> Lines:
+    """The first few rows without attributions, and why."""
+    bad = rows[rows["status"].isin([str(status) for status in WITHOUT_ATTRIBUTION])].head(BAD_SHOWN)
+    return tuple((f"row {row_id}", str(reason)) for row_id, reason in zip(bad["row_id"], bad["reason"], strict=True))
+
+
+def error_lines(rows: pd.DataFrame) -> Lines:
+    """Shares of attributed rows within error bounds, and quantiles of error_estimate and |gap|."""
+    errors, gaps = rows["error_estimate"].dropna(), rows["gap"].dropna().abs()
+    shares = tuple(
+        (f"rows with error_estimate within {bound:g}", f"{(errors <= bound).mean():.1%}") for bound in WITHIN
+    )
+    return (
+        *shares,
+        ("error_estimate p50 p90 p99 max", _quantiles(errors)),
+        ("|gap| p50 p90 p99 max", _quantiles(gaps)),
+    )
+
+
+def cost_lines(manifest: RunManifest) -> Lines:
+    return (("gradient evaluations per row", f"{manifest.evaluations_per_row:.1f}"),)
+
+
+def _quantiles(values: pd.Series[float]) -> str:
+    return "  ".join(f"{values.quantile(share):.1e}" for share in QUANTILES)
