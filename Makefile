@@ -37,7 +37,7 @@ format: $(INSTALLED) ## rewrite the source in the house style
 	$(BIN)/ruff format $(CODE)
 
 bench: $(INSTALLED) ## benchmarks; they print what they measure
-	$(BIN)/python -m pytest tests/bench -s -o 'python_files=bench_*.py'
+	$(BIN)/python tests/bench/bench_job.py
 
 wheel: $(INSTALLED) ## build the wheel into dist/
 	@rm -rf build/lib # setuptools would pack what an earlier build left there

@@ -104,7 +104,7 @@ class Projection(Record):
 class Plan(Record):
     """The resolved job: printable, testable, stored once as `_plan.json`."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     run_id: str
     spec: AttributeSpec
     files: tuple[SourceFile, ...]
@@ -260,7 +260,8 @@ def _quantile(histogram: dict[str, int], total: int, share: float, largest: floa
     for exponent in sorted(histogram, key=int):
         seen += histogram[exponent]
         if seen >= share * total:
-            return min(10.0 ** (int(exponent) / 10), largest if largest is not None else float("inf"))
+            bound = float(10.0 ** (int(exponent) / 10))
+            return bound if largest is None else min(bound, largest)
     raise AssertionError("a quantile lies within its histogram")
 
 

@@ -7,6 +7,7 @@ JSON Schema that `integrand schema` prints.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
@@ -430,13 +431,18 @@ def _part_at(loc: tuple[object, ...]) -> list[str]:
     return list(_PLAIN[word].model_fields) if word in _PLAIN else []
 
 
+# Names that pydantic gives to the branches of a plain union, such as `constrained-int` or `literal['auto']`.
+_BRANCH = re.compile(r"(constrained-)?(str|int|float|bool)|.*\[.*")
+
+
 def _place(loc: tuple[object, ...]) -> str:
-    """An error location as the user wrote it: without the union tags."""
+    """An error location as the user wrote it: without the union tags and branches."""
     words: list[str] = []
     for i, word in enumerate(loc):
         parent = loc[i - 1] if i else None
         is_tag = parent in _KINDS or (i > 1 and loc[i - 2] == "inputs" and isinstance(parent, int))
-        if not (is_tag and i < len(loc) - 1) and word not in ("WorkerRange", "count"):
+        is_branch = word in ("WorkerRange", "count") or (isinstance(word, str) and _BRANCH.fullmatch(word))
+        if not (is_tag and i < len(loc) - 1) and not is_branch:
             words.append(str(word))
     return ".".join(words) or "spec"
 

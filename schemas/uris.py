@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Literal, get_args
 
 from integrand.schemas.errors import SpecError
 
-SCHEMES = ("file", "s3", "gs", "abfs")
+Scheme = Literal["file", "s3", "gs", "abfs"]
+SCHEMES: tuple[str, ...] = get_args(Scheme)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://(.*)$", re.DOTALL)
 
 
@@ -46,7 +48,8 @@ def parse_uri(text: str, *, base: str = "/", schemes: tuple[str, ...] = SCHEMES)
                         seen=f"{scheme}://", next_step="copy the data to one of these stores")  # fmt: skip
     if scheme == "file":
         return Uri("file", str(PurePosixPath(base) / rest) if not rest.startswith("/") else _tidy(rest))
-    if "@" in rest.split("/", 1)[0] and scheme == "s3":
+    authority = rest.split("/", 1)[0]
+    if "@" in authority and (scheme != "abfs" or ":" in authority):  # abfs writes container@account
         raise SpecError("uri with user information", expected=f"{scheme}://bucket/key",
                         next_step="put credentials into the environment, never into a spec")  # fmt: skip
     if not rest.strip("/"):

@@ -132,7 +132,7 @@ def demo_digits(out: Out = None) -> None:
     from integrand.service.demos import digits
 
     with _interruptible():
-        raise typer.Exit(digits(out))
+        raise typer.Exit(digits(out, _operator([]).access))
 
 
 @demo.command("synthetic")
@@ -141,7 +141,7 @@ def demo_synthetic(out: Out = None) -> None:
     from integrand.service.demos import synthetic
 
     with _interruptible():
-        raise typer.Exit(synthetic(out))
+        raise typer.Exit(synthetic(out, _operator([]).access))
 
 
 def _pool_kind(pool: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from integrand.schemas.ids import shard_id
 from integrand.schemas.records import Shard, Slice, SourceFile
@@ -26,7 +27,7 @@ def _pieces(files: Sequence[SourceFile], rows: int) -> Iterator[Slice]:
         for count in file.row_groups:
             parts = -(-count // rows)
             edges = [start + count * p // parts for p in range(parts + 1)] if parts else []
-            yield from (Slice(file=number, start=a, stop=b) for a, b in zip(edges, edges[1:], strict=False))
+            yield from (Slice(file=number, start=a, stop=b) for a, b in pairwise(edges))
             start += count
 
 

@@ -15,6 +15,7 @@ from integrand.schemas.specs import AttributeSpec
 from integrand.schemas.uris import Uri
 from integrand.service.pools import Pool
 from integrand.service.sources import Listing, list_source, read_footers
+from integrand.workers.ingest import Format as TextFormat
 from integrand.workers.ingest import IngestTask, estimate_rows, head, ingest, ingest_digest, load_ingested, roles_of
 from integrand.workers.reading import declared_columns, source_schema
 from integrand.workers.statistics import Partial, fold_means, means_uri, partial_sums, read_means, write_means
@@ -39,23 +40,25 @@ class Dataset:
 def prepare_dataset(store: Store, spec: AttributeSpec, base: str, output: Uri, pool: Pool, *, ingest: bool) -> Dataset:
     """List the source and read its footers; a text source is split first, or only sampled without `ingest`."""
     listing = list_source(store, spec.source, base)
-    if listing.format == "parquet":
+    form = listing.format
+    if form == "parquet":
         files, schemas = read_footers(store, listing)
         schema = source_schema(files, schemas, declared_columns(spec))
         return Dataset(files, schema, tuple((f.path, f.size, f.fingerprint) for f in files))
-    return _text_dataset(store, spec, listing, output, pool, ingest)
+    return _text_dataset(store, spec, listing, form, output, pool, ingest)
 
 
-def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, output: Uri, pool: Pool, split: bool) -> Dataset:
+def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, form: TextFormat, output: Uri, pool: Pool,
+                  split: bool) -> Dataset:  # fmt: skip
     roles = roles_of(spec)
     folder = output.child("_ingest", ingest_digest([e for e, _ in listing.files], roles))
     identity = tuple((path, e.size, e.etag or f"mtime:{e.mtime_ns}") for e, path in listing.files)
     if not split and load_ingested(store, folder) is None:
         first, path = listing.files[0]
-        sample = head(store, first, path, listing.format, roles)
-        rows = sum(estimate_rows(store, e, listing.format) for e, _ in listing.files)
+        sample = head(store, first, path, form, roles)
+        rows = sum(estimate_rows(store, e, form) for e, _ in listing.files)
         return Dataset((), sample.schema, identity, sample, rows)
-    tasks = [IngestTask(e, path, listing.format, folder, roles) for e, path in listing.files]
+    tasks = [IngestTask(e, path, form, folder, roles) for e, path in listing.files]
     pieces = ingest(store, tasks, pool.map)
     found = Listing("parquet", tuple((store.info(store.parse(p.uri)), p.path) for p in pieces))
     _, schemas = read_footers(store, found)

@@ -22,7 +22,6 @@ from integrand.service.planner import Request, make_plan
 from integrand.service.pools import LocalPool, Pool, make_pool
 from integrand.service.runner import Dispatch, Ledger, Tally, read_ledger
 from integrand.workers.identity import check_row_ids
-from integrand.workers.models import CodeBundle
 from integrand.workers.store import Access, Store
 from integrand.workers.worker import Setup
 
@@ -54,7 +53,7 @@ def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = 
     logical_date  ISO date that the `_latest` pointer is ordered by; now by default
     """
     request = Request(spec, base, Store(access), trusted, salt)
-    workers = make_pool(pool, address)
+    workers = make_pool(pool, address, spec.compute)
     shown = console or Console()
     try:
         planned, code = make_plan(request, workers)
@@ -94,7 +93,13 @@ def _open_run(request: Request, planned: Plan, console: Console, pool: Pool) -> 
     if plan.run_id != planned.run_id:
         raise IntegrityError(str(uri), expected=f"the plan of run {planned.run_id}", seen=plan.run_id,
                              next_step="move the folder away")  # fmt: skip
-    return OpenRun(store, uri, root, plan, plan_sha256, store.read(uri.child("_plan.json")))
+    return OpenRun(store, uri, root, _as_asked(plan, request.spec), plan_sha256, store.read(uri.child("_plan.json")))
+
+
+def _as_asked(plan: Plan, spec: AttributeSpec) -> Plan:
+    """A stored plan under today's name, workers, attempts, deadlines and limits: they are no part of its identity."""
+    today = {"name": spec.name, "compute": spec.compute, "limits": spec.limits}
+    return plan.model_copy(update={"spec": plan.spec.model_copy(update=today)})
 
 
 def _check_build(plan: Plan, allow_mixed: bool) -> None:
@@ -109,8 +114,9 @@ def _finish(run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_da
     done = load_manifest(run.store, run.uri)
     if done is not None:
         console.print(f"run {run.plan.run_id} is complete already: nothing to do")
+        _point(run, logical_date or done.logical_date or done.created)  # a driver may have died just before it did
         return done
-    date = logical_date or datetime.now(UTC).isoformat(timespec="seconds")
+    date = logical_date or _now()
     footers = read_footers(run.store, run.uri)
     ledger = read_ledger(run.store, run.uri, run.plan)
     missing = [s for s in run.plan.shards if s.id not in footers and s.id not in ledger.quarantined]
@@ -126,13 +132,21 @@ def _finish(run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_da
 def _seal(run: OpenRun, ledger: Ledger, date: str) -> RunManifest:
     """Fold what storage holds into the manifest; point `_latest` at a complete run."""
     given_up = tuple(q for _, q in sorted(ledger.quarantined.items()))
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    manifest = fold(run.plan, run.plan_sha256, read_footers(run.store, run.uri), given_up, created=now, logical_date=date)
+    footers = read_footers(run.store, run.uri)
+    manifest = fold(run.plan, run.plan_sha256, footers, given_up, created=_now(), logical_date=date)
     write_manifest(run.store, run.uri, manifest)
     if manifest.complete:
-        point_latest(run.store, run.root, run.plan.spec.name,
-                     Pointer(run_id=run.plan.run_id, logical_date=date, written=now))  # fmt: skip
+        _point(run, date)
     return manifest
+
+
+def _point(run: OpenRun, date: str) -> None:
+    pointer = Pointer(run_id=run.plan.run_id, logical_date=date, written=_now())
+    point_latest(run.store, run.root, run.plan.spec.name, pointer)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _stall_s(plan: Plan) -> float:
@@ -147,7 +161,7 @@ def _heartbeat(run: OpenRun, show: Callable[[Tally], None]) -> Callable[[Tally],
         show(tally)
         if time.monotonic() - written[0] >= HEARTBEAT_S:
             written[0] = time.monotonic()
-            facts = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "shards_done": tally.shards_done,
+            facts = {"at": _now(), "shards_done": tally.shards_done,
                      "shards_planned": tally.shards_planned, "rows_per_second": round(tally.rows_per_second, 3),
                      "eta_s": tally.eta_s}  # fmt: skip
             run.store.replace(run.uri.child("_progress.json"), json.dumps(facts).encode())

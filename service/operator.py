@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.uris import SCHEMES
+from integrand.schemas.uris import Scheme
 from integrand.workers.store import Access
 
 DEFAULT_CONFIG = Path("/etc/integrand/config.toml")
-_FIELDS = {"trust": {"modules": list, "locked": bool}, "storage": {"schemes": list, "buckets": list, "endpoint_url": str}}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,27 @@ class Operator:
     """The operator's settings after flags were added."""
 
     trusted: tuple[str, ...] = ()
-    access: Access = Access()
+    access: Access = field(default_factory=Access)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Trust(_Section):
+    modules: list[str] = []
+    locked: bool = False
+
+
+class _Storage(_Section):
+    schemes: list[Scheme] = list(get_args(Scheme))
+    buckets: list[str] = []
+    endpoint_url: str | None = None
+
+
+class _Config(_Section):
+    trust: _Trust = _Trust()
+    storage: _Storage = _Storage()
 
 
 def load_operator(config: str | None, prefixes: Sequence[str]) -> Operator:
@@ -43,26 +64,22 @@ def load_operator(config: str | None, prefixes: Sequence[str]) -> Operator:
             raise SpecError(f"operator config {path}", expected="a TOML file", seen="no such file")
         return Operator(tuple(prefixes))
     found = _parse(path)
-    trust, storage = found.get("trust", {}), found.get("storage", {})
-    modules = tuple(trust.get("modules", ()))
-    beyond = [p for p in prefixes if p not in modules]
-    if trust.get("locked") and beyond:
+    beyond = [p for p in prefixes if p not in found.trust.modules]
+    if found.trust.locked and beyond:
         raise SpecError(f"--trust-model-code {beyond[0]}", expected=f"a prefix that {path} allows",
-                        seen=f"locked to: {', '.join(modules) or 'nothing'}")  # fmt: skip
-    access = Access(endpoint_url=storage.get("endpoint_url"), schemes=tuple(storage.get("schemes", SCHEMES)),
-                    buckets=tuple(storage.get("buckets", ())))  # fmt: skip
-    return Operator(tuple(dict.fromkeys([*modules, *prefixes])), access)
+                        seen=f"locked to: {', '.join(found.trust.modules) or 'nothing'}")  # fmt: skip
+    access = Access(endpoint_url=found.storage.endpoint_url, schemes=tuple(found.storage.schemes),
+                    buckets=tuple(found.storage.buckets))  # fmt: skip
+    return Operator(tuple(dict.fromkeys([*found.trust.modules, *prefixes])), access)
 
 
-def _parse(path: Path) -> dict[str, dict[str, Any]]:
+def _parse(path: Path) -> _Config:
+    where = f"operator config {path}"
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"operator config {path}", expected="valid TOML", seen=str(error)) from error
-    for section, fields in found.items():
-        known = _FIELDS.get(section, {})
-        for field, value in fields.items() if isinstance(fields, dict) else [("", None)]:
-            if field not in known or not isinstance(value, known[field]):
-                raise SpecError(f"operator config {path}: {section}.{field}", expected="one of "
-                                + ", ".join(f"{s}.{f}" for s, fs in _FIELDS.items() for f in fs), seen=repr(value))  # fmt: skip
-    return found
+        return _Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(where, expected="valid TOML", seen=str(error)) from error
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise SpecError(where, expected="[trust] modules, locked and [storage] schemes, buckets, endpoint_url",
+                        seen="; ".join(problems)) from None  # fmt: skip

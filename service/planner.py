@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -31,7 +30,15 @@ from integrand.service.cutting import auto_rows, cut, rows_by_bytes
 from integrand.service.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.pools import Pool
 from integrand.service.preflight import Findings, examine, sample_rows
-from integrand.workers.models import CodeBundle, check_trust, code_digest, install_code, load_model, model_artefacts, pack_code
+from integrand.workers.models import (
+    CodeBundle,
+    check_trust,
+    code_digest,
+    install_code,
+    load_model,
+    model_artefacts,
+    pack_code,
+)
 from integrand.workers.reading import declared_columns, read_slices, resolve_columns
 from integrand.workers.rows import to_rows
 from integrand.workers.store import Store
@@ -140,7 +147,8 @@ def _sample_table(store: Store, spec: AttributeSpec, dataset: Dataset) -> pa.Tab
 
 
 def _row_id_type(spec: AttributeSpec, schema: pa.Schema) -> pa.DataType:
-    return pa.string() if spec.source.row_id is None else schema.field(spec.source.row_id).type
+    kind = pa.string() if spec.source.row_id is None else schema.field(spec.source.row_id).type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _thread_count(spec: AttributeSpec) -> int:

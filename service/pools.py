@@ -111,6 +111,7 @@ class LocalPool:
 
     def replace(self, worker: int) -> None:
         assert self._setup
+        self.close()
         self._worker = Worker(self._setup)
 
     def retire(self, worker: int) -> None:
@@ -141,9 +142,10 @@ class _Seat:
 
 @dataclass
 class RayPool:
-    """Actors on Ray: an embedded local cluster without `address`, the cluster at `address` otherwise."""
+    """Actors on Ray: an embedded local cluster with room for `cpus` without `address`, the cluster there otherwise."""
 
     address: str | None = None
+    cpus: float = 2
     poll_s: float = 1.0
     _seats: dict[int, _Seat] = field(default_factory=dict)
     _failed_starts: int = 0
@@ -153,8 +155,8 @@ class RayPool:
         """Ray tasks, at most 64 in flight. They only create what is absent, so Ray may retry them."""
         import ray
 
-        self.connect(1)
-        task = ray.remote(_call).options(num_cpus=1, max_retries=3)
+        self.connect()
+        task: Any = ray.remote(_call).options(num_cpus=1, max_retries=3)
         made: list[Any] = [None] * len(items)
         running: dict[Any, int] = {}
         waiting = list(enumerate(items))[::-1]
@@ -167,8 +169,8 @@ class RayPool:
                 made[running.pop(ref)] = _fetch(ref)
         return made
 
-    def connect(self, cpus: float) -> None:
-        """Join the cluster, or start a local one that has room for the workers asked for."""
+    def connect(self) -> None:
+        """Join the cluster, or start a local one that has room for all workers: pre-passes run on it before them."""
         import ray
 
         if ray.is_initialized():
@@ -177,7 +179,7 @@ class RayPool:
             if self.address:
                 ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
             else:
-                ray.init(num_cpus=max(2, math.ceil(cpus)), include_dashboard=False, log_to_driver=False,
+                ray.init(num_cpus=max(2, math.ceil(self.cpus)), include_dashboard=False, log_to_driver=False,
                          logging_level=logging.ERROR)  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise TransientError(f"Ray at {self.address or 'this machine'}", expected="a cluster that answers",
@@ -190,10 +192,11 @@ class RayPool:
 
         wanted = min(compute.worker_range.max, max(1, shards))
         self._fewest = min(compute.worker_range.min, wanted)
-        self.connect(wanted * compute.cpus_per_worker)
+        self.connect()
         self._start_s, self._stall_s = compute.start_s, stall_s
         self._setup = ray.put(setup)
-        self._actors = ShardActor.options(num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker)
+        remote: Any = ShardActor  # ray.remote hides what it returns from type checkers
+        self._actors = remote.options(num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker)
         for worker in range(wanted):
             self._seat(worker)
 
@@ -238,9 +241,10 @@ class RayPool:
         for ref in done:
             self._settle_start(starting[ref], ref)
         late = [s for s in self._seats.values() if not s.is_ready and time.monotonic() - s.since > self._start_s]
-        if late and not any(s.is_ready for s in self._seats.values()):
-            raise TransientError(f"{len(late)} workers", expected=f"a start within {self._start_s:g} s",
-                                 seen=f"none started; the cluster has {_resources()}",
+        ready, needed = sum(s.is_ready for s in self._seats.values()), max(1, self._fewest)
+        if late and ready < needed:
+            raise TransientError(f"{len(late)} workers", expected=f"{needed} ready within {self._start_s:g} s",
+                                 seen=f"{ready} ready; the cluster has {_resources()}",
                                  next_step="lower compute.workers or cpus_per_worker, or free the cluster")  # fmt: skip
         return bool(done)
 
@@ -347,7 +351,7 @@ def _loss(error: Exception, seat: _Seat) -> Failure:
     kind: LossKind = "killed_worker"
     if seat.stalled:
         kind, text = "stalled", "no step batch finished within the stall limit; the worker was killed"
-    elif isinstance(error, OutOfMemoryError) or "memory monitor" in text or "OOM" in text and "due to memory" in text:
+    elif isinstance(error, OutOfMemoryError) or "memory monitor" in text or ("OOM" in text and "due to memory" in text):
         kind = "memory"
     elif getattr(error, "preempted", False):
         kind = "preempted"
@@ -373,12 +377,15 @@ def _fetch(ref: Any) -> Any:
 def _resources() -> str:
     import ray
 
-    found = ray.cluster_resources()
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return ", ".join(f"{found.get(k, 0):g} {k}" for k in ("CPU", "GPU"))
 
 
-def make_pool(kind: Literal["ray", "local"], address: str | None) -> Pool:
-    return RayPool(address) if kind == "ray" else LocalPool()
+def make_pool(kind: Literal["ray", "local"], address: str | None, compute: Compute) -> Pool:
+    """The pool for a job; a local Ray is given room for as many workers as the job may ask for."""
+    if kind == "local":
+        return LocalPool()
+    return RayPool(address, cpus=compute.worker_range.max * compute.cpus_per_worker)
 
 
 __all__ = ["Failure", "LocalPool", "Outcome", "Pool", "RayPool", "make_pool"]

@@ -246,7 +246,7 @@ class Run:
         return _filtered(output, expression).select(kept)
 
     def _frame(self, table: pa.Table) -> pd.DataFrame:
-        frame = table.to_pandas()
+        frame: pd.DataFrame = table.to_pandas()
         frame.attrs["complete"] = self.complete
         return frame
 

@@ -66,8 +66,8 @@ class Ledger:
         return attempt
 
     def _create(self, folder: str, number: int, data: bytes) -> None:
-        try:
-            self.store.create(self.run.child(f"{folder}/{number}.json"), data, scratch=self.run.child("_tmp"))
+        try:  # names sort as they were written: the ledger is read back by name
+            self.store.create(self.run.child(f"{folder}/{number:04d}.json"), data, scratch=self.run.child("_tmp"))
         except FileExistsError:  # another driver counts on the same run: its records stay
             self._create(folder, number + 1, data)
 
@@ -131,40 +131,39 @@ class Dispatch:
         self.waiting = deque(s for s in waiting if not self.ledger.suspect(s))
         self.suspects = deque(s for s in waiting if self.ledger.suspect(s))
         self.in_flight: dict[int, Shard] = {}
-        self.alone: tuple[int, Shard] | None = None
+        self.alone: int | None = None  # the worker whose fresh actor is for a suspect alone
         self.started = time.monotonic()
 
     def run(self) -> dict[str, ShardFooter]:
         """Footers of every shard that is done. Raises what ends a run; resume picks up from storage."""
-        while self.waiting or self.suspects or self.in_flight:
+        while (self.waiting or self.suspects or self.in_flight) and not self._too_many_quarantined():
             self._dispatch()
             for outcome in self.pool.wait(self.beat_s):
                 self._settle(outcome)
             self.on_change(self.tally())
-            if self._too_many_quarantined():
-                break
         return self.footers
 
     def _dispatch(self) -> None:
         for worker in self.pool.idle():
-            if self.alone is not None:
-                self._submit_alone(worker)
-            elif self.waiting:
+            if self.waiting:
                 shard = self.waiting.popleft()
-                self.in_flight[worker] = shard
-                self.pool.submit(worker, shard, self.waiting[0] if self.waiting else None)
+                self._submit(worker, shard, self.waiting[0] if self.waiting else None)
             elif self.suspects and not self.in_flight:
-                self.alone = worker, self.suspects.popleft()
-                self.pool.replace(worker)
+                self._try_alone(worker)
             elif self.in_flight and not self.suspects:
                 self.pool.retire(worker)
 
-    def _submit_alone(self, worker: int) -> None:
+    def _submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
+        self.in_flight[worker] = shard
+        self.pool.submit(worker, shard, prefetch)
+
+    def _try_alone(self, worker: int) -> None:
         """A suspect runs on a fresh actor with nothing beside it: only a loss here condemns it."""
-        assert self.alone
-        if worker == self.alone[0] and not self.in_flight:
-            self.in_flight[worker] = self.alone[1]
-            self.pool.submit(worker, self.alone[1], None)
+        if self.alone is None:
+            self.alone = worker
+            self.pool.replace(worker)
+        elif self.alone == worker:
+            self._submit(worker, self.suspects.popleft(), None)
 
     def _settle(self, outcome: Outcome) -> None:
         shard = self.in_flight.pop(outcome.worker)

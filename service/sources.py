@@ -6,6 +6,7 @@ import os.path
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 
@@ -19,14 +20,15 @@ from integrand.workers.store import Entry, Store
 READERS = 32
 """Footers read at once: they cost latency, not bandwidth."""
 
-FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "json_lines", ".ndjson": "json_lines"}
+Format = Literal["parquet", "csv", "json_lines"]
+FORMATS: dict[str, Format] = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "json_lines", ".ndjson": "json_lines"}
 
 
 @dataclass(frozen=True)
 class Listing:
     """The files of a source in order, each with its path below the source root."""
 
-    format: str
+    format: Format
     files: tuple[tuple[Entry, str], ...]
 
 
@@ -56,7 +58,7 @@ def _expand(store: Store, root: Uri) -> Sequence[Entry]:
                         next_step="check source.uri; relative paths start at the spec's folder") from None  # fmt: skip
 
 
-def entry_format(source: Source, uri: Uri) -> str | None:
+def entry_format(source: Source, uri: Uri) -> Format | None:
     """A file's format by the spec, else by its extension; None for a file that is not data."""
     if source.format != "auto":
         return source.format

@@ -18,11 +18,23 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number and refuses keys given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-        twice = [k for k in keys if keys.count(k) > 1]
+        written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = _twice([self.construct_object(key, deep=True) for key in written])
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key `{twice[0]}` is given twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, twice, node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys json.loads would silently overwrite."""
+    twice = _twice([key for key, _ in pairs])
+    if twice:
+        raise ValueError(twice)
+    return dict(pairs)
+
+
+def _twice(keys: list[Any]) -> str | None:
+    return next((f"key `{key}` is given twice" for key in keys if keys.count(key) > 1), None)
 
 
 # YAML 1.1 wants a dot in floats and reads `1e-3` as a string; people write it all the same.
@@ -43,6 +55,6 @@ def load_spec(path: Path) -> tuple[AttributeSpec, str]:
 def parse_text(text: str, where: str) -> object:
     """YAML or JSON text as plain data."""
     try:
-        return json.loads(text) if where.endswith(".json") else yaml.load(text, _Loader)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        return json.loads(text, object_pairs_hook=_pairs) if where.endswith(".json") else yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # JSONDecodeError is a ValueError
         raise SpecError(where, expected="valid YAML or JSON", seen=" ".join(str(error).split())) from error

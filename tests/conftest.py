@@ -44,7 +44,7 @@ from integrand.workers.encoding import Results, encode, results_table, shard_foo
 from integrand.workers.reading import inspect_file, read_slices
 from integrand.workers.store import Access, Store
 
-pytest_plugins = ["tests.plugins.requirements"]
+pytest_plugins = ["tests.plugins.requirements", "tests.plugins.jobs"]
 
 BUCKET = "tests"
 ADMIN = ("integrand-admin", "not-a-real-secret")

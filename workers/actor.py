@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ray
+
 from integrand.schemas.records import Shard, ShardFooter
 from integrand.workers.worker import Beat, Setup, Worker
 

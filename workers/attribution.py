@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.specs import Adaptive, FixedSteps
 from integrand.schemas.tables import WITHOUT_ATTRIBUTION, RowStatus
@@ -26,7 +28,6 @@ from integrand.workers.engine import (
 )
 from integrand.workers.outputs import Forward, Target, check_output, target_table
 from integrand.workers.quadrature import build_rule
-from torch import Tensor, nn
 
 Tensors = Tensor | tuple[Tensor, ...]
 NOTEBOOK_MEMORY = 512 << 20

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ConstantBaseline, MeanBaseline
 from integrand.workers.models import DTYPES
 from integrand.workers.rows import Rows, scale, spread
-from torch import Tensor
 
 
 def baseline_tensors(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, means: Sequence[np.ndarray] | None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from integrand.workers.outputs import Forward
 from torch import Tensor
+
+from integrand.workers.outputs import Forward
 
 CACHE_BYTES = 16 << 20
 """Saved activations of a step batch beyond this size leave the CPU's caches and gain nothing more."""

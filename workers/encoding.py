@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
 from integrand.schemas.ids import FOOTER_KEY, digest_rows
 from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter, histogram_quantiles
 from integrand.schemas.tables import (
@@ -20,7 +22,6 @@ from integrand.schemas.tables import (
     output_schema,
     tensor_field,
 )
-from numpy.typing import NDArray
 
 ROW_GROUP_BYTES = 32 << 20
 ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}

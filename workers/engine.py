@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from integrand.schemas.errors import SpecError
 from integrand.schemas.tables import RowStatus
 from integrand.workers.outputs import Forward, check_output, select
 from integrand.workers.quadrature import QuadratureRule
-from numpy.typing import NDArray
-from torch import Tensor
 
 Floats = NDArray[np.float64]
 Judge = Callable[["Sums"], list[RowStatus | None]]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from integrand.schemas.errors import DataError
 from integrand.schemas.records import Slice, SourceFile
 from integrand.workers.reading import BAD, read_slices, row_ids
@@ -33,9 +34,7 @@ def check_row_ids(store: Store, files: Sequence[SourceFile], column: str) -> Non
     _check_unique(files, slices, ids, column)
 
 
-def _check_unique(
-    files: Sequence[SourceFile], slices: Sequence[Slice], ids: pa.ChunkedArray, column: str
-) -> None:
+def _check_unique(files: Sequence[SourceFile], slices: Sequence[Slice], ids: pa.ChunkedArray, column: str) -> None:
     if pc.count_distinct(ids, mode="only_valid").as_py() == len(ids) - ids.null_count:
         return
     counts = pc.value_counts(ids.drop_null())

@@ -21,6 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.ids import digest_bytes
 from integrand.schemas.records import Artefact
@@ -28,9 +32,6 @@ from integrand.schemas.specs import ExportedModel, FactoryModel, Model, Scripted
 from integrand.schemas.uris import Uri
 from integrand.workers.outputs import Forward
 from integrand.workers.store import Store
-from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import nn
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _INSTALLED: set[str] = set()

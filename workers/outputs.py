@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from integrand.schemas.errors import SpecError
 from torch import Tensor
+
+from integrand.schemas.errors import SpecError
 
 Forward = Callable[..., Tensor]
 Target = int | tuple[int, ...] | Tensor | None

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
+
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs import Adaptive, FixedSteps
-from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from urllib.parse import unquote
@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, SpecError
 from integrand.schemas.records import InputShape, Slice, SourceFile
 from integrand.schemas.specs import (
@@ -70,9 +71,7 @@ def _footer(store: Store, entry: Entry) -> bytes:
     if tail[-4:] == b"PARE":
         raise _broken(entry, "an encrypted footer")
     if entry.size < 12 or tail[-4:] != _MAGIC:
-        head = (
-            store.read_tail(entry.uri, entry.size, entry.size) if entry.size <= _TAIL else _head(store, entry)
-        )
+        head = store.read_tail(entry.uri, entry.size, entry.size) if entry.size <= _TAIL else _head(store, entry)
         raise _broken(entry, "a truncated file" if head[:4] == _MAGIC else "other bytes than Parquet")
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length + 4 > entry.size:
@@ -99,18 +98,25 @@ def hive_values(path: str) -> dict[str, str | None]:
     return {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, value in pairs}
 
 
-def partition_columns(files: Sequence[SourceFile]) -> dict[str, pa.DataType]:
+def partition_columns(paths: Iterable[str]) -> dict[str, pa.DataType]:
     """Columns that the folders spell out: int64 if every file's value is an integer, else string."""
     seen: dict[str, list[str]] = {}
-    for values in map(hive_values, {f.path.rsplit("/", 1)[0] + "/" for f in files if "/" in f.path}):
+    for values in map(hive_values, {p.rsplit("/", 1)[0] + "/" for p in paths if "/" in p}):
         for key, value in values.items():
             seen.setdefault(key, []).extend([] if value is None else [value])
     return {k: pa.int64() if v and all(map(_is_int64, v)) else pa.string() for k, v in sorted(seen.items())}
 
 
-def source_schema(
-    files: Sequence[SourceFile], schemas: Sequence[pa.Schema], columns: Sequence[str]
-) -> pa.Schema:
+def with_partitions(table: pa.Table, path: str, types: dict[str, pa.DataType]) -> pa.Table:
+    """The table with the partition columns that it does not hold itself, one value throughout."""
+    values = hive_values(path)
+    for name in [name for name in types if name not in table.column_names]:
+        value = pa.array([values.get(name)], pa.string()).cast(types[name])[0]
+        table = table.append_column(name, pa.repeat(value, table.num_rows))
+    return table
+
+
+def source_schema(files: Sequence[SourceFile], schemas: Sequence[pa.Schema], columns: Sequence[str]) -> pa.Schema:
     """The columns of all files together, partition columns last.
 
     Raises DataError where a column is of unlike types, or one of `columns` is in some files and not in others.
@@ -129,7 +135,7 @@ def source_schema(
             raise DataError(lacking[0].uri, expected=f"column `{name}`, as in the other files",
                             seen=f"no such column here ({len(lacking)} of {len(files)} files lack it)",
                             next_step="write all files with one schema")  # fmt: skip
-    extra = [pa.field(k, t) for k, t in partition_columns(files).items() if k not in merged.names]
+    extra = [pa.field(k, t) for k, t in partition_columns(f.path for f in files).items() if k not in merged.names]
     return pa.schema([*merged, *extra])
 
 
@@ -185,9 +191,7 @@ def resolve_input(schema: pa.Schema, spec_input: ColumnsInput | TensorInput) -> 
         shape = column_shape(spec_input.column, check_column(schema, spec_input.column), spec_input.shape)
     for field, numbers in (("mean", spec_input.mean), ("std", spec_input.std)):
         _check_spread(f"inputs.{spec_input.name}.{field}", numbers, shape)
-    return InputShape(
-        name=spec_input.name, columns=columns, shape=shape, named=isinstance(spec_input, ColumnsInput)
-    )
+    return InputShape(name=spec_input.name, columns=columns, shape=shape, named=isinstance(spec_input, ColumnsInput))
 
 
 def resolve_forward_arg(schema: pa.Schema, arg: ForwardArg) -> tuple[int, ...]:
@@ -258,8 +262,9 @@ def column_shape(name: str, kind: pa.DataType, declared: tuple[int, ...]) -> tup
     """Row shape of a list or tensor column. Raises SpecError if it holds no numbers or cannot have that shape."""
     leaf, sizes = unnest(kind)
     if not is_number(leaf) or not sizes or _permuted(kind):
-        raise SpecError(f"column `{name}`", expected="lists or tensors of numbers in row-major order", seen=str(kind),
-                        next_step=f"use `columns: [{name}]`" if is_number(kind) else "store lists of numbers")  # fmt: skip
+        step = f"use `columns: [{name}]`" if is_number(kind) else "store lists of numbers"
+        raise SpecError(f"column `{name}`", expected="lists or tensors of numbers in row-major order",
+                        seen=str(kind), next_step=step)  # fmt: skip
     natural = tuple(kind.shape) if isinstance(kind, pa.FixedShapeTensorType) else sizes
     if not declared:
         known = tuple(n for n in natural if n is not None)
@@ -310,7 +315,7 @@ def read_slices(store: Store, files: Sequence[SourceFile], slices: Sequence[Slic
     Partition columns come from the path; `_bad` is left out where no file has it. Raises IntegrityError if a file
     is not what was planned, DataError if it cannot be decoded or lacks a column.
     """
-    partitions, parts = partition_columns(files), dict[int, pa.Table]()
+    partitions, parts = partition_columns(f.path for f in files), dict[int, pa.Table]()
     for i in dict.fromkeys(s.file for s in slices):
         with _opened(store, files[i]) as parquet:
             parts |= {k: _read_slice(parquet, files[i], s, columns, partitions)
@@ -320,9 +325,7 @@ def read_slices(store: Store, files: Sequence[SourceFile], slices: Sequence[Slic
     return table if columns is None else table.select([c for c in columns if c in table.column_names])
 
 
-def row_ids(
-    files: Sequence[SourceFile], slices: Sequence[Slice], table: pa.Table, row_id: str | None
-) -> pa.Array:
+def row_ids(files: Sequence[SourceFile], slices: Sequence[Slice], table: pa.Table, row_id: str | None) -> pa.Array:
     """The rows' ids: their `row_id` column, or `<path>#<row>` with rows counted from 0 in the original file."""
     if row_id is not None:
         ids = table.column(row_id).combine_chunks()
@@ -331,9 +334,7 @@ def row_ids(
 
 
 def _positions(file: SourceFile, rows: Slice) -> pa.Array:
-    numbers = pa.array(range(file.first_row + rows.start, file.first_row + rows.stop), pa.int64()).cast(
-        pa.string()
-    )
+    numbers = pa.array(range(file.first_row + rows.start, file.first_row + rows.stop), pa.int64()).cast(pa.string())
     return pc.binary_join_element_wise(file.path, numbers, "#")
 
 
@@ -370,11 +371,7 @@ def _read_slice(parquet: pq.ParquetFile, file: SourceFile, rows: Slice, columns:
         raise DataError(file.uri, expected=f"column `{lacking[0]}`", seen=f"columns {', '.join(stored[:8])}",
                         next_step="plan again")  # fmt: skip
     table = _decode(parquet, file, rows, [c for c in wanted if c in stored])
-    values = hive_values(file.path)
-    for name in [c for c in wanted if c not in stored and c in partitions]:
-        value = pa.array([values.get(name)], pa.string()).cast(partitions[name])[0]
-        table = table.append_column(name, pa.repeat(value, rows.rows))
-    return table
+    return with_partitions(table, file.path, {c: partitions[c] for c in wanted if c in partitions})
 
 
 def _decode(parquet: pq.ParquetFile, file: SourceFile, rows: Slice, columns: list[str]) -> pa.Table:
@@ -400,7 +397,8 @@ def _decode(parquet: pq.ParquetFile, file: SourceFile, rows: Slice, columns: lis
 
 def _touched(row_groups: Sequence[int], rows: Slice) -> tuple[list[int], int]:
     """Row groups that overlap the slice, and how many of their rows come before it."""
-    groups, skip, first = [], 0, 0
+    groups: list[int] = []
+    skip = first = 0
     for i, count in enumerate(row_groups):
         if first < rows.stop and first + count > rows.start:
             skip = skip if groups else rows.start - first

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
+
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs import (
     AttributeSpec,
@@ -21,7 +23,6 @@ from integrand.schemas.specs import (
 )
 from integrand.workers.reading import BAD, is_number, list_sizes, unnest, value_columns
 from integrand.workers.scaling import scale, spread
-from torch import Tensor
 
 __all__ = ["Rows", "scale", "spread", "to_rows"]
 _NO_INTEGER = np.iinfo(np.int64).min
@@ -70,9 +71,13 @@ def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
     arguments = [_forward_arg(table, arg, reasons) for arg in spec.forward_args]
     target = _target(table, spec.target, reasons) if isinstance(spec.target, ColumnTarget) else None
     bad = np.flatnonzero([r is not None for r in reasons])
-    return Rows(tuple(_tensor(x, bad) for x in inputs), tuple(None if b is None else _tensor(b, bad) for b in baselines),
-                tuple(_tensor(a, bad) for a in arguments), None if target is None else _tensor(target, bad),
-                reasons)  # fmt: skip
+    return Rows(
+        inputs=tuple(_tensor(x, bad) for x in inputs),
+        baselines=tuple(None if b is None else _tensor(b, bad) for b in baselines),
+        forward_args=tuple(_tensor(a, bad) for a in arguments),
+        target=None if target is None else _tensor(target, bad),
+        reasons=reasons,
+    )
 
 
 def _marked(table: pa.Table) -> Reasons:
@@ -184,9 +189,7 @@ def _shaped(lists: pa.Array, sizes: tuple[int, ...]) -> np.ndarray:
     """`[rows]` bool: whose lists have these lengths at every level."""
     if not sizes:
         return np.ones(len(lists), bool)
-    good = (
-        pc.equal(pc.list_value_length(lists), sizes[0]).fill_null(False).to_numpy(zero_copy_only=False).copy()
-    )
+    good = pc.equal(pc.list_value_length(lists), sizes[0]).fill_null(False).to_numpy(zero_copy_only=False).copy()
     inner = _shaped(_kept(lists, good).flatten(), sizes[1:]) if len(sizes) > 1 else np.ones(0, bool)
     if not inner.all():
         good[good] = inner.reshape(-1, sizes[0]).all(axis=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import numpy as np
+
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs import ColumnsInput, Numbers, TensorInput
 

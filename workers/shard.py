@@ -10,6 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from integrand.schemas.errors import IntegrandError, IntegrityError
 from integrand.schemas.ids import FOOTER_KEY, shard_object
 from integrand.schemas.records import Plan, Shard, ShardFooter
@@ -24,8 +27,6 @@ from integrand.workers.outputs import Forward, transformed
 from integrand.workers.reading import read_slices, row_ids
 from integrand.workers.rows import Rows, to_rows
 from integrand.workers.store import Store
-from numpy.typing import NDArray
-from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class Job:
     means: tuple[np.ndarray, ...] | None
     device: str
     versions: dict[str, str]
+    row_id_type: pa.DataType | None = None
     same_build: bool = True
 
     @property
@@ -60,6 +62,7 @@ def run_shard(job: Job, shard: Shard, table: pa.Table, read_s: float, tick: Call
     """
     started = time.perf_counter()
     ids = row_ids(job.plan.files, shard.slices, table, job.plan.spec.source.row_id)
+    ids = ids.cast(job.row_id_type) if job.row_id_type else ids  # files may differ: int32 here, int64 there
     results = attribute_rows(job, to_rows(table, job.plan.spec, job.plan.inputs), ids, tick)
     computed = time.perf_counter()
     output = results_table(job.plan, results)

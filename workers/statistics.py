@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+from safetensors.numpy import load, save
+
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import NUMERICS_VERSION, digest_json
 from integrand.schemas.records import InputShape, Slice, SourceFile, Statistics
@@ -16,7 +18,6 @@ from integrand.schemas.uris import Uri
 from integrand.workers.reading import declared_columns, read_slices
 from integrand.workers.rows import to_rows
 from integrand.workers.store import Store
-from safetensors.numpy import load, save
 
 _BLOCK_ROWS = 1 << 16
 
@@ -89,6 +90,7 @@ def read_means(store: Store, uri: Uri, sha256: str) -> tuple[np.ndarray, ...]:
         data = b""
     seen = hashlib.sha256(data).hexdigest()
     if seen != sha256:
-        raise IntegrityError(str(uri), expected=f"dataset means with sha256 {sha256}", seen=seen if data else "no object",
+        raise IntegrityError(str(uri), expected=f"dataset means with sha256 {sha256}",
+                             seen=seen if data else "no object",
                              next_step="delete the object if it exists, and plan again")  # fmt: skip
     return tuple(values for _, values in sorted(load(data).items()))

@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 import pyarrow as pa
 import torch
+
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.records import Plan, Shard, ShardFooter
 from integrand.schemas.uris import Uri
@@ -90,7 +91,16 @@ def load_job(setup: Setup) -> Job:
     device = plan.numerics.device
     forward = load_model(store, model, plan.artefacts, plan.numerics.precision, device)
     means = read_means(store, store.parse(plan.statistics.uri), plan.statistics.sha256) if plan.statistics else None
-    return Job(plan, hashlib.sha256(setup.plan).hexdigest(), store, setup.run, forward, means, device, versions(), same_build)
+    return Job(plan, hashlib.sha256(setup.plan).hexdigest(), store, setup.run, forward, means, device, versions(),
+               _arrow_type(plan.row_id_type), same_build)  # fmt: skip
+
+
+def _arrow_type(name: str) -> pa.DataType | None:
+    """The type of a planned column; None for parametrised ones, which all files must share anyway."""
+    try:
+        return pa.type_for_alias(name)
+    except ValueError:
+        return None
 
 
 def _check_code(plan: Plan) -> None:

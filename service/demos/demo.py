@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.records import Record, dump
+from integrand.schemas.records import Record, RunManifest, dump
 from integrand.schemas.specs import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.workers.store import Access, Store
@@ -116,29 +116,37 @@ class Demo(Protocol):
     def explain(self, rows: pd.DataFrame, folder: DemoFolder) -> Outcome: ...
 
 
-def run_demo(demo: Demo, out: str) -> int:
-    """Prepare the inputs or reuse them, run the job under Ray, draw and print. Returns the exit code.
+def run_demo(demo: Demo, out: str, *, access: Access | None = None, pool: Literal["ray", "local"] = "ray") -> int:
+    """Prepare the inputs or reuse them, run the job, draw and print. Returns the exit code.
 
     Inputs are made from fixed seeds and kept, so the same command again is the same run and is done at once.
     """
     _require_pillow()
-    from integrand.service.demos import summary
     from integrand.service.jobs import run_job
-    from integrand.service.query import open_run
 
-    console, store = Console(), Store(Access())
+    console, store = Console(), Store(access or Access())
     folder = DemoFolder(store, store.parse(out, base=os.getcwd()))
     with console.status(f"{demo.NAME}: training the model"):
         spec, facts = demo.prepare(folder)
-    manifest = run_job(spec, base="/", trusted=TRUSTED, pool="ray")
-    run = str(folder.out.child(manifest.run_id))
-    rows = open_run(run).to_pandas(inputs=True)
+    manifest = run_job(spec, trusted=TRUSTED, access=store.access, pool=pool, console=console)
+    if manifest.complete:
+        _present(demo, folder, manifest, facts, console)
+        return 0
+    console.print(f"{manifest.rows_in} of {manifest.rows_planned} rows are in; the same command again resumes the run")
+    return 3
+
+
+def _present(demo: Demo, folder: DemoFolder, manifest: RunManifest, facts: Facts, console: Console) -> None:
+    """Read the run back as a user would, write the picture, print the summary."""
+    from integrand.service.demos import summary
+    from integrand.service.query import open_run
+
+    run, picture = folder.out.child(manifest.run_id), f"{demo.NAME}.png"
+    rows = open_run(run, access=folder.store.access).to_pandas(inputs=True)
     outcome = demo.explain(rows, folder)
-    picture = f"{demo.NAME}.png"
     folder.write(picture, outcome.png)
     findings = ((facts.measure, f"{facts.value:.4f}"), *outcome.findings)
-    summary.show(console, manifest, rows, findings, run=run, picture=str(folder.uri(picture)))
-    return 0 if manifest.complete else 3
+    summary.show(console, manifest, rows, findings, run=str(run), picture=str(folder.uri(picture)))
 
 
 def _require_pillow() -> None:

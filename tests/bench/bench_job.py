@@ -27,8 +27,8 @@ sys.path.insert(0, str(HERE))
 from models import FEATURES, errors, mlp, reference, rows, write_rows  # noqa: E402
 
 from integrand.schemas.specs import AttributeSpec, parse_spec  # noqa: E402
-from integrand.service.jobs import run_job  # noqa: E402
 from integrand.service.jobs import _open_run as open_folder  # noqa: E402
+from integrand.service.jobs import run_job  # noqa: E402
 from integrand.service.planner import Request, make_plan  # noqa: E402
 from integrand.service.pools import RayPool  # noqa: E402
 from integrand.service.query import open_run  # noqa: E402

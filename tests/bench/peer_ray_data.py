@@ -35,7 +35,7 @@ def main(source: str, output: str, activation: str, workers: int) -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     made = ray.data.read_parquet(source).map_batches(
-        Explainer, batch_size=1024, num_cpus=0.8, concurrency=workers, batch_format="numpy"
+        Explainer, batch_size=1024, num_cpus=0.5, concurrency=workers, batch_format="numpy"
     )
     made.write_parquet(output)
     print(f"seconds {time.perf_counter() - started:.3f}")

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.records import Slice, SourceFile
 from integrand.schemas.specs import parse_spec
@@ -59,7 +60,7 @@ def rows(pieces: Sequence[SourceFile]) -> list[dict[str, Any]]:
 
 
 def test_csv_is_typed_by_role(tmp_path: Path) -> None:
-    data = "\ufeffid,age,note,income,y\r\n7,1.5,\"a\nb\",,1\r\n\r\n8,true,x,-2e3,2.0\r\n"
+    data = '\ufeffid,age,note,income,y\r\n7,1.5,"a\nb",,1\r\n\r\n8,true,x,-2e3,2.0\r\n'
     pieces = ingest(STORE, [task(tmp_path, "a.csv", data)])
     assert table(pieces).schema.remove_metadata() == pa.schema([
         ("id", pa.int64()), ("y", pa.int64()), ("age", pa.float64()), ("income", pa.float64()), ("_bad", pa.string()),
@@ -72,7 +73,7 @@ def test_csv_is_typed_by_role(tmp_path: Path) -> None:
 
 
 def test_broken_csv_rows_keep_their_place(tmp_path: Path) -> None:
-    data = b"id,age,income,y\n1,abc,2,0\n2,3\n3,1,1,0.5\nx,1_0,1,0\n\xff,1,1,0\n5,1,2,\"0\"0\n6,1,nan,\n"
+    data = b'id,age,income,y\n1,abc,2,0\n2,3\n3,1,1,0.5\nx,1_0,1,0\n\xff,1,1,0\n5,1,2,"0"0\n6,1,nan,\n'
     pieces = ingest(STORE, [task(tmp_path, "a.csv", data)])
     found = rows(pieces)
     assert [r["_bad"] for r in found] == [
@@ -103,8 +104,8 @@ def test_json_lines(tmp_path: Path) -> None:
 def test_lists(tmp_path: Path, name: str) -> None:
     values = [[1, 2.5, None, 4], None, [[1, 2], [3, 4]], [[1, 2, 3], [4]], "x", [1, "two"]]
     if name == "a.csv":
-        data = "p\n" + "".join(f'"{"" if v is None else v if v == "x" else json.dumps(v).replace(chr(34), chr(34) * 2)}"\n'
-                               for v in values)  # fmt: skip
+        cells = ["" if v is None else v if v == "x" else json.dumps(v) for v in values]
+        data = "p\n" + "".join('"' + cell.replace('"', '""') + '"\n' for cell in cells)
     else:
         data = "".join(json.dumps({"p": v}) + "\n" for v in values)
     roles = Roles(lists=(("p", (2, 2)),))
@@ -219,8 +220,11 @@ def test_a_partition_stands_in_for_a_column(tmp_path: Path) -> None:
     tasks = [task(tmp_path, f"year={y}/a.{kind}", text, roles)
              for y, kind, text in ((2024, "csv", "age\n1\n"), (2025, "jsonl", '{"age": 2}\n'))]  # fmt: skip
     pieces = ingest(STORE, tasks)
-    assert partition_columns(pieces) == {"year": pa.int64()}
+    assert partition_columns(p.path for p in pieces) == {"year": pa.int64()}
     assert table(pieces, ["age", "year"]).to_pylist() == [{"age": 1.0, "year": 2024}, {"age": 2.0, "year": 2025}]
+    for one, expected in zip(tasks, ([1.0, 2024], [2.0, 2025]), strict=True):
+        sample = head(STORE, one.source, one.path, one.format, roles)
+        assert list(sample.select(["age", "year"]).to_pylist()[0].values()) == expected
 
 
 def test_an_empty_table_has_no_pieces(tmp_path: Path) -> None:
@@ -231,7 +235,8 @@ def test_an_empty_table_has_no_pieces(tmp_path: Path) -> None:
 def test_the_digest_follows_files_and_roles(tmp_path: Path) -> None:
     one = task(tmp_path, "a.csv", "id,age,income,y\n1,2,3,4\n")
     digests = {ingest_digest([one.source], ROLES), ingest_digest([one.source], Roles(numbers=("age",))),
-               ingest_digest([replace(one.source, size=1)], ROLES), ingest_digest([replace(one.source, mtime_ns=1)], ROLES),
+               ingest_digest([replace(one.source, size=1)], ROLES),
+               ingest_digest([replace(one.source, mtime_ns=1)], ROLES),
                ingest_digest([one.source] * 2, ROLES)}  # fmt: skip
     assert len(digests) == 5
 
@@ -258,13 +263,24 @@ def test_roles_follow_the_spec_and_the_pieces_fit_it(tmp_path: Path) -> None:
     spec = parse_spec({
         "name": "t", "source": {"uri": "/d", "row_id": "id"}, "model": {"kind": "factory", "entrypoint": "m:f"},
         "inputs": [{"name": "f", "columns": ["a", "b"], "baseline": {"kind": "column", "columns": ["a", "c"]}},
-                   {"name": "p", "column": "pixels", "shape": [1, 2], "baseline": {"kind": "column", "column": "dark"}}],
+                   {"name": "p", "column": "pixels", "shape": [1, 2],
+                    "baseline": {"kind": "column", "column": "dark"}}],
         "forward_args": [{"name": "m", "column": "mask", "shape": [3]}, {"name": "n", "column": "n", "dtype": "int64"}],
         "target": {"kind": "column", "column": "y"}, "output": {"uri": "/o"},
     })  # fmt: skip
     roles = roles_of(spec)
     assert roles == Roles(("a", "b", "c"), (("pixels", (1, 2)), ("dark", (1, 2)), ("mask", (3,))), ("y", "n"), "id")
-    good = {"id": 1, "a": 1, "b": 2, "c": 3, "pixels": [1, 2], "dark": [0, 0], "mask": [1, 1, 1], "n": 2**60 + 1, "y": 0}
+    good = {
+        "id": 1,
+        "a": 1,
+        "b": 2,
+        "c": 3,
+        "pixels": [1, 2],
+        "dark": [0, 0],
+        "mask": [1, 1, 1],
+        "n": 2**60 + 1,
+        "y": 0,
+    }
     bad = [good | {"b": "x"}, good | {"pixels": [1]}, good | {"y": None}, good | {"c": None}]
     text = "".join(json.dumps(v) + "\n" for v in [good, *bad])
     found = table(ingest(STORE, [task(tmp_path, "a.jsonl", text, roles)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import InputShape, Slice, SourceFile
 from integrand.schemas.specs import AttributeSpec, ColumnsInput, TensorInput, parse_spec
@@ -108,7 +110,7 @@ def test_any_cut_gives_the_whole_table(counts: list[int], group: int, data: st.D
         slices = []
         for i, rows in enumerate(counts):
             edges = sorted({0, rows, *data.draw(st.lists(st.integers(0, rows), max_size=4))})
-            slices += [Slice(file=i, start=a, stop=b) for a, b in zip(edges, edges[1:], strict=False)]
+            slices += [Slice(file=i, start=a, stop=b) for a, b in pairwise(edges)]
         if not slices:
             return
         slices = data.draw(st.permutations(slices))
@@ -175,7 +177,7 @@ def test_partitions_become_columns(tmp_path: Path) -> None:
     paths = ["year=2024/place=a%20b/0.parquet", "year=2025/place=7/0.parquet",
              "year=__HIVE_DEFAULT_PARTITION__/place=c/0.parquet"]  # fmt: skip
     files = [put(tmp_path, p, parquet_bytes(table)) for p in paths]
-    assert partition_columns(files) == {"place": pa.string(), "year": pa.int64()}
+    assert partition_columns(paths) == {"place": pa.string(), "year": pa.int64()}
     slices = [Slice(file=i, start=0, stop=2) for i in range(3)]
     rows = read_slices(STORE, files, slices, ["place", "x", "year"])
     assert rows.column_names == ["place", "x", "year"]
@@ -213,7 +215,8 @@ def test_names_that_are_prefixes_of_each_other(tmp_path: Path) -> None:
 
 SCHEMA = pa.schema([
     ("age", pa.int32()), ("paid", pa.decimal128(9, 2)), ("ok", pa.bool_()), ("city", pa.string()),
-    ("kind", pa.dictionary(pa.int8(), pa.float64())), ("flat", pa.list_(pa.uint8())), ("fixed", pa.list_(pa.float32(), 6)),
+    ("kind", pa.dictionary(pa.int8(), pa.float64())), ("flat", pa.list_(pa.uint8())),
+    ("fixed", pa.list_(pa.float32(), 6)),
     ("nested", pa.large_list(pa.list_(pa.float64(), 3))), ("words", pa.list_(pa.string())),
     ("tensor", pa.fixed_shape_tensor(pa.float32(), (2, 3))),
     ("turned", pa.fixed_shape_tensor(pa.float32(), (2, 3), permutation=[1, 0])),
@@ -245,7 +248,8 @@ def test_tensor_inputs(column: str, shape: tuple[int, ...], expected: tuple[int,
 
 @pytest.mark.parametrize(("column", "shape", "message"), [
     ("flat", (), "give the input's `shape`"), ("nested", (), "give the input's `shape`"), ("fixed", (5,), "5 values"),
-    ("nested", (3, 2), "nested"), ("nested", (1, 2, 3), "nested"), ("tensor", (7,), "7 values"), ("words", (3,), "string"),
+    ("nested", (3, 2), "nested"), ("nested", (1, 2, 3), "nested"), ("tensor", (7,), "7 values"),
+    ("words", (3,), "string"),
     ("age", (1,), r"columns: \[age\]"), ("turned", (), "row-major"), ("city", (), "lists of numbers"),
 ])  # fmt: skip
 def test_tensor_inputs_that_cannot_work(column: str, shape: tuple[int, ...], message: str) -> None:

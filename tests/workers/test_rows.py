@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs import AttributeSpec, ColumnsInput, parse_spec
 from integrand.workers.reading import resolve_columns
@@ -64,7 +65,8 @@ def test_float64_holds_what_float32_cannot() -> None:
 
 @pytest.mark.parametrize(("value", "reason"), [
     (None, "p is null"), ([1, 2, 3], "p has 3 values, expected 4"), ([], "p has 0 values, expected 4"),
-    ([1, 2, None, 4], "p[2] is null"), ([1, float("nan"), 3, 4], "p[1] is NaN"), ([1, 2, 3, float("-inf")], "p[3] is -inf"),
+    ([1, 2, None, 4], "p[2] is null"), ([1, float("nan"), 3, 4], "p[1] is NaN"),
+    ([1, 2, 3, float("-inf")], "p[3] is -inf"),
 ])  # fmt: skip
 def test_a_bad_list_is_named(value: Any, reason: str) -> None:
     table = pa.table({"p": pa.array([[1, 2, 3, 4], value, [5, 6, 7, 8]], pa.list_(pa.float64()))})

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.records import SourceFile
 from integrand.schemas.specs import AttributeSpec, parse_spec
@@ -35,7 +36,8 @@ def put(root: Path, path: str, table: pa.Table, group: int = 10) -> SourceFile:
 
 def spec(**fields: Any) -> AttributeSpec:
     return parse_spec({
-        "name": "t", "source": {"uri": "/data"}, "model": {"kind": "factory", "entrypoint": "m:f"}, "baseline": {"kind": "mean"},
+        "name": "t", "source": {"uri": "/data"}, "model": {"kind": "factory", "entrypoint": "m:f"},
+        "baseline": {"kind": "mean"},
         "inputs": [{"name": "f", "columns": ["a", "b"], "divide": 2, "mean": [1, 0]}, {"name": "p", "column": "l"}],
         "output": {"uri": "/out"},
     } | fields)  # fmt: skip
@@ -50,12 +52,16 @@ def dataset(seed: int, rows: int) -> pa.Table:
 
 def all_partials(files: list[SourceFile], job: AttributeSpec, schema: pa.Schema) -> list[Partial]:
     shapes = resolve_columns(schema, job)
-    return [partial_sums(STORE, files, i, g, job, shapes) for i, f in enumerate(files) for g in range(len(f.row_groups))]
+    return [
+        partial_sums(STORE, files, i, g, job, shapes) for i, f in enumerate(files) for g in range(len(f.row_groups))
+    ]
 
 
 def test_means_of_clean_rows_in_model_units(tmp_path: Path) -> None:
     table = dataset(0, 37)
-    dirty = table.set_column(1, "b", pa.array([None if i in (3, 30) else v for i, v in enumerate(table["b"].to_pylist())]))
+    dirty = table.set_column(
+        1, "b", pa.array([None if i in (3, 30) else v for i, v in enumerate(table["b"].to_pylist())])
+    )
     files = [put(tmp_path, "0.parquet", dirty), put(tmp_path, "1.parquet", dataset(1, 5))]
     partials = all_partials(files, spec(), table.schema)
     assert [p.count for p in partials] == [9, 10, 10, 6, 5]
@@ -120,7 +126,9 @@ def test_row_ids_that_are_null_or_twice(tmp_path: Path) -> None:
              put(tmp_path, "1.parquet", pa.table({"id": list(range(25, 40))}))]  # fmt: skip
     check_row_ids(STORE, files, "id")
     twice = [*files, put(tmp_path, "2.parquet", pa.table({"id": [100, 27, 3, 101]}))]
-    with pytest.raises(DataError, match=r"2 ids .* (27 at 1.parquet#2 and 2.parquet#1|3 at 0.parquet#3 and 2.parquet#2)"):
+    with pytest.raises(
+        DataError, match=r"2 ids .* (27 at 1.parquet#2 and 2.parquet#1|3 at 0.parquet#3 and 2.parquet#2)"
+    ):
         check_row_ids(STORE, twice, "id")
     null = [*files, put(tmp_path, "3.parquet", pa.table({"id": [200, None, None]}))]
     with pytest.raises(DataError, match=r"2 null, the first at 3.parquet#1") as error:

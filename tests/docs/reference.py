@@ -1,0 +1,120 @@
+"""The generated parts of README: spec fields, output columns and commands, from the code that defines them.
+
+`python tests/docs/reference.py` writes them between their markers; test_readme.py fails when they are stale.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from integrand.schemas import specs
+from integrand.schemas.tables import COLUMNS
+from integrand.service.cli import app
+
+README = Path(__file__).parents[2] / "README.md"
+SECTIONS = (
+    ("Job", specs.AttributeSpec),
+    ("source", specs.Source),
+    ("model: factory", specs.FactoryModel),
+    ("model: torch_export", specs.ExportedModel),
+    ("model: torchscript", specs.ScriptedModel),
+    ("inputs: named columns", specs.ColumnsInput),
+    ("inputs: one tensor column", specs.TensorInput),
+    ("forward_args", specs.ForwardArg),
+    ("target: scalar", specs.ScalarTarget),
+    ("target: index", specs.IndexTarget),
+    ("target: column", specs.ColumnTarget),
+    ("target: argmax", specs.ArgmaxTarget),
+    ("target: all", specs.AllTargets),
+    ("baseline: zero", specs.ZeroBaseline),
+    ("baseline: constant", specs.ConstantBaseline),
+    ("baseline: column", specs.ColumnBaseline),
+    ("baseline: mean", specs.MeanBaseline),
+    ("accuracy: adaptive", specs.Adaptive),
+    ("accuracy: fixed", specs.FixedSteps),
+    ("output", specs.Output),
+    ("compute", specs.Compute),
+    ("compute.workers", specs.WorkerRange),
+    ("limits", specs.Limits),
+)
+
+
+def spec_tables() -> str:
+    """One table per part of the spec: field, default, meaning."""
+    return "\n\n".join(_part(title, part) for title, part in SECTIONS)
+
+
+def _part(title: str, part: type[specs.Part]) -> str:
+    lines = [f"**{title}** {_first_sentence(part.__doc__ or '')}"]
+    fields = {name: f for name, f in part.model_fields.items() if name != "kind"}
+    if fields:
+        lines += ["", "| field | default | meaning |", "|---|---|---|"]
+    for name, field in fields.items():
+        default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
+        lines.append(f"| `{name}` | {default} | {_cell(field.description or '')} |")
+    return "\n".join(lines)
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, specs.Part):
+        return f"`{getattr(value, 'kind', '…')}`" if hasattr(value, "kind") else "all defaults"
+    return f"`{str(value).lower() if value is None or isinstance(value, bool) else value}`"
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def column_table() -> str:
+    rows = [f"| `{name}` | {_cell(meaning)} |" for name, meaning in COLUMNS.items()]
+    rows.append("| `attr.<feature>` | Attribution of a named feature, one float column each, in units of f. |")
+    rows.append("| `attr.<input>` | Attributions of a tensor input: one fixed-size list; its shape is in the field's "
+                "metadata. |")  # fmt: skip
+    return "\n".join(["| column | meaning |", "|---|---|", *rows])
+
+
+def command_table() -> str:
+    """Every verb with its options, from the command line itself."""
+    rows = ["| command | what it does | options |", "|---|---|---|"]
+    for name, command in _commands(get_command(app), ()):
+        options = [f"`{'/'.join(p.opts)}` {_cell(p.help or '')}" for p in command.params
+                   if p.param_type_name == "option" and p.name != "help"]  # fmt: skip
+        arguments = " ".join(str(p.metavar or p.name).upper() for p in command.params if p.param_type_name == "argument")
+        rows.append(f"| `integrand {name}{' ' + arguments if arguments else ''}` | {_first_sentence(command.help or '')} | "
+                    f"{'<br>'.join(options) or '–'} |")  # fmt: skip
+    return "\n".join(rows)
+
+
+def _commands(group: Any, path: tuple[str, ...]) -> list[tuple[str, Any]]:
+    found = []
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found += _commands(command, (*path, name))
+        else:
+            found.append((" ".join((*path, name)), command))
+    return found
+
+
+GENERATED = {"spec": spec_tables, "columns": column_table, "commands": command_table}
+
+
+def rendered(text: str) -> str:
+    """README with every generated part made anew."""
+    for name, make in GENERATED.items():
+        pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README has no place for the generated part `{name}`")
+        text = pattern.sub(lambda m, made=make(): m[1] + made + "\n" + m[2], text)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(rendered(README.read_text(encoding="utf-8")), encoding="utf-8")

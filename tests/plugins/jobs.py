@@ -1,0 +1,165 @@
+"""Job folders as users have them: Parquet rows, a model file and a spec, small enough to run in a second."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from integrand.schemas.records import Plan, RunManifest
+from integrand.schemas.specs import AttributeSpec, parse_spec
+from integrand.schemas.uris import Uri
+from integrand.service.jobs import plan_job, run_job
+from integrand.service.manifest import read_quarantined
+from integrand.service.runner import Ledger, read_ledger
+from integrand.workers.store import Store
+
+COLUMNS = ("a", "b", "c")
+MARK = 1000.0
+"""Value of column `a` in marked rows: MARK for the first, MARK + 1 for the second. No other row comes near."""
+
+MODEL = '''
+import os, time
+from pathlib import Path
+import torch
+from torch import nn
+from integrand.schemas.errors import IntegrityError, SpecError, TransientError
+
+def fail(error):
+    raise error
+
+FAULTS = {
+    "raise": lambda: fail(MemoryError("no room for this row")),
+    "transient": lambda: fail(TransientError("the store is busy")),
+    "integrity": lambda: fail(IntegrityError("not what was planned")),
+    "kill": lambda: os.kill(os.getpid(), 9),
+    "hang": lambda: time.sleep(3600),
+}
+
+class Model(nn.Module):
+    """Marked rows bring the faults, in order; `fault:once` strikes once, whichever process comes first."""
+
+    def __init__(self, outputs, faults, folder):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, outputs)
+        self.faults, self.folder = faults.split(), Path(folder)
+
+    def logits(self, x):
+        for k, fault in enumerate(self.faults):
+            if (x[:, 0] == 1000 + k).any() and (":once" not in fault or self.first_time(fault)):
+                FAULTS[fault.split(":")[0]]()
+        return self.last(torch.tanh(self.first(x)))
+
+    def first_time(self, what):
+        try:
+            (self.folder / what).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def forward(self, x):
+        {forward}
+
+def build(outputs=2, faults="", folder=""):
+    return Model(outputs, faults, folder){mode}
+'''
+
+
+@dataclass
+class JobFolder:
+    """A folder with rows and a model; its module name is its own, so that one process may load many."""
+
+    path: Path
+    module: str = field(default_factory=lambda: f"model_{uuid4().hex}")
+
+    def write_rows(self, name: str = "rows.parquet", count: int = 20, *, start: int = 0, marks: tuple[int, ...] = (),
+                   row_group_size: int | None = None, **columns: Any) -> Path:  # fmt: skip
+        """`count` rows with ids from `start` and features a, b and c; the rows at `marks` are marked."""
+        values = np.random.default_rng(start).normal(size=(count, 3)).astype(np.float32)
+        for k, row in enumerate(marks):
+            values[row, 0] = MARK + k
+        table = {"id": np.arange(start, start + count), **dict(zip(COLUMNS, values.T, strict=True)), **columns}
+        return self.write_table(name, pa.table(table), row_group_size)
+
+    def write_table(self, name: str, table: pa.Table, row_group_size: int | None = None) -> Path:
+        place = self.path / "data" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, place, row_group_size=row_group_size)
+        return place
+
+    def write_model(self, forward: str = "return self.logits(x)", mode: str = ".eval()") -> Path:
+        """The model file; `forward` is the body of its forward(x), one statement or lines joined by newlines."""
+        place = self.path / f"{self.module}.py"
+        body = MODEL.replace("{forward}", forward.replace("\n", "\n        ")).replace("{mode}", mode)
+        place.write_text(body)
+        return place
+
+    def fields(self, **changes: Any) -> dict[str, Any]:
+        """A spec over this folder; every change replaces a whole top-level field."""
+        return {
+            "kind": "attribute", "name": "test",
+            "source": {"uri": "data", "row_id": "id"},
+            "model": self.model(),
+            "inputs": [{"name": "features", "columns": list(COLUMNS)}],
+            "target": {"kind": "index", "index": 1},
+            "accuracy": {"kind": "fixed", "rule": "gauss_legendre", "steps": 8},
+            "output": {"uri": "out"},
+            "compute": {"shard_rows": 10, "batch_rows": 16},
+        } | changes  # fmt: skip
+
+    def model(self, **arguments: Any) -> dict[str, Any]:
+        return {"kind": "factory", "entrypoint": f"{self.module}:build", "code": [f"{self.module}.py"],
+                "arguments": arguments}  # fmt: skip
+
+    def spec(self, **changes: Any) -> AttributeSpec:
+        return parse_spec(self.fields(**changes))
+
+    def write_spec(self, **changes: Any) -> Path:
+        """spec.yaml (JSON is YAML) in this folder."""
+        place = self.path / "spec.yaml"
+        place.write_text(json.dumps(self.fields(**changes)))
+        return place
+
+    def plan(self, *, salt: str = "", ingest: bool = False, **changes: Any) -> Plan:
+        return plan_job(self.spec(**changes), base=str(self.path), trusted=(self.module,), salt=salt, ingest=ingest)
+
+    def run(self, pool: Any = "local", *, address: str | None = None, **changes: Any) -> RunManifest:
+        return run_job(self.spec(**changes), base=str(self.path), trusted=(self.module,), pool=pool, address=address)
+
+    def run_uri(self, manifest: RunManifest, out: str = "out") -> Uri:
+        return Uri("file", str(self.path / out / manifest.run_id))
+
+    def objects(self, manifest: RunManifest, out: str = "out") -> list[Path]:
+        return sorted((self.path / out / manifest.run_id / "data").glob("*"))
+
+    def rows(self, manifest: RunManifest, out: str = "out") -> pd.DataFrame:
+        """Every committed output row, in the order of the shards."""
+        return pd.read_parquet(self.path / out / manifest.run_id / "data")
+
+    def rows_of(self, name: str) -> pd.DataFrame:
+        """A source file."""
+        return pd.read_parquet(self.path / "data" / name)
+
+    def ledger(self, manifest: RunManifest, plan: Plan, out: str = "out") -> Ledger:
+        return read_ledger(Store(), self.run_uri(manifest, out), plan)
+
+    def quarantined(self, manifest: RunManifest, out: str = "out") -> list[str]:
+        return [q.shard for q in read_quarantined(Store(), self.run_uri(manifest, out))]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobFolder:
+    """A folder with twenty good rows and a good model."""
+    folder = JobFolder(tmp_path)
+    folder.write_rows()
+    folder.write_model()
+    return folder

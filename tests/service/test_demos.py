@@ -1,0 +1,234 @@
+"""The demonstrations: models as described, inputs made once, attributions that match the truth, and pictures."""
+
+from __future__ import annotations
+
+import io
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from integrand.schemas.uris import Uri
+from integrand.service.demos import mnist, models, picture, regression
+from integrand.service.demos.demo import DemoFolder, reproducible, run_demo
+from integrand.service.query import open_run
+from integrand.workers.store import Store
+
+
+def integrate(model: nn.Module, inputs: Tensor, targets: Tensor, steps: int = 50) -> np.ndarray:
+    """Integrated Gradients from zero by Gauss-Legendre, written out here so that nothing under test is used."""
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    total = torch.zeros_like(inputs)
+    for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+        point = (inputs * float(node)).requires_grad_()
+        chosen = model(point).gather(1, targets[:, None]).sum()
+        total += float(weight) * torch.autograd.grad(chosen, point)[0]
+    return (total * inputs).flatten(1).double().numpy()
+
+
+@pytest.fixture(scope="module")
+def trained_digits() -> tuple[nn.Module, mnist.Digits]:
+    train, held = mnist.split_digits(mnist.load_digits())
+    return mnist.train_digits(train), held
+
+
+@pytest.fixture(scope="module")
+def explained_digits(trained_digits: tuple[nn.Module, mnist.Digits]) -> pd.DataFrame:
+    """40 held-out digits with attributions of their own label, as `explain` sees them."""
+    model, held = trained_digits
+    some = held.take(np.arange(len(held.labels)) % 7 == 0)
+    inputs, labels = mnist.scale(some.pixels), torch.from_numpy(some.labels)
+    with torch.no_grad():
+        f_input = model(inputs).gather(1, labels[:, None])[:, 0].numpy()
+    return pd.DataFrame({
+        "label": some.labels, "predicted": mnist.predict(model, some.pixels), "image": list(some.pixels),
+        "status": "ok", "error_estimate": 0.01, "f_input": f_input,
+        mnist.ATTRIBUTION: list(integrate(model, inputs, labels)),
+    })  # fmt: skip
+
+
+# --- the data and the models --------------------------------------------------------------------------------
+
+
+def test_digits_subset_is_small_and_balanced() -> None:
+    assert len(files("integrand.service.demos").joinpath("digits.parquet").read_bytes()) < 500_000
+    assert np.bincount(mnist.load_digits().labels).tolist() == [250] * 10
+
+
+def test_split_holds_rows_out() -> None:
+    train, held = mnist.split_digits(mnist.load_digits())
+    assert not set(train.row_ids) & set(held.row_ids)
+    assert np.bincount(held.labels).tolist() == [mnist.HELD_OUT_PER_CLASS] * 10
+    assert len(train.labels) + len(held.labels) == 2500
+
+
+def test_digits_cnn_is_the_notebooks_network() -> None:
+    model = models.digits_cnn()
+    assert not any(module.training for module in model.modules())
+    assert [type(layer).__name__ for layer in model] == [
+        "Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "Flatten", "Linear", "BatchNorm1d", "ReLU",
+        "Dropout", "Linear", "LogSoftmax",
+    ]  # fmt: skip
+    assert sum(p.numel() for p in model.parameters()) == 260 + 20 + 5020 + 40 + 16050 + 100 + 510
+    probabilities = model(torch.rand(3, 1, 28, 28)).exp()
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(3))
+
+
+def test_synthetic_mlp_gives_one_output() -> None:
+    model = models.synthetic_mlp()
+    assert not model.training
+    assert model(torch.rand(3, 96)).shape == (3, 1)
+
+
+def test_broken_rows_are_planted() -> None:
+    table = mnist.source_table(mnist.split_digits(mnist.load_digits())[1])
+    pixels = dict(zip(table["row_id"].to_pylist(), table["pixels"].to_pylist(), strict=True))
+    assert pixels["broken-null"] is None
+    assert len(pixels["broken-short"]) == 100
+    assert np.isnan(pixels["broken-nan"]).sum() == 1
+    assert table.num_rows == 303
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def test_digits_are_learned(trained_digits: tuple[nn.Module, mnist.Digits]) -> None:
+    model, held = trained_digits
+    assert not model.training
+    assert (mnist.predict(model, held.pixels) == held.labels).mean() >= 0.95
+
+
+def test_training_repeats_bit_for_bit_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "STEPS", 10)
+    threads = torch.get_num_threads()
+    first = regression.train_regressor().state_dict()
+    torch.set_num_threads(threads + 1)
+    try:
+        second = regression.train_regressor().state_dict()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_leaves_threads_and_random_state_alone() -> None:
+    torch.manual_seed(7)
+    expected, threads = torch.rand(1), torch.get_num_threads()
+    torch.manual_seed(7)
+    with reproducible(0):
+        torch.rand(5)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_synthetic_attributions_are_the_truth() -> None:
+    rows = regression.draw_rows(500, seed=99)
+    measured = integrate(regression.train_regressor(), torch.from_numpy(rows), torch.zeros(500, dtype=torch.int64))
+    correlation, leak = regression.agreement(rows * regression.COEFFICIENTS, measured)
+    assert correlation >= 0.98
+    assert leak <= 0.05
+
+
+# --- the folder ---------------------------------------------------------------------------------------------
+
+
+def test_prepare_writes_once_and_then_reuses(place: tuple[Store, Uri], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "STEPS", 5)
+    folder = DemoFolder(*place)
+    spec, facts = regression.prepare(folder)
+    written = {e.uri.path: folder.store.read(e.uri) for e in folder.store.list(folder.out)}
+    assert sum(path.endswith(".parquet") for path in written) == 4
+    assert spec.source.uri == str(folder.out.child("_demo", "synthetic"))
+    monkeypatch.setattr(regression, "train_regressor", lambda: pytest.fail("trained again"))
+    assert regression.prepare(folder) == (spec, facts)
+    assert {e.uri.path: folder.store.read(e.uri) for e in folder.store.list(folder.out)} == written
+
+
+def test_interrupted_preparation_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "STEPS", 5)
+    folder = DemoFolder(Store(), Uri("file", str(tmp_path)))
+    regression.prepare(folder)
+    (tmp_path / "_demo/facts.json").unlink()
+    (tmp_path / "_demo/synthetic/part-2.parquet").write_bytes(b"half")
+    regression.prepare(folder)
+    assert pq.read_table(tmp_path / "_demo/synthetic").num_rows == regression.ROWS
+
+
+def test_another_recipe_is_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "STEPS", 5)
+    folder = DemoFolder(Store(), Uri("file", str(tmp_path)))
+    regression.prepare(folder)
+    assert folder.facts(regression.RECIPE) is not None
+    assert folder.facts(regression.RECIPE + 1) is None
+
+
+def test_whole_demo_runs_and_runs_again(place: tuple[Store, Uri], capsys: pytest.CaptureFixture[str]) -> None:
+    store, root = place
+    assert run_demo(regression, str(root), access=store.access, pool="local") == 0
+    assert str(root.child("_demo", "synthetic.png")) in capsys.readouterr().out
+    assert open_run(root, access=store.access).manifest.statuses == {"ok": regression.ROWS}
+    assert run_demo(regression, str(root), access=store.access, pool="local") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+# --- pictures -----------------------------------------------------------------------------------------------
+
+
+def test_colours_diverge_from_white_symmetrically() -> None:
+    colours = picture.colour_values(np.array([-2.0, -1.0, 0.0, 1.0, 2.0]), limit=1).astype(int)
+    assert colours[2].tolist() == [255, 255, 255]
+    assert colours[0].tolist() == colours[1].tolist()
+    assert colours[3].tolist() == colours[4].tolist()
+    assert colours[1][2] > colours[1][0]
+    assert colours[3][0] > colours[3][2]
+
+
+def test_colour_limit_ignores_a_few_extremes_and_survives_zeros() -> None:
+    values = np.full(1000, -2.0)
+    values[:5] = 100
+    assert picture.colour_limit(values) == 2
+    assert picture.colour_limit(np.zeros(10)) == 1
+
+
+def test_heat_map_shows_the_strokes(explained_digits: pd.DataFrame) -> None:
+    pixels = np.stack(list(explained_digits["image"]))
+    mass, area = mnist.stroke_shares(pixels, np.stack(list(explained_digits[mnist.ATTRIBUTION])))
+    assert mass > 1.3 * area
+    random = np.random.Generator(np.random.PCG64(0)).normal(size=pixels.shape)
+    assert mnist.stroke_shares(pixels, random)[0] == pytest.approx(area, abs=0.02)
+
+
+def test_shown_digits_are_right_and_the_surest_of_their_class(explained_digits: pd.DataFrame) -> None:
+    shown = mnist.choose_rows(explained_digits)
+    assert shown["label"].tolist() == sorted(set(explained_digits["label"]))
+    assert (shown["predicted"] == shown["label"]).all()
+    right = explained_digits[explained_digits["predicted"] == explained_digits["label"]]
+    assert shown["f_input"].tolist() == right.groupby("label")["f_input"].max().tolist()
+
+
+def test_digits_picture_holds_the_images_and_their_colours(explained_digits: pd.DataFrame) -> None:
+    shown = mnist.choose_rows(explained_digits)
+    drawn = Image.open(io.BytesIO(mnist.draw_digits(shown)))
+    assert drawn.format == "PNG"
+    assert 1000 <= drawn.width <= 1400
+    top, left, scale = picture.MARGIN + picture.HEADER, picture.MARGIN, picture.SCALE
+    middle = np.asarray(drawn)[top + scale // 2 :: scale, left + scale // 2 :: scale][: mnist.SIDE]
+    np.testing.assert_array_equal(middle[:, : mnist.SIDE, 0], shown.iloc[0]["image"].reshape(mnist.SIDE, mnist.SIDE))
+    values = shown.iloc[0][mnist.ATTRIBUTION].reshape(mnist.SIDE, mnist.SIDE)
+    beside = middle[:, mnist.SIDE + picture.SEAM // scale :][:, : mnist.SIDE]
+    np.testing.assert_array_equal(beside, picture.colour_values(values, picture.colour_limit(values)))
+
+
+def test_synthetic_picture_puts_the_truth_on_its_line() -> None:
+    rows = regression.draw_rows(50).astype(np.float64)
+    drawn = Image.open(io.BytesIO(regression.draw_agreement(rows, rows * regression.COEFFICIENTS)))
+    off = Image.open(io.BytesIO(regression.draw_agreement(rows, -rows * regression.COEFFICIENTS)))
+    assert 1000 <= drawn.width <= 1400
+    corner = np.s_[140:240, 100:200]  # top left of the first panel: measured high where the truth is low
+    assert (np.asarray(drawn)[corner].min(axis=2) > 180).all()
+    assert (np.asarray(off)[corner].min(axis=2) < 100).any()
