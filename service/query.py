@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from typing import TypeAlias
 
 import duckdb
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.ids import shard_object
 from integrand.schemas.records import Plan, RunManifest, Shard
-from integrand.schemas.tables import PREFIX, tensor_shape
+from integrand.schemas.tables import PREFIX, feature_names
 from integrand.schemas.uris import Uri
 from integrand.service.manifest import (
     LATEST,
@@ -213,7 +212,7 @@ class Run:
         mean_abs over the sum of mean_abs of all features. Reads one shard at a time.
         """
         columns = [n for n in self.schema.names if n.startswith(PREFIX)]
-        names = np.array([name for column in columns for name in _feature_names(self.schema.field(column))])
+        names = np.array([name for column in columns for name in feature_names(self.schema.field(column))])
         total, absolute, count = np.zeros(len(names)), np.zeros(len(names)), 0
         for shard in self.shards:
             values = _matrix(self._read(shard, columns))
@@ -313,14 +312,6 @@ def _largest(table: pa.Table, column: str, k: int) -> pa.Table:
     values = np.abs(table[column].to_numpy().astype(np.float64))
     order = np.argsort(-values, kind="stable")[:k]
     return table.take(order[~np.isnan(values[order])])
-
-
-def _feature_names(column: pa.Field) -> list[str]:
-    name = column.name.removeprefix(PREFIX)
-    if not pa.types.is_fixed_size_list(column.type):
-        return [name]
-    shape = tensor_shape(column) or (column.type.list_size,)
-    return [f"{name}[{','.join(map(str, index))}]" for index in product(*map(range, shape))]
 
 
 def _matrix(table: pa.Table) -> NDArray[np.float64]:
