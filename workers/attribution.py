@@ -77,18 +77,19 @@ def attribute(forward: Forward, inputs: Tensors, *, baselines: Tensors | float |
     come back as `bad_input` or `nonfinite`.
     """
     chosen = accuracy or Adaptive()
-    xs = _tensors("inputs", inputs)
-    _check_inputs(xs)
-    if not checked:
-        _check_eval(forward)
-    bs = _baselines(xs, baselines)
-    arguments = _forward_args(forward_args, xs)
-    targets = target_table(target, xs[0].shape[0])
-    targets = None if targets is None else targets.to(xs[0].device)
+    if batch_rows is not None and batch_rows < 1:
+        raise SpecError("batch_rows", expected="at least 1, or None", seen=str(batch_rows), next_step="leave it out")
     with torch.inference_mode(False):
+        xs = _tensors("inputs", inputs)
+        _check_inputs(xs)
+        bs = _baselines(xs, baselines)
+        arguments = _forward_args(forward_args, xs)
+        targets = target_table(target, xs[0].shape[0])
+        targets = None if targets is None else targets.to(xs[0].device)
         if not checked:
+            _check_eval(forward)
             _probe(forward, xs, arguments, targets)
-        size = batch_rows or _notebook_batch(forward, xs, arguments, chosen)
+        size = _notebook_batch(forward, xs, arguments, chosen) if batch_rows is None else batch_rows
         problem = Problem(forward, xs, bs, arguments, targets, size, tick)
         return _explain(problem, chosen, like=inputs)
 
@@ -110,17 +111,15 @@ def _judge(accuracy: Adaptive | FixedSteps) -> Judge:
     """What ends a row: a fixed rule's only level, or difference and gap both within the tolerance."""
     if isinstance(accuracy, FixedSteps):
         return lambda sums: [RowStatus.unchecked if ok else RowStatus.nonfinite for ok in sums.finite]
-    return lambda sums: [_adaptive_status(sums, i, accuracy.tolerance) for i in range(len(sums.f_input))]
+    return lambda sums: _adaptive_statuses(sums, accuracy.tolerance)
 
 
-def _adaptive_status(sums: Sums, row: int, tolerance: float) -> RowStatus | None:
-    if not sums.finite[row]:
-        return RowStatus.nonfinite
-    if sums.error[row] <= tolerance:
-        return RowStatus.ok
-    if sums.error[row] <= sums.floor[row]:
-        return RowStatus.at_precision_floor
-    return RowStatus.not_converged if sums.last else None
+def _adaptive_statuses(sums: Sums, tolerance: float) -> list[RowStatus | None]:
+    """ok, at the floor, spent, or None for a row that goes on to the next level."""
+    beyond = RowStatus.not_converged if sums.last else None
+    judged = zip(sums.finite, sums.error <= tolerance, sums.error <= sums.floor, strict=True)
+    return [RowStatus.nonfinite if not finite else RowStatus.ok if within else
+            RowStatus.at_precision_floor if at_floor else beyond for finite, within, at_floor in judged]  # fmt: skip
 
 
 class _Report:
@@ -143,7 +142,7 @@ class _Report:
         clean = torch.ones(self.problem.rows, dtype=torch.bool)
         for kind, tensors in (("input", self.problem.inputs), ("baseline", self.problem.baselines)):
             for i, tensor in enumerate(tensors):
-                finite = torch.isfinite(tensor).flatten(1).all(1).cpu().expand(self.problem.rows)
+                finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1).cpu().expand(self.problem.rows)
                 for row in (~finite & clean).nonzero().flatten().tolist():
                     self.reason[row] = f"{kind} {i} holds NaN or inf"
                 clean &= finite
@@ -213,8 +212,10 @@ def _tensors(name: str, value: Tensors) -> tuple[Tensor, ...]:
     found = value if isinstance(value, tuple) else (value,)
     wrong = [type(v).__name__ for v in found if not isinstance(v, Tensor)]
     if wrong or not found:
-        raise SpecError(name, expected="a tensor or a tuple of tensors", seen=", ".join(wrong) or "an empty tuple")
-    return tuple(v.detach() for v in found)
+        raise SpecError(name, expected="a tensor or a tuple of tensors", seen=", ".join(wrong) or "an empty tuple",
+                        next_step="convert with torch.as_tensor; several go in a tuple")  # fmt: skip
+    # Autograd cannot save what was made in inference mode; a copy made outside of it is an ordinary tensor.
+    return tuple(v.clone() if v.is_inference() else v.detach() for v in found)
 
 
 def _check_inputs(xs: Sequence[Tensor]) -> None:
@@ -227,10 +228,12 @@ def _check_inputs(xs: Sequence[Tensor]) -> None:
             raise DataError(f"inputs[{i}]", expected="at least one row", seen=f"shape {list(x.shape)}",
                             next_step="skip empty batches")  # fmt: skip
         if x[0].numel() == 0:
-            raise DataError(f"inputs[{i}]", expected="at least one element per row", seen=f"shape {list(x.shape)}")
+            raise DataError(f"inputs[{i}]", expected="at least one element per row", seen=f"shape {list(x.shape)}",
+                            next_step="leave out the empty input")  # fmt: skip
         if x.shape[0] != xs[0].shape[0] or x.dtype != xs[0].dtype or x.device != xs[0].device:
             raise SpecError(f"inputs[{i}]", expected=f"{xs[0].shape[0]} rows of {xs[0].dtype} on {xs[0].device}",
-                            seen=f"{x.shape[0]} rows of {x.dtype} on {x.device}")  # fmt: skip
+                            seen=f"{x.shape[0]} rows of {x.dtype} on {x.device}",
+                            next_step="give every input the same rows, dtype and device")  # fmt: skip
 
 
 def _check_eval(forward: Forward) -> None:
@@ -246,7 +249,8 @@ def _baselines(xs: tuple[Tensor, ...], baselines: Tensors | float | None) -> tup
         return tuple(torch.full_like(x[:1], float(baselines or 0)) for x in xs)
     given = _tensors("baselines", baselines)  # type: ignore[arg-type]
     if len(given) != len(xs):
-        raise SpecError("baselines", expected=f"{len(xs)} tensors, one per input", seen=str(len(given)))
+        raise SpecError("baselines", expected=f"{len(xs)} tensors, one per input", seen=str(len(given)),
+                        next_step="pass a tuple with one baseline for each input, or one number for all")  # fmt: skip
     for i, (b, x) in enumerate(zip(given, xs, strict=True)):
         if b.shape[1:] != x.shape[1:] or b.shape[0] not in (1, x.shape[0]):
             raise SpecError(f"baselines[{i}]", expected=f"shape {list(x.shape)} or {[1, *x.shape[1:]]}",
@@ -277,8 +281,6 @@ def _probe(forward: Forward, xs: tuple[Tensor, ...], arguments: tuple[Tensor, ..
 
 def unused_inputs(out: Tensor, inputs: Sequence[Tensor]) -> list[int]:
     """Numbers of the inputs without a gradient path from `out`. Raises SpecError when no input has one."""
-
-
     if not out.requires_grad:
         raise independent_of_inputs()
     gradients = torch.autograd.grad(out.sum(), list(inputs), allow_unused=True)

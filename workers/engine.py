@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -67,27 +68,27 @@ class Sums:
     epsilon: float
     last: bool
 
-    @property
+    @cached_property
     def total(self) -> Floats:
         return np.asarray(self.attributions.sum(1))
 
-    @property
+    @cached_property
     def gap(self) -> Floats:
         """Completeness gap, Σ attributions − (f(x) − f(x')). Sundararajan et al. 2017, §3."""
         return self.total - (self.f_input - self.f_baseline)
 
-    @property
+    @cached_property
     def size(self) -> Floats:
         return np.asarray(np.abs(self.attributions).sum(1))
 
-    @property
+    @cached_property
     def error(self) -> Floats:
         """Estimated ‖a − a*‖₁ / ‖a‖₁: the larger of nested difference and |gap| (a lower bound of the error)."""
         assert self.coarser is not None
         difference = np.abs(self.attributions - self.coarser).sum(1)
         return _ratio(np.maximum(difference, np.abs(self.gap)), self.size)
 
-    @property
+    @cached_property
     def floor(self) -> Floats:
         """Relative error that rounding alone may cause."""
         rounding = FLOOR * self.epsilon * (np.abs(self.f_input) + np.abs(self.f_baseline) + self.size)
@@ -217,9 +218,8 @@ class _Loop:
         device, size = problem.inputs[0].device, problem.batch_rows
         self.slots = size // rule.levels[self.first_level] + 2
         elements = sum(x[0].numel() for x in problem.inputs)
-        self.sums = [torch.zeros(self.slots, elements, dtype=torch.float64, device=device) for _ in rule.levels]
+        self.sums = torch.zeros(len(rule.levels), self.slots, elements, dtype=torch.float64, device=device)
         self.epsilon = float(torch.finfo(problem.inputs[0].dtype).eps)
-        self.nodes = torch.from_numpy(rule.nodes.copy()).to(device)
         self.weights = torch.from_numpy(rule.weights.copy()).to(device)
         self.free = deque(range(self.slots))
         self.slot_of: dict[int, int] = {}
@@ -247,8 +247,7 @@ class _Loop:
         place, slot = self.next_place, self.free.popleft()
         self.next_place += 1
         self.slot_of[place] = slot
-        for sums in self.sums:
-            sums[slot] = 0
+        self.sums[:, slot] = 0
         self.pending.append((place, 0, self.rule.levels[self.first_level], self.first_level))
         return True
 
@@ -261,19 +260,26 @@ class _Loop:
 
     def step(self) -> dict[int, list[int]]:
         """Evaluate the batch, add it to the sums, and return by level the places whose level is now complete."""
-        places = [p for p, start, stop, _ in self.batch for _ in range(start, stop)]
-        nodes = torch.tensor([k for _, start, stop, _ in self.batch for k in range(start, stop)], device=self.nodes.device)
-        real = len(places)
-        padding = [places[-1]] * (self.problem.batch_rows - real)
-        alphas = torch.cat([self.nodes[nodes], self.nodes[nodes[-1:]].expand(len(padding))])
-        gradients = step_gradients(self.problem, self.rows[places + padding], alphas)[:real].double()
-        self._add(torch.tensor([self.slot_of[p] for p in places], device=self.nodes.device), nodes, gradients)
+        counts = [stop - start for _, start, stop, _ in self.batch]
+        nodes = np.concatenate([np.arange(start, stop) for _, start, stop, _ in self.batch])
+        real, size = len(nodes), self.problem.batch_rows
+        places = np.full(size, self.batch[-1][0])
+        places[:real] = np.repeat([item[0] for item in self.batch], counts)
+        alphas = np.full(size, self.rule.nodes[nodes[-1]])
+        alphas[:real] = self.rule.nodes[nodes]
+        rows = self.rows[self._indices(places)]
+        gradients = step_gradients(self.problem, rows, torch.from_numpy(alphas).to(rows.device))[:real].double()
+        slots = np.repeat([self.slot_of[item[0]] for item in self.batch], counts)
+        self._add(self._indices(slots), self._indices(nodes), gradients)
         self.problem.tick()
         done: dict[int, list[int]] = {}
         for place, _, stop, level in self.batch:
             if stop == self.rule.levels[level]:
                 done.setdefault(level, []).append(place)
         return done
+
+    def _indices(self, numbers: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(numbers).to(self.rows.device)
 
     def _add(self, slots: Tensor, nodes: Tensor, gradients: Tensor) -> None:
         """index_add_ adds item after item, so the order within a row is node order wherever batches were cut."""
