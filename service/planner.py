@@ -157,13 +157,14 @@ def _thread_count(spec: AttributeSpec) -> int:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """The workers' numerical switches while the model is tried here; the thread count is put back afterwards."""
-    before = torch.get_num_threads()
+    """The workers' threads and deterministic kernels while the model is tried here; put back afterwards."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     pin_numerics(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
 
 
 def _absolute(request: Request) -> AttributeSpec:

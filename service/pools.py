@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from integrand.workers.worker import Beat, Setup, Worker
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LossKind = Literal["raised", "killed_worker", "stalled", "preempted", "memory", "storage", "lost"]
 
 
@@ -71,12 +73,11 @@ class Pool(Protocol):
         """Stop everything, in flight or not."""
 
 
-def failure_of(error: Exception, node: str = "") -> Failure:
+def failure_of(error: Exception, trace: str, node: str = "") -> Failure:
     """An exception raised by a shard, as a failure: storage faults are told apart from what the shard did."""
     own = error if isinstance(error, IntegrandError) else None
     kind: LossKind = "storage" if isinstance(error, TransientError) else "raised"
-    detail = "".join(traceback.format_exception(error))[-4000:]
-    return Failure(kind, f"{type(error).__name__}: {error}"[:500], detail, node, own)
+    return Failure(kind, f"{type(error).__name__}: {error}"[:500], trace[-4000:], node, own)
 
 
 class LocalPool:
@@ -107,7 +108,7 @@ class LocalPool:
         try:
             return [Outcome(0, shard, self._worker.run(shard, prefetch))]
         except Exception as error:  # noqa: BLE001 — whatever the shard raised is its outcome, as with Ray
-            return [Outcome(0, shard, failure_of(error))]
+            return [Outcome(0, shard, failure_of(error, traceback.format_exc()))]
 
     def replace(self, worker: int) -> None:
         assert self._setup
@@ -280,7 +281,8 @@ class RayPool:
             return Outcome(worker, shard, ray.get(seat.call))
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            return Outcome(worker, shard, failure_of(cause, seat.node))
+            # The cause left its traceback behind; Ray kept it as text, coloured for terminals.
+            return Outcome(worker, shard, failure_of(cause, _COLOURS.sub("", str(error)), seat.node))
         except RayError as error:
             self.replace(worker)
             return Outcome(worker, shard, _loss(error, seat))

@@ -32,9 +32,9 @@ def show_plan(console: Console, plan: Plan) -> None:
     cost, guess = plan.projection, " (estimated: not split yet)" if plan.projection.estimated else ""
     chosen = plan.numerics
     facts = [
-        ("rows", f"{plan.rows}{guess}" if plan.shards else f"~{_rows(plan)}{guess}"),
-        ("shards", f"{len(plan.shards)} of at most {max((s.rows for s in plan.shards), default=0)} rows"),
-        ("source files", str(len(plan.files))), ("targets per row", str(plan.targets_per_row)),
+        ("rows", f"{plan.rows}" if plan.shards else f"~{_rows(plan) // plan.targets_per_row}{guess}"),
+        ("shards", f"{len(plan.shards)} of at most {max(s.rows for s in plan.shards)} rows" if plan.shards else "cut by run"),
+        *([("source files", str(len(plan.files)))] if plan.files else []), ("targets per row", str(plan.targets_per_row)),
         ("output", f"~{size(cost.output_bytes)}"), ("memory per worker", f"~{size(cost.memory_bytes)}"),
         ("cost per row", f"{cost.evaluations_per_row:.1f} evaluations, {cost.seconds_per_row * 1e3:.3g} ms on one worker"),
         ("estimated time", f"{duration(cost.seconds)} with {plan.spec.compute.worker_range.max} workers"),

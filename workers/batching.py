@@ -15,20 +15,29 @@ LARGEST, SMALLEST = 512, 8
 
 
 def activation_bytes(forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Tensor]) -> int:
-    """Bytes per row that autograd keeps for the backward pass, counted on the rows given (no timing involved)."""
+    """Bytes that autograd keeps for the backward pass of one more row, counted without any timing.
+
+    The rows given are tried once and twice over: parameters and other tensors without rows cancel out.
+    """
+    once, twice = (_kept(forward, inputs, forward_args, times) for times in (1, 2))
+    own = sum(x.numel() * x.element_size() for x in inputs)
+    return max(1, (twice - once + 2 * own) // inputs[0].shape[0])
+
+
+def _kept(forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Tensor], times: int) -> int:
+    """Bytes of all tensors that a forward pass over the rows, `times` over, saves; views of one storage count once."""
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
-        if tensor.ndim and tensor.shape[0] == rows:
-            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    rows = inputs[0].shape[0]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        points = [x.detach().clone().requires_grad_() for x in inputs]
-        forward(*points, *forward_args)
-    own = sum(x.numel() * x.element_size() for x in inputs)
-    return max(1, (sum(kept.values()) + 2 * own) // rows)
+        out = forward(*[torch.cat([x.detach()] * times).requires_grad_() for x in inputs],
+                      *[torch.cat([a] * times) for a in forward_args])  # fmt: skip
+    del out  # alive until here, so that no storage was freed and its address counted twice
+    return sum(kept.values())
 
 
 def step_batch_rows(row_bytes: int, memory: int) -> int:

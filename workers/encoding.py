@@ -54,7 +54,9 @@ def attribution_fields(plan: Plan) -> list[pa.Field]:
     value = ARROW_TYPES[plan.numerics.precision]
     fields: list[pa.Field] = []
     for shape in plan.inputs:
-        fields += feature_fields(shape.columns, value) if shape.named else [tensor_field(shape.name, shape.shape, value)]
+        fields += (
+            feature_fields(shape.columns, value) if shape.named else [tensor_field(shape.name, shape.shape, value)]
+        )
     return fields
 
 

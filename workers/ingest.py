@@ -1,6 +1,6 @@
 """CSV and JSON lines, turned once into Parquet pieces under `<output>/_ingest/<digest>/`.
 
-Only the columns that the job declares are kept, typed by their role. Rows in = rows out: a row that cannot be
+The columns that the job declares are typed by their role, all others are kept as strings. Rows in = rows out: a row that cannot be
 parsed keeps its place, with nulls and the reason in `_bad`. Blank lines are no rows.
 """
 
@@ -30,7 +30,7 @@ from integrand.schemas.uris import Uri
 from integrand.workers.reading import BAD, hive_values, inspect_file, partition_columns, value_columns, with_partitions
 from integrand.workers.store import Entry, Store
 
-INGEST_VERSION = 1
+INGEST_VERSION = 2
 """Raised whenever the pieces of the same file may change."""
 _PIECE_ROWS, _PIECE_VALUES = 50_000, 4 << 20
 _GROUP_ROWS = 10_000
@@ -172,7 +172,8 @@ def ingest_file(store: Store, task: IngestTask) -> tuple[SourceFile, ...]:
     """Split one file into pieces of a fixed number of rows; a piece that is there already is not written again."""
     with _opened(store, task) as stream:
         names, lines = _table(stream, task)
-        types = {name: kind for name, kind in task.roles.types(task.integer_ids).items() if name in names}
+        types = dict.fromkeys(names, pa.string())  # a column without a role stays as it was written
+        types |= {name: kind for name, kind in task.roles.types(task.integer_ids).items() if name in names}
         batches = _batches(lines, names, types, dict(task.roles.lists))
         pieces: list[SourceFile] = []
         for table in _regrouped(batches, _piece_rows(task.roles)):
@@ -280,12 +281,18 @@ def _check_unchanged(store: Store, task: IngestTask) -> None:
 
 
 def _table(stream: io.BufferedReader, task: IngestTask) -> tuple[list[str], Iterator[_Line]]:
-    """The declared columns that the file itself holds (the others are partitions of its path), and its rows."""
+    """The declared columns that the file itself holds (not the partitions of its path), then its others, and its rows.
+
+    The other keys of JSON lines are those of the first object.
+    """
     partitions = hive_values(task.path)
     wanted = list(task.roles.types(False))
     if task.format == "json_lines":
-        names = [name for name in wanted if name not in partitions]
-        return names, _picked(_json_objects(stream, task.source.uri), names)
+        objects = _json_objects(stream, task.source.uri)
+        first = next(objects, (0, None, None))
+        others = [k for k in first[1] or () if k not in wanted and k not in partitions and k != BAD]
+        names = [name for name in wanted if name not in partitions] + others
+        return names, _picked(chain([first] if first[0] else [], objects), names)
     return _csv_table(stream, task.source.uri, {name: name in partitions for name in wanted})
 
 
@@ -307,7 +314,7 @@ def _csv_table(
     if twice or lacking:
         raise DataError(str(uri), expected="column " + (f"`{lacking[0]}`" if lacking else f"`{twice[0]}` once"),
                         seen=f"the header {','.join(columns)[:200]}", next_step="mend the header")  # fmt: skip
-    names = [c for c in (columns if wanted is None else wanted) if c in columns and c != BAD]
+    names = [c for c in dict.fromkeys([*(wanted or ()), *columns]) if c in columns and c != BAD]
     return names, _csv_lines(reader, uri, len(columns), [columns.index(c) for c in names])
 
 

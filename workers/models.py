@@ -34,7 +34,7 @@ from integrand.workers.outputs import Forward
 from integrand.workers.store import Store
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_INSTALLED: set[str] = set()
+_UNPACKED: dict[str, Path] = {}
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,21 @@ def _pack(store: Store, uri: Uri) -> tuple[str, bytes]:
 
 
 def install_code(bundle: CodeBundle) -> None:
-    """Unpack shipped code into a folder of its own, in front of sys.path."""
+    """Put shipped code, in a folder of its own, in front of sys.path; forget other modules imported by its names."""
     if not bundle.parts:
         return
-    if bundle.digest in _INSTALLED:
-        return
+    if bundle.digest not in _UNPACKED:
+        _UNPACKED[bundle.digest] = _unpack(bundle)
+    folder = _UNPACKED[bundle.digest]
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
+    shipped = {path.name.removesuffix(".py") for path in folder.iterdir()}
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in shipped and not str(getattr(module, "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def _unpack(bundle: CodeBundle) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="integrand-code-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name, data in bundle.parts:
@@ -92,9 +102,7 @@ def install_code(bundle: CodeBundle) -> None:
         else:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 archive.extractall(folder)
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    _INSTALLED.add(bundle.digest)
+    return folder
 
 
 def code_digest(model: Model) -> str | None:
@@ -110,7 +118,7 @@ def _source_files(module: str) -> list[tuple[str, Path]]:
     parts = module.split(".")
     for depth in range(1, len(parts) + 1):  # a namespace package has no file of its own: look one level below
         found = _find(".".join(parts[:depth]), module)
-        if found.origin is None or found.origin == "namespace":
+        if not found.has_location or found.origin is None:
             continue
         origin = Path(found.origin)
         if not found.submodule_search_locations:
@@ -122,7 +130,7 @@ def _source_files(module: str) -> list[tuple[str, Path]]:
 def _find(name: str, module: str) -> importlib.machinery.ModuleSpec:
     try:
         found = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, ValueError):  # ValueError: a module made by hand, like __main__ of a notebook
         found = None
     if found is None:
         raise _not_found(module)
@@ -184,14 +192,16 @@ def _build(model: FactoryModel, weights: bytes) -> nn.Module:
     try:
         factory = getattr(importlib.import_module(module_name), name, None)
     except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
+        if not f"{module_name}.".startswith(f"{error.name}."):  # something that the model's own code imports
             raise
         raise _not_found(module_name) from None
     if not callable(factory):
-        raise SpecError(f"model.entrypoint {model.entrypoint}", expected="a callable", seen=f"no callable `{name}`")
+        raise SpecError(f"model.entrypoint {model.entrypoint}", expected="a callable", seen=f"no callable `{name}`",
+                        next_step=f"name a function or class of {module_name}")  # fmt: skip
     built = factory(**model.arguments)
     if not isinstance(built, nn.Module):
-        raise SpecError(f"model.entrypoint {model.entrypoint}", expected="a torch.nn.Module", seen=type(built).__name__)
+        raise SpecError(f"model.entrypoint {model.entrypoint}", expected="a torch.nn.Module", seen=type(built).__name__,
+                        next_step="return the module in eval mode")  # fmt: skip
     if weights:
         _load_weights(built, model.weights or "", weights)
     return built
@@ -206,9 +216,9 @@ def _load_weights(module: nn.Module, name: str, data: bytes) -> None:
                         next_step="save with safetensors.torch.save_file(model.state_dict(), ...)") from error  # fmt: skip
     try:
         module.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise SpecError(f"model.weights {name}", expected=f"the parameters of {type(module).__name__}",
-                        seen=str(error)[:400]) from error  # fmt: skip
+                        seen=str(error)[:400], next_step="save that module's own state_dict()") from error  # fmt: skip
 
 
 def _loaded(uri: str, load: Callable[[], nn.Module]) -> nn.Module:
@@ -225,4 +235,7 @@ def _freeze(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
         raise SpecError("model", expected="eval mode: in train mode rows change each other's results",
                         seen=f"train mode in {', '.join(training[:3])}",
                         next_step="return model.eval() from the factory")  # fmt: skip
-    return module.to(device=device, dtype=dtype).requires_grad_(False)
+    placed = module.to(device=device, dtype=dtype)
+    for parameter in placed.parameters():  # script modules have no requires_grad_ of their own
+        parameter.requires_grad_(False)
+    return placed

@@ -31,19 +31,24 @@ def target_table(target: Target, rows: int) -> Tensor | None:
     """Any target as indices `[rows, depth]` int64, or None for scalar outputs. Raises SpecError on wrong types."""
     if target is None:
         return None
-    if isinstance(target, bool) or not isinstance(target, int | tuple | Tensor):
-        raise SpecError("target", expected="None, an int, a tuple of ints, or an int64 tensor with one entry per row",
-                        seen=type(target).__name__)  # fmt: skip
     if isinstance(target, Tensor):
-        if target.is_floating_point() or target.dtype == torch.bool:
-            raise SpecError("target", expected="an int64 tensor", seen=str(target.dtype), next_step="call .long()")
-        if target.ndim == 0:
-            return target.long().reshape(1, 1).expand(rows, 1)
-        if target.shape[0] != rows or target.ndim > 2:
-            raise SpecError("target", expected=f"{rows} entries, one per row", seen=f"shape {list(target.shape)}")
-        return target.long().reshape(rows, -1)
-    indices = (target,) if isinstance(target, int) else target
+        return _row_targets(target, rows)
+    indices = target if isinstance(target, tuple) else (target,)
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in indices):
+        raise SpecError("target", expected="None, an int, a tuple of ints, or an int64 tensor with one entry per row",
+                        seen=repr(target)[:80], next_step="name one output, or pass torch.tensor([...]) for one per row")  # fmt: skip
     return torch.tensor(indices, dtype=torch.int64).expand(rows, len(indices))
+
+
+def _row_targets(target: Tensor, rows: int) -> Tensor:
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise SpecError("target", expected="an int64 tensor", seen=str(target.dtype), next_step="call .long()")
+    if target.ndim == 0:
+        return target.long().reshape(1, 1).expand(rows, 1)
+    if target.shape[0] != rows or target.ndim > 2:
+        raise SpecError("target", expected=f"{rows} entries, one per row", seen=f"shape {list(target.shape)}",
+                        next_step="give one index per row; a tuple names one element of a tensor output")  # fmt: skip
+    return target.long().reshape(rows, -1)
 
 
 def check_output(out: object, rows: int, table: Tensor | None) -> Tensor:
@@ -55,7 +60,8 @@ def check_output(out: object, rows: int, table: Tensor | None) -> Tensor:
         raise SpecError("model output", expected=f"one entry per row: [{rows}, ...]", seen=f"shape {list(out.shape)}",
                         next_step="return outputs per row; export with a dynamic first dimension")  # fmt: skip
     if not out.is_floating_point():
-        raise SpecError("model output", expected="floating point", seen=str(out.dtype))
+        raise SpecError("model output", expected="floating point", seen=str(out.dtype),
+                        next_step="return scores or probabilities, before argmax, rounding or casts")  # fmt: skip
     if table is None:
         if out[0].numel() != 1:
             raise SpecError("target", expected="an output index, since the model has several outputs",
@@ -65,12 +71,13 @@ def check_output(out: object, rows: int, table: Tensor | None) -> Tensor:
     if out.ndim - 1 != table.shape[1]:
         raise SpecError("target", expected=f"{out.ndim - 1} indices per row for output shape {list(out.shape)}",
                         seen=f"{table.shape[1]}", next_step="a scalar output takes no target")  # fmt: skip
-    limits = torch.tensor(out.shape[1:], device=table.device)
+    limits = torch.tensor(out.shape[1:], device=table.device, dtype=torch.int64)
     wrong = ((table < 0) | (table >= limits)).any(1).nonzero()
     if len(wrong):
         row = int(wrong[0, 0])
-        raise SpecError(f"target of row {row}", expected=f"from 0 to {[int(n) - 1 for n in limits]}",
-                        seen=f"{table[row].tolist()}")  # fmt: skip
+        last, seen = (", ".join(map(str, t.tolist())) for t in (limits - 1, table[row]))
+        raise SpecError(f"target of row {row}", expected=f"from {', '.join('0' * len(limits))} to {last}", seen=seen,
+                        next_step=f"name an output that exists: outputs are [rows, {', '.join(map(str, out.shape[1:]))}]")  # fmt: skip
     return out
 
 

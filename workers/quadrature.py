@@ -105,7 +105,8 @@ def nested_fejer(max_evaluations: int) -> QuadratureRule:
     Integration, §2.5.5. Raises SpecError below 7 evaluations: two levels are needed for a difference.
     """
     if max_evaluations < 7:
-        raise SpecError(f"accuracy.max_evaluations: {max_evaluations}", expected="at least 7 (levels of 3 and 7 nodes)")
+        raise SpecError("accuracy.max_evaluations", expected="at least 7 (levels of 3 and 7 nodes)",
+                        seen=str(max_evaluations), next_step="allow more, or use a fixed rule")  # fmt: skip
     levels = [3]
     while 2 * levels[-1] + 1 <= max_evaluations:
         levels.append(2 * levels[-1] + 1)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from integrand.schemas.errors import IntegrandError, IntegrityError
 from integrand.schemas.ids import FOOTER_KEY, shard_object
 from integrand.schemas.records import Plan, Shard, ShardFooter
-from integrand.schemas.specs import ColumnTarget, IndexTarget
+from integrand.schemas.specs import ArgmaxTarget, ColumnTarget, IndexTarget
 from integrand.schemas.tables import RowStatus
 from integrand.schemas.uris import Uri
 from integrand.workers.attribution import Attribution, attribute
@@ -27,6 +29,8 @@ from integrand.workers.outputs import Forward, transformed
 from integrand.workers.reading import read_slices, row_ids
 from integrand.workers.rows import Rows, to_rows
 from integrand.workers.store import Store
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,15 +89,22 @@ def commit(job: Job, shard: Shard, data: bytes, footer: ShardFooter) -> ShardFoo
 
 def check_committed(job: Job, shard: Shard, place: Uri) -> ShardFooter:
     """Footer of an object that was there first. An ambiguous answer to our own create ends here too."""
-    with job.store.open(place) as file:
-        found = pq.ParquetFile(file).metadata.metadata or {}
-    footer = ShardFooter.model_validate_json(found.get(FOOTER_KEY.encode(), b"{}")) if FOOTER_KEY.encode() in found else None
+    footer = _stored_footer(job, place)
     wanted = (job.plan.run_id, shard.id, job.plan_sha256)
     seen = (footer.run_id, footer.shard, footer.plan_sha256) if footer else None
     if footer is None or seen != wanted:
         raise IntegrityError(f"object {place}", expected=f"shard {shard.id} of run {job.plan.run_id}", seen=str(seen),
                              next_step="something else wrote below the run folder: move it away and run again")  # fmt: skip
     return footer
+
+
+def _stored_footer(job: Job, place: Uri) -> ShardFooter | None:
+    """None where the object is no shard's."""
+    try:
+        with job.store.open(place) as file:
+            return ShardFooter.model_validate_json((pq.read_metadata(file).metadata or {})[FOOTER_KEY.encode()])
+    except (pa.ArrowException, OSError, KeyError, ValidationError):
+        return None
 
 
 def attribute_rows(job: Job, rows: Rows, ids: pa.Array, tick: Callable[[], None]) -> Results:
@@ -108,7 +119,7 @@ def attribute_rows(job: Job, rows: Rows, ids: pa.Array, tick: Callable[[], None]
     table = _targets(job, part[0], device, per_row, tick)
     index = torch.arange(len(clean)).repeat_interleave(per_row)
     xs, bs, args = (tuple(t if t.shape[0] == 1 and ts is device[1] else t[index] for t in ts) for ts in device)
-    found = _isolate(job, xs, bs, args, table, tick) if len(index) else None
+    found = _attributions_of(job, xs, bs, args, table, tick)
     return _scatter(job, ids, reasons, clean, per_row, table, found)
 
 
@@ -127,66 +138,81 @@ def _take(rows: Rows, index: Tensor) -> Rows:
                    reasons=[rows.reasons[i] for i in index.tolist()])  # fmt: skip
 
 
-def _targets(job: Job, rows: Rows, device: list[tuple[Tensor, ...]], per_row: int, tick: Callable[[], None]) -> Tensor | None:
+def _targets(
+    job: Job, rows: Rows, device: list[tuple[Tensor, ...]], per_row: int, tick: Callable[[], None]
+) -> Tensor | None:
     """Output indices of every (row, target), `[rows × targets, depth]`, or None for scalar outputs."""
     target, count = job.plan.spec.target, rows.inputs[0].shape[0]
     if target.kind == "scalar":
         return None
     if isinstance(target, IndexTarget):
-        index = target.index if isinstance(target.index, tuple) else (target.index,)
-        return torch.tensor(index, device=job.device).expand(count, len(index))
+        return torch.tensor(_index(target), device=job.device).expand(count, -1)
     if target.kind == "all":
         return torch.arange(per_row, device=job.device).repeat(count)[:, None]
     if rows.target is not None:
         return rows.target.to(job.device)[:, None]
-    if not count:
-        return torch.zeros(0, 1, dtype=torch.int64)
     problem = Problem(job.explained, device[0], device[0], device[2], None, job.plan.numerics.batch_rows, tick)
-    return _argmax(problem)
+    return _argmax(problem) if count else torch.zeros(0, 1, dtype=torch.int64)
 
 
 def _argmax(problem: Problem) -> Tensor:
-    outputs = forward_outputs(problem, problem.inputs, torch.arange(problem.rows), check=False)
-    return outputs.argmax(-1, keepdim=True)
+    """Each row's largest output, `[rows, 1]`; 0 for a row that the model raises on, which fails again later."""
+    index = torch.arange(problem.rows, device=problem.inputs[0].device)
+
+    def attempt(rows: slice) -> Tensor:
+        return forward_outputs(problem, problem.inputs, index[rows], check=False).argmax(-1, keepdim=True)
+
+    return torch.cat(_isolate(attempt, lambda error: torch.zeros_like(index[:1, None]), slice(0, problem.rows)))
 
 
-def _isolate(job: Job, xs: tuple[Tensor, ...], bs: tuple[Tensor, ...], args: tuple[Tensor, ...], table: Tensor | None,
-             tick: Callable[[], None]) -> list[Attribution]:  # fmt: skip
-    """Attribute the rows; if the model raises, halve until the rows it raises on stand alone and are `failed`."""
+def _attributions_of(job: Job, xs: tuple[Tensor, ...], bs: tuple[Tensor, ...], args: tuple[Tensor, ...],
+                     table: Tensor | None, tick: Callable[[], None]) -> list[Attribution]:  # fmt: skip
+    """Attributions of all rows in order, in pieces where the model raises on some of them."""
+
+    def attempt(rows: slice) -> Attribution:
+        return attribute(job.explained, tuple(x[rows] for x in xs),
+                         baselines=tuple(b if b.shape[0] == 1 else b[rows] for b in bs),
+                         target=None if table is None else table[rows], forward_args=tuple(a[rows] for a in args),
+                         accuracy=job.plan.spec.accuracy, batch_rows=job.plan.numerics.batch_rows, tick=tick,
+                         checked=True)  # fmt: skip
+
     count = xs[0].shape[0]
+    return _isolate(attempt, lambda error: _failed(xs, error), slice(0, count)) if count else []
+
+
+def _isolate(attempt: Callable[[slice], Found], failed: Callable[[Exception], Found], rows: slice) -> list[Found]:
+    """Attempt the rows at once; if the model raises, halve until the rows it raises on stand alone."""
     try:
-        return [attribute(job.explained, xs, baselines=bs, target=table, forward_args=args,
-                          accuracy=job.plan.spec.accuracy, batch_rows=job.plan.numerics.batch_rows, tick=tick,
-                          checked=True)]  # fmt: skip
+        return [attempt(rows)]
     except (IntegrandError, MemoryError):
         raise
     except Exception as error:
         if "CUDA error" in str(error):  # the context is lost: only a new process can go on
             raise
-        if count == 1:
-            return [_failed(xs, f"the model raised {type(error).__name__}: {str(error)[:300]}")]
-    half = count // 2
-    found = []
-    for piece in (slice(0, half), slice(half, count)):
-        found += _isolate(job, tuple(x[piece] for x in xs), tuple(b if b.shape[0] == 1 else b[piece] for b in bs),
-                          tuple(a[piece] for a in args), None if table is None else table[piece], tick)  # fmt: skip
-    return found
+        if rows.stop - rows.start == 1:
+            return [failed(error)]
+    middle = (rows.start + rows.stop) // 2
+    return [found for part in (slice(rows.start, middle), slice(middle, rows.stop))
+            for found in _isolate(attempt, failed, part)]  # fmt: skip
 
 
-def _failed(xs: tuple[Tensor, ...], reason: str) -> Attribution:
+def _failed(xs: tuple[Tensor, ...], error: Exception) -> Attribution:
+    reason = f"the model raised {type(error).__name__}: {str(error)[:300]}"
     nan = torch.full((1,), float("nan"), dtype=torch.float64)
-    return Attribution(tuple(torch.full_like(x, float("nan")) for x in xs), nan, nan, nan, nan,
+    return Attribution(tuple(torch.full_like(x[:1], float("nan")) for x in xs), nan, nan, nan, nan,
                        torch.zeros(1, dtype=torch.int32), (RowStatus.failed,), (reason,), 0)  # fmt: skip
 
 
 def _scatter(job: Job, ids: pa.Array, reasons: list[str | None], clean: Tensor, per_row: int, table: Tensor | None,
-             found: list[Attribution] | None) -> Results:  # fmt: skip
+             parts: list[Attribution]) -> Results:  # fmt: skip
     """Results in row order: the clean rows' attributions where they belong, bad_input elsewhere."""
-    rows, parts = len(reasons), found or []
+    rows = len(reasons)
     out = rows * per_row
     places = (clean[:, None] * per_row + torch.arange(per_row)).flatten().numpy()
     status, reason = [RowStatus.bad_input] * out, [r for r in reasons for _ in range(per_row)]
-    for place, s, r in zip(places, [s for p in parts for s in p.status], [r for p in parts for r in p.reason], strict=True):
+    for place, s, r in zip(
+        places, [s for p in parts for s in p.status], [r for p in parts for r in p.reason], strict=True
+    ):
         status[place], reason[place] = s, r
 
     def scattered(name: str) -> NDArray[np.float64]:
@@ -197,7 +223,7 @@ def _scatter(job: Job, ids: pa.Array, reasons: list[str | None], clean: Tensor, 
     evaluations = np.zeros(out, np.int32)
     evaluations[places] = _joined([p.evaluations for p in parts])
     return Results(pa.chunked_array([ids]).combine_chunks().take(pa.array(np.arange(rows).repeat(per_row))),
-                   _target_column(job, table, places, out), status, reason, scattered("f_input"),
+                   _target_column(job, table, places, status), status, reason, scattered("f_input"),
                    scattered("f_baseline"), scattered("gap"), scattered("error_estimate"), evaluations,
                    _attributions(job, parts, places, out), sum(p.padded for p in parts))  # fmt: skip
 
@@ -216,16 +242,23 @@ def _attributions(job: Job, parts: list[Attribution], places: NDArray[np.int64],
     return tuple(made)
 
 
-def _target_column(job: Job, table: Tensor | None, places: NDArray[np.int64], out: int) -> pa.Array:
-    """Targets by output row. `all` names every target; a bad row of argmax or of a bad column has none."""
+def _index(target: IndexTarget) -> tuple[int, ...]:
+    return target.index if isinstance(target.index, tuple) else (target.index,)
+
+
+def _target_column(job: Job, table: Tensor | None, places: NDArray[np.int64], status: list[RowStatus]) -> pa.Array:
+    """Targets by output row. An index and `all` name them in bad rows too; argmax and column have none there."""
+    out = len(status)
     if job.plan.spec.target.kind == "scalar":
         return target_array(None, np.zeros(out, bool))
     if job.plan.spec.target.kind == "all":
         per_row = job.plan.targets_per_row
         return target_array(np.tile(np.arange(per_row), out // per_row)[:, None], np.ones(out, bool))
+    if isinstance(job.plan.spec.target, IndexTarget):
+        return target_array(np.tile(_index(job.plan.spec.target), (out, 1)), np.ones(out, bool))
     assert table is not None
     full, present = np.zeros((out, table.shape[1]), np.int64), np.zeros(out, bool)
     full[places], present[places] = table.cpu().numpy(), True
-    if isinstance(job.plan.spec.target, IndexTarget) and len(table):
-        full[:], present[:] = table[0].cpu().numpy(), True
+    if isinstance(job.plan.spec.target, ArgmaxTarget):
+        present &= np.array(status) != RowStatus.failed
     return target_array(full, present)

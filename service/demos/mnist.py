@@ -1,10 +1,11 @@
-"""Digits: a batch-normed CNN on real MNIST digits, attributed to pixels against mid-grey."""
+"""Digits: a batch-normed CNN on real MNIST digits, attributed to pixels against a black page."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +16,24 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs import Adaptive, AttributeSpec
 from integrand.schemas.tables import PREFIX
 from integrand.service.demos.demo import DemoFolder, Facts, Outcome, fill_spec, read_spec, reproducible
 from integrand.service.demos.models import digits_cnn
+from integrand.workers.attribution import attribute
 
 NAME = "digits"
-RECIPE = 1
+RECIPE = 2
 """Raised whenever the prepared inputs change: older ones are then made anew."""
 WEIGHTS = "digits.safetensors"
 HELD_OUT_PER_CLASS = 30
 EPOCHS, BATCH, PEAK_RATE = 24, 64, 1e-2
+NOISE = 0.6
+"""Largest standard deviation of the noise in training, in model units: without it maps show the weights' own noise."""
 SIDE = 28
 ATTRIBUTION = PREFIX + "image"
 HEADING = "Which pixels raise, and which lower, the log-probability of the digit"
-REMARK = "Integrated Gradients from mid-grey. The limit of each map is the 99th percentile of its |attribution|."
+REMARK = "Integrated Gradients from two baselines. A pixel equal to its baseline gets exactly zero: black paper is silent against black, and speaks against grey.\nEach map has its own limit, the 99th percentile of its |attribution|."
 
 SPEC = """\
 kind: attribute
@@ -38,7 +42,7 @@ source: {{uri: {source}, row_id: row_id}}
 model: {{kind: factory, entrypoint: "integrand.service.demos.models:digits_cnn", weights: {weights}}}
 inputs: [{{name: image, column: pixels, shape: [1, 28, 28], divide: 255, mean: 0.5, std: 0.5}}]
 target: {{kind: column, column: label}}
-baseline: {{kind: zero}}
+baseline: {{kind: constant, value: -1}}
 accuracy: {{kind: adaptive, tolerance: 1.0e-2, max_evaluations: 512}}
 output: {{uri: {out}}}
 compute: {{workers: 2, shard_rows: 32}}
@@ -74,7 +78,7 @@ def split_digits(digits: Digits) -> tuple[Digits, Digits]:
 
 
 def train_digits(train: Digits, *, seed: int = 0) -> nn.Module:
-    """Fit the CNN on digits that are turned, zoomed and shifted a little; seconds. Returns it in eval mode."""
+    """Fit the CNN on digits that are turned, zoomed, shifted and noisy; seconds. Returns it in eval mode."""
     images, labels = scale(train.pixels), torch.from_numpy(train.labels)
     batches = len(labels) // BATCH
     with reproducible(seed):
@@ -92,7 +96,7 @@ def train_digits(train: Digits, *, seed: int = 0) -> nn.Module:
 
 
 def vary(images: Tensor) -> Tensor:
-    """Each image turned by up to 12°, zoomed by up to 10% and shifted by up to 1.5 pixels, black moving in."""
+    """Each image turned by up to 12°, zoomed by up to 10% and shifted by up to 1.5 pixels, black moving in; then noise."""
     rows = len(images)
     angle = (2 * torch.rand(rows) - 1) * math.radians(12)
     zoom = 1 + (2 * torch.rand(rows, 1, 1) - 1) * 0.1
@@ -100,7 +104,8 @@ def vary(images: Tensor) -> Tensor:
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).reshape(rows, 2, 2)
     affine = torch.cat([turn * zoom, shift], dim=2)
     grid = nn.functional.affine_grid(affine, list(images.shape), align_corners=False)
-    return nn.functional.grid_sample(images + 1, grid, align_corners=False) - 1
+    varied = nn.functional.grid_sample(images + 1, grid, align_corners=False) - 1
+    return varied + torch.randn_like(varied) * torch.rand(rows, 1, 1, 1) * NOISE
 
 
 def scale(pixels: npt.NDArray[np.uint8]) -> Tensor:
@@ -148,15 +153,21 @@ def source_table(digits: Digits) -> pa.Table:
 
 
 def explain(rows: pd.DataFrame, folder: DemoFolder) -> Outcome:
-    """Draw, per class, the correctly classified digit with the highest log-probability."""
+    """Draw, per class, the surest digit: the job's map of it, and one against mid-grey that is made here."""
     model = digits_cnn()
     model.load_state_dict(safetensors.torch.load(folder.read(WEIGHTS)))
     known = rows[rows[ATTRIBUTION].notna()]
     pixels = np.stack(list(known["pixels"])).astype(np.uint8)
     known = known.assign(image=list(pixels), predicted=predict(model, pixels))
-    mass, area = stroke_shares(pixels, np.stack(list(known[ATTRIBUTION])))
-    findings = (("|attribution| within 2 pixels of ink", f"{mass:.0%}, on {area:.0%} of the area"),)
-    return Outcome(findings, draw_digits(choose_rows(known)))
+    shown = choose_rows(known)
+    grey = attribute_from_grey(model, shown)
+    on, area = ink_shares(known, reach=0)
+    near, around = ink_shares(grey, reach=2)
+    findings = (
+        ("against black: |attribution| on ink", f"{on:.1%}, on {area:.0%} of the area"),
+        ("against mid-grey: |attribution| within 2 pixels of ink", f"{near:.1%}, on {around:.0%} of the area"),
+    )
+    return Outcome(findings, draw_digits(shown, grey))
 
 
 def choose_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -165,25 +176,47 @@ def choose_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return right.groupby("label").tail(1).sort_values("label")
 
 
-def draw_digits(rows: pd.DataFrame) -> bytes:
-    """PNG of images and heat maps. Needs label, predicted, status, error_estimate, image and attr.image."""
+def attribute_from_grey(model: nn.Module, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with attributions, status and error_estimate against mid-grey, which is zero in model units."""
+    inputs, labels = scale(np.stack(list(rows["image"]))), torch.tensor(rows["label"].to_numpy(np.int64))
+    exactness = Adaptive(tolerance=1e-2, max_evaluations=512)
+    found = attribute(model, (inputs,), baselines=0.0, target=labels, accuracy=exactness)
+    (maps,) = found.attributions
+    shown = rows.assign(status=[str(status) for status in found.status], error_estimate=found.error_estimate.numpy())
+    shown[ATTRIBUTION] = list(maps.flatten(1).numpy())
+    return shown
+
+
+def draw_digits(rows: pd.DataFrame, grey: pd.DataFrame) -> bytes:
+    """PNG of digits over their two maps. Needs label, predicted, status, error_estimate, image and attr.image."""
     from integrand.service.demos import picture
 
-    tiles = [
-        picture.Tile(
-            image=row["image"].reshape(SIDE, SIDE),
-            attribution=np.asarray(row[ATTRIBUTION], dtype=np.float64).reshape(SIDE, SIDE),
-            title=f"digit {row['label']}, predicted {row['predicted']}",
-            note=f"{row['status']}, error {row['error_estimate']:.0e}",
-        )
-        for row in rows.to_dict("records")
-    ]
-    return picture.encode_png(picture.draw_heat_maps(tiles, HEADING, REMARK))
+    digits = zip(rows["label"], rows["predicted"], strict=True)
+    names = [f"{label}, read as {predicted}" for label, predicted in digits]
+    strips = (
+        picture.Strip("the input", "per digit, the image that the model is surest of", list(squares(rows["image"])), names),
+        picture.Strip("against a black page", "the job's maps: which strokes speak for the digit, and which against it",
+                      picture.draw_heat_maps(squares(rows[ATTRIBUTION])), notes(rows)),
+        picture.Strip("against mid-grey", "the same images from the zero baseline: now the paper speaks too",
+                      picture.draw_heat_maps(squares(grey[ATTRIBUTION])), notes(grey)),
+    )  # fmt: skip
+    return picture.encode_png(picture.draw_strips(strips, HEADING, REMARK))
 
 
-def stroke_shares(pixels: npt.NDArray[np.uint8], attributions: npt.NDArray[np.floating]) -> tuple[float, float]:
-    """(mean share of |attribution| within 2 pixels of ink, mean share of the area that this is), both `[rows, 784]`."""
-    ink = torch.from_numpy(pixels > 127).float().reshape(-1, 1, SIDE, SIDE)
-    near = nn.functional.max_pool2d(ink, 5, stride=1, padding=2).reshape(len(pixels), -1).numpy() > 0
-    mass = np.abs(attributions)
+def squares(flat: pd.Series[Any]) -> npt.NDArray[Any]:
+    """A column of `[784]` arrays as `[rows, 28, 28]`."""
+    return np.stack(list(flat)).reshape(-1, SIDE, SIDE)
+
+
+def notes(rows: pd.DataFrame) -> list[str]:
+    """What became of each row, as the line under its map."""
+    found = zip(rows["status"], rows["error_estimate"], strict=True)
+    return [f"{status}, error {error:.0e}" for status, error in found]
+
+
+def ink_shares(rows: pd.DataFrame, *, reach: int) -> tuple[float, float]:
+    """(mean share of |attribution| within `reach` pixels of a pixel that is not black, share of area this is)."""
+    ink = torch.from_numpy(np.stack(list(rows["image"])) > 0).float().reshape(-1, 1, SIDE, SIDE)
+    near = nn.functional.max_pool2d(ink, 2 * reach + 1, stride=1, padding=reach).flatten(1).numpy() > 0
+    mass = np.abs(np.stack(list(rows[ATTRIBUTION])))
     return float(((mass * near).sum(axis=1) / mass.sum(axis=1)).mean()), float(near.mean())

@@ -1,9 +1,9 @@
-"""Pictures of attributions as PNG, drawn with Pillow: heat maps beside the images that they explain."""
+"""Pictures of attributions as PNG, drawn with Pillow: strips of images and of the heat maps that explain them."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,18 +20,18 @@ BLUE, RED = (33, 102, 172), (178, 24, 43)
 STOPS = (-1.0, -0.55, 0.0, 0.55, 1.0)
 COLOURS = np.array([(5, 48, 97), (67, 147, 195), (255, 255, 255), (214, 96, 77), (103, 0, 31)], dtype=np.float64)
 CAP_PERCENTILE = 99
-MARGIN, GAP, SEAM, SCALE = 36, 28, 4, 4
-HEADER, CAPTION, FOOTER = 76, 62, 74
+MARGIN, GAP, SCALE = 36, 12, 4
+HEADER, STRIP_TITLE, STRIP_NOTE, FOOTER = 98, 28, 46, 66
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One explained image: `image` `[h, w]` uint8 and `attribution` `[h, w]`, with two lines of caption."""
+class Strip:
+    """Pictures of one size side by side, `[h, w]` grey or `[h, w, 3]` RGB, with a title above and a note under each."""
 
-    image: Bytes
-    attribution: Floats
     title: str
-    note: str
+    remark: str
+    pictures: Sequence[Bytes]
+    notes: Sequence[str]
 
 
 def colour_values(values: Floats, limit: float) -> Bytes:
@@ -46,31 +46,39 @@ def colour_limit(values: Floats) -> float:
     return float(np.percentile(np.abs(values), CAP_PERCENTILE)) or 1.0
 
 
-def draw_heat_maps(tiles: Sequence[Tile], heading: str, remark: str, *, columns: int = 5) -> Image.Image:
-    """Pairs of image and heat map, `columns` pairs a line, over a colour bar. Every map has its own limit."""
-    height, width = (extent * SCALE for extent in tiles[0].image.shape)
-    across, down = 2 * width + SEAM + GAP, height + CAPTION
-    lines = -(-len(tiles) // columns)
-    size = (2 * MARGIN + columns * across - GAP, MARGIN + HEADER + lines * down + FOOTER)
+def draw_heat_maps(maps: Iterable[Floats]) -> list[Bytes]:
+    """Colours of maps `[h, w]`, each within its own limit: `[h, w, 3]` uint8."""
+    return [colour_values(values, colour_limit(values)) for values in maps]
+
+
+def draw_strips(strips: Sequence[Strip], heading: str, remark: str) -> Image.Image:
+    """The strips below each other, so that pictures of one thing make a column, over a colour bar."""
+    height, width = (extent * SCALE for extent in strips[0].pictures[0].shape[:2])
+    down = STRIP_TITLE + height + STRIP_NOTE
+    size = (
+        2 * MARGIN + len(strips[0].pictures) * (width + GAP) - GAP,
+        MARGIN + HEADER + len(strips) * down + FOOTER,
+    )
     canvas = Image.new("RGB", size, WHITE)
     write_header(ImageDraw.Draw(canvas), heading, remark)
-    for number, tile in enumerate(tiles):
-        line, column = divmod(number, columns)
-        _draw_pair(canvas, tile, (MARGIN + column * across, MARGIN + HEADER + line * down))
-    _draw_colour_bar(canvas, top=size[1] - FOOTER + 8)
+    for line, strip in enumerate(strips):
+        _draw_strip(canvas, strip, MARGIN + HEADER + line * down)
+    _draw_colour_bar(canvas, top=size[1] - FOOTER)
     return canvas
 
 
-def _draw_pair(canvas: Image.Image, tile: Tile, corner: tuple[int, int]) -> None:
-    (x, y), draw = corner, ImageDraw.Draw(canvas)
-    height, width = (extent * SCALE for extent in tile.image.shape)
-    heat = colour_values(tile.attribution, colour_limit(tile.attribution))
-    for left, picture in ((x, tile.image), (x + width + SEAM, heat)):
-        large = Image.fromarray(picture).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
-        canvas.paste(large, (left, y))
-        draw.rectangle((left - 1, y - 1, left + width, y + height), outline=RULE)
-    draw.text((x, y + height + 6), tile.title, INK, font(16))
-    draw.text((x, y + height + 27), tile.note, QUIET, font(14))
+def _draw_strip(canvas: Image.Image, strip: Strip, top: int) -> None:
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN, top), strip.title, INK, font(18))
+    draw.text((MARGIN + draw.textlength(strip.title, font(18)) + GAP, top + 3), strip.remark, QUIET, font(15))
+    x, y = MARGIN, top + STRIP_TITLE
+    for pixels, note in zip(strip.pictures, strip.notes, strict=True):
+        height, width = (extent * SCALE for extent in pixels.shape[:2])
+        large = Image.fromarray(pixels).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(large, (x, y))
+        draw.rectangle((x - 1, y - 1, x + width, y + height), outline=RULE)
+        draw.text((x, y + height + 5), note, QUIET, font(13))
+        x += width + GAP
 
 
 def _draw_colour_bar(canvas: Image.Image, top: int, *, width: int = 320, height: int = 14) -> None:
@@ -85,9 +93,9 @@ def _draw_colour_bar(canvas: Image.Image, top: int, *, width: int = 320, height:
 
 
 def write_header(draw: ImageDraw.ImageDraw, heading: str, remark: str) -> None:
-    """Two lines at the top left: what the picture shows, and how to read it."""
+    """Lines at the top left: what the picture shows, and how to read it."""
     draw.text((MARGIN, MARGIN - 10), heading, INK, font(26))
-    draw.text((MARGIN, MARGIN + 28), remark, QUIET, font(16))
+    draw.text((MARGIN, MARGIN + 28), remark, QUIET, font(16), spacing=6)
 
 
 def font(size: int) -> Font:

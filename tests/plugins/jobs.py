@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from integrand.schemas.records import Plan, RunManifest
 from integrand.schemas.specs import AttributeSpec, parse_spec
@@ -66,11 +67,13 @@ class Model(nn.Module):
             return False
         return True
 
-    def forward(self, x):
+    def forward(self, x, *more):
         {forward}
 
 def build(outputs=2, faults="", folder=""):
     return Model(outputs, faults, folder){mode}
+
+also = build
 '''
 
 
@@ -103,6 +106,15 @@ class JobFolder:
         place.write_text(body)
         return place
 
+    def write_weights(self, name: str = "weights.safetensors", seed: int = 1) -> Path:
+        """Plain weights for the model of two outputs."""
+        values = np.random.default_rng(seed)
+        shapes = {"first.weight": (8, 3), "first.bias": (8,), "last.weight": (2, 8), "last.bias": (2,)}
+        place = self.path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: values.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}, place)
+        return place
+
     def fields(self, **changes: Any) -> dict[str, Any]:
         """A spec over this folder; every change replaces a whole top-level field."""
         return {
@@ -119,6 +131,9 @@ class JobFolder:
     def model(self, **arguments: Any) -> dict[str, Any]:
         return {"kind": "factory", "entrypoint": f"{self.module}:build", "code": [f"{self.module}.py"],
                 "arguments": arguments}  # fmt: skip
+
+    def weighted(self, weights: str = "weights.safetensors") -> dict[str, Any]:
+        return self.model() | {"weights": weights}
 
     def spec(self, **changes: Any) -> AttributeSpec:
         return parse_spec(self.fields(**changes))

@@ -63,11 +63,12 @@ def test_csv_is_typed_by_role(tmp_path: Path) -> None:
     data = '\ufeffid,age,note,income,y\r\n7,1.5,"a\nb",,1\r\n\r\n8,true,x,-2e3,2.0\r\n'
     pieces = ingest(STORE, [task(tmp_path, "a.csv", data)])
     assert table(pieces).schema.remove_metadata() == pa.schema([
-        ("id", pa.int64()), ("y", pa.int64()), ("age", pa.float64()), ("income", pa.float64()), ("_bad", pa.string()),
+        ("id", pa.int64()), ("y", pa.int64()), ("age", pa.float64()), ("income", pa.float64()), ("note", pa.string()),
+        ("_bad", pa.string()),
     ])  # fmt: skip
     assert rows(pieces) == [
-        {"id": 7, "age": 1.5, "income": None, "y": 1, "_bad": None},
-        {"id": 8, "age": 1.0, "income": -2000.0, "y": 2, "_bad": None},
+        {"id": 7, "age": 1.5, "income": None, "y": 1, "note": "a\nb", "_bad": None},
+        {"id": 8, "age": 1.0, "income": -2000.0, "y": 2, "note": "x", "_bad": None},
     ]
     assert pieces[0].path == "a.csv"
 
@@ -91,7 +92,7 @@ def test_json_lines(tmp_path: Path) -> None:
              "[" * 100_000]  # fmt: skip
     found = rows(ingest(STORE, [task(tmp_path, "a.jsonl", "\n".join(lines))]))
     assert [r["id"] for r in found] == [1, None, None, 3, 4, None]
-    assert found[0] == {"id": 1, "y": 0, "age": 2.0, "income": 1000.0, "_bad": None}
+    assert found[0] == {"id": 1, "y": 0, "age": 2.0, "income": 1000.0, "other": "[1]", "_bad": None}
     assert found[1]["_bad"].startswith("line 3: broken JSON: Expecting value")
     assert found[2]["_bad"] == "line 4: expected an object, seen [1, 2]"
     assert found[3]["_bad"] == "line 5: column age: {'a': 1} is not a number"
