@@ -1,10 +1,10 @@
 """The error tree. Every message says where, what was expected, what was seen, and what to do next.
 
-    IntegrandError
-    ├── SpecError        the job cannot work as written               exit 2
-    ├── DataError        the input or the output place cannot be used  exit 2
-    ├── TransientError   it may work if it is run again               exit 4
-    └── IntegrityError   something is not what the plan recorded      exit 6
+IntegrandError
+├── SpecError        the job cannot work as written               exit 2
+├── DataError        the input or the output place cannot be used  exit 2
+├── TransientError   it may work if it is run again               exit 4
+└── IntegrityError   something is not what the plan recorded      exit 6
 """
 
 

@@ -263,5 +263,3 @@ def _quantile(histogram: dict[str, int], total: int, share: float, largest: floa
             bound = float(10.0 ** (int(exponent) / 10))
             return bound if largest is None else min(bound, largest)
     raise AssertionError("a quantile lies within its histogram")
-
-

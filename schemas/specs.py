@@ -127,7 +127,9 @@ class _Scaled(Part):
     name: InputName = Field(description="Name of the model's input; inputs go to the model in this order.")
     divide: float = Field(1.0, description="The raw value is divided by this first (255 for bytes).")
     mean: Numbers = Field(0.0, description="Then this is subtracted: a number, or one per feature or channel.")
-    std: Numbers = Field(1.0, description="Then the result is divided by this: a number, or one per feature or channel.")
+    std: Numbers = Field(
+        1.0, description="Then the result is divided by this: a number, or one per feature or channel."
+    )
     baseline: Baseline | None = Field(None, description="Overrides the job's baseline for this input.")
 
     @model_validator(mode="after")
@@ -230,9 +232,7 @@ class AllTargets(_Transformed):
     kind: Literal["all"] = "all"
 
 
-Target = Annotated[
-    ScalarTarget | IndexTarget | ColumnTarget | ArgmaxTarget | AllTargets, Field(discriminator="kind")
-]
+Target = Annotated[ScalarTarget | IndexTarget | ColumnTarget | ArgmaxTarget | AllTargets, Field(discriminator="kind")]
 
 
 # --- accuracy, output, compute, limits ---------------------------------------------------------------------
@@ -398,7 +398,9 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{place}: unknown kind `{tag}`{_nearest(tag, known)}"
     if problem["type"] == "union_tag_not_found":
         return f"{place}: needs `kind`: one of {', '.join(p.model_fields['kind'].default for p in _KINDS[place.split('.')[-1]])}"
-    return f"{place}: {problem['msg']}" + ("" if problem["type"] == "missing" else f" (got {problem.get('input')!r:.80})")
+    return f"{place}: {problem['msg']}" + (
+        "" if problem["type"] == "missing" else f" (got {problem.get('input')!r:.80})"
+    )
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -69,7 +69,9 @@ def plan(
 def run(
     spec: SpecFile,
     trust: Trust = [],  # noqa: B006 — typer copies it
-    address: Annotated[str | None, typer.Option("--address", help="Ray cluster; default: RAY_ADDRESS, else one here.")] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray cluster; default: RAY_ADDRESS, else one here.")
+    ] = None,
     pool: Annotated[str, typer.Option("--pool", help="`ray`, or `local` for one worker in this process.")] = "ray",
     fresh: Fresh = "",
     allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Resume on another torch build.")] = False,
@@ -108,7 +110,9 @@ def show(
     run: RunUri,
     name: Named = None,
     top: Annotated[int, typer.Option("--top", metavar="K", help="How many features and rows.")] = 10,
-    row: Annotated[str | None, typer.Option("--row", metavar="ID", help="One row and its largest attributions.")] = None,
+    row: Annotated[
+        str | None, typer.Option("--row", metavar="ID", help="One row and its largest attributions.")
+    ] = None,
     where: Annotated[str | None, typer.Option("--where", help='DuckDB condition, e.g. "gap > 0.1".')] = None,
 ) -> None:
     """Print top features and worst rows, one row, or the rows that match a condition."""

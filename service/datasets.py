@@ -85,4 +85,3 @@ def _group_sums(store: Store, files: tuple[SourceFile, ...], spec: AttributeSpec
 
 def _stored(store: Store, place: Uri) -> Statistics:
     return Statistics(uri=str(place), sha256=hashlib.sha256(store.read(place)).hexdigest())
-

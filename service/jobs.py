@@ -57,13 +57,21 @@ def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = 
     shown = console or Console()
     try:
         planned, code = make_plan(request, workers)
-        run = _open_run(request, planned, shown, workers)
+        _announce(planned, shown)
+        run = _open_run(request, planned, shown)
         _check_build(run.plan, allow_mixed)
         setup = Setup(run.stored, run.uri, access, trusted, code, allow_mixed)
         manifest = _finish(run, setup, workers, shown, logical_date)
     finally:
         workers.close()
     return manifest
+
+
+def _announce(plan: Plan, console: Console) -> None:
+    console.print(f"run {plan.run_id}: {plan.rows} rows in {len(plan.shards)} shards, about "
+                  f"{progress.duration(plan.projection.seconds)} of work", highlight=False)  # fmt: skip
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class OpenRun:
     stored: bytes
 
 
-def _open_run(request: Request, planned: Plan, console: Console, pool: Pool) -> OpenRun:
+def _open_run(request: Request, planned: Plan, console: Console) -> OpenRun:
     """The run folder of a plan: new, or as it was left, with the shards that were cut then."""
     store, root = request.store, request.store.parse(request.spec.output.uri, request.base)
     uri = root.child(planned.run_id)
@@ -175,4 +183,8 @@ def limits_exceeded(spec: AttributeSpec, manifest: RunManifest) -> list[str]:
     shares = [("max_bad_share", limits.max_bad_share, manifest.count("bad_input", "nonfinite", "failed") / total),
               ("max_uncertified_share", limits.max_uncertified_share, manifest.count("not_converged") / total),
               ("max_quarantined", limits.max_quarantined, len(manifest.quarantined))]  # fmt: skip
-    return [f"limits.{name}: {seen:.4g} is above {most:g}" for name, most, seen in shares if most is not None and seen > most]
+    return [
+        f"limits.{name}: {seen:.4g} is above {most:g}"
+        for name, most, seen in shares
+        if most is not None and seen > most
+    ]

@@ -100,7 +100,9 @@ def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
     return plan, facts.code
 
 
-def run_id(spec: AttributeSpec, files: Sequence[tuple[str, int, str]], facts: ModelFacts, numerics: Numerics, salt: str) -> str:
+def run_id(
+    spec: AttributeSpec, files: Sequence[tuple[str, int, str]], facts: ModelFacts, numerics: Numerics, salt: str
+) -> str:
     """Digest of whatever can change a value: not the output, name, workers, attempts, deadlines or shard size.
 
     Where weights and sources lie does not matter, what they hold does. The torch build is not part of it: resuming
@@ -122,7 +124,9 @@ def run_id(spec: AttributeSpec, files: Sequence[tuple[str, int, str]], facts: Mo
 def _model_facts(request: Request) -> ModelFacts:
     code = pack_code(request.store, request.spec.model, request.base)
     install_code(code)
-    return ModelFacts(code, code_digest(request.spec.model), model_artefacts(request.store, request.spec.model, request.base))
+    return ModelFacts(
+        code, code_digest(request.spec.model), model_artefacts(request.store, request.spec.model, request.base)
+    )
 
 
 def _statistics(request: Request, dataset: Dataset, shapes: tuple[InputShape, ...], pool: Pool
@@ -175,7 +179,9 @@ def _absolute(request: Request) -> AttributeSpec:
     return spec.model_copy(update={"source": source, "output": output})
 
 
-def _cut(spec: AttributeSpec, files: Sequence[SourceFile], shapes: Sequence[InputShape], findings: Findings) -> tuple[Shard, ...]:
+def _cut(
+    spec: AttributeSpec, files: Sequence[SourceFile], shapes: Sequence[InputShape], findings: Findings
+) -> tuple[Shard, ...]:
     compute, total = spec.compute, sum(f.rows for f in files)
     if compute.shard_bytes is not None:
         return cut(files, rows_by_bytes(files, compute.shard_bytes))

@@ -82,7 +82,7 @@ def sample_rows(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, m
 def examine(spec: AttributeSpec, forward: Forward, sample: Sample) -> Findings:
     """Try the model on real rows. Raises SpecError for whatever cannot work, with its likely cause."""
     forward = transformed(forward, spec.target.transform)
-    out, warnings = _first_pass(forward, sample)
+    out, warnings = _first_pass(spec, forward, sample)
     table, width = _targets(spec, out, sample)
     check_output(out, sample.rows, table)
     row_bytes = activation_bytes(forward, sample.inputs, sample.forward_args)
@@ -95,7 +95,7 @@ def examine(spec: AttributeSpec, forward: Forward, sample: Sample) -> Findings:
                     _memory(spec, sample, row_bytes, batch_rows), tuple(warnings))  # fmt: skip
 
 
-def _first_pass(forward: Forward, sample: Sample) -> tuple[Tensor, list[str]]:
+def _first_pass(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[Tensor, list[str]]:
     points = [x.clone().requires_grad_() for x in sample.inputs]
     try:
         with torch.enable_grad():
@@ -114,7 +114,9 @@ def _first_pass(forward: Forward, sample: Sample) -> tuple[Tensor, list[str]]:
     else:
         warnings = []
     unused = unused_inputs(out, points)
-    warnings += [f"the output does not depend on input {i}: its attributions are zeros" for i in unused]
+    warnings += [
+        f"the output does not depend on input `{spec.inputs[i].name}`: its attributions are zeros" for i in unused
+    ]
     gradients = torch.autograd.grad(forward(*points, *sample.forward_args).sum(), points, allow_unused=True)
     if all(g is None or not g.any() for g in gradients):
         warnings.append("every gradient is zero on the first rows: is the output rounded, clamped or saturated?")
@@ -189,6 +191,7 @@ def _gradients(forward: Forward, sample: Sample, size: int) -> Tensor:
 
 def _change_neighbours(sample: Sample) -> Sample:
     """Every row but the first replaced by stretched, shifted and reordered ones."""
+
     def changed(x: Tensor) -> Tensor:
         other = x.flip(0) * 3 + 1 if x.is_floating_point() else x.flip(0)
         return torch.cat([x[:1], other[1:]])
@@ -210,7 +213,9 @@ def _time_batch(forward: Forward, sample: Sample, batch_rows: int) -> float:
     return statistics.median(times)
 
 
-def _cost(spec: AttributeSpec, forward: Forward, sample: Sample, batch_rows: int, batch_s: float) -> tuple[float, float]:
+def _cost(
+    spec: AttributeSpec, forward: Forward, sample: Sample, batch_rows: int, batch_s: float
+) -> tuple[float, float]:
     """Evaluations and seconds per output row, tried on the sample where that is quick."""
     most = build_rule(spec.accuracy).levels[-1]
     mean = float(most)

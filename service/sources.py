@@ -21,7 +21,13 @@ READERS = 32
 """Footers read at once: they cost latency, not bandwidth."""
 
 Format = Literal["parquet", "csv", "json_lines"]
-FORMATS: dict[str, Format] = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "json_lines", ".ndjson": "json_lines"}
+FORMATS: dict[str, Format] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".jsonl": "json_lines",
+    ".ndjson": "json_lines",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ def entry_format(source: Source, uri: Uri) -> Format | None:
 
 def _root(roots: Sequence[Uri], entries: Sequence[Entry]) -> str:
     """Longest folder that holds the whole source: a single folder or glob keeps its own root."""
+
     def folder(root: Uri) -> str:
         if any(e.uri.path == root.path for e in entries):
             return os.path.dirname(root.path)

@@ -70,7 +70,9 @@ def show_manifest(console: Console, manifest: RunManifest) -> None:
         console.print(f"quarantined shard {shard.shard} ({shard.rows} rows, {shard.attempts} attempts): {shard.reason}",
                       style="red", markup=False)  # fmt: skip
     if manifest.quarantined:
-        console.print("mend the cause, delete _quarantine/ and _attempts/ of these shards, and run again", style="yellow")
+        console.print(
+            "mend the cause, delete _quarantine/ and _attempts/ of these shards, and run again", style="yellow"
+        )
     for warning in manifest.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
 
@@ -106,7 +108,9 @@ def show_frame(console: Console, frame: pd.DataFrame, title: str, most: int) -> 
     shown = f"{min(most, len(frame))} of {len(frame)}" if len(frame) > most else str(len(frame))
     table = Table(title=f"{escape(title)} ({shown})", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in frame.columns:
-        table.add_column(escape(str(column)), overflow="fold", justify="left" if frame[column].dtype == object else "right")
+        table.add_column(
+            escape(str(column)), overflow="fold", justify="left" if frame[column].dtype == object else "right"
+        )
     for values in frame.head(most).itertuples(index=False):
         table.add_row(*(escape(_cell(v)) for v in values))
     console.print(table)

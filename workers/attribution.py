@@ -189,7 +189,9 @@ class _Report:
             part = torch.from_numpy(np.ascontiguousarray(self.values[:, start : start + size])).reshape(x.shape)
             parts.append(part.to(x.device))
             start += size
-        diagnostics = [torch.from_numpy(a) for a in (self.f_input, self.f_baseline, self.gap, self.error, self.evaluations)]
+        diagnostics = [
+            torch.from_numpy(a) for a in (self.f_input, self.f_baseline, self.gap, self.error, self.evaluations)
+        ]
         return Attribution(tuple(parts) if isinstance(like, tuple) else parts[0], *diagnostics,
                            tuple(self.status), tuple(self.reason), self.padded)  # fmt: skip
 

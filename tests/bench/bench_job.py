@@ -43,7 +43,9 @@ ADAPTIVE = {"kind": "adaptive", "tolerance": 1e-3}
 SAME_NODES = {"kind": "fixed", "rule": "gauss_legendre", "steps": 50}
 
 
-def job(folder: Path, count: int, activation: str, accuracy: dict[str, object], workers: int, shard_rows: int) -> AttributeSpec:
+def job(
+    folder: Path, count: int, activation: str, accuracy: dict[str, object], workers: int, shard_rows: int
+) -> AttributeSpec:
     return parse_spec({
         "name": "bench", "source": {"uri": str(folder / f"rows-{count}"), "row_id": "id"},
         "model": {"kind": "factory", "entrypoint": "models:mlp", "arguments": {"activation": activation},
@@ -57,7 +59,7 @@ def ray_rows_per_second(spec: AttributeSpec, salt: str) -> dict[str, float]:
     """The job on Ray, timed from ready workers to the last commit; start-up and the driver's CPU apart."""
     pool, store, began = RayPool(), Store(), time.perf_counter()
     plan, code = make_plan(Request(spec, "/", store, TRUSTED, salt), pool)
-    run = open_folder(Request(spec, "/", store, TRUSTED, salt), plan, QUIET, pool)
+    run = open_folder(Request(spec, "/", store, TRUSTED, salt), plan, QUIET)
     pool.start(Setup(run.stored, run.uri, store.access, TRUSTED, code), spec.compute, len(plan.shards), 600)
     while len(pool.idle()) < spec.compute.worker_range.max:
         pool.wait(1)
@@ -143,7 +145,9 @@ def bench_today(folder: Path, count: int, rounds: int, console: Console) -> None
     console.print(table)
 
 
-def our_job(folder: Path, count: int, activation: str, accuracy: dict[str, object], salt: str) -> tuple[float, pd.DataFrame]:
+def our_job(
+    folder: Path, count: int, activation: str, accuracy: dict[str, object], salt: str
+) -> tuple[float, pd.DataFrame]:
     """A fresh process, from its start to its end."""
     script = ("import sys; sys.path.insert(0, sys.argv[1]); import bench_job, pathlib; "
               "bench_job.run_once(pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6])")  # fmt: skip

@@ -62,7 +62,11 @@ def ray_run(folder: JobFolder, tmp_path: Path, cluster: str) -> Run:
 def job_on(folder: JobFolder, out: Path, pool: str, address: str | None) -> Run:
     def run(faults: str = "", *, job: JobFolder = folder, **changes: Any) -> RunManifest:
         """Every worker start costs seconds, so Ray gets one worker where a second adds nothing."""
-        defaults = {"model": job.model(faults=faults, folder=str(out)), "output": {"uri": str(out)}, "compute": compute()}
+        defaults = {
+            "model": job.model(faults=faults, folder=str(out)),
+            "output": {"uri": str(out)},
+            "compute": compute(),
+        }
         return job.run(pool, address=address, **defaults | changes)
 
     return run
@@ -123,7 +127,10 @@ def test_a_shard_that_raises_is_quarantined_and_the_others_finish(run: Run, fold
     assert "MemoryError: no room for this row" in given_up.reason
     assert "in logits" in given_up.detail, "the worker's own traceback"
     assert "\x1b" not in given_up.detail
-    assert attempts(folder, manifest, tmp_path) == {"00002": [("raised", True, False)], "00004": [("storage", False, False)]}
+    assert attempts(folder, manifest, tmp_path) == {
+        "00002": [("raised", True, False)],
+        "00004": [("storage", False, False)],
+    }
     run_folder = tmp_path / manifest.run_id
     assert ((run_folder / "_manifest.json").exists(), (run_folder / "_partial.json").exists()) == (False, True)
 

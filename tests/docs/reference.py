@@ -87,7 +87,9 @@ def command_table() -> str:
     for name, command in _commands(get_command(app), ()):
         options = [f"`{'/'.join(p.opts)}` {_cell(p.help or '')}" for p in command.params
                    if p.param_type_name == "option" and p.name != "help"]  # fmt: skip
-        arguments = " ".join(str(p.metavar or p.name).upper() for p in command.params if p.param_type_name == "argument")
+        arguments = " ".join(
+            str(p.metavar or p.name).upper() for p in command.params if p.param_type_name == "argument"
+        )
         rows.append(f"| `integrand {name}{' ' + arguments if arguments else ''}` | {_first_sentence(command.help or '')} | "
                     f"{'<br>'.join(options) or '–'} |")  # fmt: skip
     return "\n".join(rows)

@@ -28,9 +28,7 @@ def inner(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-def test_a_missing_tool_skips_and_is_counted_at_the_end(
-    inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_missing_tool_skips_and_is_counted_at_the_end(inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("REQUIRE_ALL", raising=False)
     result = inner.runpytest_inprocess("--strict-markers")
     result.assert_outcomes(passed=1, skipped=2)

@@ -92,10 +92,16 @@ def test_the_example_of_the_design_parses():
 def test_defaults_fill_the_rest():
     parsed = parse_spec({k: DESIGN[k] for k in ("kind", "name", "source", "model", "inputs", "output")})
     assert (parsed.target.kind, parsed.baseline.kind, parsed.accuracy) == ("scalar", "zero", Adaptive())
-    assert (parsed.compute.worker_range.max, parsed.compute.shard_rows, parsed.compute.batch_rows) == (1, "auto", "auto")
+    assert (parsed.compute.worker_range.max, parsed.compute.shard_rows, parsed.compute.batch_rows) == (
+        1,
+        "auto",
+        "auto",
+    )
 
 
-@pytest.mark.parametrize(("field", "value", "kind"), CHOICES, ids=lambda v: v.get("kind") if isinstance(v, dict) else "")
+@pytest.mark.parametrize(
+    ("field", "value", "kind"), CHOICES, ids=lambda v: v.get("kind") if isinstance(v, dict) else ""
+)
 def test_every_choice_parses_to_its_part(field: str, value: dict[str, Any], kind: type):
     parsed = parse_spec(spec(**{field: value}))
     assert isinstance(getattr(parsed, field), kind)
@@ -215,4 +221,6 @@ def test_every_published_field_is_described():
     definitions = published_schema()["$defs"].values()
     fields = [(d["title"], name, f) for d in definitions for name, f in d.get("properties", {}).items()]
     assert len(fields) > 40
-    assert [(title, name) for title, name, f in fields if "description" not in f and name not in ("kind", "baseline")] == []
+    assert [
+        (title, name) for title, name, f in fields if "description" not in f and name not in ("kind", "baseline")
+    ] == []

@@ -10,26 +10,28 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from integrand.schemas.specs import ConstantBaseline
 from integrand.schemas.uris import Uri
 from integrand.service.demos import mnist, models, picture, regression
-from integrand.service.demos.demo import DemoFolder, reproducible, run_demo
+from integrand.service.demos.demo import DemoFolder, fill_spec, read_spec, reproducible, run_demo
 from integrand.service.query import open_run
 from integrand.workers.store import Store
 
 
-def integrate(model: nn.Module, inputs: Tensor, targets: Tensor, steps: int = 50) -> np.ndarray:
-    """Integrated Gradients from zero by Gauss-Legendre, written out here so that nothing under test is used."""
+def integrate(model: nn.Module, inputs: Tensor, targets: Tensor, *, baseline: float = 0, steps: int = 50) -> np.ndarray:
+    """Integrated Gradients by Gauss-Legendre, written out here so that nothing under test is used."""
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     total = torch.zeros_like(inputs)
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
-        point = (inputs * float(node)).requires_grad_()
+        point = (baseline + (inputs - baseline) * float(node)).requires_grad_()
         chosen = model(point).gather(1, targets[:, None]).sum()
         total += float(weight) * torch.autograd.grad(chosen, point)[0]
-    return (total * inputs).flatten(1).double().numpy()
+    return (total * (inputs - baseline)).flatten(1).double().numpy()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def trained_digits() -> tuple[nn.Module, mnist.Digits]:
 
 @pytest.fixture(scope="module")
 def explained_digits(trained_digits: tuple[nn.Module, mnist.Digits]) -> pd.DataFrame:
-    """40 held-out digits with attributions of their own label, as `explain` sees them."""
+    """43 held-out digits with attributions of their own label against black, as `explain` sees them."""
     model, held = trained_digits
     some = held.take(np.arange(len(held.labels)) % 7 == 0)
     inputs, labels = mnist.scale(some.pixels), torch.from_numpy(some.labels)
@@ -49,8 +51,13 @@ def explained_digits(trained_digits: tuple[nn.Module, mnist.Digits]) -> pd.DataF
     return pd.DataFrame({
         "label": some.labels, "predicted": mnist.predict(model, some.pixels), "image": list(some.pixels),
         "status": "ok", "error_estimate": 0.01, "f_input": f_input,
-        mnist.ATTRIBUTION: list(integrate(model, inputs, labels)),
+        mnist.ATTRIBUTION: list(integrate(model, inputs, labels, baseline=-1)),
     })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grey_digits(trained_digits: tuple[nn.Module, mnist.Digits], explained_digits: pd.DataFrame) -> pd.DataFrame:
+    return mnist.attribute_from_grey(trained_digits[0], mnist.choose_rows(explained_digits))
 
 
 # --- the data and the models --------------------------------------------------------------------------------
@@ -101,7 +108,7 @@ def test_broken_rows_are_planted() -> None:
 def test_digits_are_learned(trained_digits: tuple[nn.Module, mnist.Digits]) -> None:
     model, held = trained_digits
     assert not model.training
-    assert (mnist.predict(model, held.pixels) == held.labels).mean() >= 0.95
+    assert (mnist.predict(model, held.pixels) == held.labels).mean() >= 0.955
 
 
 def test_training_repeats_bit_for_bit_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,12 +202,56 @@ def test_colour_limit_ignores_a_few_extremes_and_survives_zeros() -> None:
     assert picture.colour_limit(np.zeros(10)) == 1
 
 
-def test_heat_map_shows_the_strokes(explained_digits: pd.DataFrame) -> None:
-    pixels = np.stack(list(explained_digits["image"]))
-    mass, area = mnist.stroke_shares(pixels, np.stack(list(explained_digits[mnist.ATTRIBUTION])))
-    assert mass > 1.3 * area
-    random = np.random.Generator(np.random.PCG64(0)).normal(size=pixels.shape)
-    assert mnist.stroke_shares(pixels, random)[0] == pytest.approx(area, abs=0.02)
+def test_job_starts_from_a_black_page(tmp_path: Path) -> None:
+    folder = DemoFolder(Store(), Uri("file", str(tmp_path)))
+    spec = read_spec(fill_spec(mnist.SPEC, folder, source=mnist.NAME, weights=mnist.WEIGHTS))
+    assert spec.baseline == ConstantBaseline(value=-1)
+    assert (mnist.scale(np.zeros((1, 784), np.uint8)) == -1).all()
+
+
+def test_black_paper_is_silent_against_black_and_speaks_against_grey(
+    explained_digits: pd.DataFrame, grey_digits: pd.DataFrame
+) -> None:
+    on, area = mnist.ink_shares(explained_digits, reach=0)
+    assert on == pytest.approx(1)
+    assert area < 0.25
+    assert mnist.ink_shares(grey_digits, reach=0)[0] < 0.6
+    near, around = mnist.ink_shares(grey_digits, reach=2)
+    assert near > 1.3 * around
+    noise = list(np.random.Generator(np.random.PCG64(0)).normal(size=(len(explained_digits), 784)))
+    assert mnist.ink_shares(explained_digits.assign(**{mnist.ATTRIBUTION: noise}), reach=0)[0] == pytest.approx(
+        area, abs=0.02
+    )
+
+
+def test_neighbouring_pixels_of_a_stroke_agree(explained_digits: pd.DataFrame) -> None:
+    ink, maps = (mnist.squares(explained_digits[name]) for name in ("image", mnist.ATTRIBUTION))
+    both = (ink[:, :, 1:] > 127) & (ink[:, :, :-1] > 127)
+    assert np.corrcoef(maps[:, :, 1:][both], maps[:, :, :-1][both])[0, 1] > 0.55
+
+
+def test_grey_maps_are_integrated_gradients_from_zero(
+    trained_digits: tuple[nn.Module, mnist.Digits], grey_digits: pd.DataFrame
+) -> None:
+    pixels, labels = np.stack(list(grey_digits["image"])), torch.from_numpy(grey_digits["label"].to_numpy().copy())
+    truth = integrate(trained_digits[0], mnist.scale(pixels), labels, steps=200)
+    found = np.stack(list(grey_digits[mnist.ATTRIBUTION]))
+    assert (np.abs(found - truth).sum(axis=1) < 0.03 * np.abs(truth).sum(axis=1)).all()
+    assert (grey_digits["status"] == "ok").all()
+
+
+def test_explanation_reports_both_shares(
+    trained_digits: tuple[nn.Module, mnist.Digits], explained_digits: pd.DataFrame, tmp_path: Path
+) -> None:
+    folder = DemoFolder(Store(), Uri("file", str(tmp_path)))
+    folder.write(mnist.WEIGHTS, safetensors.torch.save(trained_digits[0].state_dict()))
+    rows = explained_digits.assign(pixels=explained_digits["image"]).drop(columns=["image", "predicted"])
+    rows.loc[rows.index[0], mnist.ATTRIBUTION] = None
+    (black, on_ink), (grey, near_ink) = mnist.explain(rows, folder).findings
+    assert "black" in black
+    assert on_ink.startswith("100.0%, on ")
+    assert "grey" in grey
+    assert 50 < float(near_ink.partition("%")[0]) < 100
 
 
 def test_shown_digits_are_right_and_the_surest_of_their_class(explained_digits: pd.DataFrame) -> None:
@@ -211,17 +262,33 @@ def test_shown_digits_are_right_and_the_surest_of_their_class(explained_digits: 
     assert shown["f_input"].tolist() == right.groupby("label")["f_input"].max().tolist()
 
 
-def test_digits_picture_holds_the_images_and_their_colours(explained_digits: pd.DataFrame) -> None:
+def test_digits_picture_holds_the_images_and_both_maps(
+    explained_digits: pd.DataFrame, grey_digits: pd.DataFrame
+) -> None:
     shown = mnist.choose_rows(explained_digits)
-    drawn = Image.open(io.BytesIO(mnist.draw_digits(shown)))
+    drawn = Image.open(io.BytesIO(mnist.draw_digits(shown, grey_digits)))
     assert drawn.format == "PNG"
-    assert 1000 <= drawn.width <= 1400
-    top, left, scale = picture.MARGIN + picture.HEADER, picture.MARGIN, picture.SCALE
-    middle = np.asarray(drawn)[top + scale // 2 :: scale, left + scale // 2 :: scale][: mnist.SIDE]
-    np.testing.assert_array_equal(middle[:, : mnist.SIDE, 0], shown.iloc[0]["image"].reshape(mnist.SIDE, mnist.SIDE))
-    values = shown.iloc[0][mnist.ATTRIBUTION].reshape(mnist.SIDE, mnist.SIDE)
-    beside = middle[:, mnist.SIDE + picture.SEAM // scale :][:, : mnist.SIDE]
-    np.testing.assert_array_equal(beside, picture.colour_values(values, picture.colour_limit(values)))
+    assert 1200 <= drawn.width <= 1400
+    for column in (0, 7):
+        image, black, grey = (tile_pixels(drawn, strip, column) for strip in range(3))
+        expected = mnist.squares(shown["image"])[column]
+        np.testing.assert_array_equal(image, np.repeat(expected[:, :, None], 3, axis=2))
+        np.testing.assert_array_equal(black, map_colours(shown, column))
+        np.testing.assert_array_equal(grey, map_colours(grey_digits, column))
+
+
+def tile_pixels(drawn: Image.Image, strip: int, column: int) -> np.ndarray:
+    """The 28 × 28 pixels that were enlarged into one tile."""
+    scale, side = picture.SCALE, mnist.SIDE * picture.SCALE
+    left = picture.MARGIN + column * (side + picture.GAP)
+    down = picture.STRIP_TITLE + side + picture.STRIP_NOTE
+    top = picture.MARGIN + picture.HEADER + strip * down + picture.STRIP_TITLE
+    return np.asarray(drawn)[top : top + side, left : left + side][scale // 2 :: scale, scale // 2 :: scale]
+
+
+def map_colours(rows: pd.DataFrame, column: int) -> np.ndarray:
+    values = mnist.squares(rows[mnist.ATTRIBUTION])[column]
+    return picture.colour_values(values, picture.colour_limit(values))
 
 
 def test_synthetic_picture_puts_the_truth_on_its_line() -> None:

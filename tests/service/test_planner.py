@@ -15,6 +15,7 @@ import pytest
 
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.records import Plan, dump
+from integrand.schemas.specs import parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service import planner
 from integrand.service.jobs import plan_job, run_job
@@ -68,7 +69,9 @@ def renamed_file(job: JobFolder) -> dict[str, Any]:
 CAN_CHANGE_A_VALUE: dict[str, Change] = {
     "inputs": lambda job: {"inputs": [{"name": "features", "columns": list(COLUMNS), "divide": 2}]},
     "order of columns": lambda job: {"inputs": [{"name": "features", "columns": list(COLUMNS[::-1])}]},
-    "input baseline": lambda job: {"inputs": [{"name": "features", "columns": list(COLUMNS), "baseline": {"kind": "mean"}}]},
+    "input baseline": lambda job: {
+        "inputs": [{"name": "features", "columns": list(COLUMNS), "baseline": {"kind": "mean"}}]
+    },
     "forward_args": lambda job: {"forward_args": [{"name": "more", "column": "c"}]},
     "target": lambda job: {"target": {"kind": "index", "index": 0}},
     "transform": lambda job: {"target": {"kind": "index", "index": 1, "transform": "softmax"}},
@@ -175,7 +178,7 @@ def test_targets_multiply_rows(job: JobFolder):
 
 @pytest.mark.parametrize(
     ("sizes", "rows"),
-    [({"shard_rows": 7}, [7, 7, 6]), ({"shard_bytes": 1}, [1] * 20), ({"shard_rows": "auto"}, [20]), ({}, [20])],
+    [({"shard_rows": 7}, [6, 7, 7]), ({"shard_bytes": 1}, [1] * 20), ({"shard_rows": "auto"}, [20]), ({}, [20])],
 )
 def test_shards_are_cut_as_asked(job: JobFolder, sizes: dict[str, Any], rows: list[int]):
     assert [shard.rows for shard in job.plan(compute=sizes).shards] == rows
@@ -235,7 +238,7 @@ def test_files_are_named_below_the_source_root(job: JobFolder, uri: str | list[s
     assert [f.path for f in job.plan(source={"uri": uri}).files] == files
 
 
-def hive(write: Callable[[str, pa.Table], None]) -> pa.Table:
+def hive(write: Callable[[str, pa.Table], object]) -> pa.Table:
     """The same rows as one table, and written by partitions of `a` and `label`, which the files do not hold."""
     values = np.random.default_rng(0).normal(size=(24, 2)).astype(np.float32)
     table = pa.table({"id": np.arange(24), "a": np.arange(24) % 3, "label": np.arange(24) % 2, "b": values[:, 0],
@@ -248,7 +251,7 @@ def hive(write: Callable[[str, pa.Table], None]) -> pa.Table:
 
 
 def test_partitions_serve_as_feature_and_target(job: JobFolder):
-    whole = hive(lambda name, table: job.write_table(name, table) and None)
+    whole = hive(job.write_table)
     job.write_table("whole/all.parquet", whole)
     parts = [job.run(source={"uri": f"data/{name}", "row_id": "id"}, target={"kind": "column", "column": "label"})
              for name in ("hive", "whole")]  # fmt: skip
@@ -270,13 +273,13 @@ def test_a_whole_job_on_s3(job: JobFolder, s3_root: Uri, s3_server: Any):
         store.create(s3_root.child(name), sink.getvalue().to_pybytes())
 
     hive(write)
-    hive(lambda name, table: job.write_table(name, table) and None)
+    hive(job.write_table)
     for name in (f"{job.module}.py", "weights.safetensors"):
         store.create(s3_root.child(name), (job.path / name).read_bytes())
     remote = job.fields(source={"uri": f"{s3_root}/hive/a=*/label=1/*.parquet", "row_id": "id"},
                         model=job.weighted(f"{s3_root}/weights.safetensors") | {"code": [f"{s3_root}/{job.module}.py"]},
                         output={"uri": f"{s3_root}/out"})  # fmt: skip
-    spec = planner.AttributeSpec.model_validate(remote)
+    spec = parse_spec(remote)
     first = run_job(spec, access=access, trusted=(job.module,), pool="local")
     local = job.run(source={"uri": "data/hive/a=*/label=1/*.parquet", "row_id": "id"}, model=job.weighted())
     assert (first.complete, first.rows_out, first.digest) == (True, 12, local.digest)

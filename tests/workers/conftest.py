@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from integrand.schemas.records import dump
 from integrand.schemas.specs import parse_spec
 from integrand.schemas.uris import Uri
@@ -84,6 +85,7 @@ FEATURES = [{"name": "f", "columns": ["a", "b", "c"]}]
 @pytest.fixture
 def make_setup(tmp_path: Path) -> Callable[..., Setup]:
     """`make_setup(table, model="smooth", inputs=FEATURES, place="job", **spec fields)` plans a job on `table`."""
+
     def make(table: pa.Table, model: str = "smooth", inputs: list[dict[str, Any]] = FEATURES, place: str = "job",
              **fields: Any) -> Setup:  # fmt: skip
         return toy_setup(tmp_path / place, table, model, inputs, fields)
@@ -95,4 +97,3 @@ def make_setup(tmp_path: Path) -> Callable[..., Setup]:
 def make_job(make_setup: Callable[..., Setup]) -> Callable[..., Job]:
     """Like `make_setup`, with the model loaded as a worker does it."""
     return lambda *arguments, **fields: load_job(make_setup(*arguments, **fields))
-

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from integrand.workers.batching import LARGEST, activation_bytes, step_batch_rows
 from torch import nn
+
+from integrand.workers.batching import LARGEST, activation_bytes, step_batch_rows
 
 sizes = st.integers(1, 1 << 40)
 

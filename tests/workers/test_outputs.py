@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from integrand.schemas.errors import SpecError
 from integrand.workers.outputs import check_output, select, target_table, transformed
 

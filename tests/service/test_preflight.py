@@ -1,0 +1,185 @@
+"""What is tried on a few real rows before any worker starts: each model that cannot work is refused with its cause."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from integrand.schemas.errors import DataError, SpecError
+from tests.plugins.jobs import COLUMNS, JobFolder
+
+COMPUTE = {"shard_rows": 10, "batch_rows": 16}
+
+
+def refusal(job: JobFolder, **changes: Any) -> str:
+    with pytest.raises((SpecError, DataError)) as caught:
+        job.plan(**changes)
+    return str(caught.value)
+
+
+def test_a_good_model_passes_without_a_warning(job: JobFolder):
+    assert job.plan().warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("forward", "mode", "message"),
+    [
+        ("return self.logits(x)", "", "train mode in"),
+        ("return torch.dropout(self.logits(x), 0.5, True)", ".eval()", "two runs that differ"),
+        ("return self.logits(x) + torch.randn(1)", ".eval()", "two runs that differ"),
+        ("return self.logits(x + 0.1 * torch.randn_like(x))", ".eval()", "two runs that differ"),
+        ("return self.logits(x).softmax(0)", ".eval()", "with its neighbours"),
+        ("return self.logits((x - x.mean(0)) / (x.std(0) + 1))", ".eval()", "with its neighbours"),
+        (
+            "return self.logits(nn.functional.batch_norm(x, None, None, training=True))",
+            ".eval()",
+            "with its neighbours",
+        ),
+        ("return self.logits(x + x.sort(0).values)", ".eval()", "with its neighbours"),
+        ("return self.logits(torch.ones_like(x))", ".eval()", "depend"),
+        ("return self.logits(x.detach())", ".eval()", "depend"),
+        ("return self.logits(x).detach()", ".eval()", "depend"),
+        ("return self.logits(x).argmax(1)", ".eval()", "argmax or rounding"),
+        ("return self.logits(x).sum()", ".eval()", "one entry per row"),
+        ("return self.logits(x)[:1]", ".eval()", "one entry per row"),
+        ("return {'logits': self.logits(x)}", ".eval()", "seen: dict"),
+        ("return self.logits(x)[:, :, None]", ".eval()", "2 indices per row"),
+        ("return self.first(x[:, :2])", ".eval()", "a forward pass over real rows"),
+        ("raise RuntimeError('no such layer')", ".eval()", "no such layer"),
+    ],
+)
+def test_a_model_that_cannot_be_attributed_is_refused(job: JobFolder, forward: str, mode: str, message: str):
+    job.write_model(forward, mode)
+    assert message in refusal(job)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        ("return self.logits(x).round()", "every gradient is zero"),
+        ("return (self.logits(x) > 0).float() + 0 * x[:, :2]", "every gradient is zero"),
+        ("return self.logits(x) / 0", "NaN or inf"),
+    ],
+)
+def test_a_doubtful_model_is_warned_about(job: JobFolder, forward: str, message: str):
+    job.write_model(forward)
+    warnings = job.plan().warnings
+    assert any(message in w for w in warnings), warnings
+
+
+def test_an_unused_input_is_named_and_gets_zeros(job: JobFolder):
+    job.write_model("return self.logits(x)")
+    inputs = [{"name": "features", "columns": list(COLUMNS)}, {"name": "spare", "columns": ["id"]}]
+    assert any("spare" in w and "zeros" in w for w in job.plan(inputs=inputs).warnings)
+    assert (job.rows(job.run(inputs=inputs))["attr.id"] == 0).all()
+
+
+def test_an_input_that_some_row_uses_is_not_called_unused(job: JobFolder):
+    """A gradient of zero at a saturated point is no proof that the input is unused."""
+    job.write_model("return self.logits(x) + more[0].clamp(max=-1)")
+    inputs = [{"name": "features", "columns": list(COLUMNS)}, {"name": "spare", "columns": ["id"]}]
+    assert job.plan(inputs=inputs).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"kind": "index", "index": 2}, "expected: from 0 to 1"),
+        ({"kind": "index", "index": [0, 1]}, "1 indices per row"),
+        ({"kind": "scalar"}, "name a target from 0 to 1"),
+        ({"kind": "column", "column": "far"}, "output indices from 0 to 1"),
+        ({"kind": "column", "column": "none"}, "column `none`"),
+    ],
+)
+def test_a_target_out_of_range_is_refused(job: JobFolder, target: dict[str, Any], message: str):
+    job.write_rows(far=[2] * 20)
+    assert message in refusal(job, target=target)
+
+
+@pytest.mark.parametrize("kind", ["argmax", "all"])
+def test_a_target_of_several_outputs_needs_a_row_of_them(job: JobFolder, kind: str):
+    job.write_model("return self.logits(x)[:, :, None]")
+    assert "model outputs [rows, outputs]" in refusal(job, target={"kind": kind})
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        ({"kind": "constant", "value": [1, 2]}, "baseline of input `features`"),
+        ({"kind": "column", "columns": ["a", "b"]}, "expected: 3 columns"),
+        ({"kind": "column", "column": "a"}, "`columns`, one per feature"),
+        ({"kind": "column", "columns": ["a", "b", "zz"]}, "column `zz`"),
+    ],
+)
+def test_a_baseline_of_the_wrong_length_is_refused(job: JobFolder, baseline: dict[str, Any], message: str):
+    assert message in refusal(job, baseline=baseline)
+
+
+def test_a_missing_or_corrupt_model_file_is_refused(job: JobFolder):
+    assert "nothing there" in refusal(job, model=job.weighted("none.safetensors"))
+    (job.path / "weights.safetensors").write_bytes(b"not safetensors")
+    assert "weights-only state dict" in refusal(job, model=job.weighted())
+    (job.path / "weights.pt").write_bytes(b"\x80\x04junk")
+    assert "weights-only state dict" in refusal(job, model=job.weighted("weights.pt"))
+    job.write_weights()
+    assert "the parameters of Model" in refusal(job, model=job.weighted() | {"arguments": {"outputs": 3}})
+
+
+@pytest.mark.parametrize(("kind", "trusted"), [("torchscript", "torchscript"), ("torch_export", "torch_export")])
+def test_a_corrupt_program_is_refused(job: JobFolder, kind: str, trusted: str):
+    (job.path / "program").write_bytes(b"not a program")
+    job.module = trusted
+    assert "a program that this torch can load" in refusal(job, model={"kind": kind, "uri": "program"})
+    assert "nothing there" in refusal(job, model={"kind": kind, "uri": "none"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"entrypoint": "no_such_module_here:build"}, "no such module"),
+        ({"entrypoint": "{module}:none"}, "no callable `none`"),
+        ({"entrypoint": "{module}:FAULTS"}, "no callable `FAULTS`"),
+        ({"entrypoint": "{module}:fail", "arguments": {"error": 1}}, "exceptions must derive"),
+        ({"entrypoint": "{module}:Path"}, "a torch.nn.Module"),
+        ({"arguments": {"no_such": 1}}, "no_such"),
+        ({"code": ["none.py"]}, "none.py"),
+    ],
+)
+def test_a_factory_that_builds_no_model_is_refused(job: JobFolder, change: dict[str, Any], message: str):
+    entrypoint = change.get("entrypoint", "{module}:build").format(module=job.module)
+    model = job.model() | change | {"entrypoint": entrypoint}
+    job.module = entrypoint.split(":")[0]
+    assert message in refusal(job, model=model)
+
+
+def test_too_little_memory_is_refused_with_what_a_row_needs(job: JobFolder):
+    job.write_model("return self.logits(x) + 0 * x.repeat(1, 1000000).square()[:, :2]")
+    assert "compute.memory" in refusal(job, compute={"memory": 1 << 20})
+
+
+def test_memory_bounds_the_step_batch(job: JobFolder):
+    job.write_model("return self.logits(x) + 0 * x.repeat(1, 10000).square()[:, :2]")
+    small, large = (job.plan(compute={"memory": m}).numerics.batch_rows for m in (1 << 20, 1 << 28))
+    assert small < large
+
+
+def test_first_rows_without_a_usable_one_are_refused_with_the_reason(job: JobFolder):
+    job.write_rows(a=pa.array([None] * 20, pa.float32()))
+    assert "a is null" in refusal(job)
+
+
+def test_bad_first_rows_are_skipped(job: JobFolder):
+    job.write_rows(a=[float("nan")] * 10 + [1.0] * 10)
+    assert job.plan().warnings == ()
+
+
+def test_the_process_is_left_as_it_was(job: JobFolder):
+    threads = torch.get_num_threads()
+    job.plan(compute={"threads": threads + 1})
+    assert torch.get_num_threads() == threads
+    job.write_model("raise RuntimeError()")
+    refusal(job, compute={"threads": threads + 1})
+    assert torch.get_num_threads() == threads
