@@ -17,7 +17,15 @@ from integrand.schemas.records import Plan, Pointer, RunManifest, dump
 from integrand.schemas.specs import AttributeSpec
 from integrand.schemas.uris import Uri
 from integrand.service import progress
-from integrand.service.manifest import fold, load_manifest, load_plan, point_latest, read_footers, write_manifest
+from integrand.service.manifest import (
+    fold,
+    instant,
+    load_manifest,
+    load_plan,
+    point_latest,
+    read_footers,
+    write_manifest,
+)
 from integrand.service.planner import Request, make_plan
 from integrand.service.pools import LocalPool, Pool, make_pool
 from integrand.service.runner import Dispatch, Ledger, Tally, read_ledger
@@ -52,6 +60,8 @@ def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = 
     allow_mixed   resume on another torch build, at determinism level `tolerance`
     logical_date  ISO date that the `_latest` pointer is ordered by; now by default
     """
+    if logical_date is not None:
+        instant(logical_date)
     request = Request(spec, base, Store(access), trusted, salt)
     workers = make_pool(pool, address, spec.compute)
     shown = console or Console()

@@ -222,13 +222,14 @@ def read_pointer(store: Store, root: Uri, name: str) -> Pointer | None:
 def point_latest(store: Store, root: Uri, name: str, pointer: Pointer) -> bool:
     """Point `name` at a complete run, unless it points at a run of later logical date. True if it does."""
     present = read_pointer(store, root, name)
-    if present is not None and _instant(present.logical_date) > _instant(pointer.logical_date):
+    if present is not None and instant(present.logical_date) > instant(pointer.logical_date):
         return False
     store.replace(root.child(LATEST, f"{name}.json"), dump(pointer))
     return True
 
 
-def _instant(logical_date: str) -> datetime:
+def instant(logical_date: str) -> datetime:
+    """The moment that an ISO 8601 date stands for, UTC where it does not say. Raises SpecError."""
     try:
         moment = datetime.fromisoformat(logical_date)
     except ValueError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from integrand.workers.worker import Beat, Setup, Worker
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+PROBE_S = 10.0
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LossKind = Literal["raised", "killed_worker", "stalled", "preempted", "memory", "storage", "lost"]
 
@@ -178,13 +180,14 @@ class RayPool:
             return
         try:
             if self.address:
+                _probe(self.address)
                 ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 ray.init(num_cpus=max(2, math.ceil(self.cpus)), include_dashboard=False, log_to_driver=False,
                          logging_level=logging.ERROR)  # fmt: skip
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise TransientError(f"Ray at {self.address or 'this machine'}", expected="a cluster that answers",
-                                 seen=str(error)[:300], next_step="check the address and `ray status`") from error  # fmt: skip
+                                 seen=str(error)[:300], next_step="check address, token and `ray status`") from error  # fmt: skip
 
     def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None:
         import ray
@@ -285,7 +288,7 @@ class RayPool:
             return Outcome(worker, shard, failure_of(cause, _COLOURS.sub("", str(error)), seat.node))
         except RayError as error:
             self.replace(worker)
-            return Outcome(worker, shard, _loss(error, seat))
+            return Outcome(worker, shard, loss_of(error, seat.node, stalled=seat.stalled))
 
     def _watch(self) -> None:
         """Ask busy actors how far they are; kill those that finished no step batch for too long."""
@@ -329,6 +332,13 @@ class RayPool:
             ray.shutdown()
 
 
+def _probe(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself goes on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), PROBE_S).close()
+
+
 def _call(function: Callable[[Item], Made], item: Item) -> Made:
     return function(item)
 
@@ -345,23 +355,21 @@ def _ticks(ref: Any) -> int | None:
     return beat.ticks
 
 
-def _loss(error: Exception, seat: _Seat) -> Failure:
-    """What took an actor away, as far as Ray can tell."""
-    from ray.exceptions import ActorDiedError, OutOfMemoryError
+def loss_of(error: Exception, node: str, *, stalled: bool) -> Failure:
+    """What took an actor away, as far as Ray can tell. Ray has no class of its own for an actor whose node died."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError
 
-    text = " ".join(str(error).split())[:600]
     kind: LossKind = "killed_worker"
-    if seat.stalled:
+    text = " ".join(str(error).split())[:600]
+    if stalled:
         kind, text = "stalled", "no step batch finished within the stall limit; the worker was killed"
-    elif isinstance(error, OutOfMemoryError) or "memory monitor" in text or ("OOM" in text and "due to memory" in text):
+    elif isinstance(error, OutOfMemoryError):
         kind = "memory"
     elif getattr(error, "preempted", False):
         kind = "preempted"
-    elif "node" in text.lower() and ("terminated" in text or "node died" in text.lower()):
+    elif isinstance(error, NodeDiedError) or "its node has died" in text:
         kind = "lost"
-    elif not isinstance(error, ActorDiedError) and "Unavailable" in type(error).__name__:
-        kind = "killed_worker"
-    return Failure(kind, text, type(error).__name__, seat.node)
+    return Failure(kind, text, type(error).__name__, node)
 
 
 def _fetch(ref: Any) -> Any:

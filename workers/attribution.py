@@ -117,7 +117,7 @@ def _judge(accuracy: Adaptive | FixedSteps) -> Judge:
 def _adaptive_statuses(sums: Sums, tolerance: float) -> list[RowStatus | None]:
     """ok, at the floor, spent, or None for a row that goes on to the next level."""
     beyond = RowStatus.not_converged if sums.last else None
-    judged = zip(sums.finite, sums.error <= tolerance, sums.error <= sums.floor, strict=True)
+    judged = zip(sums.finite, sums.error <= tolerance, sums.at_floor, strict=True)
     return [RowStatus.nonfinite if not finite else RowStatus.ok if within else
             RowStatus.at_precision_floor if at_floor else beyond for finite, within, at_floor in judged]  # fmt: skip
 

@@ -42,7 +42,8 @@ def constant(baseline: ConstantBaseline, spec: AttributeSpec, index: int, shape:
     except ValueError:
         seen = len(baseline.value) if isinstance(baseline.value, tuple) else 1
         raise SpecError(f"baseline of input `{shape.name}`", expected=f"1, {shape.shape[0]} (channels) or "
-                        f"{int(np.prod(shape.shape))} (features) values", seen=f"{seen}") from None  # fmt: skip
+                        f"{int(np.prod(shape.shape))} (features) values", seen=f"{seen}",
+                        next_step="give one number, one per channel or one per feature") from None  # fmt: skip
     array = np.broadcast_to(values, shape.shape)[None].astype(np.float64)
     raw = baseline.units == "raw"
     return torch.from_numpy(np.ascontiguousarray(scale(array, spec.inputs[index], shape) if raw else array))

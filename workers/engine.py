@@ -86,23 +86,28 @@ class Sums:
         return np.asarray(np.abs(self.attributions).sum(1))
 
     @cached_property
-    def error(self) -> Floats:
-        """Estimated ‖a − a*‖₁ / ‖a‖₁: the larger of the difference to the level before and |gap|, guarded against chance.
+    def deviation(self) -> Floats:
+        """Estimated ‖a − a*‖₁: the larger of the difference to the level before and |gap|, guarded against chance.
 
         At kinks a difference is now and then far smaller than the error, so up to twice of it counts: as much as half the
-        difference before it, which is what errors of order 1/n leave. Of 2,250 rows of ReLU MLPs with 8 features 1.2% had
-        an estimate below half their error without this, 0.1% with it. Smooth rows pay a sixth more evaluations.
+        difference before, which is what errors of order 1/n leave. Measured on ReLU MLPs with 8 features: an estimate below
+        half the true error in 1.2% of 5,400 rows without this, in 0.04% of 9,000 with it, for a sixth more evaluations.
         """
         differences = [np.abs(a - b).sum(1) for a, b in pairwise((self.attributions, *self.coarser))]
         seen = np.maximum(differences[0], np.abs(self.gap))
         most = 2 * seen if len(differences) == 1 else np.minimum(2 * seen, differences[1] / 2)
-        return _ratio(np.maximum(seen, most), self.size)
+        return np.maximum(seen, most)
 
     @cached_property
-    def floor(self) -> Floats:
-        """Relative error that rounding alone may cause."""
+    def error(self) -> Floats:
+        """Estimated ‖a − a*‖₁ / ‖a‖₁."""
+        return _ratio(self.deviation, self.size)
+
+    @cached_property
+    def at_floor(self) -> NDArray[np.bool_]:
+        """Whether rounding alone may cause the deviation."""
         rounding = FLOOR * self.epsilon * (np.abs(self.f_input) + np.abs(self.f_baseline) + self.size)
-        return _ratio(rounding, self.size)
+        return np.asarray(self.deviation <= rounding)
 
     @property
     def finite(self) -> NDArray[np.bool_]:

@@ -25,6 +25,8 @@ def check_row_ids(store: Store, files: Sequence[SourceFile], column: str) -> Non
         return
     table = read_slices(store, files, slices, [column, BAD])
     ids = table.column(column)
+    if pa.types.is_dictionary(ids.type):  # Arrow counts distinct values of plain types alone
+        ids = ids.cast(ids.type.value_type)
     parsed = pc.is_null(table.column(BAD)) if BAD in table.column_names else pa.scalar(True)
     null = pc.indices_nonzero(pc.and_(pc.is_null(ids), parsed))
     if len(null):

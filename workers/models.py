@@ -204,8 +204,8 @@ def _build(model: FactoryModel, weights: bytes) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise SpecError(where, expected="a torch.nn.Module", seen=type(built).__name__,
                         next_step="return the module in eval mode")  # fmt: skip
-    if weights:
-        _load_weights(built, model.weights or "", weights)
+    if model.weights is not None:
+        _load_weights(built, model.weights, weights)
     return built
 
 
@@ -228,7 +228,8 @@ def _loaded(uri: str, load: Callable[[], nn.Module]) -> nn.Module:
         return load()
     except Exception as error:  # so may these two
         raise DataError(f"model {uri}", expected="a program that this torch can load",
-                        seen=f"{type(error).__name__}: {str(error)[:200]}") from error  # fmt: skip
+                        seen=f"{type(error).__name__}: {str(error)[:200]}",
+                        next_step="save it again with the torch build of the workers") from error  # fmt: skip
 
 
 def _freeze(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:

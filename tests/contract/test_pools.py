@@ -10,9 +10,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from ray import exceptions
 
-from integrand.schemas.errors import IntegrityError, SpecError, TransientError
+from integrand.schemas.errors import DataError, IntegrityError, SpecError, TransientError
 from integrand.schemas.records import Plan, RunManifest
+from integrand.service.pools import loss_of
 from tests.plugins.jobs import JobFolder
 
 MARKS = (25, 45, 55)
@@ -161,6 +163,37 @@ def test_pre_passes_run_on_the_pool(run: Run, folder: JobFolder, tmp_path: Path)
     direct = folder.run(source={"uri": "data/a.parquet", "row_id": "id"}, output={"uri": str(tmp_path)}, **mean)
     assert (split.rows_out, split.digest) == (60, direct.digest)
     assert split.run_id != direct.run_id
+    (tmp_path / "csv" / "3.csv").write_text("id,a,b\n1,2,3\n")
+    with pytest.raises(DataError, match=r"3\.csv[\s\S]*column `c`"):
+        run(source={"uri": str(tmp_path / "csv"), "row_id": "id"})
+
+
+# --- what Ray says -----------------------------------------------------------------------------------------
+
+# As Ray 2.60 words them. The first names OOM and a node too, as a mere guess.
+SIGKILL = ("The actor died unexpectedly before finishing this task. The actor is dead because its worker process has died. "
+           "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End "
+           "of file. There are some potential root causes. (1) The process is killed by SIGKILL by OOM killer due to high "
+           "memory usage. (2) ray stop --force is called. (3) The worker is crashed unexpectedly.")  # fmt: skip
+NODE = ("The actor died because its node has died. Node Id: 7e "
+        "the actor's node was terminated unexpectedly: health check failed")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "stalled", "kind"),
+    [
+        (exceptions.RayActorError(error_msg=SIGKILL), False, "killed_worker"),
+        (exceptions.ActorUnavailableError("The actor is unavailable", b"0" * 16), False, "killed_worker"),
+        (exceptions.RayActorError(error_msg=SIGKILL), True, "stalled"),
+        (exceptions.OutOfMemoryError("1 worker(s) were killed: the node ran low on memory"), False, "memory"),
+        (exceptions.RayActorError(error_msg=NODE), False, "lost"),
+        (exceptions.NodeDiedError("Node died"), False, "lost"),
+        (exceptions.RayActorError(error_msg=NODE, preempted=True), False, "preempted"),
+    ],
+)
+def test_what_took_a_worker_away(error: Exception, stalled: bool, kind: str):
+    found = loss_of(error, "node-1", stalled=stalled)
+    assert (found.kind, found.node, found.error) == (kind, "node-1", None)
 
 
 # --- Ray alone ---------------------------------------------------------------------------------------------

@@ -35,13 +35,13 @@ def kinked(features=3, outputs=2):
     return net(features, outputs, nn.ReLU)
 
 class Picky(nn.Module):
-    """Raises on rows whose first feature is above 5."""
+    """Raises on rows whose first feature is above 50."""
     def __init__(self):
         super().__init__()
         self.net = net(3, 2, nn.GELU)
 
     def forward(self, x):
-        if (x[:, 0] > 5).any():
+        if (x[:, 0] > 50).any():
             raise RuntimeError("first feature is out of my range")
         return self.net(x)
 
@@ -66,12 +66,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def toy_setup(folder: Path, table: pa.Table, model: str, inputs: list[dict[str, Any]], fields: dict[str, Any]) -> Setup:
+def toy_setup(
+    folder: Path, table: pa.Table, model: str | dict[str, Any], inputs: list[dict[str, Any]], fields: dict[str, Any]
+) -> Setup:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (folder / "toys.py").write_text(TOYS)
     pq.write_table(table, folder / "data" / "rows.parquet", row_group_size=10)
     spec = parse_spec({"name": "toy", "source": {"uri": "data", "row_id": "id"}, "output": {"uri": "out"}, "inputs": inputs,
-                       "model": {"kind": "factory", "entrypoint": f"toys:{model}", "code": ["toys.py"]},
+                       "model": model if isinstance(model, dict) else
+                       {"kind": "factory", "entrypoint": f"toys:{model}", "code": ["toys.py"]},
                        "compute": {"batch_rows": 16, "shard_rows": 10, "precision": "float64"},
                        "target": {"kind": "index", "index": 1}} | fields)  # fmt: skip
     plan = plan_job(spec, base=str(folder), trusted=("toys",), ingest=True)
@@ -86,7 +89,7 @@ FEATURES = [{"name": "f", "columns": ["a", "b", "c"]}]
 def make_setup(tmp_path: Path) -> Callable[..., Setup]:
     """`make_setup(table, model="smooth", inputs=FEATURES, place="job", **spec fields)` plans a job on `table`."""
 
-    def make(table: pa.Table, model: str = "smooth", inputs: list[dict[str, Any]] = FEATURES, place: str = "job",
+    def make(table: pa.Table, model: str | dict[str, Any] = "smooth", inputs: list[dict[str, Any]] = FEATURES, place: str = "job",
              **fields: Any) -> Setup:  # fmt: skip
         return toy_setup(tmp_path / place, table, model, inputs, fields)
 

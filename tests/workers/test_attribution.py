@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from integrand.schemas.errors import IntegrandError
 from integrand.schemas.specs import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
-from integrand.workers.attribution import Attribution, attribute
+from integrand.workers.attribution import attribute
 
 F64 = torch.float64
 RULES = ["left", "right", "midpoint", "trapezoid", "endpoints_mean", "gauss_legendre"]
@@ -174,7 +177,7 @@ def test_kinks_in_two_implementations(rule: Any) -> None:
     found = [attribute(f, x, accuracy=accuracy).attributions for f in (b2, b3)]
     for attributions in found:
         close(attributions, [[1.5, -0.5]], atol=0.02)
-    assert found[0].sum() == pytest.approx(found[1].sum(), abs=0.02)
+    close(found[0].sum(), found[1].sum(), atol=1e-12)
 
 
 @pytest.mark.parametrize("batch_rows", [None, 1, 10, 20])
@@ -431,16 +434,136 @@ def reference(forward: Model, x: Tensor, panels: int = 256) -> Tensor:
     return total * x
 
 
-def measured(activation: type[nn.Module], probability: bool, tolerance: float) -> tuple[Tensor, Attribution]:
-    """True relative L1 errors of 300 rows of three small nets, and what `attribute` said of them."""
-    nets = [mlp(activation, 8, 3, seed=seed, gain=gain) for seed, gain in enumerate((1.0, 2.0, 4.0))]
+NETS = [(1.0, 0), (2.0, 1), (4.0, 2)]
+"""Gain of the weights and seed: nearly linear, curved, and steep."""
 
-    def forward(v: Tensor) -> Tensor:  # the last feature says which net; its own attribution is 0
-        outs = torch.stack([net(v[:, :8]) for net in nets], 1)
-        return ((outs.softmax(-1) if probability else outs)[:, :, 1] * v[:, 8:]).sum(1)
 
-    x = torch.cat([rows(300, 8), torch.eye(3, dtype=F64).repeat(100, 1)], 1)
-    found = [attribute((lambda v, net=net: net(v).softmax(-1)) if probability else net, x[i::3, :8], target=1,
-                       accuracy=Adaptive(tolerance=tolerance, max_evaluations=511), batch_rows=512)
-             for i, net in enumerate(nets)]  # fmt: skip
-    return forward, found
+def errors(activation: type[nn.Module], probability: bool, tolerance: float) -> tuple[Tensor, Tensor, list[str]]:
+    """True and estimated relative L1 errors of 300 rows, a hundred for each of three nets, and their statuses."""
+    true, estimated, status = [], [], []
+    for gain, seed in NETS:
+        net = mlp(activation, 8, 3, seed=seed, gain=gain)
+        forward = nn.Sequential(net, nn.Softmax(1)).eval() if probability else net
+        x = rows(100, 8, seed=seed)
+        exact = reference(lambda v, forward=forward: forward(v)[:, 1], x)
+        found = attribute(forward, x, target=1, accuracy=Adaptive(tolerance=tolerance), batch_rows=512)
+        assert isinstance(found.attributions, Tensor)
+        true.append((found.attributions - exact).abs().sum(1) / exact.abs().sum(1))
+        estimated.append(found.error_estimate)
+        status += found.status
+    return torch.cat(true), torch.cat(estimated), status
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4])
+@pytest.mark.parametrize("probability", [False, True], ids=["logit", "probability"])
+@pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh])
+def test_no_false_certificate_on_smooth_nets(activation: type[nn.Module], probability: bool, tolerance: float) -> None:
+    true, estimated, status = errors(activation, probability, tolerance)
+    assert set(status) == {RowStatus.ok}
+    assert (true <= tolerance).all()
+    assert (estimated >= true / 2).all()
+
+
+@pytest.mark.parametrize("probability", [False, True], ids=["logit", "probability"])
+def test_kinked_nets_keep_the_promise(probability: bool) -> None:
+    """The estimate is at least half the error for 99.9% of rows (27,000 were measured), so an `ok` row of a ReLU net
+    may miss its tolerance, by less than a factor of 2: 1.3% of 9,000 did at 1e-2, the worst by 1.9."""
+    true, estimated, status = errors(nn.ReLU, probability, 1e-2)
+    certified = torch.tensor([s == "ok" for s in status])
+    assert certified.float().mean() > 0.9
+    assert (estimated >= true / 2).float().mean() >= 0.999
+    assert (true[certified] <= 2e-2).all()
+    assert (true[certified] <= 1e-2).float().mean() > 0.97
+    assert (estimated[~certified] > 1e-2).all()
+
+
+# --- the caller's world is left as it was -----------------------------------------------------------------------
+
+
+def test_works_under_inference_mode_and_no_grad() -> None:
+    net, x, mask = mlp(), rows(4), rows(4, seed=1).abs()
+
+    def masked(v: Tensor, m: Tensor) -> Tensor:
+        return net(v * m)
+
+    plain = attribute(masked, x, target=0, forward_args=mask)
+    with torch.no_grad():
+        assert torch.equal(attribute(masked, x, target=0, forward_args=mask).attributions, plain.attributions)
+    with torch.inference_mode():
+        inside = attribute(masked, x.clone(), target=0, forward_args=mask.clone(), baselines=torch.zeros_like(x))
+    assert torch.equal(inside.attributions, plain.attributions)
+    assert not inside.attributions.is_inference()
+
+
+def test_inputs_that_require_gradients_get_none() -> None:
+    x = rows(4).requires_grad_()
+    found = attribute(mlp(), x, target=0)
+    assert not found.attributions.requires_grad
+    assert x.grad is None
+
+
+def test_the_model_is_not_touched() -> None:
+    net = mlp()
+    before = [p.clone() for p in net.parameters()]
+    attribute(net, rows(4), target=0)
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert not net.training
+
+
+# --- refused --------------------------------------------------------------------------------------------------
+
+X = rows(4)
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "half": ({"inputs": X.half()}, r"float32 or float64(.|\n)*float16"),
+    "integers": ({"inputs": X.long()}, r"int64(.|\n)*embedding"),
+    "a list": ({"inputs": [[1.0, 2.0]]}, r"tensor(.|\n)*list"),
+    "nothing": ({"inputs": ()}, "empty tuple"),
+    "no rows": ({"inputs": X[:0]}, r"at least one row(.|\n)*\[0, 3\]"),
+    "no features": ({"inputs": X[:, :0]}, "at least one element"),
+    "no dimension": ({"inputs": torch.tensor(1.0)}, "at least one row"),
+    "rows that differ": ({"inputs": (X, X[:2])}, r"inputs\[1\](.|\n)*4 rows(.|\n)*2 rows"),
+    "dtypes that differ": ({"inputs": (X, X.float())}, r"float64(.|\n)*float32"),
+    "train mode": ({"forward": nn.Sequential(nn.Linear(3, 2), nn.Dropout())}, r"eval mode(.|\n)*model\.eval"),
+    "a submodule in train mode": ({"forward": nn.Sequential(nn.Linear(3, 2).eval(), nn.Dropout()).eval().append(
+        nn.BatchNorm1d(2))}, "train mode in 2"),
+    "negative target": ({"target": -1}, r"target of row 0(.|\n)*0 to 1(.|\n)*-1"),
+    "target too large": ({"target": 2}, r"0 to 1(.|\n)*2"),
+    "a row's target too large": ({"target": torch.tensor([0, 1, 2, 0])}, "target of row 2"),
+    "targets of another length": ({"target": torch.tensor([0, 1])}, r"4 entries(.|\n)*\[2\]"),
+    "float targets": ({"target": torch.ones(4)}, r"float32(.|\n)*long"),
+    "target too deep": ({"target": (0, 1)}, r"1 indices(.|\n)*2"),
+    "no target": ({"target": None}, r"no target and output shape \[rows, 2\]"),
+    "a target for a scalar": ({"forward": lambda v: v.sum(1)}, "scalar output takes no target"),
+    "baseline without rows": ({"baselines": torch.zeros(3)}, r"\[1, 3\](.|\n)*\[3\](.|\n)*baseline\[None\]"),
+    "baselines of other rows": ({"baselines": torch.zeros(2, 3)}, r"\[4, 3\](.|\n)*\[2, 3\]"),
+    "too many baselines": ({"baselines": (X, X)}, "one per input"),
+    "a named baseline": ({"baselines": "zero"}, r"baselines(.|\n)*str"),
+    "forward_args of other rows": ({"forward_args": torch.ones(3)}, r"forward_args\[0\](.|\n)*4 rows(.|\n)*\[3\]"),
+    "no gradient path": ({"forward": lambda v: mlp()(v.detach())}, "no gradient path"),
+    "no gradient at all": ({"forward": lambda v: v.detach()}, "no gradient path"),
+    "integer output": ({"forward": lambda v: mlp()(v).argmax(1, keepdim=True)}, "floating point"),
+    "one output for all rows": ({"forward": lambda v: v.sum(0)}, r"one entry per row(.|\n)*\[3\]"),
+    "one number": ({"forward": lambda v: v.sum()}, "one entry per row"),
+    "a tuple of outputs": ({"forward": lambda v: (mlp()(v),)}, r"one tensor(.|\n)*tuple"),
+    "a batch of no rows": ({"batch_rows": 0}, r"batch_rows(.|\n)*0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    changed, message = REFUSED[name]
+    arguments: dict[str, Any] = {"forward": mlp(), "inputs": X, "target": 0} | changed
+    with pytest.raises(IntegrandError, match=message) as refused:
+        attribute(arguments.pop("forward"), arguments.pop("inputs"), **arguments)
+    assert isinstance(refused.value, ValueError)
+    assert all([refused.value.where, refused.value.expected, refused.value.seen, refused.value.next_step])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**16))
+def test_quadratics_of_any_size(count: int, features: int, seed: int) -> None:
+    x, baseline = rows(count, features, seed), rows(count, features, seed + 1)
+    found = attribute(lambda v: v.square().sum(1) + v.prod(1) * 0, x, baselines=baseline)
+    close(found.attributions, x**2 - baseline**2)
+    assert found.evaluations.tolist() == [7] * count

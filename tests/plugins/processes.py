@@ -1,0 +1,49 @@
+"""Processes that a test starts, and whatever those start: told apart by a mark in their environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+NAME = "INTEGRAND_TEST"
+
+
+class Family:
+    """Give `environment()` to a process; `living()` are then it and its descendants, orphans too."""
+
+    def __init__(self) -> None:
+        self.mark = uuid4().hex
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """This process's environment without its Ray settings, with the mark."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return kept | {NAME: self.mark} | more
+
+    def living(self) -> dict[int, str]:
+        """Command lines by pid."""
+        found = {int(name): self._command(Path("/proc", name)) for name in os.listdir("/proc") if name.isdigit()}
+        return {pid: command for pid, command in found.items() if command}
+
+    def left(self, within: float) -> dict[int, str]:
+        """Who still lives after so many seconds; returns sooner if nobody does."""
+        ends = time.monotonic() + within
+        while (found := self.living()) and time.monotonic() < ends:
+            time.sleep(0.1)
+        return found
+
+    def kill(self) -> None:
+        for pid in self.living():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _command(self, process: Path) -> str:
+        try:
+            if f"{NAME}={self.mark}".encode() not in (process / "environ").read_bytes().split(b"\0"):
+                return ""
+            return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return ""

@@ -1,0 +1,115 @@
+"""A worker takes nothing for granted that the plan froze, and runs shards one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from integrand.schemas.errors import DataError, IntegrityError, SpecError
+from integrand.schemas.records import Plan, dump
+from integrand.workers.models import CodeBundle
+from integrand.workers.worker import Setup, Worker, load_job, pin_numerics, versions
+
+MakeSetup = Callable[..., Setup]
+TABLE = pa.table({"id": np.arange(30), **{c: np.random.default_rng(i).normal(size=30) for i, c in enumerate("abc")}})
+
+
+def changed(setup: Setup, **numerics: object) -> Setup:
+    plan = Plan.model_validate_json(setup.plan)
+    return replace(setup, plan=dump(plan.model_copy(update={"numerics": plan.numerics.model_copy(update=numerics)})))
+
+
+def test_a_worker_runs_its_shards_with_or_without_the_hint(make_setup: MakeSetup) -> None:
+    setup = make_setup(TABLE)
+    worker = Worker(setup)
+    first, second, third = worker.job.plan.shards
+    digests = [
+        worker.run(first, prefetch=third).digest,
+        worker.run(second, prefetch=third).digest,
+        worker.run(third).digest,
+    ]
+    worker.close()
+    again = Worker(replace(setup, run=setup.run.child("again")))
+    assert [again.run(shard).digest for shard in again.job.plan.shards] == digests
+    again.close()
+
+
+def test_beats_count_progress_and_not_time(make_setup: MakeSetup) -> None:
+    worker = Worker(make_setup(TABLE))
+    before = worker.beat()
+    assert worker.beat() == before
+    worker.run(worker.job.plan.shards[0])
+    assert worker.beat().ticks > before.ticks + 3
+    worker.close()
+
+
+def test_a_source_that_vanished_is_told_by_the_shard_that_needs_it(make_setup: MakeSetup, tmp_path: Path) -> None:
+    worker = Worker(make_setup(TABLE))
+    first, second, _ = worker.job.plan.shards
+    worker.run(first)
+    (tmp_path / "job" / "data" / "rows.parquet").unlink()
+    with pytest.raises((DataError, IntegrityError), match=r"rows\.parquet"):
+        worker.run(second)
+    worker.close()
+
+
+def test_untrusted_code_is_not_loaded(make_setup: MakeSetup) -> None:
+    with pytest.raises(SpecError, match="toys"):
+        load_job(replace(make_setup(TABLE), trusted=("toy", "toys.sub")))
+
+
+def test_other_code_is_refused(make_setup: MakeSetup) -> None:
+    setup = make_setup(TABLE)
+    ((name, source),) = setup.code.parts
+    with pytest.raises(IntegrityError, match=r"model code(.|\n)*plan again"):
+        load_job(replace(setup, code=CodeBundle(((name, source + b"\n"),))))
+    load_job(setup)
+
+
+def test_other_weights_are_refused(make_setup: MakeSetup, tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    module = nn.Sequential(nn.Linear(3, 16), nn.GELU(), nn.Linear(16, 2))
+    save_file(module.state_dict(), weights)
+    model = {"kind": "factory", "entrypoint": "toys:smooth", "code": ["toys.py"], "weights": str(weights)}
+    setup = make_setup(TABLE, model=model)
+    job = load_job(setup)
+    x = torch.ones(1, 3, dtype=torch.float64)
+    torch.testing.assert_close(job.forward(x), module.double()(x).detach())
+    save_file({name: value + 1 for name, value in module.float().state_dict().items()}, weights)
+    with pytest.raises(IntegrityError, match=r"w\.safetensors"):
+        load_job(setup)
+
+
+def test_another_torch_build_needs_allow_mixed_and_lowers_the_level(make_setup: MakeSetup) -> None:
+    setup = changed(make_setup(TABLE), torch_build="2.0.0+other")
+    with pytest.raises(IntegrityError, match=r"torch build(.|\n)*2\.0\.0\+other(.|\n)*--allow-mixed"):
+        Worker(setup)
+    worker = Worker(replace(setup, allow_mixed=True))
+    assert worker.run(worker.job.plan.shards[0]).determinism == "tolerance"
+    worker.close()
+
+
+def test_numerics_are_pinned(make_setup: MakeSetup) -> None:
+    load_job(changed(make_setup(TABLE), threads=2))
+    assert torch.get_num_threads() == 2
+    pin_numerics(1)
+    assert torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_versions_of_what_can_change_bits() -> None:
+    found = versions()
+    assert set(found) == {"torch", "integrand", "pyarrow", "numpy"}
+    assert found["torch"] == torch.__version__
+    assert all(found.values())
