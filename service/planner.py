@@ -40,7 +40,7 @@ from integrand.workers.models import (
     pack_code,
 )
 from integrand.workers.reading import declared_columns, read_slices, resolve_columns
-from integrand.workers.rows import to_rows
+from integrand.workers.rows import Rows, to_rows
 from integrand.workers.store import Store
 from integrand.workers.worker import pin_numerics, versions
 
@@ -84,7 +84,7 @@ def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
     device = "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
     with _threads(_thread_count(spec)):
         forward = load_model(store, spec.model, facts.artefacts, spec.compute.precision, device)
-        sample = sample_rows(spec, shapes, to_rows(_sample_table(store, spec, dataset), spec, shapes), means, device)
+        sample = sample_rows(spec, shapes, _sample(store, spec, dataset, shapes), means, device)
         findings = examine(spec, forward, sample)
     numerics = Numerics(numerics_version=NUMERICS_VERSION, batch_rows=findings.batch_rows, threads=_thread_count(spec),
                         precision=spec.compute.precision, device=device, torch_build=torch.__version__,
@@ -140,13 +140,22 @@ def _statistics(request: Request, dataset: Dataset, shapes: tuple[InputShape, ..
     return dataset_means(request.store, request.spec, output, dataset, shapes, pool)
 
 
-def _sample_table(store: Store, spec: AttributeSpec, dataset: Dataset) -> pa.Table:
-    """A few rows from the start of several files."""
+def _sample(store: Store, spec: AttributeSpec, dataset: Dataset, shapes: tuple[InputShape, ...]) -> Rows:
+    """A few rows from the start of several files, or from their middle where none of those is usable.
+
+    Rolling features begin with nulls: such rows are `bad_input` in the output, and no reason to refuse the job.
+    """
     if dataset.head is not None:
-        return dataset.head
+        return to_rows(dataset.head, spec, shapes)
+    rows = to_rows(_sample_table(store, spec, dataset, 0.0), spec, shapes)
+    return rows if rows.clean.any() else to_rows(_sample_table(store, spec, dataset, 0.5), spec, shapes)
+
+
+def _sample_table(store: Store, spec: AttributeSpec, dataset: Dataset, place: float) -> pa.Table:
     filled = [(i, f) for i, f in enumerate(dataset.files) if f.rows]
     chosen = filled[:: max(1, len(filled) // SAMPLE_FILES)][:SAMPLE_FILES]
-    slices = [Slice(file=i, start=0, stop=min(f.rows, SAMPLE_ROWS)) for i, f in chosen]
+    starts = [(i, int(place * f.rows), f.rows) for i, f in chosen]
+    slices = [Slice(file=i, start=start, stop=min(rows, start + SAMPLE_ROWS)) for i, start, rows in starts]
     return read_slices(store, dataset.files, slices, declared_columns(spec))
 
 

@@ -154,6 +154,13 @@ def test_a_bad_value_costs_its_row_and_no_other(job: JobFolder, columns: dict[st
     check(job, [17], reason)
 
 
+def test_first_rows_may_all_be_bad(job: JobFolder):
+    """As those of rolling features are: the plan looks further on."""
+    job.write_rows(count=100, a=np.array([math.nan] * 40 + [0.5] * 60))
+    manifest = job.run()
+    assert manifest.statuses == {"bad_input": 40, "unchecked": 60}
+
+
 def check(job: JobFolder, bad: list[int], reason: str, **changes: Any) -> None:
     """The rows `bad` have their reason and no attributions; every other row has both."""
     manifest = job.run(**changes)
