@@ -29,7 +29,7 @@ COLUMNS: dict[str, str] = {
     "row_id": "The source's row_id column, or `<relative path>#<row>`.",
     "target": "Index of the explained output; null for scalar outputs, `1,0` for tensor outputs.",
     "status": "What became of the row: see the table of statuses.",
-    "reason": "Why, for every status that is not ok; null otherwise.",
+    "reason": "Why, for every status but ok and unchecked; null for those.",
     "f_input": "f(x): the explained output at the row.",
     "f_baseline": "f(x'): the explained output at its baseline.",
     "attribution_sum": "Sum of the row's attributions, in float64.",

@@ -64,7 +64,7 @@ def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = 
         instant(logical_date)
     request = Request(spec, base, Store(access), trusted, salt)
     workers = make_pool(pool, address, spec.compute)
-    shown = console or Console()
+    shown = console or Console(soft_wrap=True)
     try:
         planned, code = make_plan(request, workers)
         _announce(planned, shown)

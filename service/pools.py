@@ -374,7 +374,7 @@ def loss_of(error: Exception, node: str, *, stalled: bool) -> Failure:
 
 def _fetch(ref: Any) -> Any:
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         return ray.get(ref)
@@ -382,6 +382,9 @@ def _fetch(ref: Any) -> Any:
         if isinstance(error.cause, IntegrandError):
             raise error.cause from None
         raise
+    except RayError as error:
+        raise TransientError("pre-pass", expected="a worker that lives through it", seen=str(error)[:300],
+                             next_step="run again: what was written is kept") from error  # fmt: skip
 
 
 def _resources() -> str:
