@@ -80,6 +80,7 @@ def run(
     """Run a job to its end. Run again to resume: only missing shards are computed."""
     from integrand.service.jobs import limits_exceeded, run_job
     from integrand.service.specfile import load_spec
+    from integrand.workers.store import Store
 
     operator = _operator(trust)
     parsed, base = load_spec(spec)
@@ -89,7 +90,8 @@ def run(
                            address=address or os.environ.get("RAY_ADDRESS"), salt=fresh, allow_mixed=allow_mixed,
                            logical_date=logical_date, console=out)  # fmt: skip
     _print_manifest(manifest)
-    out.print(f"run folder: {parsed.output.uri.rstrip('/')}/{manifest.run_id}", highlight=False)
+    root = Store(operator.access).parse(parsed.output.uri, base)
+    out.print(f"run folder: {root.child(manifest.run_id)}", highlight=False)
     problems = limits_exceeded(parsed, manifest)
     for problem in problems:
         err.print(problem, style="red", highlight=False)
