@@ -6,6 +6,7 @@ Run by `make bench`; prints the tables of README. One machine, one run; every ro
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +29,17 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from models import FEATURES, errors, mlp, reference, rows, write_rows  # noqa: E402
 
-from integrand.schemas.specs import AttributeSpec, parse_spec  # noqa: E402
+from integrand.schemas.records import Plan, Shard  # noqa: E402
+from integrand.schemas.specs import AttributeSpec, FixedSteps, parse_spec  # noqa: E402
 from integrand.service.jobs import _open_run as open_folder  # noqa: E402
 from integrand.service.jobs import run_job  # noqa: E402
 from integrand.service.planner import Request, make_plan  # noqa: E402
 from integrand.service.pools import RayPool  # noqa: E402
 from integrand.service.query import open_run  # noqa: E402
-from integrand.service.runner import Dispatch, read_ledger  # noqa: E402
+from integrand.service.runner import Dispatch, Ledger, read_ledger  # noqa: E402
 from integrand.workers import attribute  # noqa: E402
 from integrand.workers.store import Store  # noqa: E402
-from integrand.workers.worker import Setup  # noqa: E402
+from integrand.workers.worker import Setup, pin_numerics  # noqa: E402
 
 TRUSTED = ("models",)
 QUIET = Console(quiet=True)
@@ -55,22 +59,49 @@ def job(
     })  # fmt: skip
 
 
-def ray_rows_per_second(spec: AttributeSpec, salt: str) -> dict[str, float]:
-    """The job on Ray, timed from ready workers to the last commit; start-up and the driver's CPU apart."""
-    pool, store, began = RayPool(), Store(), time.perf_counter()
-    plan, code = make_plan(Request(spec, "/", store, TRUSTED, salt), pool)
-    run = open_folder(Request(spec, "/", store, TRUSTED, salt), plan, QUIET)
+@dataclass(frozen=True)
+class Crew:
+    """Workers of one run, up and waiting; a round gives them a few of its shards."""
+
+    pool: RayPool
+    plan: Plan
+    ledger: Ledger
+    start_s: float
+
+    def rows_per_second(self, shards: Sequence[Shard]) -> tuple[float, float, float]:
+        """Rows per second from first dispatch to last commit, CPU seconds per second outside workers, and the share of
+        the workers' time that was not spent in the engine."""
+        part, cpu, began = (
+            self.plan.model_copy(update={"shards": tuple(shards)}),
+            cpu_outside_workers(),
+            time.perf_counter(),
+        )
+        done = Dispatch(Lasting(self.pool), part, self.ledger, [], lambda tally: None).run()
+        wall = time.perf_counter() - began
+        busy = sum(f.seconds["compute"] for f in done.values()) / self.plan.spec.compute.worker_range.max
+        return part.rows / wall, (cpu_outside_workers() - cpu) / wall, 1 - busy / wall
+
+
+class Lasting:
+    """A pool whose workers stay for the next round."""
+
+    def __init__(self, pool: RayPool) -> None:
+        self.pool = pool
+
+    def __getattr__(self, name: str) -> object:
+        return (lambda worker: None) if name == "retire" else getattr(self.pool, name)
+
+
+def hire(spec: AttributeSpec, salt: str) -> Crew:
+    """Plan a run and wait until all its workers are up."""
+    began, store, pool = time.perf_counter(), Store(), RayPool(cpus=4)
+    request = Request(spec, "/", store, TRUSTED, salt)
+    plan, code = make_plan(request, pool)
+    run = open_folder(request, plan, QUIET)
     pool.start(Setup(run.stored, run.uri, store.access, TRUSTED, code), spec.compute, len(plan.shards), 600)
     while len(pool.idle()) < spec.compute.worker_range.max:
         pool.wait(1)
-    ready, cpu = time.perf_counter(), cpu_outside_workers()
-    done = Dispatch(pool, plan, read_ledger(store, run.uri, plan), [], lambda tally: None).run()
-    wall = time.perf_counter() - ready
-    outside = cpu_outside_workers() - cpu
-    pool.close()
-    busy = sum(sum(f.seconds.values()) for f in done.values()) / spec.compute.worker_range.max
-    return {"rows/s": plan.rows / wall, "start": ready - began, "outside": outside / wall, "busy": busy / wall,
-            "shard_s": wall * spec.compute.worker_range.max / len(plan.shards)}  # fmt: skip
+    return Crew(pool, plan, read_ledger(store, run.uri, plan), time.perf_counter() - began)
 
 
 def cpu_outside_workers() -> float:
@@ -88,36 +119,70 @@ def cpu_outside_workers() -> float:
     return total
 
 
-def resident_rows_per_second(count: int, spec: AttributeSpec, batch_rows: int) -> float:
-    """The same engine on tensors in this process, one thread."""
-    torch.set_num_threads(1)
-    model, x = mlp("gelu").requires_grad_(False), torch.from_numpy(rows(count))
+@cache
+def resident_model() -> torch.nn.Module:
+    pin_numerics(1)
+    return mlp("gelu").requires_grad_(False)
+
+
+def attribute_resident(task: tuple[int, int]) -> int:
+    """The same engine on `count` rows of tensors in this process, one thread, with the workers' switches."""
+    count, batch_rows = task
+    x = torch.from_numpy(rows(count))
+    attribute(resident_model(), x, accuracy=FixedSteps(steps=50), batch_rows=batch_rows, checked=True)
+    return count
+
+
+def timed_rows_per_second(work: Callable[[], int]) -> float:
     started = time.perf_counter()
-    attribute(model, x, accuracy=spec.accuracy, batch_rows=batch_rows)
-    return count / (time.perf_counter() - started)
+    return work() / (time.perf_counter() - started)
 
 
-def bench_overhead(folder: Path, count: int, rounds: int, console: Console) -> None:
-    one = job(folder, count, "gelu", SAME_NODES, 1, count // 8)
-    two = job(folder, count, "gelu", SAME_NODES, 2, count // 8)
-    batch_rows = make_plan(Request(one, "/", Store(), TRUSTED), RayPool())[0].numerics.batch_rows
-    local, first, second = [], [], []
-    for r in range(rounds):
-        local.append(resident_rows_per_second(count, one, batch_rows))
-        first.append(ray_rows_per_second(one, f"a{r}-{time.time()}"))
-        second.append(ray_rows_per_second(two, f"b{r}-{time.time()}"))
-    table = Table(title=f"Orchestration: {count} rows, 50 evaluations each, shards of {first[0]['shard_s']:.1f} s, "
-                        f"median of {rounds} rounds (range)")  # fmt: skip
-    for name in ("", "rows/s", "ratio", "start-up s", "CPU outside workers"):
+def bench_overhead(folder: Path, rounds: int, console: Console) -> None:
+    """One worker against the engine alone, two workers against one: in turns, on the same shards."""
+    each, per_shard = 8, 2048
+    count = rounds * each * per_shard
+    write_rows(folder / f"rows-{count}", count, per_file=per_shard)
+    one, two = (hire(job(folder, count, "gelu", SAME_NODES, n, per_shard), f"{n}") for n in (1, 2))
+    task = (each * per_shard, one.plan.numerics.batch_rows)
+    half = (each * per_shard // 2, task[1])
+    local, pair, first, second, outside, outside_engine = [], [], [], [], [], []
+    with multiprocessing.get_context("spawn").Pool(2) as processes:
+        processes.map(attribute_resident, [(512, task[1])] * 2, chunksize=1)
+        attribute_resident((512, task[1]))
+        for r in range(rounds):
+            shards = slice(r * each, (r + 1) * each)
+            local.append(timed_rows_per_second(lambda: attribute_resident(task)))
+            alone, _, idle = one.rows_per_second(one.plan.shards[shards])
+            first.append(alone)
+            outside_engine.append(idle)
+            pair.append(timed_rows_per_second(lambda: sum(processes.map(attribute_resident, [half] * 2, chunksize=1))))
+            both, cpu, _ = two.rows_per_second(two.plan.shards[shards])
+            second.append(both)
+            outside.append(cpu)
+    one.pool.close()
+    table = Table(title=f"Orchestration: {count} rows, 50 evaluations each, shards of {per_shard / statistics.median(first):.1f} s "
+                        f"on one worker, median of {rounds} rounds (range)")  # fmt: skip
+    for name in ("", "rows/s", "against", "ratio"):
         table.add_column(name)
-    overhead = [1 - f["rows/s"] / loc for f, loc in zip(first, local, strict=True)]
-    gain = [s["rows/s"] / f["rows/s"] for s, f in zip(second, first, strict=True)]
-    table.add_row("engine on resident tensors, 1 thread", spread(local, ".0f"), "1", "", "")
-    table.add_row("Ray job, 1 worker", spread([f["rows/s"] for f in first], ".0f"), f"overhead {spread(overhead, '.1%')}",
-                  spread([f["start"] for f in first], ".1f"), spread([f["outside"] for f in first], ".1%"))  # fmt: skip
-    table.add_row("Ray job, 2 workers", spread([s["rows/s"] for s in second], ".0f"), f"{spread(gain, '.2f')}× one worker",
-                  spread([s["start"] for s in second], ".1f"), spread([s["outside"] for s in second], ".1%"))  # fmt: skip
+    table.add_row("1 engine process on resident tensors", spread(local, ".0f"), "", "")
+    table.add_row(
+        "2 engine processes on resident tensors",
+        spread(pair, ".0f"),
+        "1 process: the machine's limit",
+        ratio(pair, local),
+    )
+    table.add_row("Ray job, 1 worker", spread(first, ".0f"), "1 engine process", ratio(first, local))
+    table.add_row("Ray job, 2 workers", spread(second, ".0f"), "Ray job, 1 worker", ratio(second, first))
+    table.add_row("", "", "2 engine processes", ratio(second, pair))
     console.print(table)
+    console.print(f"one worker's time outside the engine (waiting, reading, encoding): {spread(outside_engine, '.1%')}")
+    console.print(f"CPU outside the workers, 2 workers busy: {spread(outside, '.1%')} of one core; start-up to all workers "
+                  f"ready: {one.start_s:.1f} s with Ray's own start, {two.start_s:.1f} s without")  # fmt: skip
+
+
+def ratio(these: Sequence[float], those: Sequence[float]) -> str:
+    return spread([a / b for a, b in zip(these, those, strict=True)], ".2f") + "×"
 
 
 def bench_today(folder: Path, count: int, rounds: int, console: Console) -> None:
@@ -135,8 +200,7 @@ def bench_today(folder: Path, count: int, rounds: int, console: Console) -> None
             ours.append(seconds)
             seconds, theirs = peer_job(folder, count, activation)
             peer.append(seconds)
-        ratio = [p / o for p, o in zip(peer, ours, strict=True)]
-        for who, times, frame, told in ((f"Integrand, {label}", ours, mine, f"{spread(ratio, '.2f')}×"),
+        for who, times, frame, told in ((f"Integrand, {label}", ours, mine, ratio(peer, ours)),
                                         ("Ray Data + Captum, 50 nodes", peer, theirs, "1")):  # fmt: skip
             found = frame.sort_values("id")[[f"attr.{f}" for f in FEATURES]].to_numpy()[:256]
             p99, largest = errors(found, exact)
@@ -183,18 +247,18 @@ def spread(values: Sequence[float], form: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=16384)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=["overhead", "today"])
     options = parser.parse_args()
     console = Console(width=150)
     with tempfile.TemporaryDirectory(prefix="integrand-bench-") as name:
         folder = Path(name)
-        write_rows(folder / f"rows-{options.rows}", options.rows)
         console.print(f"{os.cpu_count()} CPUs, torch {torch.__version__}, numpy {np.__version__}")
         if options.only != "today":
-            bench_overhead(folder, options.rows, options.rounds, console)
+            bench_overhead(folder, options.rounds, console)
         if options.only != "overhead":
-            bench_today(folder, options.rows, options.rounds, console)
+            write_rows(folder / f"rows-{options.rows}", options.rows)
+            bench_today(folder, options.rows, max(1, options.rounds // 2), console)
 
 
 if __name__ == "__main__":
