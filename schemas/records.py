@@ -227,6 +227,16 @@ class Attempt(Record):
     at: str
 
 
+class Heartbeat(Record):
+    """`_progress.json`: where the driver of a run stood when it last said so. Advisory: nothing is decided by it."""
+
+    at: str
+    shards_done: int
+    shards_planned: int
+    rows_per_second: float
+    eta_s: float | None
+
+
 class Pointer(Record):
     """`_latest/<name>.json`."""
 

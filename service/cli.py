@@ -102,8 +102,12 @@ def run(
 @app.command()
 def status(run: RunUri, name: Named = None) -> None:
     """Tell how far a run is, from storage alone."""
+    from integrand.service import tables
+
     opened = _open(run, name)
-    _print_manifest(opened.manifest)
+    tables.show_manifest(out, opened.manifest)
+    if not opened.complete:
+        tables.show_heartbeat(out, opened)
     out.print(f"run folder: {opened.uri}", highlight=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from rich.console import Console
 
 from integrand.schemas.errors import IntegrityError
-from integrand.schemas.records import Plan, Pointer, RunManifest, dump
+from integrand.schemas.records import Heartbeat, Plan, Pointer, RunManifest, dump
 from integrand.schemas.specs import AttributeSpec
 from integrand.schemas.uris import Uri
 from integrand.service import progress
@@ -179,10 +178,10 @@ def _heartbeat(run: OpenRun, show: Callable[[Tally], None]) -> Callable[[Tally],
         show(tally)
         if time.monotonic() - written[0] >= HEARTBEAT_S:
             written[0] = time.monotonic()
-            facts = {"at": _now(), "shards_done": tally.shards_done,
-                     "shards_planned": tally.shards_planned, "rows_per_second": round(tally.rows_per_second, 3),
-                     "eta_s": tally.eta_s}  # fmt: skip
-            run.store.replace(run.uri.child("_progress.json"), json.dumps(facts).encode())
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            told = Heartbeat(at=at, shards_done=tally.shards_done, shards_planned=tally.shards_planned,
+                             rows_per_second=tally.rows_per_second, eta_s=tally.eta_s)  # fmt: skip
+            run.store.replace(run.uri.child("_progress.json"), dump(told))
 
     return beat
 

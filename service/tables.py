@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from integrand.schemas.records import Plan, Quantiles, RunManifest
+from integrand.schemas.records import Heartbeat, Plan, Quantiles, RunManifest
 from integrand.schemas.tables import COLUMNS, PREFIX, WITHOUT_ATTRIBUTION, feature_names
 from integrand.service.progress import duration
 
@@ -75,6 +75,16 @@ def show_manifest(console: Console, manifest: RunManifest) -> None:
         )
     for warning in manifest.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def show_heartbeat(console: Console, run: Run) -> None:
+    """What the driver of an unfinished run last said of itself, if it said anything."""
+    try:
+        beat = Heartbeat.model_validate_json(run.store.read(run.uri.child("_progress.json")))
+    except FileNotFoundError:
+        return
+    console.print(f"driver last heard at {beat.at}: {beat.shards_done}/{beat.shards_planned} shards, "
+                  f"{beat.rows_per_second:.4g} rows/s, ETA {duration(beat.eta_s)}", highlight=False)  # fmt: skip
 
 
 def quantiles(found: Quantiles) -> str:

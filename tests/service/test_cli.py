@@ -1,0 +1,124 @@
+"""The command line: what each verb prints and the code it ends with, in this process and on a real run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from integrand.schemas.records import Heartbeat, dump
+from integrand.service import cli
+from tests.plugins.jobs import JobFolder
+
+Run = tuple[int, str]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run `integrand ARGUMENTS`: exit code and what it printed, errors included."""
+
+    def run(*arguments: str) -> Run:
+        monkeypatch.setattr("sys.argv", ["integrand", *arguments])
+        monkeypatch.setattr(cli.out, "_file", None)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+            raise SystemExit(0)  # noqa: PT012 — main returns where a verb ends well
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return run
+
+
+@pytest.fixture
+def finished(job: JobFolder) -> JobFolder:
+    """A complete run of 20 rows, one of them bad."""
+    job.write_model()
+    job.write_rows(count=20, c=[float("nan")] + [0.5] * 19)
+    job.write_spec()
+    return job
+
+
+def run_spec(call, job: JobFolder, *more: str) -> Run:
+    return call("run", str(job.path / "spec.yaml"), "--pool", "local", "--trust-model-code", job.module, *more)
+
+
+def test_run_says_where_the_folder_is_and_a_second_run_has_nothing_to_do(call, finished: JobFolder):
+    code, text = run_spec(call, finished)
+    assert code == 0
+    assert "bad_input" in text
+    folder = next(line for line in text.splitlines() if line.startswith("run folder: ")).removeprefix("run folder: ")
+    assert (Path(folder) / "_manifest.json").exists()
+    code, text = run_spec(call, finished)
+    assert (code, "nothing to do" in text) == (0, True)
+
+
+def test_fresh_is_another_run(call, finished: JobFolder):
+    run_spec(call, finished)
+    assert run_spec(call, finished, "--fresh", "again")[0] == 0
+    assert len(list((finished.path / "out").glob("*/_manifest.json"))) == 2
+
+
+def test_plan_prints_and_starts_nothing(call, finished: JobFolder):
+    spec = str(finished.path / "spec.yaml")
+    code, text = call("plan", spec, "--trust-model-code", finished.module)
+    assert code == 0
+    for told in ("rows", "shards", "output", "memory per worker", "estimated time", "device hours"):
+        assert told in text
+    code, text = call("plan", spec, "--trust-model-code", finished.module, "--json")
+    assert json.loads(text)["numerics"]["batch_rows"] == 16
+    assert not list((finished.path / "out").glob("*/_plan.json"))
+
+
+def test_untrusted_code_is_refused_with_the_flag_to_use(call, finished: JobFolder):
+    code, text = call("run", str(finished.path / "spec.yaml"), "--pool", "local")
+    assert code == 2
+    assert f"--trust-model-code {finished.module}" in text
+
+
+def test_status_and_show_read_the_run(call, finished: JobFolder):
+    run_spec(call, finished)
+    out = str(finished.path / "out")
+    assert "complete" in call("status", out)[1]
+    code, text = call("show", out, "--top", "2")
+    assert (code, "top features" in text, "worst rows" in text) == (0, True, True)
+    code, text = call("show", out, "--row", "3")
+    assert (code, "largest attributions" in text) == (0, True)
+    code, text = call("show", out, "--where", "status = 'bad_input'")
+    assert (code, "c is NaN" in text or "NaN" in text) == (0, True)
+    code, text = call("show", out, "--where", "nonsense ===")
+    assert (code, "DuckDB" in text) == (2, True)
+
+
+def test_an_unfinished_run_is_told_apart(call, finished: JobFolder):
+    run_spec(call, finished)
+    (folder,) = (p.parent for p in (finished.path / "out").glob("*/_manifest.json"))
+    (folder / "_manifest.json").unlink()
+    (folder / "data" / "part-00001.parquet").unlink()
+    beat = Heartbeat(at="2026-01-01T00:00:00+00:00", shards_done=1, shards_planned=2, rows_per_second=5, eta_s=2)
+    (folder / "_progress.json").write_bytes(dump(beat))
+    code, text = call("status", str(folder))
+    assert (code, "unfinished" in text, "5 rows/s, ETA 2 s" in text) == (0, True, True)
+    assert "not finished" in call("show", str(folder))[1]
+
+
+def test_limits_exceeded_end_with_3(call, finished: JobFolder):
+    finished.write_spec(limits={"max_bad_share": 0.01})
+    code, text = run_spec(call, finished)
+    assert (code, "limits.max_bad_share: 0.05 is above 0.01" in text) == (3, True)
+
+
+def test_schema_is_a_json_schema_that_takes_the_spec(call, finished: JobFolder):
+    code, text = call("schema")
+    assert code == 0
+    jsonschema.validate(json.loads((finished.path / "spec.yaml").read_text()), json.loads(text))
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["bogus"], 2), (["show"], 2), (["--help"], 0)])
+def test_command_line_itself(call, arguments: list[str], code: int):
+    assert call(*arguments)[0] == code
+
+
+def test_a_pool_of_another_name_is_refused(call, finished: JobFolder):
+    assert call("run", str(finished.path / "spec.yaml"), "--pool", "dask")[0] == 2
