@@ -57,6 +57,7 @@ def _plain(console: Console) -> Callable[[Tally], None]:
         ended = tally.shards_done == tally.shards_planned and shown["shards"] != tally.shards_done
         if ended or (tally.shards_done != shown["shards"] and time.monotonic() - shown["at"] >= PLAIN_EVERY_S):
             shown["at"], shown["shards"] = time.monotonic(), tally.shards_done
-            console.print(f"{tally.shards_done}/{tally.shards_planned} shards, {describe(tally)}", highlight=False)
+            told = f"{tally.shards_done}/{tally.shards_planned} shards, {describe(tally)}"
+            console.print(told, highlight=False, soft_wrap=True)
 
     return show
