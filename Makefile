@@ -38,6 +38,7 @@ format: $(INSTALLED) ## rewrite the source in the house style
 
 bench: $(INSTALLED) ## benchmarks; they print what they measure
 	$(BIN)/python tests/bench/bench_job.py
+	$(BIN)/python tests/bench/bench_estimate.py
 
 wheel: $(INSTALLED) ## build the wheel into dist/
 	@rm -rf build/lib # setuptools would pack what an earlier build left there

@@ -20,9 +20,10 @@ from integrand.service.manifest import (
     fold,
     instant,
     load_manifest,
-    load_plan,
+    parse_plan,
     point_latest,
     read_footers,
+    read_plan,
     write_manifest,
 )
 from integrand.service.planner import Request, make_plan
@@ -106,11 +107,12 @@ def _open_run(request: Request, planned: Plan, console: Console) -> OpenRun:
             store.create(uri.child("_plan.json"), dump(planned), scratch=uri.child("_tmp"))
         except FileExistsError:  # another driver was first with the same run: its plan counts
             console.print(f"run {planned.run_id} was planned by another driver")
-    plan, plan_sha256 = load_plan(store, uri)
+    stored = read_plan(store, uri)
+    plan, plan_sha256 = parse_plan(stored, uri)
     if plan.run_id != planned.run_id:
         raise IntegrityError(str(uri), expected=f"the plan of run {planned.run_id}", seen=plan.run_id,
                              next_step="move the folder away")  # fmt: skip
-    return OpenRun(store, uri, root, _as_asked(plan, request.spec), plan_sha256, store.read(uri.child("_plan.json")))
+    return OpenRun(store, uri, root, _as_asked(plan, request.spec), plan_sha256, stored)
 
 
 def _as_asked(plan: Plan, spec: AttributeSpec) -> Plan:

@@ -41,12 +41,21 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 def load_plan(store: Store, run: Uri) -> tuple[Plan, str]:
     """The run's plan and the sha256 of its stored bytes. SpecError if `run` is not a run folder."""
+    return parse_plan(read_plan(store, run), run)
+
+
+def read_plan(store: Store, run: Uri) -> bytes:
+    """The plan as it is stored. SpecError if `run` is not a run folder."""
     try:
-        data = store.read(run.child(PLAN))
+        return store.read(run.child(PLAN))
     except FileNotFoundError:
         raise SpecError(str(run), expected="a run folder", seen=f"no {PLAN}",
                         next_step="name the run folder or its output root") from None  # fmt: skip
-    return _parsed(Plan, data, run.child(PLAN)), hashlib.sha256(data).hexdigest()
+
+
+def parse_plan(stored: bytes, run: Uri) -> tuple[Plan, str]:
+    """The plan in these bytes, and their sha256."""
+    return _parsed(Plan, stored, run.child(PLAN)), hashlib.sha256(stored).hexdigest()
 
 
 def load_manifest(store: Store, run: Uri) -> RunManifest | None:

@@ -1,7 +1,7 @@
 """CSV and JSON lines, turned once into Parquet pieces under `<output>/_ingest/<digest>/`.
 
-The columns that the job declares are typed by their role, all others are kept as strings. Rows in = rows out: a row that cannot be
-parsed keeps its place, with nulls and the reason in `_bad`. Blank lines are no rows.
+The columns that the job declares are typed by their role, all others are kept as strings. Rows in = rows out: a row
+that cannot be parsed keeps its place, with nulls and the reason in `_bad`. Blank lines are no rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
@@ -27,6 +26,7 @@ from integrand.schemas.ids import canonical_json, digest_json
 from integrand.schemas.records import SourceFile
 from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ColumnTarget, ForwardArg, TensorInput
 from integrand.schemas.uris import Uri
+from integrand.workers.cells import BATCH_ROWS, Line, is_integer, record_batch, record_batches, shown
 from integrand.workers.reading import BAD, hive_values, inspect_file, partition_columns, value_columns, with_partitions
 from integrand.workers.store import Entry, Store
 
@@ -34,14 +34,11 @@ INGEST_VERSION = 2
 """Raised whenever the pieces of the same file may change."""
 _PIECE_ROWS, _PIECE_VALUES = 50_000, 4 << 20
 _GROUP_ROWS = 10_000
-_BATCH_ROWS = 1024
 _LINE_BYTES = 64 << 20
 _SAMPLE_BYTES = 1 << 18
 _CONTENT = b"integrand.content"
-_INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 
 Format = Literal["csv", "json_lines"]
-Parse = Callable[[Any], Any]
 Result = TypeVar("Result")
 
 
@@ -83,15 +80,6 @@ class Run(Protocol):
     def __call__(
         self, function: Callable[[IngestTask], Result], tasks: Sequence[IngestTask], /
     ) -> Iterable[Result]: ...
-
-
-@dataclass(frozen=True)
-class _Line:
-    """One row as text: `cells` in the order of the columns asked for, or the fault that left it without."""
-
-    number: int
-    cells: Sequence[Any] | None
-    fault: str | None = None
 
 
 def roles_of(spec: AttributeSpec) -> Roles:
@@ -174,7 +162,7 @@ def ingest_file(store: Store, task: IngestTask) -> tuple[SourceFile, ...]:
         names, lines = _table(stream, task)
         types = dict.fromkeys(names, pa.string())  # a column without a role stays as it was written
         types |= {name: kind for name, kind in task.roles.types(task.integer_ids).items() if name in names}
-        batches = _batches(lines, names, types, dict(task.roles.lists))
+        batches = record_batches(lines, names, types, dict(task.roles.lists))
         pieces: list[SourceFile] = []
         for table in _regrouped(batches, _piece_rows(task.roles)):
             pieces.append(_write_piece(store, task, table, len(pieces), sum(p.rows for p in pieces)))
@@ -206,7 +194,7 @@ def head(store: Store, entry: Entry, path: str, format: Format, roles: Roles, ro
     ids = [line.cells[names.index(roles.row_id)] for line in taken if roles.row_id in names and line.cells is not None]
     whole = _integer_ids(format, ids)
     types = dict.fromkeys(names, pa.string()) | {k: t for k, t in roles.types(whole).items() if k in names}
-    table = pa.Table.from_batches([_batch(taken, names, types, dict(roles.lists))])
+    table = pa.Table.from_batches([record_batch(taken, names, types, dict(roles.lists))])
     return with_partitions(table, path, partition_columns([path]))
 
 
@@ -221,7 +209,7 @@ def estimate_rows(store: Store, entry: Entry, format: Format) -> int:
 
 def _integer_ids(format: Format, cells: Iterable[Any]) -> bool:
     kinds = (str, int) if format == "csv" else (int,)  # JSON tells "7" from 7, and so do those who join on it
-    return all(cell in (None, "") or (isinstance(cell, kinds) and _is_integer(cell)) for cell in cells)
+    return all(cell in (None, "") or (isinstance(cell, kinds) and is_integer(cell)) for cell in cells)
 
 
 def _opened(store: Store, task: IngestTask) -> io.BufferedReader:
@@ -231,7 +219,7 @@ def _opened(store: Store, task: IngestTask) -> io.BufferedReader:
 def _piece_rows(roles: Roles) -> int:
     """Rows of a piece: fewer where rows are wide, and nothing but the roles decides."""
     width = len(roles.numbers) + len(roles.integers) + sum(prod(shape) for _, shape in roles.lists) + 1
-    return min(_PIECE_ROWS, max(_BATCH_ROWS, _PIECE_VALUES // width))
+    return min(_PIECE_ROWS, max(BATCH_ROWS, _PIECE_VALUES // width))
 
 
 def _regrouped(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
@@ -280,7 +268,7 @@ def _check_unchanged(store: Store, task: IngestTask) -> None:
 # --- lines -------------------------------------------------------------------------------------------------
 
 
-def _table(stream: io.BufferedReader, task: IngestTask) -> tuple[list[str], Iterator[_Line]]:
+def _table(stream: io.BufferedReader, task: IngestTask) -> tuple[list[str], Iterator[Line]]:
     """The declared columns that the file itself holds (not the partitions of its path), then its others, and its rows.
 
     The other keys of JSON lines are those of the first object.
@@ -296,16 +284,14 @@ def _table(stream: io.BufferedReader, task: IngestTask) -> tuple[list[str], Iter
     return _csv_table(stream, task.source.uri, {name: name in partitions for name in wanted})
 
 
-def _csv_table(
-    stream: io.BufferedReader, uri: Uri, wanted: dict[str, bool] | None
-) -> tuple[list[str], Iterator[_Line]]:
+def _csv_table(stream: io.BufferedReader, uri: Uri, wanted: dict[str, bool] | None) -> tuple[list[str], Iterator[Line]]:
     """Names and rows of a CSV file with a header; `wanted` maps a column to whether it may be missing."""
     # Lists of numbers in a cell outgrow the default of 128 KiB. The setting is the csv module's own and global.
     csv.field_size_limit(_LINE_BYTES)
     # Bytes that are not UTF-8 come through as lone surrogates, so that only their row is lost.
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, strict=True)
-    header = next(_csv_rows(reader, uri), _Line(1, None, "an empty file"))
+    header = next(_csv_rows(reader, uri), Line(1, None, "an empty file"))
     if header.cells is None:
         raise DataError(str(uri), expected="CSV with a header line", seen=header.fault or "", next_step="add one")
     columns = list(header.cells)
@@ -318,19 +304,19 @@ def _csv_table(
     return names, _csv_lines(reader, uri, len(columns), [columns.index(c) for c in names])
 
 
-def _csv_lines(reader: Any, uri: Uri, width: int, picks: list[int]) -> Iterator[_Line]:
+def _csv_lines(reader: Any, uri: Uri, width: int, picks: list[int]) -> Iterator[Line]:
     for line in _csv_rows(reader, uri):
         if line.cells is None:
             yield line
         elif len(line.cells) != width:
-            yield _Line(line.number, None, f"{len(line.cells)} fields, expected {width}")
+            yield Line(line.number, None, f"{len(line.cells)} fields, expected {width}")
         elif not _is_utf8("".join(line.cells)):
-            yield _Line(line.number, None, "not UTF-8")
+            yield Line(line.number, None, "not UTF-8")
         else:
-            yield _Line(line.number, [line.cells[k] for k in picks])
+            yield Line(line.number, [line.cells[k] for k in picks])
 
 
-def _csv_rows(reader: Any, uri: Uri) -> Iterator[_Line]:
+def _csv_rows(reader: Any, uri: Uri) -> Iterator[Line]:
     """Rows that are not blank. Raises DataError for a quote that never closes: what it swallowed is unknown."""
     while True:
         number = reader.line_num + 1
@@ -342,10 +328,10 @@ def _csv_rows(reader: Any, uri: Uri) -> Iterator[_Line]:
             if "unexpected end of data" in str(error):
                 raise DataError(f"{uri} line {number}", expected="a closing quote", seen="the end of the file",
                                 next_step="mend the line") from None  # fmt: skip
-            yield _Line(number, None, str(error))
+            yield Line(number, None, str(error))
             continue
         if cells:
-            yield _Line(number, cells)
+            yield Line(number, cells)
 
 
 def _is_utf8(text: str) -> bool:
@@ -374,132 +360,9 @@ def _json_object(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
         found = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
         return None, f"broken JSON: {error}"[:200]
-    return (found, None) if isinstance(found, dict) else (None, f"expected an object, seen {_shown(found)}")
+    return (found, None) if isinstance(found, dict) else (None, f"expected an object, seen {shown(found)}")
 
 
-def _picked(objects: Iterator[tuple[int, dict[str, Any] | None, str | None]], names: list[str]) -> Iterator[_Line]:
+def _picked(objects: Iterator[tuple[int, dict[str, Any] | None, str | None]], names: list[str]) -> Iterator[Line]:
     for number, found, fault in objects:
-        yield _Line(number, None if found is None else [found.get(name) for name in names], fault)
-
-
-# --- cells -------------------------------------------------------------------------------------------------
-
-
-def _batches(lines: Iterator[_Line], names: list[str], types: dict[str, pa.DataType],
-             shapes: dict[str, tuple[int, ...]]) -> Iterator[pa.RecordBatch]:  # fmt: skip
-    while taken := list(islice(lines, _BATCH_ROWS)):
-        yield _batch(taken, names, types, shapes)
-
-
-def _batch(lines: Sequence[_Line], names: list[str], types: dict[str, pa.DataType],
-           shapes: dict[str, tuple[int, ...]]) -> pa.RecordBatch:  # fmt: skip
-    """Typed columns and `_bad`; the first fault of a row is told, and only the cells at fault are null."""
-    faults = [None if line.fault is None else f"line {line.number}: {line.fault}" for line in lines]
-    blank = [None] * len(names)
-    cells = list(zip(*(line.cells or blank for line in lines), strict=True)) or [()] * len(names)
-    arrays = []
-    for name, column in zip(names, cells, strict=True):
-        values, wrong = _parsed(column, _parser(types[name], shapes.get(name, ())))
-        for row, fault in wrong.items():
-            faults[row] = faults[row] or f"line {lines[row].number}: column {name}: {fault}"
-        arrays.append(pa.array(values, types[name]))
-    schema = pa.schema([(name, types[name]) for name in names] + [(BAD, pa.string())])
-    return pa.record_batch([*arrays, pa.array(faults, pa.string())], schema=schema)
-
-
-def _parsed(cells: Sequence[Any], parse: Parse) -> tuple[list[Any], dict[int, str]]:
-    """Values of a column, None for a cell at fault, and the faults by row."""
-    if parse is _number:
-        with suppress(ValueError, TypeError, OverflowError):
-            return _plain_numbers(cells), {}
-    values: list[Any] = [None] * len(cells)
-    faults: dict[int, str] = {}
-    for row, cell in enumerate(cells):
-        try:
-            values[row] = parse(cell)
-        except ValueError as error:
-            faults[row] = str(error)
-    return values, faults
-
-
-def _plain_numbers(cells: Sequence[Any]) -> list[float]:
-    """All cells as floats, several times as fast as one by one; raises if any is empty, odd or no number."""
-    if str in set(map(type, cells)) and "_" in "".join(cells):
-        raise ValueError("a literal that is a number to Python alone")
-    return list(map(float, cells))
-
-
-def _parser(kind: pa.DataType, shape: tuple[int, ...]) -> Parse:
-    if pa.types.is_list(kind):
-        return partial(_numbers, shape=shape)
-    return {pa.float64(): _number, pa.int64(): _integer}.get(kind, _text)
-
-
-def _number(cell: Any) -> float | None:
-    if cell is None or cell == "":
-        return None
-    if isinstance(cell, str) and (("_" in cell) or cell.lower() in ("true", "false")):
-        return _truth(cell)
-    try:
-        return float(cell)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{_shown(cell)} is not a number") from None
-
-
-def _truth(cell: str) -> float:
-    """Booleans as pandas writes them; `1_000` is a number to Python alone."""
-    if "_" in cell:
-        raise ValueError(f"{_shown(cell)} is not a number")
-    return float(cell.lower() == "true")
-
-
-def _integer(cell: Any) -> int | None:
-    value = int(cell) if _is_integer(cell) else _number(cell)
-    if value is None or isinstance(value, int):
-        return value
-    if value != value or abs(value) >= 2.0**63 or value != int(value):
-        raise ValueError(f"{_shown(cell)} is not an integer")
-    return int(value)
-
-
-def _is_integer(cell: Any) -> bool:
-    if isinstance(cell, str):
-        return _INTEGER.fullmatch(cell) is not None and -(2**63) <= int(cell) < 2**63
-    return isinstance(cell, int) and not isinstance(cell, bool) and -(2**63) <= cell < 2**63
-
-
-def _numbers(cell: Any, shape: tuple[int, ...]) -> list[float | None] | None:
-    """A list of numbers, as JSON or as its text; one nested like `shape` is flattened."""
-    if cell is None or cell == "":
-        return None
-    found = cell
-    if isinstance(cell, str):
-        try:
-            found = json.loads(cell)
-        except (ValueError, RecursionError):
-            raise ValueError(f"{_shown(cell)} is not a JSON list") from None
-    if not isinstance(found, list):
-        raise ValueError(f"{_shown(cell)} is not a list")
-    if any(isinstance(item, list) for item in found):
-        found = _flattened(found, shape)
-    return [_number(item) for item in found]
-
-
-def _flattened(item: Any, shape: tuple[int, ...]) -> list[Any]:
-    """The leaves of lists nested like `shape`."""
-    if not shape:
-        return [item]
-    if not isinstance(item, list) or len(item) != shape[0]:
-        raise ValueError(f"expected a list of {shape[0]}, seen {_shown(item)}")
-    return [leaf for inner in item for leaf in _flattened(inner, shape[1:])]
-
-
-def _text(cell: Any) -> str | None:
-    if cell is None or cell == "":
-        return None
-    return cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
-
-
-def _shown(cell: Any) -> str:
-    text = repr(cell)
-    return text if len(text) <= 60 else text[:57] + "..."
+        yield Line(number, None if found is None else [found.get(name) for name in names], fault)

@@ -70,7 +70,7 @@ def run_shard(job: Job, shard: Shard, table: pa.Table, read_s: float, tick: Call
     results = attribute_rows(job, to_rows(table, job.plan.spec, job.plan.inputs), ids, tick)
     computed = time.perf_counter()
     output = results_table(job.plan, results)
-    seconds = {"read": read_s, "compute": computed - started, "encode": time.perf_counter() - computed}
+    seconds = {"read": read_s, "compute": computed - started, "table": time.perf_counter() - computed}
     footer = shard_footer(job.plan, job.plan_sha256, shard, results, seconds=seconds, versions=job.versions,
                           same_build=job.same_build)  # fmt: skip
     tick()
@@ -222,7 +222,7 @@ def _scatter(job: Job, ids: pa.Array, reasons: list[str | None], clean: Tensor, 
 
     evaluations = np.zeros(out, np.int32)
     evaluations[places] = _joined([p.evaluations for p in parts])
-    return Results(pa.chunked_array([ids]).combine_chunks().take(pa.array(np.arange(rows).repeat(per_row))),
+    return Results(ids.take(pa.array(np.arange(rows).repeat(per_row))),
                    _target_column(job, table, places, status), status, reason, scattered("f_input"),
                    scattered("f_baseline"), scattered("gap"), scattered("error_estimate"), evaluations,
                    _attributions(job, parts, places, out), sum(p.padded for p in parts))  # fmt: skip

@@ -15,7 +15,7 @@ QUANTILES = (0.5, 0.9, 0.99, 1.0)
 Lines = tuple[tuple[str, str], ...]
 
 PANDAS = """\
-from integrand.service.query import open_run
+from integrand.service import open_run
 
 run = open_run("{run}")
 rows = run.to_pandas()                          # or pd.read_parquet("{run}/data")

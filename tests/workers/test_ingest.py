@@ -141,7 +141,8 @@ def test_json_string_ids_stay_strings(tmp_path: Path) -> None:
 
 def test_pieces_continue_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingesting, "_PIECE_ROWS", 10)
-    monkeypatch.setattr(ingesting, "_BATCH_ROWS", 4)
+    monkeypatch.setattr(ingesting, "BATCH_ROWS", 4)  # the least that a piece holds
+    monkeypatch.setattr("integrand.workers.cells.BATCH_ROWS", 4)  # what is parsed at a time
     data = "x\n" + "".join(f"{i}\n" for i in range(23))
     pieces = ingest(STORE, [task(tmp_path, "t.csv", data, Roles(numbers=("x",)))])
     assert [(p.rows, p.first_row) for p in pieces] == [(10, 0), (10, 10), (3, 20)]

@@ -258,7 +258,7 @@ def test_footers_say_what_was_done(make_job: MakeJob) -> None:
     assert footer.evaluations == sum(found.column("evaluations").to_pylist())
     assert (footer.evaluations + footer.padded_evaluations) % 16 == 0
     assert len(ticks) == (footer.evaluations + footer.padded_evaluations) // 16 + 3  # f(x), f(x'), encoded
-    assert set(footer.seconds) == {"read", "compute", "encode"}
+    assert set(footer.seconds) == {"read", "compute", "table"}
 
 
 def foreign(job: Job, other: Job, kind: str) -> bytes:
