@@ -132,7 +132,7 @@ class Dispatch:
         self.suspects = deque(s for s in waiting if self.ledger.suspect(s))
         self.in_flight: dict[int, Shard] = {}
         self.alone: int | None = None  # the worker whose fresh actor is for a suspect alone
-        self.started = time.monotonic()
+        self.started: float | None = None
 
     def run(self) -> dict[str, ShardFooter]:
         """Footers of every shard that is done. Raises what ends a run; resume picks up from storage."""
@@ -154,6 +154,7 @@ class Dispatch:
                 self.pool.retire(worker)
 
     def _submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
+        self.started = self.started or time.monotonic()  # rows/s and ETA leave out how long workers took to start
         self.in_flight[worker] = shard
         self.pool.submit(worker, shard, prefetch)
 
@@ -200,7 +201,7 @@ class Dispatch:
             rows_done=self.rows_done, rows_here=self.rows_here, evaluations=self.evaluations,
             attributed=self.statuses["ok"] + self.statuses["at_precision_floor"] + self.statuses["not_converged"]
             + self.statuses["unchecked"], converged=self.statuses["ok"] + self.statuses["at_precision_floor"],
-            quarantined=len(self.ledger.quarantined), seconds=time.monotonic() - self.started,
+            quarantined=len(self.ledger.quarantined), seconds=time.monotonic() - self.started if self.started else 0.0,
         )  # fmt: skip
 
     def _count(self, footer: ShardFooter) -> None:

@@ -81,6 +81,13 @@ class ScriptedPool:
     def close(self) -> None: ...
 
 
+def test_the_clock_starts_with_the_first_shard_not_with_the_workers(ledger: Ledger) -> None:
+    dispatch = Dispatch(ScriptedPool({}), ledger.plan, ledger, [], lambda tally: None)
+    assert (dispatch.tally().seconds, dispatch.tally().eta_s) == (0.0, None)
+    dispatch.run()
+    assert dispatch.tally().seconds > 0
+
+
 def footer(shard: Shard) -> ShardFooter:
     return ShardFooter(
         run_id="r", shard=shard.id, plan_sha256="p", rows_in=shard.rows, rows_out=shard.rows, statuses={"ok": shard.rows},
