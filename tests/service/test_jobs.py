@@ -75,6 +75,16 @@ def test_a_later_date_of_the_same_run_moves_the_pointer(job: JobFolder):
     assert latest(job).run_id == first.run_id
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch's thread count is the whole process's: drivers that share one must not pin and restore different ones."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_drivers_on_one_run_end_with_each_row_once(job: JobFolder):
     job.write_rows(count=60)
     with ThreadPoolExecutor(2) as drivers:
