@@ -68,6 +68,9 @@ class InputShape(Record):
     columns: tuple[str, ...]
     shape: tuple[int, ...]
     named: bool = Field(description="True: one output column per feature; False: one list column.")
+    varying: bool = Field(
+        False, description="True: lists of ids of any length; `shape` is that of the rows tried while planning."
+    )
 
 
 class Numerics(Record):
@@ -80,6 +83,10 @@ class Numerics(Record):
     device: Literal["cpu", "cuda"]
     torch_build: str
     outputs: int | None = Field(None, description="Width of the model's output, for target `all`.")
+    exact: bool = Field(False, description="Whether the integral is taken in closed form.")
+    savings: tuple[str, ...] = Field((), description="Exact savings applied to the model, in this order.")
+    folded: tuple[tuple[str, str], ...] = Field((), description="Layers and the batch norms folded into them.")
+    frontier: tuple[str, ...] = Field((), description="Tensors at which the hoisted affine prefix ends.")
 
 
 class Statistics(Record):
@@ -118,6 +125,7 @@ class Plan(Record):
     shards: tuple[Shard, ...]
     projection: Projection
     warnings: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = Field((), description="Savings that are not applied, and why.")
     salt: str = ""
     created: str
     versions: dict[str, str]
@@ -156,6 +164,7 @@ class ShardFooter(Record):
     gap_histogram: dict[str, int] = Field(description="Rows by decimal exponent of |gap|, rounded up.")
     evaluations: int
     padded_evaluations: int
+    duplicates: int = Field(0, description="Rows equal to an earlier one in every bit: copied, not computed again.")
     digest: str = Field(description="Logical digest of the rows, foldable over shards.")
     determinism: Determinism = "bitwise"
     batch_rows: int
@@ -196,6 +205,8 @@ class RunManifest(Record):
     determinism: Determinism
     quarantined: tuple[Quarantined, ...] = ()
     missing: tuple[str, ...] = Field((), description="Ids of planned shards without an object.")
+    numerics: Numerics | None = Field(None, description="The plan's numerical choices.")
+    left_out: tuple[tuple[str, str], ...] = Field((), description="Savings that are not applied, and why.")
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
     logical_date: str | None = None

@@ -1,7 +1,7 @@
 """What the user asks for: JobSpec and its parts, frozen, with every unknown field refused.
 
-Unions are told apart by `kind`; `inputs` by whether `columns` or `column` is given. `published_schema()` is the
-JSON Schema that `integrand schema` prints.
+Unions are told apart by `kind`; `inputs` by whether `columns`, `column` or `ids` is given. `published_schema()` is
+the JSON Schema that `integrand schema` prints.
 """
 
 from __future__ import annotations
@@ -160,31 +160,85 @@ class TensorInput(_Scaled):
     shape: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Shape of one row; default: flat.")
 
 
+class IdsInput(Part):
+    """Category or token ids, attributed at the output of the module that embeds them: one number per id."""
+
+    name: InputName = Field(description="Name of the model's input; inputs go to the model in this order.")
+    ids: str | tuple[str, ...] = Field(
+        description="An integer column (`[rows]`), a column of lists (`[rows, length]`), or integer columns, stacked."
+    )
+    embedding: str | tuple[str, ...] = Field(
+        description="Dotted name of the module that embeds the ids; a list of columns may have one module for each."
+    )
+    pad: int | None = Field(
+        None, ge=0, description="Id that fills lists up to the next multiple of 8, so that rows of about one length go "
+        "together; without it, rows of exactly one length do.")  # fmt: skip
+    max_length: int = Field(512, ge=1, description="Longest list of varying length; rows beyond it are bad_input.")
+    baseline: Annotated[ZeroBaseline | ConstantBaseline, Field(discriminator="kind")] | None = Field(
+        None, description="zero: a zero vector for each id; constant: the embedding of the id `value`."
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> IdsInput:
+        columns = self.ids if isinstance(self.ids, tuple) else (self.ids,)
+        twice = sorted({c for c in columns if columns.count(c) > 1})
+        if twice or not columns:
+            raise ValueError(f"columns named twice: {', '.join(twice)}" if twice else "`ids` names no column")
+        if isinstance(self.embedding, tuple) and len(self.embedding) != len(columns):
+            raise ValueError(f"{len(self.embedding)} modules for {len(columns)} columns: name one, or one for each")
+        if isinstance(self.ids, tuple) and self.pad is not None:
+            raise ValueError("`pad` is for a column of lists")
+        if isinstance(self.baseline, ConstantBaseline) and self.baseline_id is None:
+            raise ValueError("the baseline of ids is an id: one whole number from 0, in model units")
+        return self
+
+    @property
+    def baseline_id(self) -> int | None:
+        """The id whose embedding is the baseline; None for a zero vector."""
+        given = self.baseline
+        if not isinstance(given, ConstantBaseline) or isinstance(given.value, tuple) or given.units == "raw":
+            return None
+        return int(given.value) if given.value >= 0 and given.value.is_integer() else None
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules, one, or one for each column."""
+        return self.embedding if isinstance(self.embedding, tuple) else (self.embedding,)
+
+
+_FORMS = ("columns", "column", "ids")
+
+
 def _input_form(value: Any) -> str | None:
     keys = value if isinstance(value, dict) else dir(value)
-    return "columns" if "columns" in keys else "column" if "column" in keys else None
+    return next((form for form in _FORMS if form in keys), None)
 
 
 Input = Annotated[
-    Annotated[ColumnsInput, Tag("columns")] | Annotated[TensorInput, Tag("column")],
+    Annotated[ColumnsInput, Tag("columns")] | Annotated[TensorInput, Tag("column")] | Annotated[IdsInput, Tag("ids")],
     Discriminator(_input_form, custom_error_type="input_form",
-                  custom_error_message="an input needs `columns: [...]` or `column: ...`"),
+                  custom_error_message="an input needs `columns: [...]`, `column: ...` or `ids: ...`"),
 ]  # fmt: skip
 
 
 class ForwardArg(Part):
-    """A column that is passed to the model after the inputs and not attributed: masks, lengths, categories."""
+    """What is passed to the model after the inputs and not attributed: masks, lengths, categories."""
 
     name: InputName = Field(description="Name used in messages.")
     columns: tuple[str, ...] = Field((), description="Numeric columns, stacked to `[rows, columns]`.")
     column: str | None = Field(None, description="One scalar (`[rows]`) or list column (`[rows, *shape]`).")
+    mask_of: str | None = Field(
+        None, description="An input of ids: 1 where its row has an id and 0 in padding, in the shape of the ids."
+    )
     shape: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Shape of one row of a list column.")
     dtype: Literal["float32", "float64", "int64", "bool"] = Field("float32", description="Tensor dtype.")
 
     @model_validator(mode="after")
     def _one_form(self) -> ForwardArg:
-        if (self.column is None) == (not self.columns):
-            raise ValueError("give either `column` or `columns`")
+        if [bool(self.columns), self.column is not None, self.mask_of is not None].count(True) != 1:
+            raise ValueError("give one of `column`, `columns` and `mask_of`")
+        if self.mask_of is not None and self.shape:
+            raise ValueError("a mask has the shape of its ids: leave out `shape`")
         return self
 
 
@@ -253,14 +307,24 @@ class FixedSteps(Part):
 
 
 class Adaptive(Part):
-    """Nested rules per row until difference and gap are within the tolerance, or the evaluations are spent."""
+    """Nodes per row until error estimate and gap are within the tolerance, or the evaluations are spent."""
 
     kind: Literal["adaptive"] = "adaptive"
     tolerance: float = Field(1e-2, gt=0, lt=1, description="Relative L1 error of a row's attributions to reach.")
     max_evaluations: int = Field(512, ge=7, le=8192, description="Most gradient evaluations per row.")
+    on_unreachable: Literal["stop", "spend"] = Field(
+        "stop",
+        description="A row whose error falls too slowly to reach the tolerance: stop early, or spend all evaluations.",
+    )
 
 
-Accuracy = Annotated[FixedSteps | Adaptive, Field(discriminator="kind")]
+class Exact(Part):
+    """The integral itself, without steps: for ReLU networks with at most two hidden layers, explained before any softmax."""
+
+    kind: Literal["exact"] = "exact"
+
+
+Accuracy = Annotated[FixedSteps | Adaptive | Exact, Field(discriminator="kind")]
 
 
 class Output(Part):
@@ -294,6 +358,9 @@ class Compute(Part):
     threads: int | None = Field(None, ge=1, description="Torch threads of an actor; default: its CPUs.")
     precision: Literal["float32", "float64"] = Field("float32", description="Dtype of model, inputs and gradients.")
     batch_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="Rows of a step batch.")
+    savings: Literal["auto", "none"] = Field(
+        "auto", description="Rewritings of the model that leave its function as it is, each verified on real rows while "
+        "planning: folded batch norm, channels last, hoisted affine prefix, closed form. none: the model as it is.")  # fmt: skip
     memory: int = Field(512 << 20, ge=1 << 20, description="Bytes that a step batch may take; `auto` stays below.")
     shard_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="Most rows of a shard.")
     shard_bytes: int | None = Field(None, ge=1, description="Most input bytes of a shard, instead of rows.")
@@ -348,11 +415,34 @@ class AttributeSpec(Part):
         if twice:
             raise ValueError(f"inputs and forward_args share a name: {', '.join(twice)}")
         features = [c for i in self.inputs if isinstance(i, ColumnsInput) for c in i.columns]
+        features += [c for i in self.ids_inputs if isinstance(i.ids, tuple) for c in i.ids]
         tensors = [i.name for i in self.inputs if isinstance(i, TensorInput)]
         clash = sorted({f for f in features + tensors if (features + tensors).count(f) > 1})
         if clash:
             raise ValueError(f"output columns would clash: attr.{', attr.'.join(clash)}; rename an input")
         return self
+
+    @model_validator(mode="after")
+    def _embeddings(self) -> AttributeSpec:
+        modules = [m for i in self.ids_inputs for m in i.modules]
+        twice = sorted({m for m in modules if modules.count(m) > 1})
+        if twice:
+            raise ValueError(f"one embedding for several inputs: {', '.join(twice)}; stack their columns in one input")
+        if modules and not isinstance(self.model, FactoryModel):
+            raise ValueError(f"inputs of ids need a model of kind factory: {self.model.kind} hides its modules")
+        masked = [a.mask_of for a in self.forward_args if a.mask_of is not None]
+        unknown = sorted(set(masked) - {i.name for i in self.ids_inputs})
+        if unknown:
+            raise ValueError(f"`mask_of` names no input of ids: {', '.join(unknown)}")
+        inheriting = [i.name for i in self.ids_inputs if i.baseline is None]
+        if inheriting and not isinstance(self.baseline, ZeroBaseline):
+            raise ValueError(f"a {self.baseline.kind} baseline says nothing about ids: give {inheriting[0]} its own")
+        return self
+
+    @property
+    def ids_inputs(self) -> tuple[IdsInput, ...]:
+        """The inputs that are ids, in order."""
+        return tuple(i for i in self.inputs if isinstance(i, IdsInput))
 
     @property
     def baselines(self) -> tuple[ZeroBaseline | ConstantBaseline | ColumnBaseline | MeanBaseline, ...]:
@@ -413,11 +503,11 @@ _KINDS: dict[str, tuple[type[Part], ...]] = {
     "model": (FactoryModel, ExportedModel, ScriptedModel),
     "baseline": (ZeroBaseline, ConstantBaseline, ColumnBaseline, MeanBaseline),
     "target": (ScalarTarget, IndexTarget, ColumnTarget, ArgmaxTarget, AllTargets),
-    "accuracy": (FixedSteps, Adaptive),
+    "accuracy": (FixedSteps, Adaptive, Exact),
 }
 _PLAIN: dict[str, type[Part]] = {
     "source": Source, "output": Output, "compute": Compute, "limits": Limits, "forward_args": ForwardArg,
-    "workers": WorkerRange, "columns": ColumnsInput, "column": TensorInput,
+    "workers": WorkerRange, "columns": ColumnsInput, "column": TensorInput, "ids": IdsInput,
 }  # fmt: skip
 
 

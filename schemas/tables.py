@@ -59,15 +59,25 @@ def tensor_field(name: str, shape: tuple[int, ...], value: pa.DataType) -> pa.Fi
     return pa.field(PREFIX + name, pa.list_(value, size), metadata={"shape": json.dumps(list(shape))})
 
 
+def list_field(name: str, value: pa.DataType) -> pa.Field:
+    """One list column for an input whose rows have lengths of their own."""
+    return pa.field(PREFIX + name, pa.list_(value))
+
+
 def tensor_shape(field: pa.Field) -> tuple[int, ...] | None:
     """Shape that a tensor column declares, or None for a plain column."""
     metadata = field.metadata or {}
     return tuple(json.loads(metadata[b"shape"])) if b"shape" in metadata else None
 
 
-def feature_names(field: pa.Field) -> list[str]:
-    """Names of the features in an attribution column: the column's own, or `image[0,12,3]` for each tensor element."""
+def feature_names(field: pa.Field, length: int | None = None) -> list[str]:
+    """Names of the features in an attribution column: the column's own, or `image[0,12,3]` for each tensor element.
+
+    A list of varying length is one feature, or `length` of them where one row is meant.
+    """
     name = field.name.removeprefix(PREFIX)
+    if pa.types.is_list(field.type) and length is not None:
+        return [f"{name}[{i}]" for i in range(length)]
     if not pa.types.is_fixed_size_list(field.type):
         return [name]
     shape = tensor_shape(field) or (field.type.list_size,)

@@ -30,6 +30,7 @@ from integrand.service.cutting import auto_rows, cut, rows_by_bytes
 from integrand.service.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.pools import Pool
 from integrand.service.preflight import Findings, examine, sample_rows
+from integrand.workers.embeddings import through_embeddings
 from integrand.workers.models import (
     CodeBundle,
     check_trust,
@@ -40,7 +41,7 @@ from integrand.workers.models import (
     pack_code,
 )
 from integrand.workers.reading import declared_columns, read_slices, resolve_columns
-from integrand.workers.rows import Rows, to_rows
+from integrand.workers.rows import Rows, length_buckets, to_rows
 from integrand.workers.store import Store
 from integrand.workers.worker import pin_numerics, versions
 
@@ -84,18 +85,22 @@ def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
     device = "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
     with _threads(_thread_count(spec)):
         forward = load_model(store, spec.model, facts.artefacts, spec.compute.precision, device)
-        sample = sample_rows(spec, shapes, _sample(store, spec, dataset, shapes), means, device)
+        forward = through_embeddings(forward, spec)
+        shapes, rows = _sample(store, spec, dataset, shapes)
+        sample = sample_rows(spec, shapes, rows, means, device, forward)
         findings = examine(spec, forward, sample)
     numerics = Numerics(numerics_version=NUMERICS_VERSION, batch_rows=findings.batch_rows, threads=_thread_count(spec),
                         precision=spec.compute.precision, device=device, torch_build=torch.__version__,
-                        outputs=findings.outputs)  # fmt: skip
+                        outputs=findings.outputs, exact=findings.exact, savings=findings.savings.names,
+                        folded=tuple((p.layer, p.norm) for p in findings.savings.folded),
+                        frontier=findings.savings.frontier)  # fmt: skip
     shards = _cut(spec, dataset.files, shapes, findings)
     plan = Plan(
         run_id=run_id(spec, dataset.identity, facts, numerics, request.salt), spec=_absolute(request), files=dataset.files,
         source_columns=declared_columns(spec), row_id_type=str(_row_id_type(spec, dataset.schema)), inputs=shapes,
         numerics=numerics, artefacts=facts.artefacts, code_sha256=facts.code_sha256, statistics=statistics,
         shards=shards, projection=_projection(spec, dataset, shapes, shards, findings), warnings=findings.warnings,
-        salt=request.salt, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions(),
+        left_out=findings.savings.left_out, salt=request.salt, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions(),
     )  # fmt: skip
     return plan, facts.code
 
@@ -140,15 +145,24 @@ def _statistics(request: Request, dataset: Dataset, shapes: tuple[InputShape, ..
     return dataset_means(request.store, request.spec, output, dataset, shapes, pool)
 
 
-def _sample(store: Store, spec: AttributeSpec, dataset: Dataset, shapes: tuple[InputShape, ...]) -> Rows:
+def _sample(store: Store, spec: AttributeSpec, dataset: Dataset, shapes: tuple[InputShape, ...]
+            ) -> tuple[tuple[InputShape, ...], Rows]:  # fmt: skip
     """A few rows from the start of several files, or from their middle where none of those is usable.
 
     Rolling features begin with nulls: such rows are `bad_input` in the output, and no reason to refuse the job.
     """
     if dataset.head is not None:
-        return to_rows(dataset.head, spec, shapes)
-    rows = to_rows(_sample_table(store, spec, dataset, 0.0), spec, shapes)
-    return rows if rows.clean.any() else to_rows(_sample_table(store, spec, dataset, 0.5), spec, shapes)
+        return _of_one_length(dataset.head, spec, shapes)
+    found = _of_one_length(_sample_table(store, spec, dataset, 0.0), spec, shapes)
+    return found if found[1].clean.any() else _of_one_length(_sample_table(store, spec, dataset, 0.5), spec, shapes)
+
+
+def _of_one_length(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
+                   ) -> tuple[tuple[InputShape, ...], Rows]:  # fmt: skip
+    """The rows of the padded length that most clean rows have, the longer of equals; and the inputs' shapes there."""
+    buckets = length_buckets(table, spec, shapes)
+    found = [(b.shapes, to_rows(b.of(table), spec, b.shapes)) for b in buckets]
+    return max(reversed(found), key=lambda one: int(one[1].clean.sum()))
 
 
 def _sample_table(store: Store, spec: AttributeSpec, dataset: Dataset, place: float) -> pa.Table:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,14 +15,19 @@ from torch import Tensor
 
 from integrand.schemas.errors import DataError, IntegrandError, SpecError
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs import Adaptive, AttributeSpec, ColumnTarget
-from integrand.workers.attribution import attribute, unused_inputs
+from integrand.schemas.specs import Accuracy, Adaptive, AttributeSpec, ColumnTarget, Exact, FixedSteps
+from integrand.workers.attribution import attribute, no_closed_form, unused_inputs
 from integrand.workers.baselines import baseline_tensors
-from integrand.workers.batching import activation_bytes, step_batch_rows
+from integrand.workers.batching import KEPT_BYTES_PER_ELEMENT, activation_bytes, step_batch_rows
+from integrand.workers.embeddings import IdsModel
 from integrand.workers.engine import Problem, step_gradients
 from integrand.workers.outputs import Forward, check_output, target_table, transformed
-from integrand.workers.quadrature import build_rule
+from integrand.workers.prepared import closed_form, prepare
+from integrand.workers.quadrature import plain_rule
+from integrand.workers.repeatability import Batch, measure_repeatability
 from integrand.workers.rows import Rows
+from integrand.workers.savings import Savings, choose, without_hoisting
+from integrand.workers.spectrum import FIRST
 
 TRIAL_S = 10.0
 """Longest that the adaptive mode is tried on real rows; a dearer model is projected at its most evaluations."""
@@ -39,6 +45,8 @@ class Findings:
     seconds_per_row: float
     memory_bytes: int
     warnings: tuple[str, ...]
+    exact: bool
+    savings: Savings
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +72,9 @@ class Sample:
 
 
 def sample_rows(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, means: Sequence[np.ndarray] | None,
-                device: str, most: int = 8) -> Sample:  # fmt: skip
-    """The first clean rows. Raises DataError with their reasons if every row tried is bad."""
+                device: str, forward: Forward, most: int = 8) -> Sample:  # fmt: skip
+    """The first clean rows whose ids the model knows. Raises DataError with their reasons if every row tried is bad."""
+    rows = replace(rows, reasons=_judge_ids(forward, rows, device))
     clean = [i for i, reason in enumerate(rows.reasons) if reason is None][:most]
     if not clean:
         raise DataError("source", expected="at least one usable row among the first",
@@ -79,34 +88,84 @@ def sample_rows(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, m
                   None if rows.target is None else rows.target[index].to(device))  # fmt: skip
 
 
-def examine(spec: AttributeSpec, forward: Forward, sample: Sample) -> Findings:
+def _judge_ids(forward: Forward, rows: Rows, device: str) -> list[str | None]:
+    """The rows' reasons, with those of ids that the model does not know."""
+    clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
+    if not isinstance(forward, IdsModel) or not clean:
+        return rows.reasons
+    arguments = [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)]
+    with _real_rows(arguments):
+        unknown = dict(zip(clean, forward.unknown_ids(*arguments), strict=True))
+    return [reason or unknown.get(i) for i, reason in enumerate(rows.reasons)]
+
+
+@contextmanager
+def _real_rows(arguments: Sequence[Tensor]) -> Iterator[None]:
+    """Whatever the model raises on real rows is the job's fault."""
+    try:
+        yield
+    except IntegrandError:
+        raise
+    except Exception as error:
+        shapes = [list(a.shape) for a in arguments]
+        raise SpecError("model", expected="a forward pass over real rows", next_step="check shape, columns and dtypes "
+                        "of inputs and forward_args, and that the model takes them in this order",
+                        seen=f"{type(error).__name__}: {str(error)[:300]}, for arguments of shape {shapes}") from error  # fmt: skip
+
+
+def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
     """Try the model on real rows. Raises SpecError for whatever cannot work, with its likely cause."""
-    forward = transformed(forward, spec.target.transform)
-    out, warnings = _first_pass(spec, forward, sample)
+    plain = transformed(model, spec.target.transform)
+    out, warnings = _first_pass(spec, plain, sample)
     table, width = _targets(spec, out, sample)
     check_output(out, sample.rows, table)
-    row_bytes = activation_bytes(forward, sample.inputs, sample.forward_args)
-    batch_rows = _batch_rows(spec, row_bytes)
     sample = replace(sample, target=table)
-    _check_repeatable(forward, sample, batch_rows)
-    batch_s = _time_batch(forward, sample, batch_rows)
-    evaluations, seconds = _cost(spec, forward, sample, batch_rows, batch_s)
+    exact, savings = _rewriting(spec, model, sample)
+    prepared = prepare(model, spec.target.transform, savings, sample.inputs, sample.forward_args, exact=exact)
+    row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
+    batch_rows = _batch_rows(spec, row_bytes)
+    planned, batch_rows = batch_rows, _repeatable_rows(spec, prepared, sample, batch_rows)
+    if batch_rows < planned:
+        warnings.append(f"batch_rows is {batch_rows}, not {planned}: with more, a row's last bits depend on its place")
+    batch_s = _time_batch(prepared, sample, batch_rows)
+    evaluations, seconds = _cost(spec, prepared, sample, batch_rows, batch_s)
     return Findings(batch_rows, width, row_bytes, batch_s, evaluations, seconds,
-                    _memory(spec, sample, row_bytes, batch_rows), tuple(warnings))  # fmt: skip
+                    _memory(spec, sample, row_bytes, batch_rows), tuple(warnings), exact, savings)  # fmt: skip
+
+
+def _rewriting(spec: AttributeSpec, model: Forward, sample: Sample) -> tuple[bool, Savings]:
+    """Whether the integral is taken in closed form, and else which savings hold on the sample.
+
+    Raises SpecError where the closed form is asked for and there is none.
+    """
+    reason = _no_closed_form(spec, model, sample)
+    if isinstance(spec.accuracy, Exact) and reason is not None:
+        raise no_closed_form(reason)
+    if reason is None or spec.compute.savings == "none":
+        return reason is None, Savings()
+    found = choose(model, sample.inputs, sample.baselines, sample.forward_args, sample.target)
+    return False, without_hoisting(found, "forward_args differ from row to row") if sample.forward_args else found
+
+
+def _no_closed_form(spec: AttributeSpec, model: Forward, sample: Sample) -> str | None:
+    """Why the integral is not taken in closed form; None where it is."""
+    if isinstance(spec.accuracy, FixedSteps):
+        return "a fixed rule is asked for"
+    if spec.compute.savings == "none" and not isinstance(spec.accuracy, Exact):
+        return "compute.savings is none"
+    if spec.target.transform != "none":
+        return f"the output transform {spec.target.transform}"
+    depth = 0 if sample.target is None else sample.target.shape[1]
+    if len(sample.inputs) > 1 or sample.forward_args or depth > 1:
+        return "several inputs, forward_args or a tensor output"
+    found = closed_form(model, sample.inputs[0])
+    return found if isinstance(found, str) else None
 
 
 def _first_pass(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[Tensor, list[str]]:
     points = [x.clone().requires_grad_() for x in sample.inputs]
-    try:
-        with torch.enable_grad():
-            out = forward(*points, *sample.forward_args)
-    except IntegrandError:
-        raise
-    except Exception as error:
-        shapes = [list(x.shape) for x in (*points, *sample.forward_args)]
-        raise SpecError("model", expected="a forward pass over real rows", next_step="check shape, columns and dtypes "
-                        "of inputs and forward_args, and that the model takes them in this order",
-                        seen=f"{type(error).__name__}: {str(error)[:300]}, for arguments of shape {shapes}") from error  # fmt: skip
+    with _real_rows([*points, *sample.forward_args]), torch.enable_grad():
+        out = forward(*points, *sample.forward_args)
     if not isinstance(out, Tensor):
         check_output(out, sample.rows, None)
     if not torch.isfinite(out).all():
@@ -158,57 +217,44 @@ def _batch_rows(spec: AttributeSpec, row_bytes: int) -> int:
     return step_batch_rows(row_bytes, spec.compute.memory)
 
 
-def _check_repeatable(forward: Forward, sample: Sample, batch_rows: int) -> None:
-    """One batch twice, then the same first row beside changed neighbours: any differing bit is refused."""
-    size = max(2, batch_rows)
-    first = _gradients(forward, sample.repeat(size), size)
-    again = _gradients(forward, sample.repeat(size), size)
-    if not _same(first, again):
-        raise SpecError("model", expected="the same result for the same batch", seen="two runs that differ",
-                        next_step="switch off dropout, noise and sampling inside forward (model.eval() does not "
-                        "reach functional dropout), and use deterministic kernels")  # fmt: skip
-    beside = _gradients(forward, _change_neighbours(sample.repeat(size)), size)
-    if not _same(first[:1], beside[:1]):
-        raise SpecError("model", expected="rows that do not depend on the rows beside them in a batch",
-                        seen=f"row 0 changed by {float((first[0] - beside[0]).abs().max()):.2g} with its neighbours",
-                        next_step="batch norm in train mode, statistics or softmax over the batch, or expert "
-                        "capacity do this: use running statistics and per-row operations")  # fmt: skip
+def _repeatable_rows(spec: AttributeSpec, forward: Forward, sample: Sample, size: int) -> int:
+    """`size`, or a half of it as often as a row's bits depend on its place among so many.
+
+    Raises SpecError for random and batch-coupled models, and for a fixed `compute.batch_rows` that breaks bits.
+    """
+    found = measure_repeatability(forward, _path_points(sample), max(2, size))
+    found.check()
+    if size == 1 or found.bitwise:
+        return size
+    if spec.compute.batch_rows != "auto":
+        raise SpecError("compute.batch_rows", expected="a step batch in which a row's bits do not depend on its place",
+                        seen=f"{size} rows, that round a row's result differently from place to place",
+                        next_step="take `auto` or a multiple of 16: kernels treat the last rows of others differently")  # fmt: skip
+    return _repeatable_rows(spec, forward, sample, size // 2)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
+def _path_points(sample: Sample) -> Batch:
+    """Each row at three places between its baseline and itself, where step batches will be."""
 
+    def at(alpha: float) -> tuple[Tensor, ...]:
+        return tuple(torch.lerp(b, x, alpha) for x, b in zip(sample.inputs, sample.baselines, strict=True))
 
-def _gradients(forward: Forward, sample: Sample, size: int) -> Tensor:
-    """Output and gradient of each row, side by side, at points between baseline and row."""
-    problem = Problem(forward, sample.inputs, sample.baselines, sample.forward_args, sample.target, size)
-    rows = torch.arange(size, device=sample.inputs[0].device)
-    with torch.no_grad():
-        out = forward(*sample.inputs, *sample.forward_args).reshape(size, -1)
-    alphas = torch.full((size,), 0.75, dtype=torch.float64, device=rows.device)
-    return torch.cat([out, step_gradients(problem, rows, alphas)], 1)
-
-
-def _change_neighbours(sample: Sample) -> Sample:
-    """Every row but the first replaced: midway between another row and its baseline, where values stay valid."""
-
-    def changed(x: Tensor, baseline: Tensor) -> Tensor:
-        return torch.cat([x[:1], ((x.flip(0) + baseline) / 2)[1:]])
-
-    inputs = tuple(changed(x, b) for x, b in zip(sample.inputs, sample.baselines, strict=True))
-    return replace(sample, inputs=inputs)
+    points = tuple(torch.cat(p) for p in zip(at(1.0), at(0.5), at(0.25), strict=True))
+    return Batch(points, tuple(a.repeat(3, *[1] * (a.ndim - 1)) for a in sample.forward_args),
+                 None if sample.target is None else sample.target.repeat(3, 1))  # fmt: skip
 
 
 def _time_batch(forward: Forward, sample: Sample, batch_rows: int) -> float:
     """Median seconds of one gradient step batch. Only projections and the stall limit use it, never a value."""
     batch = sample.repeat(batch_rows)
-    problem = Problem(forward, batch.inputs, batch.baselines, batch.forward_args, batch.target, batch_rows)
+    table = None if batch.target is None else batch.target[:, None]
+    problem = Problem(forward, batch.inputs, batch.baselines, batch.forward_args, table, batch_rows)
     rows = torch.arange(batch_rows, device=batch.inputs[0].device)
     alphas = torch.linspace(0, 1, batch_rows, dtype=torch.float64, device=rows.device)
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        step_gradients(problem, rows, alphas).sum().item()
+        step_gradients(problem, rows, alphas)[0].gradients.sum().item()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
@@ -217,7 +263,7 @@ def _cost(
     spec: AttributeSpec, forward: Forward, sample: Sample, batch_rows: int, batch_s: float
 ) -> tuple[float, float]:
     """Evaluations and seconds per output row, tried on the sample where that is quick."""
-    most = build_rule(spec.accuracy).levels[-1]
+    most = _most_evaluations(spec.accuracy)
     mean = float(most)
     if isinstance(spec.accuracy, Adaptive) and sample.rows * most / batch_rows * batch_s <= TRIAL_S:
         found = attribute(forward, sample.inputs, baselines=sample.baselines, target=sample.target,
@@ -229,7 +275,13 @@ def _cost(
 def _memory(spec: AttributeSpec, sample: Sample, row_bytes: int, batch_rows: int) -> int:
     """Bytes of one worker: the process as it is now, one step batch, and the sums of live rows."""
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    rule = build_rule(spec.accuracy)
-    live = batch_rows // rule.levels[min(1, len(rule.levels) - 1)] + 2
     elements = sum(x[0].numel() for x in sample.inputs)
-    return int(process + 2 * row_bytes * batch_rows + live * len(rule.levels) * elements * 8)
+    fixed = isinstance(spec.accuracy, FixedSteps)
+    live = batch_rows // (_most_evaluations(spec.accuracy) if fixed else FIRST) + 2
+    return int(process + 2 * row_bytes * batch_rows + live * elements * (8 if fixed else KEPT_BYTES_PER_ELEMENT))
+
+
+def _most_evaluations(accuracy: Accuracy) -> int:
+    if isinstance(accuracy, Exact):
+        return 1
+    return len(plain_rule(accuracy).nodes) if isinstance(accuracy, FixedSteps) else accuracy.max_evaluations

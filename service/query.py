@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -320,6 +321,13 @@ def _matrix(table: pa.Table) -> NDArray[np.float64]:
     blocks = [np.empty((there.num_rows, 0))]
     for column in there.itercolumns():
         values = column.combine_chunks()
-        flat = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
+        flat = values.flatten() if pa.types.is_fixed_size_list(values.type) else _totals(values)
         blocks.append(flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(there.num_rows, -1))
     return np.concatenate(blocks, axis=1)
+
+
+def _totals(values: pa.Array) -> pa.Array:
+    """The sum of each list of varying length: its input is one feature. Other values stay as they are."""
+    if not pa.types.is_list(values.type):
+        return values
+    return pa.array([math.fsum(row) for row in values.to_pylist()], pa.float64())

@@ -147,7 +147,7 @@ def largest_attributions(run: Run, record: pd.Series[Any]) -> pd.DataFrame:
     features, values = [], []
     for field in run.schema:
         if field.name.startswith(PREFIX):
-            features += feature_names(field)
             values.append(np.atleast_1d(np.asarray(record[field.name], float)).ravel())
+            features += feature_names(field, len(values[-1]))
     found = pd.DataFrame({"feature": features, "attribution": np.concatenate(values)})
     return found.sort_values("attribution", key=abs, ascending=False, kind="stable")

@@ -6,69 +6,45 @@ The same function runs in a notebook and inside every shard of a job.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, SpecError
-from integrand.schemas.specs import Adaptive, FixedSteps
-from integrand.schemas.tables import WITHOUT_ATTRIBUTION, RowStatus
-from integrand.workers.batching import activation_bytes, step_batch_rows
-from integrand.workers.engine import (
-    Judge,
-    Problem,
-    Sums,
-    Verdict,
-    endpoint_values,
-    independent_of_inputs,
-    integrate,
-)
-from integrand.workers.outputs import Forward, Target, check_output, target_table
-from integrand.workers.quadrature import build_rule
+from integrand.schemas.specs import Accuracy, Adaptive, Exact, FixedSteps
+from integrand.workers.adaptive import integrate_adaptively
+from integrand.workers.batching import SMALLEST, activation_bytes, step_batch_rows
+from integrand.workers.closed import integrate_network
+from integrand.workers.engine import Evaluator, Floats, Problem, endpoint_values, independent_of_inputs, lifted
+from integrand.workers.fixed import integrate_fixed
+from integrand.workers.loop import Verdicts
+from integrand.workers.outputs import Forward, Target, check_output, target_tables
+from integrand.workers.prepared import Prepared, closed_form
+from integrand.workers.quadrature import plain_rule
+from integrand.workers.report import Attribution, Report, Tensors
+from integrand.workers.shallow import ShallowNetwork
+from integrand.workers.spectrum import FIRST
 
-Tensors = Tensor | tuple[Tensor, ...]
+__all__ = ["Attribution", "attribute", "unused_inputs"]
 NOTEBOOK_MEMORY = 512 << 20
 
 
-@dataclass(frozen=True, eq=False)
-class Attribution:
-    """Attributions and diagnostics, one entry per row.
-
-    attributions    like `inputs`: `[rows, ...]` in the inputs' dtype, units of f; NaN where the row has none
-    f_input         f(x), `[rows]` float64
-    f_baseline      f(x'), `[rows]` float64
-    gap             Σ attributions − (f(x) − f(x')), `[rows]` float64, units of f, signed
-    error_estimate  estimated ‖a − a*‖₁ / ‖a‖₁, `[rows]` float64; NaN where the rule gives none
-    evaluations     gradient evaluations of the row as if alone, `[rows]` int32
-    status, reason  what became of each row, and why if it is not ok
-    padded          gradient evaluations that only filled step batches up
-    """
-
-    attributions: Tensors
-    f_input: Tensor
-    f_baseline: Tensor
-    gap: Tensor
-    error_estimate: Tensor
-    evaluations: Tensor
-    status: tuple[RowStatus, ...]
-    reason: tuple[str | None, ...]
-    padded: int = 0
-
-
 def attribute(forward: Forward, inputs: Tensors, *, baselines: Tensors | float | None = None, target: Target = None,
-              forward_args: Tensors = (), accuracy: Adaptive | FixedSteps | None = None, batch_rows: int | None = None,
+              forward_args: Tensors = (), accuracy: Accuracy | None = None, batch_rows: int | None = None,
               tick: Callable[[], None] = lambda: None, checked: bool = False) -> Attribution:  # fmt: skip
     """Integrated Gradients of `forward` at `inputs` against `baselines`. Sundararajan, Taly & Yan 2017.
 
     inputs        a floating tensor `[rows, ...]` or a tuple of them, passed to `forward` in order
-    baselines     None for zeros, a number, or tensors shaped like inputs with `rows` rows or 1
+    baselines     None for zeros, a number, or tensors shaped like inputs with `rows` rows or 1; one for each input in a tuple
     target        None for outputs `[rows]` or `[rows, 1]`; an index; a tuple of indices for tensor outputs; or an
-                  int64 tensor `[rows]` (`[rows, depth]`) with one target per row
+                  int64 tensor `[rows]` (`[rows, depth]`) with one target per row. A list of these explains
+                  several targets from shared forward passes: results are then `[rows, targets, ...]`
     forward_args  tensors `[rows, ...]` passed after the inputs and not attributed
-    accuracy      Adaptive(tolerance, max_evaluations) by default, or FixedSteps(rule, steps)
+    accuracy      Adaptive(tolerance, max_evaluations) by default, FixedSteps(rule, steps), or Exact(). Adaptive takes the
+                  closed form too where the model is a ReLU network of at most two hidden layers
     batch_rows    rows of a step batch; the same value gives the same bits whatever rows are beside a row
     tick          called after each step batch, for progress
     checked       True where a plan has run the model already: eval mode and dependence are not probed again
@@ -84,127 +60,75 @@ def attribute(forward: Forward, inputs: Tensors, *, baselines: Tensors | float |
         _check_inputs(xs)
         bs = _baselines(xs, baselines)
         arguments = _forward_args(forward_args, xs)
-        targets = target_table(target, xs[0].shape[0])
+        targets = target_tables(target, xs[0].shape[0])
         targets = None if targets is None else targets.to(xs[0].device)
         if not checked:
             _check_eval(forward)
             _probe(forward, xs, arguments, targets)
         size = _notebook_batch(forward, xs, arguments, chosen) if batch_rows is None else batch_rows
         problem = Problem(forward, xs, bs, arguments, targets, size, tick)
-        return _explain(problem, chosen, like=inputs)
+        report = Report(problem)
+        padded, used = _explain(problem, chosen, _prepared(forward, problem, chosen), report)
+        return report.result(inputs, several=isinstance(target, list), padded=padded, batch_rows=used)
 
 
-def _explain(problem: Problem, accuracy: Adaptive | FixedSteps, *, like: Tensors) -> Attribution:
-    report = _Report(problem)
+def _explain(problem: Problem, accuracy: Accuracy, prepared: Prepared, report: Report) -> tuple[int, int]:
+    """Fill the report; the padded evaluations, and the rows of a step batch as they were at the end."""
     clean = report.set_bad_inputs()
-    if len(clean):
-        f_input, f_baseline = endpoint_values(problem, clean)
-        report.set_endpoints(clean, f_input, f_baseline)
-        moving = report.set_unmoved(clean)
-        rule, judge = build_rule(accuracy), _judge(accuracy)
-        verdicts = integrate(problem, rule, judge, clean[moving], f_input[moving], f_baseline[moving])
+    if not len(clean):
+        return 0, problem.batch_rows
+    if not isinstance(accuracy, FixedSteps) and prepared.network is not None:
+        verdicts, ends = integrate_network(prepared.network, problem, clean)
+        report.set_endpoints(clean, *ends)
+        report.set_unmoved(clean)
         report.take(verdicts, accuracy)
-    return report.result(like)
+        return 0, problem.batch_rows
+    assert not isinstance(accuracy, Exact)
+    evaluator = Evaluator(problem)
+    ends = endpoint_values(evaluator, clean)
+    report.set_endpoints(clean, *ends)
+    moving = report.set_unmoved(clean)
+    inner = Evaluator(lifted(evaluator, prepared.hoisted)) if prepared.hoisted else evaluator
+    report.take(_integrate(inner, accuracy, clean[moving], ends[0][moving], ends[1][moving]), accuracy)
+    return inner.padded, min(evaluator.capacity, inner.capacity)
 
 
-def _judge(accuracy: Adaptive | FixedSteps) -> Judge:
-    """What ends a row: a fixed rule's only level, or difference and gap both within the tolerance."""
-    if isinstance(accuracy, FixedSteps):
-        return lambda sums: [RowStatus.unchecked if ok else RowStatus.nonfinite for ok in sums.finite]
-    return lambda sums: _adaptive_statuses(sums, accuracy.tolerance)
+def _integrate(evaluator: Evaluator, accuracy: Adaptive | FixedSteps, rows: Tensor, f_input: Floats, f_baseline: Floats
+               ) -> Iterator[Verdicts]:  # fmt: skip
+    if isinstance(accuracy, Adaptive):
+        return integrate_adaptively(evaluator, accuracy, rows, f_input, f_baseline)
+    return integrate_fixed(evaluator, plain_rule(accuracy), rows, f_input, f_baseline)
 
 
-def _adaptive_statuses(sums: Sums, tolerance: float) -> list[RowStatus | None]:
-    """ok, at the floor, spent, or None for a row that goes on to the next level."""
-    beyond = RowStatus.not_converged if sums.last else None
-    judged = zip(sums.finite, sums.error <= tolerance, sums.at_floor, strict=True)
-    return [RowStatus.nonfinite if not finite else RowStatus.ok if within else
-            RowStatus.at_precision_floor if at_floor else beyond for finite, within, at_floor in judged]  # fmt: skip
+def _prepared(forward: Forward, problem: Problem, accuracy: Accuracy) -> Prepared:
+    """The forward as given, with its closed form where one applies. Raises SpecError where one is asked for in vain."""
+    if isinstance(forward, Prepared) or isinstance(accuracy, FixedSteps):
+        found = forward if isinstance(forward, Prepared) else Prepared(forward)
+        reason = "the job was planned without"
+    else:
+        network = _closed_form(forward, problem, accuracy)
+        found, reason = (
+            (Prepared(forward), network) if isinstance(network, str) else (Prepared(forward, network=network), "")
+        )
+    if isinstance(accuracy, Exact) and found.network is None:
+        raise no_closed_form(reason)
+    return found
 
 
-class _Report:
-    """Per-row results while they come in."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        rows = problem.rows
-        elements = sum(x[0].numel() for x in problem.inputs)
-        self.values = np.full((rows, elements), np.nan, problem.inputs[0].detach().cpu().numpy().dtype)
-        self.f_input, self.f_baseline = np.full(rows, np.nan), np.full(rows, np.nan)
-        self.gap, self.error = np.full(rows, np.nan), np.full(rows, np.nan)
-        self.evaluations = np.zeros(rows, np.int32)
-        self.status: list[RowStatus] = [RowStatus.bad_input] * rows
-        self.reason: list[str | None] = [None] * rows
-        self.padded = 0
-
-    def set_bad_inputs(self) -> Tensor:
-        """Mark rows whose input or baseline is not finite; return the numbers of the others."""
-        clean = torch.ones(self.problem.rows, dtype=torch.bool)
-        for kind, tensors in (("input", self.problem.inputs), ("baseline", self.problem.baselines)):
-            for i, tensor in enumerate(tensors):
-                finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1).cpu().expand(self.problem.rows)
-                for row in (~finite & clean).nonzero().flatten().tolist():
-                    self.reason[row] = f"{kind} {i} holds NaN or inf"
-                clean &= finite
-        return clean.nonzero().flatten().to(self.problem.inputs[0].device)
-
-    def set_endpoints(self, rows: Tensor, f_input: np.ndarray, f_baseline: np.ndarray) -> None:
-        places = rows.cpu().numpy()
-        self.f_input[places], self.f_baseline[places] = f_input, f_baseline
-
-    def set_unmoved(self, rows: Tensor) -> np.ndarray:
-        """Settle rows with x = x' (all zeros) and with a non-finite f; return which of `rows` remain to integrate."""
-        difference = np.concatenate([np.any(self.problem.difference(part) != 0, 1) for part in rows.split(1024)])
-        remain = np.zeros(len(rows), bool)
-        for i, row in enumerate(rows.tolist()):
-            if not np.isfinite([self.f_input[row], self.f_baseline[row]]).all():
-                where = "x" if not np.isfinite(self.f_input[row]) else "the baseline"
-                self.status[row], self.reason[row] = RowStatus.nonfinite, f"the model's output at {where} is NaN or inf"
-            elif not difference[i]:
-                self.status[row], self.values[row], self.gap[row], self.error[row] = RowStatus.ok, 0, 0, 0
-            else:
-                remain[i] = True
-        return remain
-
-    def take(self, verdicts: Generator[Verdict, None, int], accuracy: Adaptive | FixedSteps) -> None:
-        """Record verdicts until there are no more, then the padding."""
-        while True:
-            try:
-                self._set(next(verdicts), accuracy)
-            except StopIteration as end:
-                self.padded = end.value
-                return
-
-    def _set(self, verdict: Verdict, accuracy: Adaptive | FixedSteps) -> None:
-        row = verdict.row
-        self.status[row], self.evaluations[row] = verdict.status, verdict.evaluations
-        self.reason[row] = _reason(verdict, accuracy)
-        if verdict.status not in WITHOUT_ATTRIBUTION:
-            self.values[row], self.gap[row], self.error[row] = verdict.attributions, verdict.gap, verdict.error
-
-    def result(self, like: Tensors) -> Attribution:
-        xs, start, parts = self.problem.inputs, 0, []
-        for x in xs:
-            size = x[0].numel()
-            part = torch.from_numpy(np.ascontiguousarray(self.values[:, start : start + size])).reshape(x.shape)
-            parts.append(part.to(x.device))
-            start += size
-        diagnostics = [
-            torch.from_numpy(a) for a in (self.f_input, self.f_baseline, self.gap, self.error, self.evaluations)
-        ]
-        return Attribution(tuple(parts) if isinstance(like, tuple) else parts[0], *diagnostics,
-                           tuple(self.status), tuple(self.reason), self.padded)  # fmt: skip
+def _closed_form(forward: Forward, problem: Problem, accuracy: Accuracy) -> ShallowNetwork | str:
+    depth = 0 if problem.targets is None else problem.targets.shape[2]
+    if len(problem.inputs) > 1 or problem.forward_args or depth > 1:
+        return "several inputs, forward_args or a tensor output"
+    if isinstance(accuracy, Adaptive) and problem.device.type != "cpu":
+        return "it runs on the CPU"
+    x = problem.inputs[0]
+    rows = x[torch.isfinite(x).flatten(1).all(1)][:8]
+    return closed_form(forward, rows) if len(rows) else "no finite row"
 
 
-def _reason(verdict: Verdict, accuracy: Adaptive | FixedSteps) -> str | None:
-    if verdict.status is RowStatus.nonfinite:
-        return "the model's gradient on the path is NaN or inf"
-    if verdict.status is RowStatus.not_converged and isinstance(accuracy, Adaptive):
-        return (f"error estimate {verdict.error:.2g} is above the tolerance {accuracy.tolerance:g} "
-                f"after {verdict.evaluations} evaluations")  # fmt: skip
-    if verdict.status is RowStatus.at_precision_floor:
-        return f"error estimate {verdict.error:.2g} is what rounding allows"
-    return None
+def no_closed_form(reason: str) -> SpecError:
+    return SpecError("accuracy.kind exact", expected="a ReLU network of at most two hidden layers, explained before any "
+                     "output transform", seen=reason, next_step="use `adaptive`, which certifies an error estimate")  # fmt: skip
 
 
 # --- validation ----------------------------------------------------------------------------------------------
@@ -223,7 +147,7 @@ def _tensors(name: str, value: Tensors) -> tuple[Tensor, ...]:
 def _check_inputs(xs: Sequence[Tensor]) -> None:
     for i, x in enumerate(xs):
         if x.dtype not in (torch.float32, torch.float64):
-            step = ("attribute at the embedding's output, or cast with .float()" if not x.is_floating_point()
+            step = ("attribute at the embedding's output with at_embedding, or cast with .float()" if not x.is_floating_point()
                     else "cast with .float(); half precision cannot carry the sums")  # fmt: skip
             raise SpecError(f"inputs[{i}]", expected="float32 or float64", seen=str(x.dtype), next_step=step)
         if x.ndim < 1 or x.shape[0] == 0:
@@ -232,10 +156,10 @@ def _check_inputs(xs: Sequence[Tensor]) -> None:
         if x[0].numel() == 0:
             raise DataError(f"inputs[{i}]", expected="at least one element per row", seen=f"shape {list(x.shape)}",
                             next_step="leave out the empty input")  # fmt: skip
-        if x.shape[0] != xs[0].shape[0] or x.dtype != xs[0].dtype or x.device != xs[0].device:
-            raise SpecError(f"inputs[{i}]", expected=f"{xs[0].shape[0]} rows of {xs[0].dtype} on {xs[0].device}",
-                            seen=f"{x.shape[0]} rows of {x.dtype} on {x.device}",
-                            next_step="give every input the same rows, dtype and device")  # fmt: skip
+        if x.shape[0] != xs[0].shape[0] or x.device != xs[0].device:
+            raise SpecError(f"inputs[{i}]", expected=f"{xs[0].shape[0]} rows on {xs[0].device}",
+                            seen=f"{x.shape[0]} rows on {x.device}",
+                            next_step="give every input the same rows and device")  # fmt: skip
 
 
 def _check_eval(forward: Forward) -> None:
@@ -247,8 +171,11 @@ def _check_eval(forward: Forward) -> None:
 
 
 def _baselines(xs: tuple[Tensor, ...], baselines: Tensors | float | None) -> tuple[Tensor, ...]:
-    if baselines is None or (isinstance(baselines, int | float) and not isinstance(baselines, bool)):
-        return tuple(torch.full_like(x[:1], float(baselines or 0)) for x in xs)
+    if _is_number(baselines):
+        return tuple(torch.full_like(x[:1], float(baselines or 0)) for x in xs)  # type: ignore[arg-type]
+    if isinstance(baselines, tuple) and len(baselines) == len(xs):
+        baselines = tuple(torch.full_like(x[:1], float(b or 0)) if _is_number(b) else b
+                          for b, x in zip(baselines, xs, strict=True))  # fmt: skip
     given = _tensors("baselines", baselines)  # type: ignore[arg-type]
     if len(given) != len(xs):
         raise SpecError("baselines", expected=f"{len(xs)} tensors, one per input", seen=str(len(given)),
@@ -258,6 +185,10 @@ def _baselines(xs: tuple[Tensor, ...], baselines: Tensors | float | None) -> tup
             raise SpecError(f"baselines[{i}]", expected=f"shape {list(x.shape)} or {[1, *x.shape[1:]]}",
                             seen=f"{list(b.shape)}", next_step="add the row dimension with baseline[None]")  # fmt: skip
     return tuple(b.to(x) for b, x in zip(given, xs, strict=True))
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, Real | np.number) and not isinstance(value, bool))
 
 
 def _forward_args(forward_args: Tensors, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -274,8 +205,9 @@ def _probe(forward: Forward, xs: tuple[Tensor, ...], arguments: tuple[Tensor, ..
     row = [x[:1].clone().requires_grad_() for x in xs]
     with torch.enable_grad():
         out = forward(*row, *[a[:1] for a in arguments])
-        check_output(out, 1, None if targets is None else targets[:1])
-        check_output(out.detach().expand(xs[0].shape[0], *out.shape[1:]), xs[0].shape[0], targets)
+        for table in [None] if targets is None else targets.unbind(1):
+            check_output(out, 1, None if table is None else table[:1])
+            check_output(out.detach().expand(xs[0].shape[0], *out.shape[1:]), xs[0].shape[0], table)
         unused = unused_inputs(out, row)
     if unused:
         warnings.warn(f"the output does not depend on inputs {unused}: they get zeros", stacklevel=3)
@@ -293,10 +225,10 @@ def unused_inputs(out: Tensor, inputs: Sequence[Tensor]) -> list[int]:
 
 
 def _notebook_batch(forward: Forward, xs: tuple[Tensor, ...], arguments: tuple[Tensor, ...],
-                    accuracy: Adaptive | FixedSteps) -> int:  # fmt: skip
+                    accuracy: Accuracy) -> int:  # fmt: skip
     """The planned size, or less where all rows together ask for less in their first pass."""
     probe = min(2, xs[0].shape[0])
     row_bytes = activation_bytes(forward, [x[:probe] for x in xs], [a[:probe] for a in arguments])
-    first = build_rule(accuracy).levels[:2][-1]
+    first = len(plain_rule(accuracy).nodes) if isinstance(accuracy, FixedSteps) else FIRST
     wanted = 1 << (xs[0].shape[0] * first - 1).bit_length()
-    return min(wanted, step_batch_rows(row_bytes, NOTEBOOK_MEMORY))
+    return min(max(SMALLEST, wanted), step_batch_rows(row_bytes, NOTEBOOK_MEMORY))

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ConstantBaseline, MeanBaseline
+from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ConstantBaseline, IdsInput, MeanBaseline
 from integrand.workers.models import DTYPES
 from integrand.workers.rows import Rows, scale, spread
 
 
 def baseline_tensors(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, means: Sequence[np.ndarray] | None
                      ) -> tuple[Tensor, ...]:  # fmt: skip
-    """One tensor per input: `[1, *shape]` where all rows share it, else `[rows, *shape]`."""
+    """One tensor per input: `[1, *shape]` where all rows share it, else `[rows, *shape]`; zeros for ids, see IdsModel."""
     made = []
     for i, (shape, baseline) in enumerate(zip(shapes, spec.baselines, strict=True)):
         dtype = DTYPES[spec.compute.precision]
@@ -28,7 +28,7 @@ def baseline_tensors(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Ro
         elif isinstance(baseline, MeanBaseline):
             assert means is not None
             made.append(torch.from_numpy(means[i]).to(dtype).reshape(1, *shape.shape))
-        elif isinstance(baseline, ConstantBaseline):
+        elif isinstance(baseline, ConstantBaseline) and not isinstance(spec.inputs[i], IdsInput):
             made.append(constant(baseline, spec, i, shape).to(dtype))
         else:
             made.append(torch.zeros(1, *shape.shape, dtype=dtype))

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from integrand.workers.grid import COLUMNS
 from integrand.workers.outputs import Forward
+from integrand.workers.spectrum import FIRST
 
 CACHE_BYTES = 16 << 20
 """Saved activations of a step batch beyond this size leave the CPU's caches and gain nothing more."""
-LARGEST, SMALLEST = 512, 8
+LARGEST, SMALLEST = 512, 16
+"""Kernels treat the last rows of batches that are no multiple of 16 differently, and with them their last bits."""
+KEPT_BYTES = 256 << 20
+"""What a worker keeps of its live rows, if it explains several targets at once."""
+KEPT_BYTES_PER_ELEMENT = 63 * 4 + COLUMNS * 8
+"""63 gradients in float32 and the sums of a grid in float64."""
 
 
 def activation_bytes(forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Tensor]) -> int:
@@ -41,7 +48,23 @@ def _kept(forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Ten
 
 
 def step_batch_rows(row_bytes: int, memory: int) -> int:
-    """Rows of a step batch, a power of two: as many as stay in cache, at least 8, never above the memory budget."""
+    """Rows of a step batch, a power of two: as many as stay in cache, at least 16, never above the memory budget."""
     fits = max(1, memory // (2 * row_bytes))
     wanted = min(LARGEST, max(SMALLEST, CACHE_BYTES // row_bytes))
     return 1 << (min(fits, wanted).bit_length() - 1)
+
+
+def rows_of_length(batch_rows: int, planned: int, length: int) -> int:
+    """Step batch rows for rows of `length` ids, where `batch_rows` were planned for rows of `planned` ids.
+
+    Activations grow at least in proportion to the length and at most, by attention, with its square: so many rows take no
+    more memory than was planned, unless that would be fewer than 16.
+    """
+    wanted = min(LARGEST, batch_rows * planned // length, batch_rows * planned**2 // length**2)
+    return 1 << (max(min(batch_rows, SMALLEST), wanted).bit_length() - 1)
+
+
+def targets_at_once(batch_rows: int, elements: int) -> int:
+    """Targets that share forward passes, so that what is kept of live rows stays small."""
+    live = batch_rows // FIRST + 2
+    return max(1, KEPT_BYTES // (live * elements * KEPT_BYTES_PER_ELEMENT))

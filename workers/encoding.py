@@ -6,7 +6,9 @@ import io
 import math
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from integrand.schemas.tables import (
     WITHOUT_ATTRIBUTION,
     RowStatus,
     feature_fields,
+    list_field,
     output_schema,
     tensor_field,
 )
@@ -26,11 +29,15 @@ from integrand.schemas.tables import (
 ROW_GROUP_BYTES = 32 << 20
 ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
 Floats = NDArray[np.float64]
+_NUMBERS = ("f_input", "f_baseline", "gap", "error_estimate", "evaluations")
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """Everything known of a shard's output rows, in order; float arrays hold NaN where there is no value."""
+    """Everything known of a shard's output rows, in order; float arrays hold NaN where there is no value.
+
+    `lengths` tells, for inputs of varying length, how much of a row's attributions is the row's own; None for others.
+    """
 
     row_id: pa.Array
     target: pa.Array
@@ -42,11 +49,51 @@ class Results:
     error_estimate: Floats
     evaluations: NDArray[np.int32]
     attributions: tuple[NDArray[np.floating], ...]
+    lengths: tuple[NDArray[np.int64] | None, ...] = ()
     padded: int = 0
+    duplicates: int = 0
+    halved: int | None = None
 
     @property
     def attributed(self) -> NDArray[np.bool_]:
         return np.array([s not in WITHOUT_ATTRIBUTION for s in self.status], bool)
+
+    def values(self, row: int) -> list[NDArray[np.floating]]:
+        """Each input's attributions of one row, flat and without padding."""
+        flat = [a[row].reshape(-1) for a in self.attributions]
+        return [a if n is None else a[: n[row]] for a, n in zip_longest(flat, self.lengths)]
+
+
+def merge(parts: Sequence[tuple[NDArray[np.int64], Results]]) -> Results:
+    """Results of parts of a shard as one, given the numbers of each part's output rows."""
+    if len(parts) == 1:
+        return parts[0][1]
+    found = [results for _, results in parts]
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+
+    def ordered(name: str) -> NDArray[np.generic]:
+        return np.concatenate([getattr(r, name) for r in found])[order]
+
+    status, reason = ([value for r in found for value in getattr(r, name)] for name in ("status", "reason"))
+    return Results(
+        pa.concat_arrays([r.row_id for r in found]).take(order), pa.concat_arrays([r.target for r in found]).take(order),
+        [status[i] for i in order], [reason[i] for i in order], *map(ordered, _NUMBERS),
+        tuple(_widened(list(same))[order] for same in zip(*(r.attributions for r in found), strict=True)),
+        tuple(None if same[0] is None else np.concatenate(same)[order]
+              for same in zip(*(r.lengths for r in found), strict=True)),
+        sum(r.padded for r in found), sum(r.duplicates for r in found),
+        min((r.halved for r in found if r.halved is not None), default=None))  # fmt: skip
+
+
+def _widened(parts: list[NDArray[np.floating]]) -> NDArray[np.floating]:
+    """The rows of all parts, zeros behind those of shorter ones."""
+    widest = tuple(np.max([p.shape[1:] for p in parts], axis=0))
+    made = np.zeros((sum(len(p) for p in parts), *widest), parts[0].dtype)
+    start = 0
+    for part in parts:
+        made[(slice(start, start + len(part)), *map(slice, part.shape[1:]))] = part
+        start += len(part)
+    return made
 
 
 def attribution_fields(plan: Plan) -> list[pa.Field]:
@@ -54,24 +101,37 @@ def attribution_fields(plan: Plan) -> list[pa.Field]:
     value = ARROW_TYPES[plan.numerics.precision]
     fields: list[pa.Field] = []
     for shape in plan.inputs:
-        fields += (
-            feature_fields(shape.columns, value) if shape.named else [tensor_field(shape.name, shape.shape, value)]
-        )
+        if shape.named:
+            fields += feature_fields(shape.columns, value)
+        else:
+            fields.append(
+                list_field(shape.name, value) if shape.varying else tensor_field(shape.name, shape.shape, value)
+            )
     return fields
 
 
 def results_table(plan: Plan, results: Results) -> pa.Table:
     """The output table of a shard, columns as documented in `schemas.tables`."""
     there = results.attributed
-    total = np.sum([a.reshape(len(there), -1).astype(np.float64).sum(1) for a in results.attributions], axis=0)
+    total = np.sum([_sums(a, n) for a, n in zip_longest(results.attributions, results.lengths)], axis=0)
     columns = [results.row_id, results.target, pa.array([str(s) for s in results.status]),
                pa.array(results.reason, pa.string()), _nullable(results.f_input), _nullable(results.f_baseline),
                _nullable(total), _nullable(results.gap), _nullable(results.error_estimate),
                pa.array(results.evaluations, pa.int32())]  # fmt: skip
-    for shape, values in zip(plan.inputs, results.attributions, strict=True):
-        columns += _features(values, there) if shape.named else [_tensors(values, there)]
+    for shape, values, lengths in zip_longest(plan.inputs, results.attributions, results.lengths):
+        if shape.named:
+            columns += _features(values, there)
+        else:
+            columns.append(_tensors(values, there) if lengths is None else _lists(values, lengths, there))
     schema = output_schema(results.row_id.type, results.target.type, attribution_fields(plan))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _sums(values: NDArray[np.floating], lengths: NDArray[np.int64] | None) -> Floats:
+    """Σ attributions of each row, in float64. Of varying rows the exact sum: numpy's rounds by the width of all."""
+    if lengths is None:
+        return np.asarray(values.reshape(len(values), -1).astype(np.float64).sum(1))
+    return np.array([math.fsum(row[:n]) if n else np.nan for row, n in zip(values, lengths, strict=True)], np.float64)
 
 
 def _nullable(values: Floats) -> pa.Array:
@@ -88,16 +148,22 @@ def _tensors(values: NDArray[np.floating], there: NDArray[np.bool_]) -> pa.Array
     return pa.FixedSizeListArray.from_arrays(pa.array(filled.reshape(-1)), flat.shape[1], mask=pa.array(~there))
 
 
+def _lists(values: NDArray[np.floating], lengths: NDArray[np.int64], there: NDArray[np.bool_]) -> pa.Array:
+    kept = np.where(there, lengths, 0)
+    flat = values[np.arange(values.shape[1]) < kept[:, None]]
+    offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), mask=pa.array(~there))
+
+
 def shard_digest(results: Results) -> str:
     """Logical digest of the rows: identity, target, status and every number, none of the timings or reasons."""
-    flat = [np.ascontiguousarray(a.reshape(len(results.status), -1)) for a in results.attributions]
     numbers = np.stack([results.f_input, results.f_baseline, results.gap, results.error_estimate], 1)
     names = [repr(v).encode() for v in results.row_id.to_pylist()]
     targets = [repr(v).encode() for v in results.target.to_pylist()]
     there = results.attributed
 
     def row(i: int) -> bytes:
-        values = b"".join(a[i].tobytes() for a in flat) if there[i] else b""
+        values = b"".join(a.tobytes() for a in results.values(i)) if there[i] else b""
         head = (names[i], targets[i], str(results.status[i]).encode(), str(results.evaluations[i]).encode())
         return b"\0".join(head) + b"\0" + numbers[i].tobytes() + values
 
@@ -115,8 +181,9 @@ def shard_footer(plan: Plan, plan_sha256: str, shard: Shard, results: Results, *
         statuses=dict(sorted(Counter(map(str, results.status)).items())),
         gap=_quantiles(gap_histogram, gap), error=_quantiles(error_histogram, error),
         gap_histogram=gap_histogram, error_histogram=error_histogram,
-        evaluations=int(results.evaluations.sum()), padded_evaluations=results.padded, digest=shard_digest(results),
-        determinism="bitwise" if same_build else "tolerance", batch_rows=plan.numerics.batch_rows, seconds=seconds,
+        evaluations=int(results.evaluations.sum()), padded_evaluations=results.padded, duplicates=results.duplicates, digest=shard_digest(results),
+        determinism="bitwise" if same_build and results.halved is None else "tolerance",
+        batch_rows=results.halved or plan.numerics.batch_rows, seconds=seconds,
         node=socket.gethostname(), versions=versions,
     )  # fmt: skip
 

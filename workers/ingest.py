@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import canonical_json, digest_json
 from integrand.schemas.records import SourceFile
-from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ColumnTarget, ForwardArg, TensorInput
+from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ColumnTarget, ForwardArg, IdsInput, TensorInput
 from integrand.schemas.uris import Uri
 from integrand.workers.cells import BATCH_ROWS, Line, is_integer, record_batch, record_batches, shown
 from integrand.workers.reading import BAD, hive_values, inspect_file, partition_columns, value_columns, with_partitions
@@ -90,7 +90,11 @@ def roles_of(spec: AttributeSpec) -> Roles:
     for one, baseline in zip(spec.inputs, spec.baselines, strict=True):
         shape = one.shape if isinstance(one, TensorInput) else ()
         for part in [one, *([baseline] if isinstance(baseline, ColumnBaseline) else [])]:
-            if isinstance(part, TensorInput) or (isinstance(part, ColumnBaseline) and part.column is not None):
+            if isinstance(part, IdsInput) and part.pad is None:
+                integers += value_columns(part)
+            elif isinstance(part, TensorInput | IdsInput) or (
+                isinstance(part, ColumnBaseline) and part.column is not None
+            ):
                 lists |= dict.fromkeys(value_columns(part), shape)
             else:
                 numbers += value_columns(part)

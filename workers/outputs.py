@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 
 Forward = Callable[..., Tensor]
-Target = int | tuple[int, ...] | Tensor | None
+Target = int | tuple[int, ...] | Tensor | list[int | tuple[int, ...] | Tensor] | None
 
 _TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda out: out.softmax(-1),
@@ -27,6 +28,20 @@ def transformed(forward: Forward, transform: str) -> Forward:
     return lambda *arguments: apply(forward(*arguments))
 
 
+def target_tables(target: Target, rows: int) -> Tensor | None:
+    """Any target, or list of targets, as indices `[rows, targets, depth]` int64, or None for scalar outputs."""
+    tables = [target_table(each, rows) for each in (target if isinstance(target, list) else [target])]
+    found = [table for table in tables if table is not None]
+    if (
+        len({table.shape[1] for table in found}) > 1
+        or not tables
+        or (isinstance(target, list) and len(found) < len(tables))
+    ):
+        raise SpecError("target", expected="a list of targets of one kind", seen=repr(target)[:80],
+                        next_step="give several indices, or several tuples of one length")  # fmt: skip
+    return torch.stack(found, 1) if found else None
+
+
 def target_table(target: Target, rows: int) -> Tensor | None:
     """Any target as indices `[rows, depth]` int64, or None for scalar outputs. Raises SpecError on wrong types."""
     if target is None:
@@ -34,10 +49,10 @@ def target_table(target: Target, rows: int) -> Tensor | None:
     if isinstance(target, Tensor):
         return _row_targets(target, rows)
     indices = target if isinstance(target, tuple) else (target,)
-    if any(isinstance(i, bool) or not isinstance(i, int) for i in indices):
+    if any(isinstance(i, bool) or not isinstance(i, Integral) for i in indices):
         raise SpecError("target", expected="None, an int, a tuple of ints, or an int64 tensor with one entry per row",
                         seen=repr(target)[:80], next_step="name one output, or pass torch.tensor([...]) for one per row")  # fmt: skip
-    return torch.tensor(indices, dtype=torch.int64).expand(rows, len(indices))
+    return torch.tensor([int(i) for i in indices], dtype=torch.int64).expand(rows, len(indices))
 
 
 def _row_targets(target: Tensor, rows: int) -> Tensor:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from numpy.polynomial.legendre import legvander
 from numpy.typing import NDArray
 
-from integrand.schemas.errors import SpecError
-from integrand.schemas.specs import Adaptive, FixedSteps
+from integrand.schemas.specs import FixedSteps
+from integrand.workers.patterson import POSITIVE_NODES
 
 Floats = NDArray[np.float64]
 
@@ -50,10 +51,8 @@ class QuadratureRule:
         return np.tensordot(self.weights[level], integrand(self.nodes), 1)
 
 
-def build_rule(accuracy: FixedSteps | Adaptive) -> QuadratureRule:
-    """The rule that an accuracy asks for."""
-    if isinstance(accuracy, Adaptive):
-        return nested_fejer(accuracy.max_evaluations)
+def plain_rule(accuracy: FixedSteps) -> QuadratureRule:
+    """The rule of a fixed accuracy."""
     return _PLAIN[accuracy.rule](accuracy.steps)
 
 
@@ -98,40 +97,28 @@ _PLAIN = {"left": left, "right": right, "midpoint": midpoint, "trapezoid": trape
 
 
 @cache
-def nested_fejer(max_evaluations: int) -> QuadratureRule:
-    """Fejér's second rule with 3, 7, 15, … nodes, each level containing the one before.
+def patterson() -> QuadratureRule:
+    """Patterson's nested extensions of the 3-point Gauss rule: 3, 7, 15, 31 and 63 nodes, every one used again.
 
-    Nodes cos(kπ/(n+1)); positive weights; degree n. Fejér 1933; Davis & Rabinowitz, Methods of Numerical
-    Integration, §2.5.5. Raises SpecError below 7 evaluations: two levels are needed for a difference.
+    Degree (3n + 1) / 2, positive weights. T. N. L. Patterson, The optimum addition of points to quadrature formulae,
+    Math. Comp. 22 (1968).
     """
-    if max_evaluations < 7:
-        raise SpecError("accuracy.max_evaluations", expected="at least 7 (levels of 3 and 7 nodes)",
-                        seen=str(max_evaluations), next_step="allow more, or use a fixed rule")  # fmt: skip
-    levels = [3]
-    while 2 * levels[-1] + 1 <= max_evaluations:
-        levels.append(2 * levels[-1] + 1)
-    order = _nested_order(levels)
+    levels = tuple(POSITIVE_NODES)
+    nodes = np.concatenate([_mirrored(POSITIVE_NODES[n], middle=n == levels[0]) for n in levels])
     weights = np.zeros((len(levels), levels[-1]))
     for row, count in enumerate(levels):
-        stride = (levels[-1] + 1) // (count + 1)
-        of_position = dict(zip(range(stride, levels[-1] + 1, stride), _fejer_weights(count), strict=True))
-        weights[row] = [of_position.get(position, 0.0) for position in order]
-    nodes = (1 - np.cos(np.array(order) * np.pi / (levels[-1] + 1))) / 2
-    return QuadratureRule("nested_fejer", nodes, weights, tuple(levels), tuple(levels), None)
+        moments = np.polynomial.legendre.legvander(nodes[:count], count - 1).T
+        weights[row, :count] = np.linalg.solve(moments, np.eye(count)[0])
+    degree = tuple((3 * n + 1) // 2 for n in levels)
+    return QuadratureRule("patterson", (nodes + 1) / 2, weights, levels, degree, None)
 
 
-def _nested_order(levels: list[int]) -> list[int]:
-    """Positions 1..n of the finest level, coarse levels first and each level from left to right."""
-    order: list[int] = []
-    for count in levels:
-        stride = (levels[-1] + 1) // (count + 1)
-        order += [p for p in range(stride, levels[-1] + 1, stride) if p not in set(order)]
-    return order
+def legendre_functionals(nodes: Floats) -> Floats:
+    """Row j gives the Legendre coefficient j of the interpolant at nodes in [-1, 1]; row 0 its mean. [nodes, nodes]."""
+    return np.linalg.solve(legvander(nodes, len(nodes) - 1).T, np.eye(len(nodes))).T
 
 
-def _fejer_weights(count: int) -> Floats:
-    """Weights on [0, 1] of Fejér's second rule with `count` (odd) nodes, by node position; they sum to 1."""
-    theta = np.arange(1, count + 1) * np.pi / (count + 1)
-    odd = np.arange(1, count + 1, 2)
-    weights = np.sin(theta) * (np.sin(np.outer(theta, odd)) / odd).sum(1) * 2 / (count + 1)
-    return np.asarray(weights / weights.sum())
+def _mirrored(positive: tuple[float, ...], *, middle: bool) -> Floats:
+    """Nodes on [-1, 1] from the positive ones, left to right."""
+    right = np.array(positive)
+    return np.concatenate([-right[::-1], [0.0] if middle else [], right])

@@ -25,8 +25,9 @@ from integrand.schemas.specs import (
     ColumnsInput,
     ColumnTarget,
     ForwardArg,
+    IdsInput,
+    Input,
     Numbers,
-    TensorInput,
 )
 from integrand.workers.scaling import spread
 from integrand.workers.store import Entry, Store
@@ -156,10 +157,10 @@ def declared_columns(spec: AttributeSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*names, BAD]))
 
 
-def value_columns(part: ColumnsInput | TensorInput | ColumnBaseline | ForwardArg) -> tuple[str, ...]:
-    """The columns that one tensor is made of."""
-    if isinstance(part, TensorInput):
-        return (part.column,)
+def value_columns(part: Input | ColumnBaseline | ForwardArg) -> tuple[str, ...]:
+    """The columns that one tensor is made of; none for a mask."""
+    if isinstance(part, IdsInput):
+        return part.ids if isinstance(part.ids, tuple) else (part.ids,)
     if isinstance(part, ColumnsInput) or part.column is None:
         return part.columns
     return (part.column,)
@@ -172,17 +173,30 @@ def resolve_columns(schema: pa.Schema, spec: AttributeSpec) -> tuple[InputShape,
         if isinstance(baseline, ColumnBaseline):
             _check_baseline(schema, baseline, shape)
     for arg in spec.forward_args:
-        resolve_forward_arg(schema, arg)
+        if arg.mask_of is None:
+            resolve_forward_arg(schema, arg)
     if isinstance(spec.target, ColumnTarget):
         check_number(schema, spec.target.column)
     if spec.source.row_id is not None:
         check_scalar(schema, spec.source.row_id)
+    _check_outputs(shapes)
     return shapes
 
 
-def resolve_input(schema: pa.Schema, spec_input: ColumnsInput | TensorInput) -> InputShape:
+def _check_outputs(shapes: Sequence[InputShape]) -> None:
+    """Refuse two attributions of one name; whether `ids` names features is known only with the data."""
+    names = [n for s in shapes for n in (s.columns if s.named else (s.name,))]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise SpecError("inputs", expected="output columns of different names", seen=f"attr.{twice[0]} twice",
+                        next_step="rename an input or a column")  # fmt: skip
+
+
+def resolve_input(schema: pa.Schema, spec_input: Input) -> InputShape:
     """Columns and row shape of one input. Raises SpecError for missing, non-numeric or misshapen columns."""
     columns = value_columns(spec_input)
+    if isinstance(spec_input, IdsInput):
+        return _resolve_ids(schema, spec_input, columns)
     if isinstance(spec_input, ColumnsInput):
         for name in columns:
             check_number(schema, name)
@@ -192,6 +206,21 @@ def resolve_input(schema: pa.Schema, spec_input: ColumnsInput | TensorInput) -> 
     for field, numbers in (("mean", spec_input.mean), ("std", spec_input.std)):
         _check_spread(f"inputs.{spec_input.name}.{field}", numbers, shape)
     return InputShape(name=spec_input.name, columns=columns, shape=shape, named=isinstance(spec_input, ColumnsInput))
+
+
+def _resolve_ids(schema: pa.Schema, spec_input: IdsInput, columns: tuple[str, ...]) -> InputShape:
+    """Scalar columns are features of their own; of a list column the schema tells the length, or that it varies."""
+    kind = check_column(schema, columns[0])
+    leaf, sizes = unnest(kind)
+    if isinstance(spec_input.ids, tuple) or not sizes:
+        for name in columns:
+            check_number(schema, name)
+        return InputShape(name=spec_input.name, columns=columns, shape=(len(columns),), named=True)
+    if not is_number(leaf) or len(sizes) != 1:
+        raise SpecError(f"column `{columns[0]}`", expected="integers, or lists of integers", seen=str(kind),
+                        next_step="store one list of ids per row")  # fmt: skip
+    shape = () if sizes[0] is None else (sizes[0],)
+    return InputShape(name=spec_input.name, columns=columns, shape=shape, named=False, varying=not shape)
 
 
 def resolve_forward_arg(schema: pa.Schema, arg: ForwardArg) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.records import InputShape
@@ -19,12 +20,18 @@ from integrand.schemas.specs import (
     ColumnsInput,
     ColumnTarget,
     ForwardArg,
+    IdsInput,
+    Input,
     TensorInput,
 )
 from integrand.workers.reading import BAD, is_number, list_sizes, unnest, value_columns
 from integrand.workers.scaling import scale, spread
 
-__all__ = ["Rows", "scale", "spread", "to_rows"]
+__all__ = ["PADDING", "Bucket", "Rows", "length_buckets", "scale", "spread", "to_rows"]
+PADDING = -1
+"""Stands in a row's ids where it has none; the model gets the input's `pad` there."""
+LENGTH_STEP = 8
+_AN_ID = "expected an id, an integer from 0"
 _NO_INTEGER = np.iinfo(np.int64).min
 Reasons = list[str | None]
 
@@ -33,9 +40,11 @@ Reasons = list[str | None]
 class Rows:
     """Rows ready for the model; a row with a reason is `bad_input` and all zeros in every tensor.
 
-    inputs        one per input, `[rows, *shape]` in the job's precision, model units
+    inputs        one per input, `[rows, *shape]` in the job's precision, model units; for an input of ids 1 where the
+                  row has an id and 0 in padding (what that means: `embeddings.IdsModel`)
     baselines     like inputs for baselines held by columns, else None
-    forward_args  `[rows]` or `[rows, *shape]` in their own dtype
+    forward_args  first the ids of each such input, int64 `[rows]` or `[rows, length]`, PADDING where there is none; then
+                  the spec's, `[rows]` or `[rows, *shape]` in their own dtype
     target        `[rows]` int64 for a target column, else None
     reasons       why a row is bad, None for a clean one
     """
@@ -52,6 +61,18 @@ class Rows:
         return np.array([r is None for r in self.reasons], bool)
 
 
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """Rows of a table whose lists of ids have one padded length: their numbers, and the shapes of their inputs."""
+
+    rows: NDArray[np.int64]
+    shapes: tuple[InputShape, ...]
+
+    def of(self, table: pa.Table) -> pa.Table:
+        """These rows of the table; itself where they are all of it."""
+        return table if len(self.rows) == table.num_rows else table.take(pa.array(self.rows))
+
+
 @dataclass(frozen=True)
 class _Source:
     """The columns of one tensor: scalar columns stacked, or one list column; `shape` of one row."""
@@ -65,10 +86,16 @@ def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
     """Tensors of a table read by `read_slices`. No row ever raises: what is wrong with it is its reason."""
     reasons = _marked(table)
     dtype = np.dtype(spec.compute.precision)
-    inputs = [_input(table, i, s, dtype, reasons) for i, s in zip(spec.inputs, shapes, strict=True)]
-    baselines = [_baseline(table, b, i, s, dtype, reasons) if isinstance(b, ColumnBaseline) else None
+    ids = {
+        i.name: _ids(table, i, s, reasons) for i, s in zip(spec.inputs, shapes, strict=True) if isinstance(i, IdsInput)
+    }
+    inputs = [_presence(ids[i.name], s, dtype) if isinstance(i, IdsInput) else _input(table, i, s, dtype, reasons)
+              for i, s in zip(spec.inputs, shapes, strict=True)]  # fmt: skip
+    baselines = [_baseline(table, b, i, s, dtype, reasons)
+                 if isinstance(b, ColumnBaseline) and not isinstance(i, IdsInput) else None
                  for b, i, s in zip(spec.baselines, spec.inputs, shapes, strict=True)]  # fmt: skip
-    arguments = [_forward_arg(table, arg, reasons) for arg in spec.forward_args]
+    arguments = [*ids.values(), *(_forward_arg(table, arg, reasons) if arg.mask_of is None else
+                                  (ids[arg.mask_of] != PADDING).astype(arg.dtype) for arg in spec.forward_args)]  # fmt: skip
     target = _target(table, spec.target, reasons) if isinstance(spec.target, ColumnTarget) else None
     bad = np.flatnonzero([r is not None for r in reasons])
     return Rows(
@@ -78,6 +105,44 @@ def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
         target=None if target is None else _tensor(target, bad),
         reasons=reasons,
     )
+
+
+def length_buckets(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]) -> list[Bucket]:
+    """The table's rows by the padded lengths of their lists of ids, shortest first; one bucket if no input varies.
+
+    A row's padded length depends on the row alone, so neither sharding nor neighbours can change it. Rows with a bad
+    list go wherever they fit, to be told their reason there.
+    """
+    varying = [i for i, shape in enumerate(shapes) if shape.varying]
+    if not varying:
+        return [Bucket(np.arange(table.num_rows), shapes)]
+    lengths = np.stack([_padded_lengths(table, spec.inputs[i]) for i in varying], 1)
+    kinds, kind = np.unique(lengths, axis=0, return_inverse=True)
+    return [Bucket(np.flatnonzero(kind.reshape(-1) == k), _of_lengths(shapes, dict(zip(varying, row, strict=True))))
+            for k, row in enumerate(kinds.tolist())]  # fmt: skip
+
+
+def _padded_lengths(table: pa.Table, spec_input: Input) -> NDArray[np.int64]:
+    assert isinstance(spec_input, IdsInput)
+    lengths = np.clip(_list_lengths(_lists(table, spec_input)), 1, spec_input.max_length)
+    if spec_input.pad is None:
+        return lengths
+    return np.minimum(-(-lengths // LENGTH_STEP) * LENGTH_STEP, spec_input.max_length)
+
+
+def _of_lengths(shapes: tuple[InputShape, ...], lengths: dict[int, int]) -> tuple[InputShape, ...]:
+    return tuple(s.model_copy(update={"shape": (lengths[i],)}) if i in lengths else s for i, s in enumerate(shapes))
+
+
+def _lists(table: pa.Table, spec_input: IdsInput) -> pa.Array:
+    """The input's list column in one piece; a file without a single list may hold a column of nulls."""
+    column = _storage(table.column(value_columns(spec_input)[0])).combine_chunks()
+    return pa.nulls(len(column), pa.list_(pa.int64())) if pa.types.is_null(column.type) else column
+
+
+def _list_lengths(lists: pa.Array) -> NDArray[np.int64]:
+    """Entries of each list, 0 where it is null."""
+    return np.asarray(pc.list_value_length(lists).fill_null(0), np.int64)
 
 
 def _marked(table: pa.Table) -> Reasons:
@@ -125,6 +190,45 @@ def _forward_arg(table: pa.Table, arg: ForwardArg, reasons: Reasons) -> np.ndarr
         return values == 1
     _judge(table, source, values == _NO_INTEGER, "expected an integer", reasons)
     return values
+
+
+def _presence(ids: np.ndarray, shape: InputShape, dtype: np.dtype) -> np.ndarray:
+    return (ids != PADDING).astype(dtype).reshape(len(ids), *shape.shape)
+
+
+def _ids(table: pa.Table, spec_input: IdsInput, shape: InputShape, reasons: Reasons) -> np.ndarray:
+    """int64 `[rows]` of one scalar column, else `[rows, length]`."""
+    if shape.varying:
+        return _varying_ids(_lists(table, spec_input), spec_input, shape.shape[0], reasons)
+    source = _Source(shape.columns, shape.shape, not shape.named)
+    values = _gather(table, source, _integers, _NO_INTEGER, np.dtype(np.int64))
+    _judge(table, source, values < 0, _AN_ID, reasons)
+    return values[:, 0] if shape.named and isinstance(spec_input.ids, str) else values
+
+
+def _varying_ids(lists: pa.Array, spec_input: IdsInput, width: int, reasons: Reasons) -> np.ndarray:
+    """`[rows, width]` of lists that are no longer than that; of a longer one, which is bad, what fits."""
+    lengths = _list_lengths(lists)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    fits = place < width
+    row, place, found = row[fits], place[fits], _integers(lists.flatten())[fits]
+    values = np.full((len(lengths), width), PADDING, np.int64)
+    values[row, place] = found
+    wrong = values.min(1, where=np.arange(width) < lengths[:, None], initial=0) < 0
+    for i in np.flatnonzero(wrong | (lengths == 0) | (lengths > spec_input.max_length)).tolist():
+        reasons[i] = reasons[i] or _list_reason(lists[i], values[i], spec_input)
+    return values
+
+
+def _list_reason(items: pa.Scalar, values: np.ndarray, spec_input: IdsInput) -> str:
+    name = value_columns(spec_input)[0]
+    if not items.is_valid:
+        return f"{name} is null"
+    if not 0 < len(items.values) <= spec_input.max_length:
+        return f"{name} has {len(items.values)} ids, expected 1 to {spec_input.max_length}"
+    first = int((values < 0).argmax())
+    return _value_reason(items.values[first], f"{name}[{first}]", _AN_ID)
 
 
 def _argument_source(table: pa.Table, arg: ForwardArg) -> _Source:
@@ -278,6 +382,10 @@ def _reason(column: pa.ChunkedArray, row: int, name: str, sizes: tuple[int, ...]
     for k in place:
         value = value.values[k]
         name += f"[{k}]"
+    return _value_reason(value, name, expected)
+
+
+def _value_reason(value: pa.Scalar, name: str, expected: str) -> str:
     if not value.is_valid:
         return f"{name} is null"
     number = float(value.as_py())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -23,14 +25,20 @@ from integrand.schemas.tables import RowStatus
 from integrand.schemas.uris import Uri
 from integrand.workers.attribution import Attribution, attribute
 from integrand.workers.baselines import baseline_tensors
-from integrand.workers.encoding import Results, encode, results_table, shard_footer, target_array
-from integrand.workers.engine import Problem, forward_outputs
-from integrand.workers.outputs import Forward, transformed
+from integrand.workers.batching import rows_of_length, targets_at_once
+from integrand.workers.embeddings import IdsModel
+from integrand.workers.encoding import Results, encode, merge, results_table, shard_footer, target_array
+from integrand.workers.engine import Evaluator, Problem
+from integrand.workers.outputs import Forward
+from integrand.workers.prepared import Prepared
 from integrand.workers.reading import read_slices, row_ids
-from integrand.workers.rows import Rows, to_rows
+from integrand.workers.report import beside
+from integrand.workers.rows import Bucket, Rows, length_buckets, to_rows
 from integrand.workers.store import Store
 
 Found = TypeVar("Found")
+_LOOKUP_ROWS = 256
+"""Rows whose ids are looked at in one pass before anything is computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +50,12 @@ class Job:
     store: Store
     run: Uri
     forward: Forward
+    prepared: Prepared
     means: tuple[np.ndarray, ...] | None
     device: str
     versions: dict[str, str]
     row_id_type: pa.DataType | None = None
     same_build: bool = True
-
-    @property
-    def explained(self) -> Forward:
-        return transformed(self.forward, self.plan.spec.target.transform)
 
 
 def read_shard(job: Job, shard: Shard) -> pa.Table:
@@ -67,7 +72,7 @@ def run_shard(job: Job, shard: Shard, table: pa.Table, read_s: float, tick: Call
     started = time.perf_counter()
     ids = row_ids(job.plan.files, shard.slices, table, job.plan.spec.source.row_id)
     ids = ids.cast(job.row_id_type) if job.row_id_type else ids  # files may differ: int32 here, int64 there
-    results = attribute_rows(job, to_rows(table, job.plan.spec, job.plan.inputs), ids, tick)
+    results = attribute_table(job, table, ids, tick)
     computed = time.perf_counter()
     output = results_table(job.plan, results)
     seconds = {"read": read_s, "compute": computed - started, "table": time.perf_counter() - computed}
@@ -107,20 +112,81 @@ def _stored_footer(job: Job, place: Uri) -> ShardFooter | None:
         return None
 
 
+def attribute_table(job: Job, table: pa.Table, ids: pa.Array, tick: Callable[[], None]) -> Results:
+    """Results of all rows and targets in order, computed for one padded length of ids after the other."""
+    found, per_row = [], job.plan.targets_per_row
+    for bucket in length_buckets(table, job.plan.spec, job.plan.inputs):
+        rows = to_rows(bucket.of(table), job.plan.spec, bucket.shapes)
+        places = (bucket.rows[:, None] * per_row + np.arange(per_row)).reshape(-1)
+        found.append((places, attribute_rows(_of_length(job, bucket), rows, ids.take(pa.array(bucket.rows)), tick)))
+    return merge(found)
+
+
+def _of_length(job: Job, bucket: Bucket) -> Job:
+    """The job as it is for rows of one padded length: its step batches take what memory was planned, whatever shards."""
+    planned, length = (sum(s.shape[0] for s in shapes if s.varying) for shapes in (job.plan.inputs, bucket.shapes))
+    size = job.plan.numerics.batch_rows
+    if length and job.plan.spec.compute.batch_rows == "auto":
+        size = rows_of_length(size, planned, length)
+    numerics = job.plan.numerics.model_copy(update={"batch_rows": size})
+    return replace(job, plan=job.plan.model_copy(update={"inputs": bucket.shapes, "numerics": numerics}))
+
+
 def attribute_rows(job: Job, rows: Rows, ids: pa.Array, tick: Callable[[], None]) -> Results:
     """Attributions of every row and target, bad rows in their places: rows × targets results in order."""
     spec, per_row = job.plan.spec, job.plan.targets_per_row
     baselines = baseline_tensors(spec, job.plan.inputs, rows, job.means)
     reasons = list(rows.reasons)
     _refuse_targets(job, rows, reasons)
+    _refuse_ids(job, rows, reasons)
     clean = torch.tensor([i for i, reason in enumerate(reasons) if reason is None], dtype=torch.int64)
-    part = _take(rows, clean), tuple(b if b.shape[0] == 1 else b[clean] for b in baselines)
+    first, copied = distinct_rows(rows, baselines, clean)
+    part = _take(rows, first), tuple(b if b.shape[0] == 1 else b[first] for b in baselines)
     device = [tuple(t.to(job.device) for t in ts) for ts in (part[0].inputs, part[1], part[0].forward_args)]
     table = _targets(job, part[0], device, per_row, tick)
-    index = torch.arange(len(clean)).repeat_interleave(per_row)
-    xs, bs, args = (tuple(t if t.shape[0] == 1 and ts is device[1] else t[index] for t in ts) for ts in device)
-    found = _attributions_of(job, xs, bs, args, table, tick)
-    return _scatter(job, ids, reasons, clean, per_row, table, found)
+    found = _attributions_of(job, *device, table, tick)
+    results = _scatter(job, ids, reasons, clean, copied, table, found)
+    lengths = tuple(rows.inputs[i].sum(1).long().numpy().repeat(per_row) if shape.varying else None
+                    for i, shape in enumerate(job.plan.inputs))  # fmt: skip
+    return replace(results, lengths=lengths, duplicates=len(clean) - len(first))
+
+
+def distinct_rows(rows: Rows, baselines: Sequence[Tensor], clean: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of each set of clean rows that are equal in every bit the model gets, and which of these a row repeats.
+
+    clean [n] row numbers → [distinct] row numbers, and [n] places among them. Rows are told apart by a 128-bit digest.
+    """
+    tensors = [*rows.inputs, *(b for b in baselines if b.shape[0] > 1), *rows.forward_args]
+    tensors += [] if rows.target is None else [rows.target]
+    arrays = [np.ascontiguousarray(t.numpy()).reshape(len(t), -1).view(np.uint8) for t in tensors]
+    places: dict[bytes, int] = {}
+    first: list[int] = []
+    copied: list[int] = []
+    for row in clean.tolist():
+        digest = blake2b(digest_size=16)
+        for array in arrays:
+            digest.update(array[row])
+        place = places.setdefault(digest.digest(), len(places))
+        first += [row] if place == len(first) else []
+        copied.append(place)
+    return torch.tensor(first, dtype=torch.int64), torch.tensor(copied, dtype=torch.int64)
+
+
+def _refuse_ids(job: Job, rows: Rows, reasons: list[str | None]) -> None:
+    """Reasons for rows with ids that the model does not know; one that it raises on is `failed` later."""
+    if not isinstance(job.forward, IdsModel):
+        return
+    model, clean = job.forward, torch.tensor([i for i, reason in enumerate(reasons) if reason is None])
+    arguments = [t[clean].to(job.device) for t in (*rows.inputs, *rows.forward_args)] if len(clean) else []
+
+    def attempt(part: slice) -> list[str | None]:
+        return model.unknown_ids(*(a[part] for a in arguments))
+
+    for start in range(0, len(clean), _LOOKUP_ROWS):
+        part = slice(start, min(start + _LOOKUP_ROWS, len(clean)))
+        found = chain.from_iterable(_isolate(attempt, lambda error: [None], part))
+        for i, reason in zip(clean[part].tolist(), found, strict=True):
+            reasons[i] = reason
 
 
 def _refuse_targets(job: Job, rows: Rows, reasons: list[str | None]) -> None:
@@ -141,18 +207,18 @@ def _take(rows: Rows, index: Tensor) -> Rows:
 def _targets(
     job: Job, rows: Rows, device: list[tuple[Tensor, ...]], per_row: int, tick: Callable[[], None]
 ) -> Tensor | None:
-    """Output indices of every (row, target), `[rows × targets, depth]`, or None for scalar outputs."""
+    """Output indices of every row and target, `[rows, targets, depth]`, or None for scalar outputs."""
     target, count = job.plan.spec.target, rows.inputs[0].shape[0]
     if target.kind == "scalar":
         return None
     if isinstance(target, IndexTarget):
-        return torch.tensor(_index(target), device=job.device).expand(count, -1)
+        return torch.tensor(_index(target), device=job.device).expand(count, 1, -1)
     if target.kind == "all":
-        return torch.arange(per_row, device=job.device).repeat(count)[:, None]
+        return torch.arange(per_row, device=job.device)[None, :, None].expand(count, -1, -1)
     if rows.target is not None:
-        return rows.target.to(job.device)[:, None]
-    problem = Problem(job.explained, device[0], device[0], device[2], None, job.plan.numerics.batch_rows, tick)
-    return _argmax(problem) if count else torch.zeros(0, 1, dtype=torch.int64)
+        return rows.target.to(job.device)[:, None, None]
+    problem = Problem(job.prepared, device[0], device[0], device[2], None, job.plan.numerics.batch_rows, tick)
+    return _argmax(problem)[:, None] if count else torch.zeros(0, 1, 1, dtype=torch.int64)
 
 
 def _argmax(problem: Problem) -> Tensor:
@@ -160,24 +226,31 @@ def _argmax(problem: Problem) -> Tensor:
     index = torch.arange(problem.rows, device=problem.inputs[0].device)
 
     def attempt(rows: slice) -> Tensor:
-        return forward_outputs(problem, problem.inputs, index[rows], check=False).argmax(-1, keepdim=True)
+        return Evaluator(problem).outputs(problem.inputs, index[rows], check=False).argmax(-1, keepdim=True)
 
     return torch.cat(_isolate(attempt, lambda error: torch.zeros_like(index[:1, None]), slice(0, problem.rows)))
 
 
 def _attributions_of(job: Job, xs: tuple[Tensor, ...], bs: tuple[Tensor, ...], args: tuple[Tensor, ...],
                      table: Tensor | None, tick: Callable[[], None]) -> list[Attribution]:  # fmt: skip
-    """Attributions of all rows in order, in pieces where the model raises on some of them."""
+    """Attributions `[rows, targets, ...]` of all rows in order, in pieces where the model raises on some of them."""
+    count = xs[0].shape[0]
+    if not count:
+        return []
+    batch_rows, elements = job.plan.numerics.batch_rows, sum(x[0].numel() for x in xs)
+    groups = [None] if table is None else table.unbind(1)
+    at_once = targets_at_once(batch_rows, elements)
 
     def attempt(rows: slice) -> Attribution:
-        return attribute(job.explained, tuple(x[rows] for x in xs),
-                         baselines=tuple(b if b.shape[0] == 1 else b[rows] for b in bs),
-                         target=None if table is None else table[rows], forward_args=tuple(a[rows] for a in args),
-                         accuracy=job.plan.spec.accuracy, batch_rows=job.plan.numerics.batch_rows, tick=tick,
-                         checked=True)  # fmt: skip
+        found = [attribute(job.prepared, tuple(x[rows] for x in xs),
+                           baselines=tuple(b if b.shape[0] == 1 else b[rows] for b in bs),
+                           target=None if table is None else [t[rows] for t in groups[start : start + at_once]],
+                           forward_args=tuple(a[rows] for a in args), accuracy=job.plan.spec.accuracy,
+                           batch_rows=batch_rows, tick=tick, checked=True)
+                 for start in range(0, len(groups), at_once)]  # fmt: skip
+        return beside(found) if len(found) > 1 else found[0]
 
-    count = xs[0].shape[0]
-    return _isolate(attempt, lambda error: _failed(xs, error), slice(0, count)) if count else []
+    return _isolate(attempt, lambda error: _failed(xs, len(groups), error), slice(0, count))
 
 
 def _isolate(attempt: Callable[[slice], Found], failed: Callable[[Exception], Found], rows: slice) -> list[Found]:
@@ -196,48 +269,57 @@ def _isolate(attempt: Callable[[slice], Found], failed: Callable[[Exception], Fo
             for found in _isolate(attempt, failed, part)]  # fmt: skip
 
 
-def _failed(xs: tuple[Tensor, ...], error: Exception) -> Attribution:
+def _failed(xs: tuple[Tensor, ...], targets: int, error: Exception) -> Attribution:
     reason = f"the model raised {type(error).__name__}: {str(error)[:300]}"
-    nan = torch.full((1,), float("nan"), dtype=torch.float64)
-    return Attribution(tuple(torch.full_like(x[:1], float("nan")) for x in xs), nan, nan, nan, nan,
-                       torch.zeros(1, dtype=torch.int32), (RowStatus.failed,), (reason,), 0)  # fmt: skip
+    nan = torch.full((1, targets), float("nan"), dtype=torch.float64)
+    values = tuple(torch.full((1, targets, *x.shape[1:]), float("nan"), dtype=x.dtype) for x in xs)
+    return Attribution(values, nan, nan, nan, nan, nan.int(), (RowStatus.failed,) * targets, (reason,) * targets)
 
 
-def _scatter(job: Job, ids: pa.Array, reasons: list[str | None], clean: Tensor, per_row: int, table: Tensor | None,
+def _scatter(job: Job, ids: pa.Array, reasons: list[str | None], clean: Tensor, copied: Tensor, table: Tensor | None,
              parts: list[Attribution]) -> Results:  # fmt: skip
-    """Results in row order: the clean rows' attributions where they belong, bad_input elsewhere."""
-    rows = len(reasons)
+    """Results in row order: the clean rows' attributions, or those of the row they repeat, and bad_input elsewhere."""
+    rows, per_row = len(reasons), job.plan.targets_per_row
     out = rows * per_row
-    places = (clean[:, None] * per_row + torch.arange(per_row)).flatten().numpy()
+    places, origin = ((i[:, None] * per_row + torch.arange(per_row)).flatten().numpy() for i in (clean, copied))
     status, reason = [RowStatus.bad_input] * out, [r for r in reasons for _ in range(per_row)]
-    for place, s, r in zip(
-        places, [s for p in parts for s in p.status], [r for p in parts for r in p.reason], strict=True
-    ):
-        status[place], reason[place] = s, r
+    statuses, told = [s for p in parts for s in p.status], [r for p in parts for r in p.reason]
+    for place, i in zip(places, origin, strict=True):
+        status[place], reason[place] = statuses[i], told[i]
 
     def scattered(name: str) -> NDArray[np.float64]:
         full = np.full(out, np.nan)
-        full[places] = _joined([getattr(p, name) for p in parts])
+        full[places] = _joined([getattr(p, name).flatten() for p in parts])[origin]
         return full
 
     evaluations = np.zeros(out, np.int32)
-    evaluations[places] = _joined([p.evaluations for p in parts])
+    evaluations[places] = _joined([p.evaluations.flatten() for p in parts])[origin]
+    table = table if table is None else table.flatten(0, 1)[torch.from_numpy(origin).to(table.device)]
     return Results(ids.take(pa.array(np.arange(rows).repeat(per_row))),
                    _target_column(job, table, places, status), status, reason, scattered("f_input"),
                    scattered("f_baseline"), scattered("gap"), scattered("error_estimate"), evaluations,
-                   _attributions(job, parts, places, out), sum(p.padded for p in parts))  # fmt: skip
+                   _attributions(job, parts, places, origin, out), padded=sum(p.padded for p in parts),
+                   halved=_halved(job, parts))  # fmt: skip
+
+
+def _halved(job: Job, parts: list[Attribution]) -> int | None:
+    """Rows of the smallest step batch where memory ran out; None where it did not."""
+    planned = job.plan.numerics.batch_rows
+    return min((p.batch_rows for p in parts if 0 < p.batch_rows < planned), default=None)
 
 
 def _joined(parts: list[Tensor]) -> NDArray[np.generic]:
     return torch.cat(parts).cpu().numpy() if parts else np.zeros(0)
 
 
-def _attributions(job: Job, parts: list[Attribution], places: NDArray[np.int64], out: int) -> tuple[np.ndarray, ...]:
+def _attributions(job: Job, parts: list[Attribution], places: NDArray[np.int64], origin: NDArray[np.int64], out: int
+                  ) -> tuple[np.ndarray, ...]:  # fmt: skip
     made = []
     for i, shape in enumerate(job.plan.inputs):
         full = np.full((out, *shape.shape), np.nan, np.dtype(job.plan.numerics.precision))
         if parts:
-            full[places] = torch.cat([p.attributions[i] for p in parts]).cpu().numpy()
+            found = torch.cat([p.attributions[i].reshape(-1, *shape.shape) for p in parts])
+            full[places] = found.cpu().numpy()[origin]
         made.append(full)
     return tuple(made)
 

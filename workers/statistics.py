@@ -13,10 +13,10 @@ from safetensors.numpy import load, save
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import NUMERICS_VERSION, digest_json
 from integrand.schemas.records import InputShape, Slice, SourceFile, Statistics
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs import AttributeSpec, IdsInput
 from integrand.schemas.uris import Uri
 from integrand.workers.reading import declared_columns, read_slices
-from integrand.workers.rows import to_rows
+from integrand.workers.rows import length_buckets, to_rows
 from integrand.workers.store import Store
 
 _BLOCK_ROWS = 1 << 16
@@ -24,7 +24,7 @@ _BLOCK_ROWS = 1 << 16
 
 @dataclass(frozen=True, eq=False)
 class Partial:
-    """Clean rows of one row group and, per input, their sum in model units: `[*shape]` float64."""
+    """Clean rows of one row group and, per input, their sum in model units: `[*shape]` float64; zeros for ids."""
 
     file: int
     row_group: int
@@ -40,10 +40,13 @@ def partial_sums(store: Store, files: Sequence[SourceFile], file: int, row_group
     count, sums = 0, [np.zeros(s.shape, np.float64) for s in shapes]
     for start in range(first, last, _BLOCK_ROWS):
         block = Slice(file=file, start=start, stop=min(last, start + _BLOCK_ROWS))
-        rows = to_rows(read_slices(store, files, [block], declared_columns(spec)), spec, shapes)
-        count += int(rows.clean.sum())
-        for total, values in zip(sums, rows.inputs, strict=True):
-            total += values.numpy().sum(axis=0, dtype=np.float64)  # bad rows are zeros
+        table = read_slices(store, files, [block], declared_columns(spec))
+        for bucket in length_buckets(table, spec, shapes):
+            rows = to_rows(bucket.of(table), spec, bucket.shapes)
+            count += int(rows.clean.sum())
+            for total, values, one in zip(sums, rows.inputs, spec.inputs, strict=True):
+                if not isinstance(one, IdsInput):
+                    total += values.numpy().sum(axis=0, dtype=np.float64)  # bad rows are zeros
     return Partial(file, row_group, count, tuple(sums))
 
 

@@ -16,7 +16,9 @@ import torch
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.records import Plan, Shard, ShardFooter
 from integrand.schemas.uris import Uri
+from integrand.workers.embeddings import through_embeddings
 from integrand.workers.models import CodeBundle, check_trust, code_digest, install_code, load_model
+from integrand.workers.prepared import prepare_planned
 from integrand.workers.shard import Job, read_shard, run_shard
 from integrand.workers.statistics import read_means
 from integrand.workers.store import Access, Store
@@ -90,9 +92,11 @@ def load_job(setup: Setup) -> Job:
     pin_numerics(plan.numerics.threads)
     device = plan.numerics.device
     forward = load_model(store, model, plan.artefacts, plan.numerics.precision, device)
+    forward = through_embeddings(forward, plan.spec)
     means = read_means(store, store.parse(plan.statistics.uri), plan.statistics.sha256) if plan.statistics else None
-    return Job(plan, hashlib.sha256(setup.plan).hexdigest(), store, setup.run, forward, means, device, versions(),
-               _arrow_type(plan.row_id_type), same_build)  # fmt: skip
+    prepared = prepare_planned(forward, plan.spec, plan.inputs, plan.numerics)
+    return Job(plan, hashlib.sha256(setup.plan).hexdigest(), store, setup.run, forward, prepared, means, device,
+               versions(), _arrow_type(plan.row_id_type), same_build)  # fmt: skip
 
 
 def _arrow_type(name: str) -> pa.DataType | None:

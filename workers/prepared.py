@@ -1,0 +1,71 @@
+"""A model as it is run: savings applied, its affine prefix apart, and its closed form where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from integrand.schemas.errors import IntegrityError
+from integrand.schemas.records import InputShape, Numerics
+from integrand.schemas.specs import AttributeSpec
+from integrand.workers.folding import Pair
+from integrand.workers.hoisting import Hoisted
+from integrand.workers.models import DTYPES
+from integrand.workers.outputs import Forward, transformed
+from integrand.workers.savings import Savings, apply
+from integrand.workers.shallow import ShallowNetwork, agrees, recognise
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A callable, and what is known of its inside.
+
+    hoisted   its affine prefix and the rest
+    network   its layers, where its integral has a closed form
+    """
+
+    forward: Forward
+    hoisted: Hoisted | None = None
+    network: ShallowNetwork | None = None
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        return self.forward(*arguments)
+
+
+def prepare(forward: Forward, transform: str, savings: Savings, inputs: Sequence[Tensor],
+            forward_args: Sequence[Tensor], *, exact: bool = False) -> Prepared:  # fmt: skip
+    """The model with these savings and this output transform; `inputs` and `forward_args` are rows of any valid values.
+
+    Raises IntegrityError if the model is not what the savings, or the closed form, were chosen for.
+    """
+    if exact:
+        network = recognise(forward)
+        if isinstance(network, str):
+            raise IntegrityError("model", expected="a network whose integral has a closed form", seen=network,
+                                 next_step="plan again")  # fmt: skip
+        return Prepared(forward, network=network)
+    rewritten = apply(forward, savings, inputs, forward_args)
+    hoisted = rewritten.hoisted
+    return Prepared(transformed(rewritten.forward, transform),
+                    None if hoisted is None else replace(hoisted, tail=transformed(hoisted.tail, transform)))  # fmt: skip
+
+
+def prepare_planned(
+    forward: Forward, spec: AttributeSpec, shapes: Sequence[InputShape], numerics: Numerics
+) -> Prepared:
+    """What a worker runs: the plan's choices on rows of zeros, which tell ranks and dtypes."""
+    savings = Savings(numerics.savings, tuple(Pair(*pair) for pair in numerics.folded), numerics.frontier)
+    dtype, device = DTYPES[numerics.precision], numerics.device
+    inputs = [torch.zeros(2, *shape.shape, dtype=dtype, device=device) for shape in shapes]
+    return prepare(forward, spec.target.transform, savings, inputs, (), exact=numerics.exact)
+
+
+def closed_form(forward: Forward, rows: Tensor) -> ShallowNetwork | str:
+    """The network whose integral has a closed form, or why it has none. `rows` are tried."""
+    network = recognise(forward)
+    if isinstance(network, str) or agrees(network, forward, rows):
+        return network
+    return "its outputs are not those of its layers"
