@@ -24,6 +24,7 @@ SECTIONS = (
     ("model: torchscript", specs.ScriptedModel),
     ("inputs: named columns", specs.ColumnsInput),
     ("inputs: one tensor column", specs.TensorInput),
+    ("inputs: ids", specs.IdsInput),
     ("forward_args", specs.ForwardArg),
     ("target: scalar", specs.ScalarTarget),
     ("target: index", specs.IndexTarget),
@@ -77,7 +78,7 @@ def column_table() -> str:
     rows = [f"| `{name}` | {_cell(meaning)} |" for name, meaning in COLUMNS.items()]
     rows.append("| `attr.<feature>` | Attribution of a named feature, one float column each, in units of f. |")
     rows.append("| `attr.<input>` | Attributions of a tensor input: one fixed-size list; its shape is in the field's "
-                "metadata. |")  # fmt: skip
+                "metadata. Of ids in lists of varying length, a list as long as the row's own. |")  # fmt: skip
     return "\n".join(["| column | meaning |", "|---|---|", *rows])
 
 

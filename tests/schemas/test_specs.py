@@ -118,6 +118,45 @@ def test_an_image_input_and_several_inputs():
     assert parsed.forward_args[0].dtype == "bool"
 
 
+IDS = {"name": "tokens", "ids": "ids", "embedding": "encoder.words"}
+
+
+def test_an_input_of_ids_and_its_mask():
+    job = spec(inputs=[IDS | {"pad": 0, "baseline": {"kind": "constant", "value": 3}}, {"name": "n", "columns": ["a"]},
+                       {"name": "codes", "ids": ["b", "c"], "embedding": ["b", "c"]}],
+               forward_args=[{"name": "mask", "mask_of": "tokens", "dtype": "int64"}])  # fmt: skip
+    parsed = parse_spec(job)
+    assert [i.name for i in parsed.ids_inputs] == ["tokens", "codes"]
+    assert [(i.modules, i.baseline_id) for i in parsed.ids_inputs] == [(("encoder.words",), 3), (("b", "c"), None)]
+    assert AttributeSpec.model_validate_json(parsed.model_dump_json()) == parsed
+    jsonschema.validate(job, published_schema())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": [IDS | {"embeding": "x"}]}, "inputs.0.embeding: unknown field; did you mean `embedding`?"),
+        ({"inputs": [IDS | {"pad": -1}]}, "inputs.0.pad: "),
+        ({"inputs": [IDS | {"ids": ["a", "a"]}]}, "columns named twice: a"),
+        ({"inputs": [IDS | {"ids": []}]}, "`ids` names no column"),
+        ({"inputs": [IDS | {"ids": ["a", "b"], "embedding": ["x"]}]}, "1 modules for 2 columns"),
+        ({"inputs": [IDS | {"ids": ["a"], "pad": 0}]}, "`pad` is for a column of lists"),
+        ({"inputs": [IDS | {"baseline": {"kind": "mean"}}]}, "inputs.0.baseline: unknown kind `mean`"),
+        ({"inputs": [IDS | {"baseline": {"kind": "constant", "value": 0.5}}]}, "the baseline of ids is an id"),
+        ({"inputs": [IDS | {"baseline": {"kind": "constant", "value": [1, 2]}}]}, "the baseline of ids is an id"),
+        ({"inputs": [IDS], "baseline": {"kind": "mean"}}, "says nothing about ids: give tokens its own"),
+        ({"inputs": [IDS, IDS | {"name": "more"}]}, "one embedding for several inputs: encoder.words"),
+        ({"inputs": [IDS], "model": {"kind": "torchscript", "uri": "m.pt"}}, "torchscript hides its modules"),
+        ({"forward_args": [{"name": "mask", "mask_of": "features"}]}, "names no input of ids: features"),
+        ({"inputs": [IDS], "forward_args": [{"name": "m", "mask_of": "tokens", "column": "c"}]}, "give one of"),
+        ({"inputs": [IDS], "forward_args": [{"name": "m", "mask_of": "tokens", "shape": [3]}]}, "leave out `shape`"),
+        ({"inputs": [IDS | {"ids": ["age"]}, DESIGN["inputs"][0]]}, "clash: attr.age"),
+    ],
+)  # fmt: skip
+def test_an_input_of_ids_that_cannot_work_is_refused(change: dict[str, Any], message: str):
+    assert message in refusal(spec(**change))
+
+
 def test_workers_are_a_number_or_a_range():
     assert parse_spec(spec(compute={"workers": {"min": 1, "max": 4}})).compute.worker_range == WorkerRange(min=1, max=4)
     assert "workers.min is above workers.max" in refusal(spec(compute={"workers": {"min": 4, "max": 1}}))
@@ -174,7 +213,7 @@ def test_an_unknown_kind_is_named_with_the_nearest(change: dict[str, Any], messa
         ({"kind": "audit"}, "kind: Input should be 'attribute'"),
         ({"name": "../up"}, "name: "),
         ({"inputs": []}, "inputs: "),
-        ({"inputs": [{"name": "x"}]}, "inputs.0: an input needs `columns: [...]` or `column: ...`"),
+        ({"inputs": [{"name": "x"}]}, "inputs.0: an input needs `columns: [...]`, `column: ...` or `ids: ...`"),
         ({"inputs": [{"name": "x", "columns": ["a", "a"]}]}, "columns named twice: a"),
         ({"inputs": [{"name": "x", "columns": ["a"]}, {"name": "x", "columns": ["b"]}]}, "share a name: x"),
         ({"inputs": [{"name": "x", "columns": ["a"]}, {"name": "y", "columns": ["a"]}]}, "clash: attr.a"),

@@ -11,6 +11,16 @@ import torch
 from integrand.schemas.errors import DataError, SpecError
 from tests.plugins.jobs import COLUMNS, JobFolder
 
+EXPERTS = """gate = self.first(x)[:, :2].softmax(1)
+chosen = nn.functional.one_hot(gate.argmax(1), 2)
+place = (chosen.cumsum(0) * chosen).sum(1)
+return torch.where(place[:, None] <= 0.8 * len(x), gate * chosen, x[:, :2])"""
+"""Each of two experts takes its first rows; the others pass unchanged."""
+
+COUNTER = """self.calls = getattr(self, "calls", 0) + 1
+return self.logits(x) * (1 + self.calls // 12)"""
+"""The scale grows with every twelfth call."""
+
 COMPUTE = {"shard_rows": 10, "batch_rows": 16}
 
 
@@ -39,6 +49,16 @@ def test_a_good_model_passes_without_a_warning(job: JobFolder):
             "with its neighbours",
         ),
         ("return self.logits(x + x.sort(0).values)", ".eval()", "with its neighbours"),
+        ("return self.logits(x) / self.logits(x).abs().max()", ".eval()", "with its neighbours"),
+        (EXPERTS, ".eval()", "with its neighbours"),
+        (
+            "return self.logits(nn.BatchNorm1d(3, track_running_stats=False).eval()(x))",
+            ".eval()",
+            "with its neighbours",
+        ),
+        ("return nn.functional.dropout(self.logits(x), 0.5, training=True)", ".eval()", "two runs that differ"),
+        ("return self.logits(x) + (torch.rand(()) < 1e-6) * x[:, :2]", ".eval()", "random numbers drawn in forward"),
+        (COUNTER, ".eval()", "two runs that differ"),
         ("return self.logits(torch.ones_like(x))", ".eval()", "depend"),
         ("return self.logits(x.detach())", ".eval()", "depend"),
         ("return self.logits(x).detach()", ".eval()", "depend"),
@@ -68,6 +88,24 @@ def test_a_doubtful_model_is_warned_about(job: JobFolder, forward: str, message:
     job.write_model(forward)
     warnings = job.plan().warnings
     assert any(message in w for w in warnings), warnings
+
+
+BY_PLACE = "return self.logits(x) + 1e-7 * (torch.arange(len(x)) % 2)[:, None]"
+"""A last bit that goes with a row's place in the batch, as matrix kernels at odd sizes leave it."""
+
+
+def test_a_step_batch_that_breaks_bits_is_refused(job: JobFolder):
+    job.write_model(BY_PLACE)
+    message = refusal(job, compute={"batch_rows": 16})
+    assert "compute.batch_rows" in message
+    assert "multiple of 16" in message
+
+
+def test_the_automatic_step_batch_shrinks_until_bits_hold(job: JobFolder):
+    job.write_model(BY_PLACE)
+    plan = job.plan(compute={})
+    assert plan.numerics.batch_rows == 1
+    assert any(w.startswith("batch_rows is 1, not") for w in plan.warnings)
 
 
 def test_an_unused_input_is_named_and_gets_zeros(job: JobFolder):

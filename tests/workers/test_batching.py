@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from integrand.workers.batching import LARGEST, activation_bytes, step_batch_rows
+from integrand.workers.batching import LARGEST, activation_bytes, rows_of_length, step_batch_rows
 
 sizes = st.integers(1, 1 << 40)
 
@@ -60,3 +62,13 @@ def test_activations_seen_as_another_shape_count() -> None:
     """A linear layer on [rows, tokens, width] saves [rows · tokens, width]."""
     layer = nn.Linear(32, 32)
     assert activation_bytes(layer, [torch.randn(4, 10, 32)], []) >= 10 * 32 * 4
+
+
+def test_longer_rows_never_take_more_memory_than_planned() -> None:
+    for planned, length in itertools.product((8, 64, 200), (8, 16, 64, 200, 512)):
+        found = rows_of_length(64, planned, length)
+        assert found & (found - 1) == 0
+        assert 1 <= found <= 512
+        for power in (1, 2):  # activations in proportion to the length, and to its square
+            assert found == 1 or found * length**power <= 64 * planned**power
+    assert rows_of_length(64, 32, 32) == 64

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from integrand.schemas.ids import FOOTER_KEY, fold_digests
-from integrand.schemas.records import ShardFooter, histogram_quantiles
+from integrand.schemas.records import InputShape, ShardFooter, histogram_quantiles
 from integrand.schemas.tables import RowStatus
 from integrand.workers.encoding import (
     Results,
     encode,
     histogram,
+    merge,
     results_table,
     shard_digest,
     shard_footer,
@@ -203,3 +204,52 @@ def test_target_columns(targets: Any, expected: list[Any], kind: pa.DataType) ->
     array = None if targets is None else np.array(targets)
     found = target_array(array, np.array([True, False]))
     assert (found.to_pylist(), found.type) == (expected, kind)
+
+
+# --- rows of varying length ------------------------------------------------------------------------------------
+
+
+def varying(rows: int, width: int, seed: int = 0) -> Results:
+    """Two inputs, the first of varying length; what lies beyond a row's own length is rubbish."""
+    found = results(rows, seed, ((width,), (3,)))
+    return replace(found, lengths=(np.random.default_rng(seed).integers(1, width + 1, rows), None))
+
+
+def test_what_lies_beyond_a_rows_length_counts_nowhere() -> None:
+    one = varying(12, 6)
+    wider = np.concatenate([one.attributions[0], np.full((12, 5), 7.0)], 1)
+    other = replace(one, attributions=(wider, one.attributions[1]))
+    assert shard_digest(other) == shard_digest(one)
+    tail = one.attributions[0].copy()
+    tail[0, int(one.lengths[0][0]) - 1] += 1  # type: ignore[index]
+    assert shard_digest(replace(one, attributions=(tail, one.attributions[1]))) != shard_digest(one)
+
+
+def test_parts_merge_in_row_order() -> None:
+    parts = [varying(5, 4, 1), varying(6, 9, 2)]
+    places = [np.array([0, 3, 4, 9, 10]), np.array([1, 2, 5, 6, 7, 8])]
+    whole = merge(list(zip(places, parts, strict=True)))
+    assert fold_digests([shard_digest(p) for p in parts]) == shard_digest(whole)
+    for part, place in zip(parts, places, strict=True):
+        for i, row in enumerate(place):
+            assert whole.status[row] == part.status[i]
+            assert whole.row_id[int(row)] == part.row_id[i]
+            for mine, theirs in zip(whole.values(row), part.values(i), strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+    assert merge([(places[0], parts[0])]) is parts[0]
+
+
+def test_lists_of_varying_length_are_written_without_padding(make_job: Callable[..., Job]) -> None:
+    plan = make_job(pa.table({"id": range(4), "a": [1.0] * 4, "b": [1.0] * 4, "c": [2.0] * 4})).plan
+    shapes = (InputShape(name="t", columns=("t",), shape=(8,), named=False, varying=True), plan.inputs[0])
+    found = varying(8, 6)
+    table = results_table(plan.model_copy(update={"inputs": shapes}), found)
+    assert table.schema.field("attr.t").type == pa.list_(pa.float64())
+    for i, (values, total) in enumerate(
+        zip(table["attr.t"].to_pylist(), table["attribution_sum"].to_pylist(), strict=True)
+    ):
+        expected = found.values(i)[0].tolist() if found.attributed[i] else None
+        assert values == expected
+        assert (total is None) == (expected is None)
+        if expected is not None:
+            assert total == math.fsum(expected) + found.values(i)[1].sum()

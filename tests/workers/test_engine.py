@@ -1,4 +1,5 @@
-"""The step-batch loop: what the model is shown, how often, and that a row's bits depend on the row alone."""
+"""What the model is shown, how often, in batches of which shape, what happens when memory runs out, and that a row's bits
+depend on the row alone."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from integrand.schemas.specs import Adaptive, FixedSteps
 from integrand.workers.attribution import Attribution, attribute
-from integrand.workers.engine import batches
-from integrand.workers.quadrature import nested_fejer
+from integrand.workers.engine import batches, is_out_of_memory
+from integrand.workers.quadrature import patterson
 
 
 class Spy:
@@ -43,18 +44,37 @@ def wavy(x: Tensor) -> Tensor:
     return (3 * x).sin().sum(1)
 
 
+def folded(x: Tensor) -> Tensor:
+    """Twenty kinks along each path."""
+    return ((x * 5) % 2 - 1).abs().sum(1)
+
+
 X = torch.randn(23, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+
+
+# --- batches ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_rows", [1, 8, 16, 512])
 @pytest.mark.parametrize("accuracy", [Adaptive(tolerance=1e-6), FixedSteps(steps=9)], ids=str)
-def test_evaluations_are_what_the_model_was_asked(batch_rows: int, accuracy: Any) -> None:
-    spy = Spy(wavy)
+@pytest.mark.parametrize("forward", [wavy, folded])
+def test_evaluations_are_what_the_model_was_asked(batch_rows: int, accuracy: Any, forward: Any) -> None:
+    """Every batch has one shape, and holds evaluations of rows and padding, nothing else."""
+    spy = Spy(forward)
     found = attribute(spy, X, accuracy=accuracy, batch_rows=batch_rows)
-    assert {len(x) for x in spy.plain + spy.stepped} == {batch_rows}
+    assert {x.shape for x in spy.plain + spy.stepped} == {(batch_rows, 4)}
     assert len(spy.stepped) * batch_rows == found.evaluations.sum() + found.padded
-    assert found.padded < batch_rows * 8
+    assert found.padded < batch_rows * 25
     assert len(spy.plain) == -(-len(X) // batch_rows) + 1
+    assert found.batch_rows == batch_rows
+
+
+def test_padding_is_a_small_share_of_many_rows() -> None:
+    """Rows come in while others are at it: only the last batches are not full."""
+    x = X.repeat(40, 1) * torch.linspace(0.1, 1, 920, dtype=X.dtype)[:, None]
+    found = attribute(wavy, x, accuracy=Adaptive(tolerance=1e-6), batch_rows=64)
+    assert len(set(found.evaluations.tolist())) > 2
+    assert found.padded < 0.05 * found.evaluations.sum()
 
 
 @pytest.mark.parametrize("batch_rows", [8, 64])
@@ -65,27 +85,11 @@ def test_the_points_of_a_row_are_the_nodes_of_its_path(batch_rows: int) -> None:
     moved = torch.cat(spy.stepped) - baseline
     unit = nn.functional.normalize(X - baseline)
     owner = (nn.functional.normalize(moved) @ unit.T).argmax(1)
-    nodes = nested_fejer(512).nodes
     for row in range(len(X)):
         alphas = torch.unique((moved[owner == row] @ unit[row] / (X[row] - baseline[0]).norm()).round(decimals=9))
-        expected = np.sort(nodes[: int(found.evaluations[row])])
+        expected = np.sort(patterson().nodes[: int(found.evaluations[row])])
         np.testing.assert_allclose(alphas.numpy(), expected, atol=1e-8)
     assert len(set(found.evaluations.tolist())) > 1
-
-
-def test_a_shared_baseline_is_evaluated_once() -> None:
-    spy = Spy(wavy)
-    attribute(spy, X, baselines=1.5, batch_rows=8)
-    assert sum(bool((x == 1.5).all()) for x in spy.plain) == 1
-    each = Spy(wavy)
-    attribute(each, X, baselines=torch.full_like(X, 1.5), batch_rows=8)
-    assert sum(bool((x == 1.5).all()) for x in each.plain) == 3
-
-
-def test_forward_args_make_f_of_a_shared_baseline_differ_by_row() -> None:
-    scale = torch.arange(23.0).double()
-    found = attribute(lambda x, s: (x + 1).square().sum(1) * s, X, forward_args=scale, batch_rows=8)
-    torch.testing.assert_close(found.f_baseline, 4 * scale)
 
 
 def test_without_batch_rows_a_few_rows_take_one_batch() -> None:
@@ -109,12 +113,141 @@ def test_batches_have_one_size(count: int, size: int) -> None:
     assert (found[-1][0][found[-1][1] :] == 9 + count).all()
 
 
-# --- bits ----------------------------------------------------------------------------------------------------
+# --- baselines -------------------------------------------------------------------------------------------------
+
+
+def plain_rows(spy: Spy) -> int:
+    """Rows that were evaluated without gradients, in batches of 1: nothing is padded."""
+    return len(spy.plain)
+
+
+def test_a_shared_baseline_is_evaluated_once() -> None:
+    spy = Spy(wavy)
+    attribute(spy, X, baselines=1.5, batch_rows=8)
+    assert sum(bool((x == 1.5).all()) for x in spy.plain) == 1
+
+
+@pytest.mark.parametrize("distinct", [1, 3, 23])
+def test_every_distinct_baseline_is_evaluated_once(distinct: int) -> None:
+    """One baseline per row, most of them copies: the same numbers for as many evaluations as there are distinct ones."""
+    baselines = X.flip(0)[torch.arange(23) % distinct]
+    spy = Spy(wavy)
+    found = attribute(spy, X, baselines=baselines, accuracy=FixedSteps(steps=3), batch_rows=1)
+    assert plain_rows(spy) == len(X) + distinct
+    torch.testing.assert_close(found.f_baseline, wavy(baselines))
+
+
+def test_forward_args_make_f_of_a_shared_baseline_differ_by_row() -> None:
+    scale, spy = torch.arange(23.0).double() // 5, Spy(lambda x, s: (x + 1).square().sum(1) * s)
+    found = attribute(spy, X, forward_args=scale, accuracy=FixedSteps(steps=3), batch_rows=1)
+    torch.testing.assert_close(found.f_baseline, 4 * scale)
+    assert plain_rows(spy) == len(X) + 5
+
+
+def test_baselines_are_told_apart_together_with_masks() -> None:
+    """Two baselines and two boolean masks: up to four forwards, and each row has its own."""
+    baselines = torch.stack([torch.zeros(4), torch.ones(4)]).double()[torch.arange(23) % 2]
+    masks = torch.stack([torch.ones(4), torch.tensor([1.0, 0, 1, 1])]).bool()[torch.arange(23) // 2 % 2]
+    spy = Spy(lambda x, m: ((x + 1) * m).square().sum(1))
+    found = attribute(spy, X, baselines=baselines, forward_args=masks, accuracy=FixedSteps(steps=3), batch_rows=1)
+    torch.testing.assert_close(found.f_baseline, ((baselines + 1) * masks).square().sum(1))
+    assert plain_rows(spy) == len(X) + 4
+
+
+# --- memory ----------------------------------------------------------------------------------------------------
+
+
+def short_of_memory(limit: int, error: BaseException, forward: Callable[[Tensor], Tensor] = wavy, *,
+                    gradients: bool = False) -> Callable[[Tensor], Tensor]:  # fmt: skip
+    """`forward` that raises above `limit` rows, or only where gradients are wanted."""
+
+    def limited(x: Tensor) -> Tensor:
+        if len(x) > limit and (not gradients or torch.is_grad_enabled()):
+            raise error
+        return forward(x)
+
+    return limited
+
+
+EXHAUSTED = {
+    "MemoryError": MemoryError(),
+    "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+                        "tried to allocate 1099511627776 bytes. Error code 12 (Cannot allocate memory)"),
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXHAUSTED)
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("accuracy", [Adaptive(tolerance=1e-6), FixedSteps(steps=9)], ids=str)
+def test_batches_are_halved_where_memory_runs_out(name: str, gradients: bool, accuracy: Any) -> None:
+    forward = short_of_memory(11, EXHAUSTED[name], gradients=gradients)
+    found = attribute(forward, X, accuracy=accuracy, batch_rows=64)
+    expected = attribute(wavy, X, accuracy=accuracy, batch_rows=64)
+    assert (found.batch_rows, expected.batch_rows) == (8, 64)
+    torch.testing.assert_close(found.attributions, expected.attributions, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.f_baseline, expected.f_baseline)
+    assert found.status == expected.status
+    assert torch.equal(found.evaluations, expected.evaluations)
+
+
+def test_halved_batches_keep_what_was_done_before() -> None:
+    """Memory runs out half-way: no evaluation before it is done again, and every row is complete."""
+    spy = Spy(folded)
+
+    def failing(x: Tensor) -> Tensor:
+        if len(spy.stepped) >= 10 and len(x) > 4:
+            raise MemoryError
+        return spy(x)
+
+    found = attribute(failing, X, accuracy=FixedSteps(steps=20), batch_rows=16)
+    assert found.batch_rows == 4
+    assert set(found.status) == {"unchecked"}
+    sizes = [len(x) for x in spy.stepped]
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) == {16, 4}
+    assert sum(sizes) == found.evaluations.sum() + found.padded
+    expected = attribute(folded, X, accuracy=FixedSteps(steps=20), batch_rows=16)
+    torch.testing.assert_close(found.attributions, expected.attributions, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", EXHAUSTED)
+def test_a_single_row_that_does_not_fit_raises(name: str) -> None:
+    with pytest.raises(type(EXHAUSTED[name])):
+        attribute(short_of_memory(0, EXHAUSTED[name]), X, batch_rows=8, checked=True)
+
+
+def test_other_errors_of_the_model_are_not_swallowed() -> None:
+    """Nor tried again with less."""
+    calls = []
+
+    def broken(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (8x4 and 5x2)")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        attribute(broken, X, batch_rows=8, checked=True)
+    assert calls == [8]
+
+
+def test_only_words_for_memory_count_as_out_of_memory() -> None:
+    assert all(is_out_of_memory(error) for error in EXHAUSTED.values())
+    for error in (RuntimeError("expected scalar type Float"), ValueError("can't"), RuntimeError("CUDA error: unknown")):
+        assert not is_out_of_memory(error)
+
+
+# --- bits ------------------------------------------------------------------------------------------------------
 
 
 def dense(activation: type[nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 40), activation(), nn.Linear(40, 17), activation(), nn.Linear(17, 3)).eval()
+
+
+def deep() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [layer for i in range(3) for layer in (nn.Linear(6 if i == 0 else 20, 20), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(20, 3)).eval()
 
 
 def convolution() -> nn.Module:
@@ -129,7 +262,8 @@ def attention() -> nn.Module:
                          nn.Linear(6, 3)).eval()  # fmt: skip
 
 
-MODELS = {"gelu": dense(nn.GELU), "relu": dense(nn.ReLU), "convolution": convolution(), "attention": attention()}
+MODELS = {"gelu": dense(nn.GELU), "relu": dense(nn.ReLU), "deep relu": deep(), "convolution": convolution(),
+          "attention": attention()}  # fmt: skip
 ROWS = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)) * 2
 EACH = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
 TARGETS = torch.arange(40) % 3
@@ -142,7 +276,7 @@ def explain(model: nn.Module, chosen: list[int], accuracy: Any) -> Attribution:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("accuracy", [Adaptive(tolerance=1e-3, max_evaluations=63), FixedSteps(rule="right", steps=11)],
+@pytest.mark.parametrize("accuracy", [Adaptive(tolerance=1e-3, max_evaluations=100), FixedSteps(rule="right", steps=11)],
                          ids=str)  # fmt: skip
 @settings(max_examples=6, deadline=None)
 @given(chosen=st.lists(st.integers(0, 39), min_size=1, max_size=40, unique=True))

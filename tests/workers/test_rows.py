@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs import AttributeSpec, ColumnsInput, parse_spec
 from integrand.workers.reading import resolve_columns
-from integrand.workers.rows import Rows, scale, spread, to_rows
+from integrand.workers.rows import Rows, length_buckets, scale, spread, to_rows
 
 
 def spec(inputs: list[dict[str, Any]], **fields: Any) -> AttributeSpec:
@@ -250,3 +250,63 @@ def test_wide_tables_convert_quickly(share: float) -> None:
     rows = to_rows(table, job, resolve_columns(table.schema, job))
     assert time.perf_counter() - started < 2.0
     assert int(rows.clean.sum()) == (0 if share else 50_000)
+
+
+# --- ids -------------------------------------------------------------------------------------------------------
+
+
+def test_ids_become_presence_and_arguments() -> None:
+    table = pa.table({"t": pa.array([[7, 0, 3], [5]], pa.list_(pa.int16())), "p": [2, 0], "a": [4.0, 1.0], "b": [1, 5]})
+    job = spec([{"name": "x", "columns": ["a"]}, {"name": "tokens", "ids": "t", "embedding": "m", "pad": 0},
+                {"name": "plan", "ids": "p", "embedding": "n"}],
+               forward_args=[{"name": "m", "mask_of": "tokens", "dtype": "bool"}, {"name": "b", "column": "b"}])  # fmt: skip
+    shapes = resolve_columns(table.schema, job)
+    assert [(s.shape, s.named, s.varying) for s in shapes] == [
+        ((1,), True, False),
+        ((), False, True),
+        ((1,), True, False),
+    ]
+    (bucket,) = length_buckets(table, job, shapes)
+    rows = to_rows(bucket.of(table), job, bucket.shapes)
+    assert rows.reasons == [None, None]
+    assert [x.tolist() for x in rows.inputs[1:]] == [[[1] * 3 + [0] * 5, [1] + [0] * 7], [[1], [1]]]
+    tokens, plan, mask, b = rows.forward_args
+    assert tokens.tolist() == [[7, 0, 3] + [-1] * 5, [5] + [-1] * 7]
+    assert (plan.tolist(), plan.dtype) == ([2, 0], torch.int64)
+    assert torch.equal(mask, rows.inputs[1].bool())
+    assert b.tolist() == [1, 5]
+
+
+@pytest.mark.parametrize(("pad", "lengths"), [
+    ({"pad": 0}, {8: [0, 2, 5], 16: [1, 3], 20: [4, 6]}), ({}, {1: [2, 5], 7: [0], 9: [1], 16: [3], 18: [4], 20: [6]})
+])  # fmt: skip
+def test_a_rows_bucket_is_its_own_affair(pad: dict[str, int], lengths: dict[int, list[int]]) -> None:
+    lists: list[Any] = [list(range(n)) for n in (7, 9, 0, 16, 18)] + [None, list(range(99))]
+    table = pa.table({"t": pa.array(lists, pa.large_list(pa.int64()))})
+    job = spec([{"name": "tokens", "ids": "t", "embedding": "m", "max_length": 20} | pad])
+    shapes = resolve_columns(table.schema, job)
+    assert {b.shapes[0].shape[0]: b.rows.tolist() for b in length_buckets(table, job, shapes)} == lengths
+    reasons = dict.fromkeys((2, 5, 6))
+    for b in length_buckets(table, job, shapes):
+        found = to_rows(b.of(table), job, b.shapes)
+        reasons |= {int(i): r for i, r in zip(b.rows, found.reasons, strict=True) if r}
+    assert reasons == {2: "t has 0 ids, expected 1 to 20", 5: "t is null", 6: "t has 99 ids, expected 1 to 20"}
+
+
+def test_a_file_without_a_list_is_full_of_nulls() -> None:
+    job = spec([{"name": "tokens", "ids": "t", "embedding": "m"}])
+    shapes = (InputShape(name="tokens", columns=("t",), shape=(), named=False, varying=True),)
+    (bucket,) = length_buckets(pa.table({"t": pa.nulls(2)}), job, shapes)
+    assert to_rows(bucket.of(pa.table({"t": pa.nulls(2)})), job, bucket.shapes).reasons == ["t is null"] * 2
+
+
+def test_two_lists_have_a_bucket_for_every_pair_of_lengths() -> None:
+    table = pa.table({"t": [[1] * n for n in (3, 9, 3, 9)], "u": [[2] * n for n in (3, 3, 12, 2)], "n": [1, 2, 3, 4]})
+    job = spec([{"name": "t", "ids": "t", "embedding": "m", "pad": 0}, {"name": "f", "columns": ["n"]},
+                {"name": "u", "ids": "u", "embedding": "o", "pad": 0}])  # fmt: skip
+    buckets = length_buckets(table, job, resolve_columns(table.schema, job))
+    found = [([s.shape for s in b.shapes], b.rows.tolist()) for b in buckets]
+    assert found == [([(8,), (1,), (8,)], [0]), ([(8,), (1,), (16,)], [2]), ([(16,), (1,), (8,)], [1, 3])]
+    rows = to_rows(buckets[2].of(table), job, buckets[2].shapes)
+    assert rows.inputs[1].tolist() == [[2], [4]]
+    assert rows.inputs[2].sum(1).tolist() == [3, 2]

@@ -16,6 +16,7 @@ from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.schemas.ids import FOOTER_KEY, fold_digests
 from integrand.schemas.records import Shard, ShardFooter
 from integrand.workers.attribution import attribute
+from integrand.workers.prepared import Prepared
 from integrand.workers.shard import Job, read_shard, run_shard
 
 ATTRIBUTIONS = ["attr.a", "attr.b", "attr.c"]
@@ -224,7 +225,7 @@ def test_a_fault_that_no_row_explains_is_not_a_row_status(make_job: MakeJob) -> 
             raise error
 
         with pytest.raises(kind):
-            run(replace(job, forward=broken), job.plan.shards[0])
+            run(replace(job, prepared=Prepared(broken)), job.plan.shards[0])
     assert not job.store.list(job.run.child("data"))
 
 
