@@ -28,6 +28,7 @@ from integrand.workers.repeatability import Batch, measure_repeatability
 from integrand.workers.rows import Rows
 from integrand.workers.savings import Savings, choose, without_hoisting
 from integrand.workers.spectrum import FIRST
+from integrand.workers.tracks import live_rows
 
 TRIAL_S = 10.0
 """Longest that the adaptive mode is tried on real rows; a dearer model is projected at its most evaluations."""
@@ -277,7 +278,7 @@ def _memory(spec: AttributeSpec, sample: Sample, row_bytes: int, batch_rows: int
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     elements = sum(x[0].numel() for x in sample.inputs)
     fixed = isinstance(spec.accuracy, FixedSteps)
-    live = batch_rows // (_most_evaluations(spec.accuracy) if fixed else FIRST) + 2
+    live = live_rows(batch_rows, _most_evaluations(spec.accuracy) if fixed else FIRST)
     return int(process + 2 * row_bytes * batch_rows + live * elements * (8 if fixed else KEPT_BYTES_PER_ELEMENT))
 
 

@@ -8,7 +8,7 @@ the integrand is kinked, a grid takes over that can grow until the evaluations a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 
@@ -31,13 +31,14 @@ from integrand.workers.grid import (
     fold_classes,
     grid_stages,
 )
-from integrand.workers.loop import Block, Loop, Stage, Store, Verdicts
+from integrand.workers.loop import Block, Loop, Stage, Statuses, Store, Verdicts
 from integrand.workers.quadrature import patterson
 from integrand.workers.spectrum import SpectralLevel, estimate_smooth, moving_window, spectral_levels
-from integrand.workers.tracks import Tracks, attributions, moored
+from integrand.workers.tracks import Tracks, attributions, live_rows, moored
 
 Flags = NDArray[np.bool_]
 
+STATUSES = np.array([RowStatus.nonfinite, RowStatus.ok, RowStatus.at_precision_floor, RowStatus.not_converged], object)
 FLOOR = 16.0
 """Rounding errors, in units of machine epsilon, that f at both ends and the sum may carry; below it nothing is certified."""
 ROUNDING = 4.0
@@ -55,6 +56,26 @@ SHARE = 0.5
 HOPELESS, RESOLVED = 2.0, 0.5
 """A track whose error falls like 1/n is given up when it would need this many times the evaluations it may spend; not
 while its estimated error is larger than this, since fast oscillation may still be resolved."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What a judge knows of some tracks, by track: `size` is ‖attributions‖₁, `total` their sum."""
+
+    slots: Integers
+    attributions: Floats
+    deviation: Floats
+    size: Floats
+    total: Floats
+
+    def take(self, which: Flags | Integers) -> Judged:
+        return Judged(
+            self.slots[which], self.attributions[which], self.deviation[which], self.size[which], self.total[which]
+        )
+
+
+def judged(slots: Integers, attributions: Floats, deviation: Floats) -> Judged:
+    return Judged(slots, attributions, deviation, np.abs(attributions).sum(1), attributions.sum(1))
 
 
 @dataclass(frozen=True)
@@ -92,7 +113,7 @@ class _Integration:
         problem = evaluator.problem
         self.evaluator, self.problem, self.accuracy = evaluator, problem, accuracy
         self.levels = _affordable_levels(accuracy.max_evaluations, problem.elements)
-        live = problem.batch_rows // self.levels[0].count + 2
+        live = live_rows(problem.batch_rows, self.levels[0].count)
         self.tracks = Tracks(problem, rows, f_input, f_baseline, live)
         slots, elements = self.tracks.slots, problem.elements
         self.nested = Store(slots, self.levels[-1].count, elements, problem.dtype, problem.device)
@@ -129,35 +150,31 @@ class _Integration:
         difference = tracks.difference(slots)
         gradients = moored(self.nested.read(slots, level.count), difference)
         values = self.nested.values[slots, : level.count]
-        found = attributions(self.evaluator, tracks, slots, level.functionals @ gradients)
+        found = attributions(self.evaluator, tracks, slots, level.functionals @ gradients, difference)
         slopes = (gradients @ difference[:, :, None])[:, :, 0]
         estimate = estimate_smooth(level, found, slopes, values, tracks.f_start[slots], tracks.f_end[slots])
         tracks.gaps[slots] = level.count + 1
         tracks.integrand[slots] = np.maximum(tracks.integrand[slots], estimate.integrand)
-        open_ = ~self._settle(slots, estimate.attributions, estimate.deviation)
-        if open_.any():
-            self._go_on(index, slots[open_], values[open_], estimate.decay[open_],
-                        (estimate.attributions[open_], estimate.likely[open_]))  # fmt: skip
+        open_ = self._settle(judged(slots, estimate.attributions, estimate.deviation))
+        if len(open_):
+            likely = judged(slots[open_], estimate.attributions[open_], estimate.likely[open_])
+            self._go_on(index, likely, values[open_], estimate.decay[open_])
 
-    def _go_on(self, index: int, slots: Integers, values: Floats, decay: Floats, last: tuple[Floats, Floats]) -> None:
+    def _go_on(self, index: int, likely: Judged, values: Floats, decay: Floats) -> None:
         """More nodes where the spectrum decays; else pieces, else a grid; what cannot be afforded ends here."""
+        slots, level = likely.slots, self.levels[index]
         room = self._room(slots)
+        grids = room >= self._grid_start()
         finer = np.zeros(len(slots), bool)
         if index + 1 < len(self.levels):
-            fits = room >= self.levels[index + 1].count - self.levels[index].count
-            grids = room >= self._grid_start()
-            finer = fits & ((self.levels[index].count < SEEN) | (decay <= DECAYING) | ~grids)
-        rest = np.flatnonzero(~finer)
-        self._push(
-            slots[finer], self._nested_stage(index + 1) if finer.any() else None, partial(self._judge_nested, index + 1)
-        )
-        cut = np.array([self._cut(self.levels[index], int(slots[i]), values[i], bool(decay[i] <= DECAYING)) for i in rest],
-                       bool)  # fmt: skip
-        rest = rest[~cut]
-        grids = room[rest] >= self._grid_start()
-        self._start_grid(slots[rest[grids]])
-        spent = rest[~grids]
-        self._end(slots[spent], last[0][spent], last[1][spent], np.zeros(len(spent), np.int64))
+            fits = room >= self.levels[index + 1].count - level.count
+            finer = fits & ((level.count < SEEN) | (decay <= DECAYING) | ~grids)
+            self._push(slots[finer], self._nested_stage(index + 1), partial(self._judge_nested, index + 1))
+        cut = [not finer[i] and self._cut(level, int(slot), values[i], bool(decay[i] <= DECAYING))
+               for i, slot in enumerate(slots)]  # fmt: skip
+        rest = ~finer & ~np.array(cut, bool)
+        self._start_grid(slots[rest & grids])
+        self._end(likely.take(rest & ~grids))
 
     def _room(self, slots: Integers) -> Integers:
         """Evaluations that tracks may still spend, less what their waiting pieces need at least."""
@@ -224,74 +241,78 @@ class _Integration:
         stage, tracks = self.grid[index], self.tracks
         tracks.spent[slots] += len(stage.nodes)
         tracks.gaps[slots] = 1
-        sums = moored(self.sums.read(slots, COLUMNS), tracks.difference(slots))
-        found = attributions(self.evaluator, tracks, slots, np.vstack([stage.weights, stage.contrasts]) @ sums)
+        difference = tracks.difference(slots)
+        sums = moored(self.sums.read(slots, COLUMNS), difference)
+        found = attributions(
+            self.evaluator, tracks, slots, np.vstack([stage.weights, stage.contrasts]) @ sums, difference
+        )
         gap = found[:, 0].sum(1) - (tracks.f_end[slots] - tracks.f_start[slots])
-        alone = estimate_kinked(stage, found, gap)
-        deviation = np.maximum(alone, MEMORY * tracks.carried[slots] / stage.cells)
-        tracks.carried[slots] = alone * stage.cells
-        settled = self._settle(slots, found[:, 0], deviation, certify=stage.cells >= JUDGED)
-        needed = self._needed(slots, stage, found[:, 0], alone)
+        alone = judged(slots, found[:, 0], estimate_kinked(stage, found, gap))
+        careful = np.maximum(alone.deviation, MEMORY * tracks.carried[slots] / stage.cells)
+        tracks.carried[slots] = alone.deviation * stage.cells
+        known = replace(alone, deviation=careful)
+        open_ = self._settle(known, certify=stage.cells >= JUDGED)
+        needed = self._needed(stage, alone.take(open_))
         following = self.grid[index + 1] if index + 1 < len(self.grid) else None
-        fits = self._room(slots) >= (len(following.nodes) if following else np.inf)
-        go_on = ~settled & fits & (needed == 0)
-        ended = ~settled & ~go_on
-        self._end(slots[ended], found[ended, 0], deviation[ended], needed[ended])
-        if following and go_on.any():
+        goes_on = (self._room(slots[open_]) >= (len(following.nodes) if following else np.inf)) & (needed == 0)
+        self._end(known.take(open_[~goes_on]), needed[~goes_on])
+        if following and goes_on.any():
+            going = open_[goes_on]
             if following.fold:
-                self.sums.write(slots[go_on], fold_classes(sums[go_on]))
-            self._push(slots[go_on], self._grid_stage(following), partial(self._judge_grid, index + 1))
+                self.sums.write(slots[going], fold_classes(sums[going]))
+            self._push(slots[going], self._grid_stage(following), partial(self._judge_grid, index + 1))
 
-    def _needed(self, slots: Integers, stage: GridStage, found: Floats, deviation: Floats) -> Integers:
+    def _needed(self, stage: GridStage, known: Judged) -> Integers:
         """Evaluations that the tolerance would take, where that is out of reach; 0 elsewhere.
 
         The order of convergence is the one seen over the last doubling of the grid, and at least 1.
         """
-        needed = np.zeros(len(slots), np.int64)
+        needed = np.zeros(len(known.slots), np.int64)
         if not stage.full:
             return needed
         with np.errstate(divide="ignore", invalid="ignore"):
-            order = np.fmax(np.log2(self.tracks.doubled[slots] / deviation), 1.0)
-            ratio = np.fmax(deviation / self._allowed(slots, found), 1.0)
+            order = np.fmax(np.log2(self.tracks.doubled[known.slots] / known.deviation), 1.0)
+            ratio = np.fmax(known.deviation / self._allowed(known), 1.0)
             foreseen = np.minimum(stage.count * ratio ** (1 / order), 1e15)
-        self.tracks.doubled[slots] = deviation
-        judged = stage.cells >= 2 * JUDGED and self.accuracy.on_unreachable == "stop"
-        resolved = deviation < RESOLVED * np.abs(found).sum(1)
-        hopeless = judged & resolved & (foreseen > HOPELESS * self.accuracy.max_evaluations)
+        self.tracks.doubled[known.slots] = known.deviation
+        late = stage.cells >= 2 * JUDGED and self.accuracy.on_unreachable == "stop"
+        resolved = known.deviation < RESOLVED * known.size
+        hopeless = late & resolved & (foreseen > HOPELESS * self.accuracy.max_evaluations)
         needed[hopeless] = foreseen[hopeless]
         return needed
 
     # --- verdicts --------------------------------------------------------------------------------------------
 
-    def _allowed(self, slots: Integers, found: Floats) -> Floats:
+    def _allowed(self, known: Judged) -> Floats:
         """The deviation that the tolerance allows each track, or its piece."""
-        size = np.abs(found).sum(1)
-        piece = SHARE * np.maximum(size, np.abs(self.tracks.change[slots]))
-        return self.accuracy.tolerance * np.where(self.tracks.cut[slots], piece, size)
-
-    def _settle(self, slots: Integers, found: Floats, deviation: Floats, *, certify: bool = True) -> Flags:
-        """End the tracks whose deviation is allowed, or is what rounding leaves; tell which."""
-        broken = ~np.isfinite(found.sum(1) + self.tracks.change[slots])
-        settled = broken | self._at_floor(slots, found, deviation)
-        if certify:
-            settled |= deviation <= self._allowed(slots, found)
-        self._end(slots[settled], found[settled], deviation[settled], np.zeros(settled.sum(), np.int64))
-        return settled
-
-    def _at_floor(self, slots: Integers, found: Floats, deviation: Floats) -> Flags:
-        """Whether rounding alone may cause the deviation: of f, once for every gap seen, or of an integrand that cancels."""
         tracks = self.tracks
-        carried = tracks.magnitude[slots] + tracks.integrand[slots] + np.abs(found).sum(1)
-        return np.asarray(deviation <= FLOOR * (1 + tracks.gaps[slots] / 16) * self.problem.epsilon * carried)
+        piece = SHARE * np.maximum(known.size, np.abs(tracks.change[known.slots]))
+        return self.accuracy.tolerance * np.where(tracks.cut[known.slots], piece, known.size)
 
-    def _end(self, slots: Integers, found: Floats, deviation: Floats, needed: Integers) -> None:
+    def _settle(self, known: Judged, *, certify: bool = True) -> Integers:
+        """End the tracks whose deviation is allowed, or is what rounding leaves; places of those that stay open."""
+        settled = ~np.isfinite(known.total + self.tracks.change[known.slots]) | self._at_floor(known)
+        if certify:
+            settled |= known.deviation <= self._allowed(known)
+        self._end(known if settled.all() else known.take(settled))
+        return np.flatnonzero(~settled)
+
+    def _at_floor(self, known: Judged) -> Flags:
+        """Whether rounding alone may cause the deviation: of f, once for every gap seen, or of an integrand that cancels."""
+        tracks, slots = self.tracks, known.slots
+        carried = tracks.magnitude[slots] + tracks.integrand[slots] + known.size
+        return np.asarray(known.deviation <= FLOOR * (1 + tracks.gaps[slots] / 16) * self.problem.epsilon * carried)
+
+    def _end(self, known: Judged, needed: Integers | None = None) -> None:
         """Verdicts of whole paths; a piece is put aside until all pieces of its track are done."""
-        if not len(slots):
+        needed = np.zeros(len(known.slots), np.int64) if needed is None else needed
+        cut = self.tracks.cut[known.slots]
+        if not cut.any():
+            self._release(known, needed)
             return
-        whole = ~self.tracks.cut[slots]
-        self._release(slots[whole], found[whole], deviation[whole], needed[whole])
-        for i in np.flatnonzero(~whole):
-            self._end_piece(int(slots[i]), found[i], float(deviation[i]), int(needed[i]))
+        self._release(known.take(~cut), needed[~cut])
+        for i in np.flatnonzero(cut):
+            self._end_piece(int(known.slots[i]), known.attributions[i], float(known.deviation[i]), int(needed[i]))
 
     def _end_piece(self, slot: int, found: Floats, deviation: float, needed: int) -> None:
         pieces = self.cut[slot]
@@ -303,29 +324,26 @@ class _Integration:
             return
         del self.cut[slot]
         total = np.sum(pieces.attributions, axis=0)
-        self._release(np.array([slot]), total[None], np.array([pieces.deviation]), np.array([pieces.needed]))
+        self._release(judged(np.array([slot]), total[None], np.array([pieces.deviation])), np.array([pieces.needed]))
 
-    def _release(self, slots: Integers, found: Floats, deviation: Floats, needed: Integers) -> None:
+    def _release(self, known: Judged, needed: Integers) -> None:
+        if not len(known.slots):
+            return
+        tracks, slots = self.tracks, known.slots
+        error = _ratio(known.deviation + ROUNDING * self.problem.epsilon * known.size, known.size)
+        gap = known.total - tracks.change[slots]
+        self.finished.append(Verdicts(tracks.row[slots], tracks.target[slots], self._statuses(known), known.attributions,
+                                      gap, error, tracks.spent[slots], needed))  # fmt: skip
+        tracks.release(slots)
+
+    def _statuses(self, known: Judged) -> Statuses:
+        finite = np.isfinite(known.total + self.tracks.change[known.slots])
+        ok = known.deviation <= self.accuracy.tolerance * known.size
+        return STATUSES[np.select([~finite, ok, self._at_floor(known)], [0, 1, 2], 3)]
+
+    def _push(self, slots: Integers, stage: Stage, judge: partial[None]) -> None:
         if len(slots):
-            self.finished.append(self._verdicts(slots, found, deviation, needed))
-            self.tracks.release(slots)
-
-    def _verdicts(self, slots: Integers, found: Floats, deviation: Floats, needed: Integers) -> Verdicts:
-        tracks, total, size = self.tracks, found.sum(1), np.abs(found).sum(1)
-        ok, floor = deviation <= self.accuracy.tolerance * size, self._at_floor(slots, found, deviation)
-        statuses = [_status(*flags) for flags in zip(np.isfinite(total + tracks.change[slots]), ok, floor, strict=True)]
-        return Verdicts(tracks.row[slots], tracks.target[slots], statuses, found, total - tracks.change[slots],
-                        _ratio(deviation + ROUNDING * self.problem.epsilon * size, size), tracks.spent[slots], needed)  # fmt: skip
-
-    def _push(self, slots: Integers, stage: Stage | None, judge: partial[None]) -> None:
-        if stage is not None and len(slots):
             self.loop.queue.append(self.tracks.block(self.tracks.grouped(slots), stage, judge))
-
-
-def _status(finite: bool, ok: bool, floor: bool) -> RowStatus:
-    if not finite:
-        return RowStatus.nonfinite
-    return RowStatus.ok if ok else RowStatus.at_precision_floor if floor else RowStatus.not_converged
 
 
 def _affordable_levels(most: int, elements: int) -> tuple[SpectralLevel, ...]:

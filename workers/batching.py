@@ -10,10 +10,11 @@ from torch import Tensor
 from integrand.workers.grid import COLUMNS
 from integrand.workers.outputs import Forward
 from integrand.workers.spectrum import FIRST
+from integrand.workers.tracks import live_rows
 
 CACHE_BYTES = 16 << 20
 """Saved activations of a step batch beyond this size leave the CPU's caches and gain nothing more."""
-LARGEST, SMALLEST = 512, 16
+LARGEST, SMALLEST = 1024, 16
 """Kernels treat the last rows of batches that are no multiple of 16 differently, and with them their last bits."""
 KEPT_BYTES = 256 << 20
 """What a worker keeps of its live rows, if it explains several targets at once."""
@@ -66,5 +67,4 @@ def rows_of_length(batch_rows: int, planned: int, length: int) -> int:
 
 def targets_at_once(batch_rows: int, elements: int) -> int:
     """Targets that share forward passes, so that what is kept of live rows stays small."""
-    live = batch_rows // FIRST + 2
-    return max(1, KEPT_BYTES // (live * elements * KEPT_BYTES_PER_ELEMENT))
+    return max(1, KEPT_BYTES // (live_rows(batch_rows, FIRST) * elements * KEPT_BYTES_PER_ELEMENT))

@@ -13,6 +13,7 @@ from integrand.workers.exact import ExactIntegral, integrate_exactly
 from integrand.workers.loop import Verdicts
 from integrand.workers.shallow import ShallowNetwork
 
+STATUSES = np.array([RowStatus.nonfinite, RowStatus.ok], object)
 ROUNDING = 4.0
 """Rounding of the attributions as they are stored, in units of the machine epsilon of their dtype."""
 
@@ -38,6 +39,6 @@ def _verdicts(problem: Problem, rows: Tensor, target: int, found: ExactIntegral)
     with np.errstate(invalid="ignore"):
         error = np.abs(gap[moved]) / np.where(size[moved] > 0, size[moved], 1.0) + ROUNDING * problem.epsilon
     zeros = np.zeros(len(moved), np.int64)
-    statuses = [RowStatus.ok if ok else RowStatus.nonfinite for ok in np.isfinite(gap[moved])]
+    statuses = STATUSES[np.isfinite(gap[moved]).astype(np.int64)]
     places = rows.cpu().numpy()[moved]
     return Verdicts(places, zeros + target, statuses, found.attributions[moved], gap[moved], error, zeros, zeros)

@@ -127,8 +127,10 @@ class Evaluator:
 
         found = self._batched(torch.arange(len(rows), device=rows.device), run)
         self.padded += len(found) * self.capacity - len(rows)
-        return [Step(torch.cat([steps[i].gradients[:count] for steps, count in found]),
-                     torch.cat([steps[i].values[:count] for steps, count in found]))
+        parts = [[Step(step.gradients[:count], step.values[:count]) for step in steps] for steps, count in found]
+        if len(parts) == 1:
+            return parts[0]
+        return [Step(torch.cat([p[i].gradients for p in parts]), torch.cat([p[i].values for p in parts]))
                 for i in range(len(wanted))]  # fmt: skip
 
     def pull(self, rows: Tensor, gradients: Floats) -> Floats:
@@ -197,7 +199,8 @@ def batches(rows: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
     """`rows` in pieces of exactly `size`, the last one padded with its own last row; with the count that is real."""
     for start in range(0, len(rows), size):
         piece = rows[start : start + size]
-        yield torch.cat([piece, piece[-1:].expand(size - len(piece))]), len(piece)
+        missing = size - len(piece)
+        yield (torch.cat([piece, piece[-1:].expand(missing)]) if missing else piece), len(piece)
 
 
 def endpoint_values(evaluator: Evaluator, rows: Tensor) -> tuple[Floats, Floats]:

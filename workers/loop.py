@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from integrand.schemas.tables import RowStatus
 from integrand.workers.engine import Evaluator, Floats, Integers, Step
+
+Statuses = NDArray[np.object_]
+"""RowStatus by track."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class Verdicts:
 
     rows: Integers
     targets: Integers
-    statuses: list[RowStatus]
+    statuses: Statuses
     attributions: Floats
     gap: Floats
     error: Floats
@@ -42,7 +45,7 @@ class Stage:
 
     columns    [nodes]: position in the store
     weights    [nodes]: factor of the gradient; None to store it as it is
-    edges      (node, column) of gradients that are also kept on their own
+    edges      (node, column) of gradients that are also kept on their own, weighted alike
     """
 
     nodes: Floats
@@ -194,9 +197,9 @@ def _put(take: Take, target: int, step: Step) -> None:
         stage.store.keep(slots, stage.columns[node], step)
         return
     gradients = step.gradients.double()
-    weights = torch.from_numpy(stage.weights[node]).to(gradients.device)
-    stage.store.add(slots, stage.columns[node], gradients * weights[:, None])
     for edge, column in stage.edges:
         at = np.flatnonzero(node == edge)
         if len(at):
             stage.store.put(slots[at], column, gradients[torch.from_numpy(at).to(gradients.device)])
+    weights = torch.from_numpy(stage.weights[node]).to(gradients.device)
+    stage.store.add(slots, stage.columns[node], gradients.mul_(weights[:, None]))

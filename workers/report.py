@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.specs import Accuracy, Adaptive
-from integrand.schemas.tables import WITHOUT_ATTRIBUTION, RowStatus
+from integrand.schemas.tables import RowStatus
 from integrand.workers.engine import Floats, Problem
 from integrand.workers.loop import Verdicts
 
@@ -105,11 +105,11 @@ class Report:
         for v in verdicts:
             at = v.rows, v.targets
             self.status[at], self.evaluations[at] = v.statuses, v.evaluations
-            known = np.array([status not in WITHOUT_ATTRIBUTION for status in v.statuses], bool)
-            for i, status in enumerate(v.statuses):
+            known = v.statuses != RowStatus.nonfinite
+            for i in np.flatnonzero((v.statuses != RowStatus.ok) & (v.statuses != RowStatus.unchecked)):
                 place = v.rows[i], v.targets[i]
-                if status not in (RowStatus.ok, RowStatus.unchecked) and self.reason[place] is None:
-                    self.reason[place] = _reason(v, i, accuracy)
+                if self.reason[place] is None:
+                    self.reason[place] = _reason(v, int(i), accuracy)
             there = v.rows[known], v.targets[known]
             self.values[there] = v.attributions[known]
             self.gap[there], self.error[there] = v.gap[known], v.error[known]

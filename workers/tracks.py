@@ -10,6 +10,11 @@ from integrand.workers.engine import Evaluator, Floats, Integers, Problem
 from integrand.workers.loop import Block, Judge, Stage
 
 
+def live_rows(batch_rows: int, nodes: int) -> int:
+    """Rows that may be under way: one step batch of first nodes, and another one while the last of these is judged."""
+    return 2 * -(-batch_rows // nodes) + 1
+
+
 class Tracks:
     """Arrays by slot, and the rows that still wait for one.
 
@@ -76,11 +81,18 @@ class Tracks:
         return self.problem.difference(self.rows_of(slots)) * self.width[slots, None]
 
 
-def attributions(evaluator: Evaluator, tracks: Tracks, slots: Integers, combined: Floats) -> Floats:
-    """Combinations of gradients `[slots, k, elements]` as attributions `[slots, k, features]`: times x − x'."""
-    rows = tracks.rows_of(slots)
-    difference = tracks.problem.features.difference(rows) * tracks.width[slots, None]
-    return evaluator.pull(rows, combined) * difference[:, None, :]
+def attributions(evaluator: Evaluator, tracks: Tracks, slots: Integers, combined: Floats, difference: Floats) -> Floats:
+    """Combinations of gradients `[slots, k, elements]` as attributions `[slots, k, features]`: times x − x'.
+
+    `difference` [slots, elements] is that of the problem, which behind a hoisted prefix is not yet one of features.
+    """
+    problem = tracks.problem
+    if problem.lift is not None:
+        rows = tracks.rows_of(slots)
+        difference = problem.lift.problem.difference(rows) * tracks.width[slots, None]
+        combined = evaluator.pull(rows, combined)
+    combined *= difference[:, None, :]
+    return combined
 
 
 def moored(gradients: Floats, difference: Floats) -> Floats:
