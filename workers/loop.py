@@ -202,4 +202,4 @@ def _put(take: Take, target: int, step: Step) -> None:
         if len(at):
             stage.store.put(slots[at], column, gradients[torch.from_numpy(at).to(gradients.device)])
     weights = torch.from_numpy(stage.weights[node]).to(gradients.device)
-    stage.store.add(slots, stage.columns[node], gradients.mul_(weights[:, None]))
+    stage.store.add(slots, stage.columns[node], gradients * weights[:, None])
