@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from integrand.schemas.ids import FORMAT_VERSION
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs import AttributeSpec, TopKTarget
 from integrand.schemas.tables import CONVERGED, WITHOUT_ATTRIBUTION
 
 Determinism = Literal["bitwise", "tolerance"]
@@ -136,7 +136,10 @@ class Plan(Record):
 
     @property
     def targets_per_row(self) -> int:
-        return self.numerics.outputs or 1 if self.spec.target.kind == "all" else 1
+        target = self.spec.target
+        if isinstance(target, TopKTarget):
+            return target.k
+        return self.numerics.outputs or 1 if target.kind == "all" else 1
 
 
 class Quantiles(Record):

@@ -280,13 +280,22 @@ class ArgmaxTarget(_Transformed):
     kind: Literal["argmax"] = "argmax"
 
 
+class TopKTarget(_Transformed):
+    """Each row's k largest outputs, the largest first: k output rows for each row."""
+
+    kind: Literal["top_k"] = "top_k"
+    k: int = Field(ge=1, description="How many outputs of each row are explained.")
+
+
 class AllTargets(_Transformed):
     """Every output: one output row per (row, target)."""
 
     kind: Literal["all"] = "all"
 
 
-Target = Annotated[ScalarTarget | IndexTarget | ColumnTarget | ArgmaxTarget | AllTargets, Field(discriminator="kind")]
+Target = Annotated[
+    ScalarTarget | IndexTarget | ColumnTarget | ArgmaxTarget | TopKTarget | AllTargets, Field(discriminator="kind")
+]
 
 
 # --- accuracy, output, compute, limits ---------------------------------------------------------------------
@@ -502,7 +511,7 @@ def _nearest(word: str, known: list[str]) -> str:
 _KINDS: dict[str, tuple[type[Part], ...]] = {
     "model": (FactoryModel, ExportedModel, ScriptedModel),
     "baseline": (ZeroBaseline, ConstantBaseline, ColumnBaseline, MeanBaseline),
-    "target": (ScalarTarget, IndexTarget, ColumnTarget, ArgmaxTarget, AllTargets),
+    "target": (ScalarTarget, IndexTarget, ColumnTarget, ArgmaxTarget, TopKTarget, AllTargets),
     "accuracy": (FixedSteps, Adaptive, Exact),
 }
 _PLAIN: dict[str, type[Part]] = {

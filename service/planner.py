@@ -25,7 +25,7 @@ from integrand.schemas.records import (
     SourceFile,
     Statistics,
 )
-from integrand.schemas.specs import AttributeSpec, MeanBaseline
+from integrand.schemas.specs import AttributeSpec, MeanBaseline, TopKTarget
 from integrand.service.cutting import auto_rows, cut, rows_by_bytes
 from integrand.service.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.pools import Pool
@@ -216,6 +216,8 @@ def _cut(
 
 
 def _targets_per_row(spec: AttributeSpec, findings: Findings) -> int:
+    if isinstance(spec.target, TopKTarget):
+        return spec.target.k
     if spec.target.kind != "all":
         return 1
     if findings.outputs is None:

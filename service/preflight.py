@@ -15,7 +15,7 @@ from torch import Tensor
 
 from integrand.schemas.errors import DataError, IntegrandError, SpecError
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs import Accuracy, Adaptive, AttributeSpec, ColumnTarget, Exact, FixedSteps
+from integrand.schemas.specs import Accuracy, Adaptive, AttributeSpec, ColumnTarget, Exact, FixedSteps, TopKTarget
 from integrand.workers.attribution import attribute, no_closed_form, unused_inputs
 from integrand.workers.baselines import baseline_tensors
 from integrand.workers.batching import KEPT_BYTES_PER_ELEMENT, activation_bytes, step_batch_rows
@@ -197,7 +197,11 @@ def _targets(spec: AttributeSpec, out: Tensor, sample: Sample) -> tuple[Tensor |
     if isinstance(target, ColumnTarget):
         assert sample.target is not None
         return _column_targets(sample.target, width, target.column), width
-    return (out.argmax(-1, keepdim=True) if target.kind == "argmax" else torch.zeros(sample.rows, 1).long()), width
+    if isinstance(target, TopKTarget) and target.k > width:
+        raise SpecError("target.k", expected=f"at most {width}, the model's outputs", seen=str(target.k),
+                        next_step="explain fewer, or `all`")  # fmt: skip
+    largest = target.kind in ("argmax", "top_k")
+    return (out.argmax(-1, keepdim=True) if largest else torch.zeros(sample.rows, 1).long()), width
 
 
 def _column_targets(targets: Tensor, width: int, column: str) -> Tensor:

@@ -122,7 +122,7 @@ def _closed_form(forward: Forward, problem: Problem, accuracy: Accuracy) -> Shal
     if isinstance(accuracy, Adaptive) and problem.device.type != "cpu":
         return "it runs on the CPU"
     x = problem.inputs[0]
-    rows = x[torch.isfinite(x).flatten(1).all(1)][:8]
+    rows = x[torch.isfinite(x).reshape(len(x), -1).all(1)][:8]
     return closed_form(forward, rows) if len(rows) else "no finite row"
 
 

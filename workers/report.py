@@ -70,7 +70,8 @@ class Report:
         self.f_input, self.f_baseline = np.full(shape, np.nan), np.full(shape, np.nan)
         self.gap, self.error = np.full(shape, np.nan), np.full(shape, np.nan)
         self.evaluations = np.zeros(shape, np.int32)
-        self.status = np.full(shape, RowStatus.bad_input, object)
+        self.status = np.empty(shape, object)
+        self.status.fill(RowStatus.bad_input)  # np.full would make it a plain string
         self.reason = np.full(shape, None, object)
 
     def set_bad_inputs(self) -> Tensor:
@@ -95,7 +96,7 @@ class Report:
         for row, target in np.argwhere(~finite):
             where = "x" if not np.isfinite(self.f_input[places[row], target]) else "the baseline"
             self.reason[places[row], target] = f"the model's output at {where} is NaN or inf"
-        self.status[places] = np.where(finite, RowStatus.ok, RowStatus.nonfinite)
+        self.status[places] = np.array([RowStatus.nonfinite, RowStatus.ok], object)[finite.astype(int)]
         still = finite & ~moved[:, None]
         for array in (self.values, self.gap, self.error):
             array[places] = np.where(still.reshape(*still.shape, *[1] * (array.ndim - 2)), 0, np.nan)

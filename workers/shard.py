@@ -20,7 +20,7 @@ from torch import Tensor
 from integrand.schemas.errors import IntegrandError, IntegrityError
 from integrand.schemas.ids import FOOTER_KEY, shard_object
 from integrand.schemas.records import Plan, Shard, ShardFooter
-from integrand.schemas.specs import ArgmaxTarget, ColumnTarget, IndexTarget
+from integrand.schemas.specs import ArgmaxTarget, ColumnTarget, IndexTarget, TopKTarget
 from integrand.schemas.tables import RowStatus
 from integrand.schemas.uris import Uri
 from integrand.workers.attribution import Attribution, attribute
@@ -218,17 +218,21 @@ def _targets(
     if rows.target is not None:
         return rows.target.to(job.device)[:, None, None]
     problem = Problem(job.prepared, device[0], device[0], device[2], None, job.plan.numerics.batch_rows, tick)
-    return _argmax(problem)[:, None] if count else torch.zeros(0, 1, 1, dtype=torch.int64)
+    return _largest(problem, per_row) if count else torch.zeros(0, per_row, 1, dtype=torch.int64)
 
 
-def _argmax(problem: Problem) -> Tensor:
-    """Each row's largest output, `[rows, 1]`; 0 for a row that the model raises on, which fails again later."""
+def _largest(problem: Problem, k: int) -> Tensor:
+    """Each row's k largest outputs, `[rows, k, 1]`; the first ones for a row that the model raises on, which fails later."""
     index = torch.arange(problem.rows, device=problem.inputs[0].device)
 
     def attempt(rows: slice) -> Tensor:
-        return Evaluator(problem).outputs(problem.inputs, index[rows], check=False).argmax(-1, keepdim=True)
+        out = Evaluator(problem).outputs(problem.inputs, index[rows], check=False)
+        return out.argmax(-1, keepdim=True) if k == 1 else out.topk(k, -1).indices
 
-    return torch.cat(_isolate(attempt, lambda error: torch.zeros_like(index[:1, None]), slice(0, problem.rows)))
+    def failed(error: Exception) -> Tensor:
+        return torch.arange(k, device=index.device)[None]
+
+    return torch.cat(_isolate(attempt, failed, slice(0, problem.rows)))[:, :, None]
 
 
 def _attributions_of(job: Job, xs: tuple[Tensor, ...], bs: tuple[Tensor, ...], args: tuple[Tensor, ...],
@@ -329,7 +333,7 @@ def _index(target: IndexTarget) -> tuple[int, ...]:
 
 
 def _target_column(job: Job, table: Tensor | None, places: NDArray[np.int64], status: list[RowStatus]) -> pa.Array:
-    """Targets by output row. An index and `all` name them in bad rows too; argmax and column have none there."""
+    """Targets by output row. An index and `all` name them in bad rows too; the others have none there."""
     out = len(status)
     if job.plan.spec.target.kind == "scalar":
         return target_array(None, np.zeros(out, bool))
@@ -341,6 +345,6 @@ def _target_column(job: Job, table: Tensor | None, places: NDArray[np.int64], st
     assert table is not None
     full, present = np.zeros((out, table.shape[1]), np.int64), np.zeros(out, bool)
     full[places], present[places] = table.cpu().numpy(), True
-    if isinstance(job.plan.spec.target, ArgmaxTarget):
+    if isinstance(job.plan.spec.target, ArgmaxTarget | TopKTarget):
         present &= np.array(status) != RowStatus.failed
     return target_array(full, present)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -96,7 +97,9 @@ def test_bad_rows_keep_their_place(make_job: MakeJob) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [{"kind": "index", "index": 1}, {"kind": "argmax"}, {"kind": "all"}], ids=lambda t: t["kind"]
+    "target",
+    [{"kind": "index", "index": 1}, {"kind": "argmax"}, {"kind": "top_k", "k": 2}, {"kind": "all"}],
+    ids=lambda t: t["kind"],
 )
 def test_a_shard_of_bad_rows_alone(make_job: MakeJob, target: dict[str, Any]) -> None:
     """Its target column must not depend on whether a clean row lies beside the bad ones."""
@@ -110,7 +113,7 @@ def test_a_shard_of_bad_rows_alone(make_job: MakeJob, target: dict[str, Any]) ->
     assert found.equals(whole)
     last = found.slice(found.num_rows * 2 // 3)
     assert set(last.column("status").to_pylist()) == {"bad_input"}
-    expected = {"index": [1] * 10, "argmax": [None] * 10, "all": [0, 1] * 10}[target["kind"]]
+    expected = {"index": [1] * 10, "argmax": [None] * 10, "top_k": [None] * 20, "all": [0, 1] * 10}[target["kind"]]
     assert last.column("target").to_pylist() == expected
 
 
@@ -190,17 +193,28 @@ def test_a_baseline_of_each_row_travels_with_it(make_job: MakeJob) -> None:
     np.testing.assert_allclose(found.column("f_baseline").to_numpy()[:21], expected[:21], rtol=1e-12)
 
 
+def test_the_k_largest_outputs_are_explained_as_they_are_among_all(make_job: MakeJob) -> None:
+    source = table(20)
+    every = rows_of(make_job(source, target={"kind": "all"})).to_pandas()
+    largest = rows_of(make_job(source, target={"kind": "top_k", "k": 2})).to_pandas()
+    assert (largest.groupby("row_id", sort=False)["f_input"].diff().dropna() <= 0).all()
+    key = ["row_id", "target"]
+    pd.testing.assert_frame_equal(largest.sort_values(key, ignore_index=True), every.sort_values(key, ignore_index=True))
+
+
 # --- rows that the model raises on ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "target", [{"kind": "index", "index": 1}, {"kind": "argmax"}, {"kind": "all"}], ids=lambda t: t["kind"]
+    "target",
+    [{"kind": "index", "index": 1}, {"kind": "argmax"}, {"kind": "top_k", "k": 2}, {"kind": "all"}],
+    ids=lambda t: t["kind"],
 )
 def test_rows_that_the_model_raises_on_fail_alone(make_job: MakeJob, target: dict[str, Any]) -> None:
     """Two shards: three culprits in one, the first row of the other."""
     culprits = [23, 24, 27, 30]
     source = spoil(table(40), "a", dict.fromkeys(culprits, 99.0))
-    per_row = 2 if target["kind"] == "all" else 1
+    per_row = 2 if target["kind"] in ("all", "top_k") else 1
     fine = rows_of(make_job(source, "smooth", target=target))
     found = rows_of(make_job(source, "picky", target=target, place="picky"))
     assert found.num_rows == fine.num_rows == 40 * per_row
@@ -211,7 +225,7 @@ def test_rows_that_the_model_raises_on_fail_alone(make_job: MakeJob, target: dic
     assert {row["status"] for row in failed} == {"failed"}
     assert {row["reason"] for row in failed} == {"the model raised RuntimeError: first feature is out of my range"}
     assert {row[name] for row in failed for name in (*ATTRIBUTIONS, "f_input", "gap")} == {None}
-    expected = {"index": [1] * 4, "argmax": [None] * 4, "all": [0, 1] * 4}[target["kind"]]
+    expected = {"index": [1] * 4, "argmax": [None] * 4, "top_k": [None] * 8, "all": [0, 1] * 4}[target["kind"]]
     assert [row["target"] for row in failed] == expected
 
 
