@@ -79,7 +79,7 @@ class Numerics(Record):
     numerics_version: int
     batch_rows: int
     threads: int
-    precision: Literal["float32", "float64"]
+    precision: Literal["float32", "float64"] = Field(description="Dtype of model, inputs, sums and output columns.")
     device: Literal["cpu", "cuda"]
     torch_build: str
     outputs: int | None = Field(None, description="Width of the model's output, for target `all`.")
@@ -87,6 +87,9 @@ class Numerics(Record):
     savings: tuple[str, ...] = Field((), description="Exact savings applied to the model, in this order.")
     folded: tuple[tuple[str, str], ...] = Field((), description="Layers and the batch norms folded into them.")
     frontier: tuple[str, ...] = Field((), description="Tensors at which the hoisted affine prefix ends.")
+    autocast: Literal["bfloat16", "float16"] | None = Field(None, description="Dtype under which gradients are taken.")
+    compile: bool = Field(False, description="Whether what takes gradients is compiled.")
+    tf32: bool = Field(False, description="Whether CUDA may round float32 factors to TF32.")
 
 
 class Statistics(Record):

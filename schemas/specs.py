@@ -356,7 +356,7 @@ class WorkerRange(Part):
 
 
 class Compute(Part):
-    """How the work is spread. Only `precision`, `threads` and `batch_rows` can change a bit of the result."""
+    """How the work is spread. Only `precision`, `compile`, `threads`, `batch_rows` and `savings` can change a bit of the result."""
 
     workers: Annotated[
         Annotated[int, Field(ge=1), Tag("count")] | Annotated[WorkerRange, Tag("WorkerRange")],
@@ -365,7 +365,11 @@ class Compute(Part):
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for an actor.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that Ray reserves for an actor.")
     threads: int | None = Field(None, ge=1, description="Torch threads of an actor; default: its CPUs.")
-    precision: Literal["float32", "float64"] = Field("float32", description="Dtype of model, inputs and gradients.")
+    precision: Literal["float32", "float64", "bfloat16", "float16"] = Field(
+        "float32", description="Dtype of model, inputs and gradients. bfloat16, float16: gradients are taken under "
+        "autocast, all else stays float32; six evaluations more tell each adaptive row's rounding, and nothing below a "
+        "few percent (bfloat16) or permille (float16) is certified.")  # fmt: skip
+    compile: bool = Field(False, description="Compile the model with torch.compile where gradients are taken; needs a C++ compiler.")
     batch_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="Rows of a step batch.")
     savings: Literal["auto", "none"] = Field(
         "auto", description="Rewritings of the model that leave its function as it is, each verified on real rows while "
@@ -384,6 +388,16 @@ class Compute(Part):
         if self.shard_bytes is not None and self.shard_rows != "auto":
             raise ValueError("give `shard_rows` or `shard_bytes`, not both")
         return self
+
+    @property
+    def storage(self) -> Literal["float32", "float64"]:
+        """Dtype of model, inputs, sums and output columns."""
+        return "float64" if self.precision == "float64" else "float32"
+
+    @property
+    def autocast(self) -> Literal["bfloat16", "float16"] | None:
+        """Dtype under which gradients are taken, where it is another one than the model's."""
+        return None if self.precision in ("float32", "float64") else self.precision
 
     @property
     def worker_range(self) -> WorkerRange:

@@ -22,7 +22,7 @@ from integrand.workers.batching import KEPT_BYTES_PER_ELEMENT, activation_bytes,
 from integrand.workers.embeddings import IdsModel
 from integrand.workers.engine import Problem, step_gradients
 from integrand.workers.outputs import Forward, check_output, target_table, transformed
-from integrand.workers.prepared import closed_form, prepare
+from integrand.workers.prepared import assemble, closed_form, work_of
 from integrand.workers.quadrature import plain_rule
 from integrand.workers.repeatability import Batch, measure_repeatability
 from integrand.workers.rows import Rows
@@ -122,7 +122,7 @@ def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
     check_output(out, sample.rows, table)
     sample = replace(sample, target=table)
     exact, savings = _rewriting(spec, model, sample)
-    prepared = prepare(model, spec.target.transform, savings, sample.inputs, sample.forward_args, exact=exact)
+    prepared = assemble(model, spec.target.transform, savings, sample.inputs, sample.forward_args, exact=exact)
     row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
     batch_rows = _batch_rows(spec, row_bytes)
     planned, batch_rows = batch_rows, _repeatable_rows(spec, prepared, sample, batch_rows)
@@ -144,7 +144,7 @@ def _rewriting(spec: AttributeSpec, model: Forward, sample: Sample) -> tuple[boo
         raise no_closed_form(reason)
     if reason is None or spec.compute.savings == "none":
         return reason is None, Savings()
-    found = choose(model, sample.inputs, sample.baselines, sample.forward_args, sample.target)
+    found = choose(model, sample.inputs, sample.baselines, sample.forward_args, sample.target, work_of(spec.accuracy))
     return False, without_hoisting(found, "forward_args differ from row to row") if sample.forward_args else found
 
 

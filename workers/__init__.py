@@ -8,7 +8,7 @@ if __name__ == "workers":
 
 _HOMES = {
     "Access": "store", "Store": "store",
-    "Attribution": "attribution", "attribute": "attribution", "at_embedding": "embeddings",
+    "Attribution": "attribution", "attribute": "attribution", "prepare": "attribution", "at_embedding": "embeddings",
     "QuadratureRule": "quadrature",
 }  # fmt: skip
 __all__ = sorted(_HOMES)

@@ -146,11 +146,12 @@ class _Integration:
 
     def _judge_level(self, index: int, slots: Integers) -> None:
         level, tracks = self.levels[index], self.tracks
-        tracks.spent[slots] += level.count - (self.levels[index - 1].count if index else 0)
+        new = level.count - (self.levels[index - 1].count if index else 0)
+        tracks.spent[slots] += new
         difference = tracks.difference(slots)
         gradients = moored(self.nested.read(slots, level.count), difference)
         values = self.nested.values[slots, : level.count]
-        found = attributions(self.evaluator, tracks, slots, level.functionals @ gradients, difference)
+        found = attributions(self.evaluator, tracks, slots, level.functionals @ gradients, difference, new)
         slopes = (gradients @ difference[:, :, None])[:, :, 0]
         estimate = estimate_smooth(level, found, slopes, values, tracks.f_start[slots], tracks.f_end[slots])
         tracks.gaps[slots] = level.count + 1
@@ -244,7 +245,12 @@ class _Integration:
         difference = tracks.difference(slots)
         sums = moored(self.sums.read(slots, COLUMNS), difference)
         found = attributions(
-            self.evaluator, tracks, slots, np.vstack([stage.weights, stage.contrasts]) @ sums, difference
+            self.evaluator,
+            tracks,
+            slots,
+            np.vstack([stage.weights, stage.contrasts]) @ sums,
+            difference,
+            len(stage.nodes),
         )
         gap = found[:, 0].sum(1) - (tracks.f_end[slots] - tracks.f_start[slots])
         alone = judged(slots, found[:, 0], estimate_kinked(stage, found, gap))

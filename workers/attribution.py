@@ -22,13 +22,14 @@ from integrand.workers.engine import Evaluator, Floats, Problem, endpoint_values
 from integrand.workers.fixed import integrate_fixed
 from integrand.workers.loop import Verdicts
 from integrand.workers.outputs import Forward, Target, check_output, target_tables
-from integrand.workers.prepared import Prepared, closed_form
+from integrand.workers.prepared import Prepared, assemble, closed_form, work_of
 from integrand.workers.quadrature import plain_rule
 from integrand.workers.report import Attribution, Report, Tensors
+from integrand.workers.savings import choose
 from integrand.workers.shallow import ShallowNetwork
 from integrand.workers.spectrum import FIRST
 
-__all__ = ["Attribution", "attribute", "unused_inputs"]
+__all__ = ["Attribution", "attribute", "prepare", "unused_inputs"]
 NOTEBOOK_MEMORY = 512 << 20
 
 
@@ -70,6 +71,31 @@ def attribute(forward: Forward, inputs: Tensors, *, baselines: Tensors | float |
         report = Report(problem)
         padded, used = _explain(problem, chosen, _prepared(forward, problem, chosen), report)
         return report.result(inputs, several=isinstance(target, list), padded=padded, batch_rows=used)
+
+
+def prepare(model: nn.Module, inputs: Tensors, *, baselines: Tensors | float | None = None, target: Target = None,
+            forward_args: Tensors = (), accuracy: Accuracy | None = None) -> Prepared:  # fmt: skip
+    """What a job's plan does once for its workers: the model with the savings that hold on these rows.
+
+    A few rows will do. `attribute` takes the result in place of the model, for inputs of the same shapes. Verification
+    runs the model in float64. Raises like `attribute`.
+    """
+    chosen = accuracy or Adaptive()
+    with torch.inference_mode(False):
+        xs = _tensors("inputs", inputs)
+        _check_inputs(xs)
+        _check_eval(model)
+        bs, arguments, targets = (
+            _baselines(xs, baselines),
+            _forward_args(forward_args, xs),
+            target_tables(target, len(xs[0])),
+        )
+        targets = None if targets is None else targets.to(xs[0].device)
+        found = _prepared(model, Problem(model, xs, bs, arguments, targets, 1), chosen)
+        if found.network is not None:
+            return found
+        table = None if targets is None else targets[:, 0]
+        return assemble(model, "none", choose(model, xs, bs, arguments, table, work_of(chosen)), xs, arguments)
 
 
 def _explain(problem: Problem, accuracy: Accuracy, prepared: Prepared, report: Report) -> tuple[int, int]:

@@ -31,6 +31,8 @@ class Problem:
 
     targets    output indices `[rows, targets, depth]`, None for scalar outputs
     lift       where inputs and baselines are hidden tensors of a hoisted prefix: the problem in features
+    step       what step batches run in place of `forward`: compiled, or under autocast to `half`
+    rounding   relative L1 error of attributions under autocast, as measured, `[rows, targets]`
     """
 
     forward: Forward
@@ -41,6 +43,9 @@ class Problem:
     batch_rows: int
     tick: Callable[[], None] = lambda: None
     lift: Lift | None = None
+    step: Forward | None = None
+    half: torch.dtype | None = None
+    rounding: Floats | None = None
 
     @property
     def rows(self) -> int:
@@ -65,8 +70,9 @@ class Problem:
 
     @property
     def epsilon(self) -> float:
-        """Rounding of one evaluation, relative: that of the narrowest input."""
-        return max(float(torch.finfo(x.dtype).eps) for x in self.inputs)
+        """Rounding of one gradient, relative: that of the narrowest input, or of autocast."""
+        dtypes = [x.dtype for x in self.inputs] if self.half is None else [self.half]
+        return max(float(torch.finfo(dtype).eps) for dtype in dtypes)
 
     def arguments(self, rows: Tensor) -> list[Tensor]:
         return [a[rows] for a in self.forward_args]
@@ -133,8 +139,11 @@ class Evaluator:
         return [Step(torch.cat([p[i].gradients for p in parts]), torch.cat([p[i].values for p in parts]))
                 for i in range(len(wanted))]  # fmt: skip
 
-    def pull(self, rows: Tensor, gradients: Floats) -> Floats:
-        """Combinations of gradients `[rows, k, elements]` with respect to features: the transposed prefix, if there is one."""
+    def pull(self, rows: Tensor, gradients: Floats, nodes: int) -> Floats:
+        """Combinations of gradients `[rows, k, elements]` with respect to features: the transposed prefix, if there is one.
+
+        Batches have one size for all rows that were judged after `nodes` new ones: about what a step batch brings.
+        """
         lift = self.problem.lift
         if lift is None:
             return gradients
@@ -150,7 +159,9 @@ class Evaluator:
             pulled = lift.hoisted.pull(cotangents, self.problem.arguments(owner[piece]))
             return torch.cat([p.reshape(len(piece), -1) for p in pulled], 1)
 
-        found = self._batched(torch.arange(len(flat), device=flat.device), run)
+        usual = each * max(1, self.capacity // nodes)
+        size = min(self.capacity, -(-usual // 16) * 16)
+        found = self._batched(torch.arange(len(flat), device=flat.device), run, size)
         return torch.cat([out[:n] for out, n in found]).double().cpu().numpy().reshape(count, each, -1)
 
     @torch.no_grad()
@@ -167,10 +178,14 @@ class Evaluator:
         found = [[h[:n] for h in out] for out, n in self._batched(rows, run)]
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
-    def _batched(self, rows: Tensor, run: Callable[[Tensor], Found]) -> list[tuple[Found, int]]:
+    def _batched(
+        self, rows: Tensor, run: Callable[[Tensor], Found], size: int | None = None
+    ) -> list[tuple[Found, int]]:
+        """`run` on pieces of `size` rows, or of a full step batch; smaller ones from the moment memory runs out."""
         while True:
             try:
-                return [(self._ticked(run, piece), count) for piece, count in batches(rows, self.capacity)]
+                pieces = batches(rows, min(size or self.capacity, self.capacity))
+                return [(self._ticked(run, piece), count) for piece, count in pieces]
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or self.capacity == 1:
                     raise
@@ -249,7 +264,7 @@ def step_gradients(problem: Problem, rows: Tensor, alphas: Tensor, wanted: Seque
         points = [_between(b, x[rows], alphas).requires_grad_()
                   for x, b in zip(problem.inputs, problem.baseline(rows), strict=True)]  # fmt: skip
         # Copies, since a model whose first operation is in place must not write to leaves.
-        out = problem.forward(*[p.clone() for p in points], *problem.arguments(rows))
+        out = (problem.step or problem.forward)(*[p.clone() for p in points], *problem.arguments(rows))
         if not out.requires_grad:
             raise independent_of_inputs()
         return [_backward(problem, out, points, rows, target, last=target == wanted[-1]) for target in wanted]

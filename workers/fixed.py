@@ -28,7 +28,9 @@ def integrate_fixed(evaluator: Evaluator, rule: QuadratureRule, rows: Tensor, f_
 
     def judge(slots: Integers) -> None:
         difference = tracks.difference(slots)
-        found = attributions(evaluator, tracks, slots, moored(store.read(slots, 1), difference), difference)[:, 0]
+        found = attributions(evaluator, tracks, slots, moored(store.read(slots, 1), difference), difference, count)[
+            :, 0
+        ]
         finished.append(_verdicts(tracks, slots, found, count))
         store.clear(slots)
         tracks.release(slots)

@@ -22,8 +22,23 @@ from integrand.workers.outputs import Forward
 
 WORTH = 0.85
 """A hoisted row may cost at most this share of the plain one's FLOPs."""
-NODES, PULLS = 7, 8
-"""What a row is taken to cost: 7 nodes, judged at 3 and at 7, and four vectors pulled back through the prefix each time."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a row is taken to cost: its nodes, and vectors pulled back through the prefix."""
+
+    nodes: int
+    pulls: int
+
+
+JUDGED_WORK = Work(nodes=7, pulls=8)
+"""An adaptive row that is certified at 7 nodes: two integrals, four coefficients, and what judging them costs."""
+
+
+def fixed_work(nodes: int) -> Work:
+    """A row of a plain rule: one sum."""
+    return Work(nodes, pulls=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +93,12 @@ def hoist(module: nn.Module, inputs: Sequence[Tensor], forward_args: Sequence[Te
     return _Split(trace, labels).hoisted(tuple(torch.zeros_like(x[:1]) for x in inputs)) if labels else None
 
 
-def worthwhile(
-    module: nn.Module, hoisted: Hoisted, inputs: Sequence[Tensor], forward_args: Sequence[Tensor] = ()
-) -> bool:
+def worthwhile(module: nn.Module, hoisted: Hoisted, inputs: Sequence[Tensor], forward_args: Sequence[Tensor] = (),
+               work: Work = JUDGED_WORK) -> bool:  # fmt: skip
     """Whether a row gets cheaper: a function of FLOPs and shapes alone, with hidden no larger than the inputs.
 
     Plain: a forward and a backward pass per node. Hoisted: those of the tail per node, the prefix at x and at x', and
-    the pulls. At 7 nodes this asks for a prefix of at least half the model's FLOPs.
+    the pulls. At 7 judged nodes this asks for a prefix of at least half the model's FLOPs, at 50 plain ones for a seventh.
     """
     with torch.no_grad():
         hidden = hoisted.prefix(*inputs, *forward_args)
@@ -93,7 +107,7 @@ def worthwhile(
     plain = _flops(module, inputs, forward_args)
     tail = _flops(hoisted.tail, hidden, forward_args)
     prefix = (plain - tail) / 2
-    return plain > 0 and NODES * tail + (2 + PULLS) * prefix <= WORTH * NODES * plain
+    return plain > 0 and work.nodes * tail + (2 + work.pulls) * prefix <= WORTH * work.nodes * plain
 
 
 def _flops(forward: Forward, points: Sequence[Tensor], forward_args: Sequence[Tensor]) -> int:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.records import InputShape, Numerics
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs import Accuracy, AttributeSpec, FixedSteps
 from integrand.workers.folding import Pair
-from integrand.workers.hoisting import Hoisted
+from integrand.workers.hoisting import JUDGED_WORK, Hoisted, Work, fixed_work
 from integrand.workers.models import DTYPES
 from integrand.workers.outputs import Forward, transformed
+from integrand.workers.quadrature import plain_rule
 from integrand.workers.savings import Savings, apply
 from integrand.workers.shallow import ShallowNetwork, agrees, recognise
 
@@ -35,7 +36,12 @@ class Prepared:
         return self.forward(*arguments)
 
 
-def prepare(forward: Forward, transform: str, savings: Savings, inputs: Sequence[Tensor],
+def work_of(accuracy: Accuracy) -> Work:
+    """What a row is taken to cost where savings are weighed."""
+    return fixed_work(len(plain_rule(accuracy).nodes)) if isinstance(accuracy, FixedSteps) else JUDGED_WORK
+
+
+def assemble(forward: Forward, transform: str, savings: Savings, inputs: Sequence[Tensor],
             forward_args: Sequence[Tensor], *, exact: bool = False) -> Prepared:  # fmt: skip
     """The model with these savings and this output transform; `inputs` and `forward_args` are rows of any valid values.
 
@@ -60,7 +66,7 @@ def prepare_planned(
     savings = Savings(numerics.savings, tuple(Pair(*pair) for pair in numerics.folded), numerics.frontier)
     dtype, device = DTYPES[numerics.precision], numerics.device
     inputs = [torch.zeros(2, *shape.shape, dtype=dtype, device=device) for shape in shapes]
-    return prepare(forward, spec.target.transform, savings, inputs, (), exact=numerics.exact)
+    return assemble(forward, spec.target.transform, savings, inputs, (), exact=numerics.exact)
 
 
 def closed_form(forward: Forward, rows: Tensor) -> ShallowNetwork | str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from integrand.schemas.errors import IntegrityError
 from integrand.workers.folding import Pair, fold, foldable_pairs
-from integrand.workers.hoisting import Hoisted, hoist, worthwhile
+from integrand.workers.hoisting import JUDGED_WORK, Hoisted, Work, hoist, worthwhile
 from integrand.workers.outputs import Forward, select
 
 FOLD, LAYOUT, HOIST = "fold_batch_norm", "channels_last", "hoist_affine"
@@ -58,11 +58,12 @@ class Rewritten:
 
 
 def choose(forward: Forward, inputs: Sequence[Tensor], baselines: Sequence[Tensor], forward_args: Sequence[Tensor] = (),
-           table: Tensor | None = None) -> Savings:  # fmt: skip
+           table: Tensor | None = None, work: Work = JUDGED_WORK) -> Savings:  # fmt: skip
     """The savings that apply to a model and hold on real rows: a function of structure, shapes and float64 results.
 
     `inputs` [rows, ...], `baselines` likewise or one row, `table` as from `outputs.target_table`. The first four rows
-    that differ from their baseline are compared; each saving on top of those kept before it.
+    that differ from their baseline are compared; each saving on top of those kept before it. `work` is what a row is
+    taken to cost.
     """
     sample = _sample(inputs, baselines, forward_args, table)
     if not isinstance(forward, nn.Module) or sample is None:
@@ -72,7 +73,7 @@ def choose(forward: Forward, inputs: Sequence[Tensor], baselines: Sequence[Tenso
     applies = {
         FOLD: bool(pairs),
         LAYOUT: bool(_convolutions(forward)),
-        HOIST: _hoistable(forward, inputs, forward_args),
+        HOIST: _hoistable(forward, inputs, forward_args, work),
     }
     proposed = tuple(name for name in NAMES if applies[name])
     kept, objections = _verified(forward, proposed, pairs, sample) if proposed else (Savings(), {})
@@ -177,9 +178,9 @@ def _sample(inputs: Sequence[Tensor], baselines: Sequence[Tensor], forward_args:
                    None if table is None else table[rows])  # fmt: skip
 
 
-def _hoistable(module: nn.Module, inputs: Sequence[Tensor], forward_args: Sequence[Tensor]) -> bool:
+def _hoistable(module: nn.Module, inputs: Sequence[Tensor], forward_args: Sequence[Tensor], work: Work) -> bool:
     hoisted = hoist(module, inputs, forward_args)
-    return hoisted is not None and worthwhile(module, hoisted, inputs, forward_args)
+    return hoisted is not None and worthwhile(module, hoisted, inputs, forward_args, work)
 
 
 @dataclass(frozen=True, eq=False)

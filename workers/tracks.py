@@ -81,16 +81,18 @@ class Tracks:
         return self.problem.difference(self.rows_of(slots)) * self.width[slots, None]
 
 
-def attributions(evaluator: Evaluator, tracks: Tracks, slots: Integers, combined: Floats, difference: Floats) -> Floats:
+def attributions(evaluator: Evaluator, tracks: Tracks, slots: Integers, combined: Floats, difference: Floats, nodes: int
+                 ) -> Floats:  # fmt: skip
     """Combinations of gradients `[slots, k, elements]` as attributions `[slots, k, features]`: times x − x'.
 
-    `difference` [slots, elements] is that of the problem, which behind a hoisted prefix is not yet one of features.
+    `difference` [slots, elements] is that of the problem, which behind a hoisted prefix is not yet one of features;
+    `nodes` new ones were evaluated since the last judgement.
     """
     problem = tracks.problem
     if problem.lift is not None:
         rows = tracks.rows_of(slots)
         difference = problem.lift.problem.difference(rows) * tracks.width[slots, None]
-        combined = evaluator.pull(rows, combined)
+        combined = evaluator.pull(rows, combined, nodes)
     combined *= difference[:, None, :]
     return combined
 
