@@ -19,6 +19,7 @@ from torch import Tensor
 
 from integrand.schemas.specs import Adaptive
 from integrand.schemas.tables import RowStatus
+from integrand.workers.autocast import PROBING
 from integrand.workers.engine import Evaluator, Floats, Integers
 from integrand.workers.grid import (
     COLUMNS,
@@ -33,7 +34,7 @@ from integrand.workers.grid import (
 )
 from integrand.workers.loop import Block, Loop, Stage, Statuses, Store, Verdicts
 from integrand.workers.quadrature import patterson
-from integrand.workers.spectrum import SpectralLevel, estimate_smooth, moving_window, spectral_levels
+from integrand.workers.spectrum import SpectralLevel, estimate_smooth, hiding, moving_window, spectral_levels
 from integrand.workers.tracks import Tracks, attributions, live_rows, moored
 
 Flags = NDArray[np.bool_]
@@ -43,8 +44,8 @@ FLOOR = 16.0
 """Rounding errors, in units of machine epsilon, that f at both ends and the sum may carry; below it nothing is certified."""
 ROUNDING = 4.0
 """Rounding of gradients, in units of machine epsilon, that every error estimate includes."""
-DECAYING = 0.5
-"""Tail over middle of a spectrum above which more nodes of the nested rule would not pay."""
+HALF_FLOOR = 0.17
+"""The same under autocast, in units of the rounding error measured: f at both ends is float32 there."""
 SEEN = 31
 """Nodes after which a spectrum without decay is taken for kinks: fewer do not tell them from fast oscillation."""
 WIDE = 1 << 16
@@ -154,24 +155,24 @@ class _Integration:
         found = attributions(self.evaluator, tracks, slots, level.functionals @ gradients, difference, new)
         slopes = (gradients @ difference[:, :, None])[:, :, 0]
         estimate = estimate_smooth(level, found, slopes, values, tracks.f_start[slots], tracks.f_end[slots])
-        tracks.gaps[slots] = level.count + 1
+        tracks.gaps[slots] = level.count + 1 + 2 * hiding(estimate.attributions)
         tracks.integrand[slots] = np.maximum(tracks.integrand[slots], estimate.integrand)
         open_ = self._settle(judged(slots, estimate.attributions, estimate.deviation))
         if len(open_):
             likely = judged(slots[open_], estimate.attributions[open_], estimate.likely[open_])
-            self._go_on(index, likely, values[open_], estimate.decay[open_])
+            self._go_on(index, likely, values[open_], estimate.converging[open_])
 
-    def _go_on(self, index: int, likely: Judged, values: Floats, decay: Floats) -> None:
-        """More nodes where the spectrum decays; else pieces, else a grid; what cannot be afforded ends here."""
+    def _go_on(self, index: int, likely: Judged, values: Floats, converging: Flags) -> None:
+        """More nodes where they converge; else pieces, else a grid; what cannot be afforded ends here."""
         slots, level = likely.slots, self.levels[index]
         room = self._room(slots)
         grids = room >= self._grid_start()
         finer = np.zeros(len(slots), bool)
         if index + 1 < len(self.levels):
             fits = room >= self.levels[index + 1].count - level.count
-            finer = fits & ((level.count < SEEN) | (decay <= DECAYING) | ~grids)
+            finer = fits & ((level.count < SEEN) | converging | ~grids)
             self._push(slots[finer], self._nested_stage(index + 1), partial(self._judge_nested, index + 1))
-        cut = [not finer[i] and self._cut(level, int(slot), values[i], bool(decay[i] <= DECAYING))
+        cut = [not finer[i] and self._cut(level, int(slot), values[i], bool(converging[i]))
                for i, slot in enumerate(slots)]  # fmt: skip
         rest = ~finer & ~np.array(cut, bool)
         self._start_grid(slots[rest & grids])
@@ -184,9 +185,9 @@ class _Integration:
 
     # --- pieces ----------------------------------------------------------------------------------------------
 
-    def _cut(self, level: SpectralLevel, slot: int, values: Floats, decaying: bool) -> bool:
+    def _cut(self, level: SpectralLevel, slot: int, values: Floats, converging: bool) -> bool:
         """Whether pieces are next: where f moves in a small part of the path, that part and what lies beside it; where
-        the last level's spectrum decays but not far enough, two halves.
+        the last level converges but not far enough, two halves.
         """
         tracks = self.tracks
         depth = self.cut[slot].depth if slot in self.cut else 0
@@ -194,7 +195,7 @@ class _Integration:
         if depth >= DEEPEST or not affordable:
             return False
         window = moving_window(level, values, tracks.f_start[slot], tracks.f_end[slot])
-        if window is None and decaying and level is self.levels[-1]:
+        if window is None and converging and level is self.levels[-1]:
             window = (level.count // 2, level.count // 2)
         if window is None:
             return False
@@ -293,7 +294,17 @@ class _Integration:
         """The deviation that the tolerance allows each track, or its piece."""
         tracks = self.tracks
         piece = SHARE * np.maximum(known.size, np.abs(tracks.change[known.slots]))
-        return self.accuracy.tolerance * np.where(tracks.cut[known.slots], piece, known.size)
+        return self._tolerance(known.slots) * np.where(tracks.cut[known.slots], piece, known.size)
+
+    def _tolerance(self, slots: Integers) -> Floats | float:
+        """What the tolerance leaves for the quadrature: under autocast, rounding has its share."""
+        measured = self._measured(slots)
+        return self.accuracy.tolerance - (0.0 if measured is None else measured)
+
+    def _measured(self, slots: Integers) -> Floats | None:
+        """Relative rounding error of tracks under autocast."""
+        rounding = self.problem.rounding
+        return None if rounding is None else rounding[self.tracks.row[slots], self.tracks.target[slots]]
 
     def _settle(self, known: Judged, *, certify: bool = True) -> Integers:
         """End the tracks whose deviation is allowed, or is what rounding leaves; places of those that stay open."""
@@ -307,7 +318,9 @@ class _Integration:
         """Whether rounding alone may cause the deviation: of f, once for every gap seen, or of an integrand that cancels."""
         tracks, slots = self.tracks, known.slots
         carried = tracks.magnitude[slots] + tracks.integrand[slots] + known.size
-        return np.asarray(known.deviation <= FLOOR * (1 + tracks.gaps[slots] / 16) * self.problem.epsilon * carried)
+        measured = self._measured(slots)
+        unit = FLOOR * self.problem.epsilon if measured is None else HALF_FLOOR * measured
+        return np.asarray(known.deviation <= (1 + tracks.gaps[slots] / 16) * unit * carried)
 
     def _end(self, known: Judged, needed: Integers | None = None) -> None:
         """Verdicts of whole paths; a piece is put aside until all pieces of its track are done."""
@@ -336,15 +349,19 @@ class _Integration:
         if not len(known.slots):
             return
         tracks, slots = self.tracks, known.slots
-        error = _ratio(known.deviation + ROUNDING * self.problem.epsilon * known.size, known.size)
+        measured = self._measured(slots)
+        rounding = ROUNDING * self.problem.epsilon * (known.size > 0) if measured is None else measured
+        error = _ratio(known.deviation, known.size) + rounding
         gap = known.total - tracks.change[slots]
+        spent = tracks.spent[slots] + (0 if measured is None else PROBING)
         self.finished.append(Verdicts(tracks.row[slots], tracks.target[slots], self._statuses(known), known.attributions,
-                                      gap, error, tracks.spent[slots], needed))  # fmt: skip
+                                      gap, error, spent, needed))  # fmt: skip
         tracks.release(slots)
 
     def _statuses(self, known: Judged) -> Statuses:
         finite = np.isfinite(known.total + self.tracks.change[known.slots])
-        ok = known.deviation <= self.accuracy.tolerance * known.size
+        tolerance = self._tolerance(known.slots)
+        ok = (known.deviation <= tolerance * known.size) & (tolerance > 0)
         return STATUSES[np.select([~finite, ok, self._at_floor(known)], [0, 1, 2], 3)]
 
     def _push(self, slots: Integers, stage: Stage, judge: partial[None]) -> None:

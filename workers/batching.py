@@ -18,8 +18,8 @@ LARGEST, SMALLEST = 1024, 16
 """Kernels treat the last rows of batches that are no multiple of 16 differently, and with them their last bits."""
 KEPT_BYTES = 256 << 20
 """What a worker keeps of its live rows, if it explains several targets at once."""
-KEPT_BYTES_PER_ELEMENT = 63 * 4 + COLUMNS * 8
-"""63 gradients in float32 and the sums of a grid in float64."""
+KEPT_BYTES_PER_ELEMENT = 63 * 8 + COLUMNS * 8
+"""63 gradients, in float64 at most, and the sums of a grid."""
 
 
 def activation_bytes(forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Tensor]) -> int:

@@ -18,6 +18,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from integrand.workers.spectrum import hiding
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -33,6 +35,8 @@ GROWTH = ((1, 9), (5, 13), (3, 11), (7, 15))
 """Odd classes in the order in which they join."""
 CAUTION, FEW = 2.5, 1.0
 """Multiples of the root mean square error: CAUTION + FEW / (independent differences seen)."""
+HIDDEN = 3.0
+"""Most that the gap counts for: jumps beside the ends show in it, less where features cancel."""
 MEMORY = 1.0
 """A certificate's share of what the stage before foresees with errors like 1/n: one lucky sum does not end a row."""
 
@@ -160,7 +164,7 @@ def estimate_kinked(stage: GridStage, found: Floats, gap: Floats) -> Floats:
     contrasts = found[:, 1:]
     spread = stage.scale * np.sqrt((contrasts**2).sum(1))
     caution = CAUTION + FEW / _independent(contrasts, spread)
-    return np.maximum(caution * spread.sum(1), 1.25 * np.abs(gap))
+    return np.maximum(caution * spread.sum(1), 1.25 * np.minimum(hiding(found[:, 0]), HIDDEN) * np.abs(gap))
 
 
 def _independent(contrasts: Floats, spread: Floats) -> Floats:

@@ -12,10 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from integrand.schemas.specs import Rule, parse_spec
 from integrand.schemas.tables import RowStatus
+from integrand.service.jobs import run_job
+from integrand.service.query import open_run
 from integrand.service.specfile import parse_text
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +30,33 @@ import torch
 
 def build():
     return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.GELU(), torch.nn.Linear(8, 2)).eval()
+"""
+IDS_MODELS = """
+import torch
+from torch import nn
+
+class Text(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bert = nn.ModuleDict({"embeddings": nn.ModuleDict({"word_embeddings": nn.Embedding(200, 8)})})
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, tokens, mask):
+        words = self.bert["embeddings"]["word_embeddings"](tokens) * mask[..., None]
+        return self.last(torch.tanh(words.sum(1) / mask.sum(1, keepdim=True)))
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.plan, self.city = nn.Embedding(4, 3), nn.Embedding(6, 2)
+        self.net = nn.Sequential(nn.Linear(9, 16), nn.GELU(), nn.Linear(16, 2))
+
+    def forward(self, amounts, plan, places):
+        return self.net(torch.cat([amounts, self.plan(plan), self.city(places).flatten(1)], 1))
+
+def build(name):
+    torch.manual_seed(0)
+    return globals()[name]().eval()
 """
 
 
@@ -71,16 +101,65 @@ def test_every_part_of_a_spec_is_in_the_reference():
 
 
 def test_example_spec_parses():
-    (example,) = blocks("yaml")
+    example = blocks("yaml")[0]
     assert len(example.strip().splitlines()) == 10
     assert parse_spec(parse_text(example, "README")).name == "credit-default"
 
 
-def test_notebook_example_runs():
-    (example,) = [b for b in blocks("python") if "attribute(model" in b]
+def run_notebook(old: str = "", new: str = "") -> dict[str, object]:
+    """Names after all notebook examples ran, one after the other; with `old` in their text changed to `new`."""
+    text = "\n".join(b for b in blocks("python") if "attribute(" in b)
+    assert old in text
     scope: dict[str, object] = {}
-    exec(compile(example, "README", "exec"), scope)
+    torch.manual_seed(0)
+    exec(compile(text.replace(old, new) if old else text, "README", "exec"), scope)
+    return scope
+
+
+def test_notebook_examples_run():
+    scope = run_notebook()
     assert scope["result"].attributions.shape == (8, 4)
+    assert scope["several"].attributions.shape == (8, 3, 4)
+    assert scope["several"].gap.shape == (8, 3)
+    assert scope["exact"].evaluations.tolist() == [0] * 8
+    assert torch.allclose(scope["again"].attributions, scope["several"].attributions[:, 2], atol=1e-3)
+    assert scope["found"].attributions.sum(-1).shape == (3, 5)
+
+
+def test_the_certificate_is_fooled_as_told():
+    """By steps as wide as shown; ten times as wide they are seen."""
+    fooled = run_notebook()["fooled"]
+    assert (fooled.status[0], fooled.evaluations.tolist()) == (RowStatus.ok, [7])
+    assert fooled.attributions.tolist() == [[1, 1]]
+    assert float(fooled.error_estimate[0]) < 1e-3
+    seen = run_notebook("/ 1e-3)", "/ 1e-2)")["fooled"]
+    assert torch.allclose(seen.attributions, torch.tensor([[2.0, 0.0]]), atol=1e-2)
+    single = run_notebook("+ up - down", "+ up")["fooled"]
+    assert single.status[0] is RowStatus.not_converged
+
+
+@pytest.mark.parametrize(("example", "name", "columns"), [
+    (1, "Text", ["attr.tokens"]), (2, "Table", ["attr.age", "attr.income", "attr.plan_id", "attr.home", "attr.work"]),
+])  # fmt: skip
+def test_examples_of_ids_run(tmp_path: Path, example: int, name: str, columns: list[str]):
+    """In place of parts of the first example, as the text says."""
+    (tmp_path / f"{name.lower()}_ids.py").write_text(IDS_MODELS)
+    random = np.random.default_rng(0)
+    numbers = {c: random.normal(size=24) for c in ("age", "income")}
+    ids = {c: random.integers(0, 4, 24) for c in ("plan_id", "home", "work")}
+    tokens = [random.integers(1, 200, n).tolist() for n in random.integers(1, 20, 24)]
+    pq.write_table(pa.table({"id": range(24), "token_ids": tokens, **numbers, **ids}), tmp_path / "rows.parquet")
+    fields = parse_text(blocks("yaml")[0], "README") | parse_text(blocks("yaml")[example], "README")
+    model = {"kind": "factory", "entrypoint": f"{name.lower()}_ids:build", "arguments": {"name": name},
+             "code": [f"{name.lower()}_ids.py"]}  # fmt: skip
+    spec = parse_spec(fields | {"source": {"uri": "rows.parquet", "row_id": "id"}, "model": model})
+    manifest = run_job(spec, base=str(tmp_path), trusted=(f"{name.lower()}_ids",), pool="local")
+    found = open_run(tmp_path / "attributions").to_pandas()
+    assert manifest.complete
+    assert [c for c in found.columns if c.startswith("attr.")] == columns
+    assert found["status"].isin(["ok", "at_precision_floor"]).all()
+    if name == "Text":
+        assert [len(a) for a in found["attr.tokens"]] == [len(t) for t in tokens]
 
 
 def test_query_example_runs(finished_run):

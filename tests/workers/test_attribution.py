@@ -41,6 +41,11 @@ def mlp(activation: type[nn.Module] = nn.GELU, features: int = 3, outputs: int =
     return net.to(dtype).eval()
 
 
+def opaque(net: nn.Module) -> Model:
+    """The same function, whose layers nobody can read: no closed form applies."""
+    return lambda *arguments: net(*arguments)
+
+
 def close(actual: Tensor, expected: Any, **tolerances: float) -> None:
     torch.testing.assert_close(actual.double(), torch.as_tensor(expected, dtype=F64), check_device=False,
                                **({"rtol": 1e-12, "atol": 1e-12} | tolerances))  # fmt: skip
@@ -286,6 +291,43 @@ def test_structure_and_dtype_follow_the_inputs() -> None:
     assert found.evaluations.dtype == torch.int32
 
 
+def test_inputs_may_differ_in_dtype() -> None:
+    """Each keeps its own; what is known of their sums is known to the narrower one's precision."""
+    x, y = rows(4), rows(4, seed=1, dtype=torch.float32)
+    found = attribute(lambda a, b: a.exp().sum(1) + b.double().square().sum(1), (x, y))
+    assert [a.dtype for a in found.attributions] == [F64, torch.float32]
+    close(found.attributions[0], x.expm1(), rtol=1e-2, atol=1e-3)
+    close(found.attributions[1], y.double() ** 2, rtol=1e-6, atol=1e-6)
+    assert set(found.status) == {RowStatus.ok}
+
+
+def test_a_list_of_targets_gives_a_column_for_each() -> None:
+    net, x = mlp(outputs=4), rows(6)
+    found = attribute(net, x, target=[3, 0], batch_rows=16)
+    assert found.attributions.shape == (6, 2, 3)
+    assert found.gap.shape == found.evaluations.shape == found.f_input.shape == (6, 2)
+    assert len(found.status) == len(found.reason) == 12
+    for place, target in enumerate((3, 0)):
+        alone = attribute(net, x, target=target, batch_rows=16)
+        assert torch.equal(found.attributions[:, place], alone.attributions)
+        assert torch.equal(found.error_estimate[:, place], alone.error_estimate)
+    two = attribute(lambda a, b: net(a + b), (x, x), target=[1], batch_rows=16)
+    assert [a.shape for a in two.attributions] == [(6, 1, 3)] * 2
+
+
+def test_every_status_is_a_status() -> None:
+    """And every reason None or a sentence, whatever became of the row."""
+    x = rows(7)
+    x[0], x[1, 0], x[2, 0] = 0, math.nan, -5
+    found = attribute(
+        lambda v: (v[:, 0] + 4).log() + (v[:, 1] * 9).sin(), x, accuracy=Adaptive(tolerance=1e-7, max_evaluations=15)
+    )
+    assert {type(s) for s in found.status} == {RowStatus}
+    assert set(found.status[:3]) == {RowStatus.ok, RowStatus.bad_input, RowStatus.nonfinite}
+    assert [r is None for r in found.reason] == [s is RowStatus.ok for s in found.status]
+    assert all(r is None or isinstance(r, str) for r in found.reason)
+
+
 def test_forward_args_are_passed_row_by_row() -> None:
     x, mask, scale = rows(5), torch.tensor([[1, 0, 1]] * 4 + [[0, 0, 1]]).bool(), torch.arange(1.0, 6).double()
     found = attribute(lambda v, m, s: (v.square() * m).sum(1) * s, x, forward_args=(mask, scale), batch_rows=8)
@@ -389,7 +431,7 @@ def test_nonfinite_models_spoil_only_their_rows(accuracy: Any) -> None:
 
 
 def test_what_cannot_be_certified_is_not_converged() -> None:
-    found = attribute(mlp(nn.ReLU), rows(20), target=0, accuracy=Adaptive(tolerance=1e-4, max_evaluations=7))
+    found = attribute(opaque(mlp(nn.ReLU)), rows(20), target=0, accuracy=Adaptive(tolerance=1e-4, max_evaluations=7))
     assert set(found.status) == {"not_converged"}
     assert found.evaluations.tolist() == [7] * 20
     assert (found.error_estimate > 1e-4).all()
@@ -438,15 +480,15 @@ NETS = [(1.0, 0), (2.0, 1), (4.0, 2)]
 """Gain of the weights and seed: nearly linear, curved, and steep."""
 
 
-def errors(activation: type[nn.Module], probability: bool, tolerance: float) -> tuple[Tensor, Tensor, list[str]]:
+def errors(activation: type[nn.Module], probability: bool, accuracy: Adaptive) -> tuple[Tensor, Tensor, list[str]]:
     """True and estimated relative L1 errors of 300 rows, a hundred for each of three nets, and their statuses."""
     true, estimated, status = [], [], []
     for gain, seed in NETS:
         net = mlp(activation, 8, 3, seed=seed, gain=gain)
-        forward = nn.Sequential(net, nn.Softmax(1)).eval() if probability else net
+        forward = opaque(nn.Sequential(net, nn.Softmax(1)).eval() if probability else net)
         x = rows(100, 8, seed=seed)
         exact = reference(lambda v, forward=forward: forward(v)[:, 1], x)
-        found = attribute(forward, x, target=1, accuracy=Adaptive(tolerance=tolerance), batch_rows=512)
+        found = attribute(forward, x, target=1, accuracy=accuracy, batch_rows=512)
         assert isinstance(found.attributions, Tensor)
         true.append((found.attributions - exact).abs().sum(1) / exact.abs().sum(1))
         estimated.append(found.error_estimate)
@@ -454,11 +496,14 @@ def errors(activation: type[nn.Module], probability: bool, tolerance: float) -> 
     return torch.cat(true), torch.cat(estimated), status
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-4])
+@pytest.mark.parametrize(("tolerance", "most"), [(1e-2, 512), (1e-4, 2048)])
 @pytest.mark.parametrize("probability", [False, True], ids=["logit", "probability"])
 @pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh])
-def test_no_false_certificate_on_smooth_nets(activation: type[nn.Module], probability: bool, tolerance: float) -> None:
-    true, estimated, status = errors(activation, probability, tolerance)
+def test_no_false_certificate_on_smooth_nets(
+    activation: type[nn.Module], probability: bool, tolerance: float, most: int
+) -> None:
+    """Every row is certified, and rightly; at 1e-4 six of the 1,200, all of the steepest net, take more than 512."""
+    true, estimated, status = errors(activation, probability, Adaptive(tolerance=tolerance, max_evaluations=most))
     assert set(status) == {RowStatus.ok}
     assert (true <= tolerance).all()
     assert (estimated >= true / 2).all()
@@ -466,15 +511,16 @@ def test_no_false_certificate_on_smooth_nets(activation: type[nn.Module], probab
 
 @pytest.mark.parametrize("probability", [False, True], ids=["logit", "probability"])
 def test_kinked_nets_keep_the_promise(probability: bool) -> None:
-    """The estimate is at least half the error for 99.9% of rows, so an `ok` row of a ReLU net may miss its tolerance,
-    by less than a factor of 2. tests/bench/bench_estimate.py measures how many do: about 1% at 1e-2."""
-    true, estimated, status = errors(nn.ReLU, probability, 1e-2)
+    """No certified row misses its tolerance, the estimate is never below half the error, and where the evaluations do not
+    suffice it stays within twenty times of the error. tests/bench/bench_certificate.py holds ten thousand rows to this."""
+    true, estimated, status = errors(nn.ReLU, probability, Adaptive(tolerance=1e-2))
     certified = torch.tensor([s == "ok" for s in status])
     assert certified.float().mean() > 0.9
-    assert (estimated >= true / 2).float().mean() >= 0.999
-    assert (true[certified] <= 2e-2).all()
-    assert (true[certified] <= 1e-2).float().mean() > 0.97
+    assert (true[certified] <= 1e-2).all()
+    assert (estimated >= true / 2).all()
+    assert set(status) == {RowStatus.ok, RowStatus.not_converged}
     assert (estimated[~certified] > 1e-2).all()
+    assert 1 < (estimated[~certified] / true[~certified]).median() < 20
 
 
 # --- the caller's world is left as it was -----------------------------------------------------------------------
@@ -523,7 +569,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no features": ({"inputs": X[:, :0]}, "at least one element"),
     "no dimension": ({"inputs": torch.tensor(1.0)}, "at least one row"),
     "rows that differ": ({"inputs": (X, X[:2])}, r"inputs\[1\](.|\n)*4 rows(.|\n)*2 rows"),
-    "dtypes that differ": ({"inputs": (X, X.float())}, r"float64(.|\n)*float32"),
     "train mode": ({"forward": nn.Sequential(nn.Linear(3, 2), nn.Dropout())}, r"eval mode(.|\n)*model\.eval"),
     "a submodule in train mode": ({"forward": nn.Sequential(nn.Linear(3, 2).eval(), nn.Dropout()).eval().append(
         nn.BatchNorm1d(2))}, "train mode in 2"),
@@ -532,6 +577,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a row's target too large": ({"target": torch.tensor([0, 1, 2, 0])}, "target of row 2"),
     "targets of another length": ({"target": torch.tensor([0, 1])}, r"4 entries(.|\n)*\[2\]"),
     "float targets": ({"target": torch.ones(4)}, r"float32(.|\n)*long"),
+    "no targets": ({"target": []}, r"a list of targets of one kind(.|\n)*\[\]"),
+    "targets of two kinds": ({"target": [0, (0, 1)]}, "a list of targets of one kind"),
+    "a target and none": ({"target": [0, None]}, "a list of targets of one kind"),
+    "one of several targets too large": ({"target": [0, 2]}, r"target of row 0(.|\n)*0 to 1(.|\n)*2"),
     "target too deep": ({"target": (0, 1)}, r"1 indices(.|\n)*2"),
     "no target": ({"target": None}, r"no target and output shape \[rows, 2\]"),
     "a target for a scalar": ({"forward": lambda v: v.sum(1)}, "scalar output takes no target"),

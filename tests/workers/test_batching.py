@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from integrand.workers.batching import LARGEST, activation_bytes, rows_of_length, step_batch_rows
+from integrand.schemas.specs import Adaptive
+from integrand.workers import adaptive
+from integrand.workers.attribution import attribute
+from integrand.workers.batching import (
+    KEPT_BYTES,
+    KEPT_BYTES_PER_ELEMENT,
+    LARGEST,
+    SMALLEST,
+    activation_bytes,
+    rows_of_length,
+    step_batch_rows,
+    targets_at_once,
+)
+from integrand.workers.loop import Store
+from integrand.workers.spectrum import FIRST
+from integrand.workers.tracks import live_rows
 
 sizes = st.integers(1, 1 << 40)
 
@@ -31,9 +47,15 @@ def test_more_memory_or_smaller_rows_never_shrink_a_batch(row_bytes: int, memory
 
 
 def test_rows_beyond_the_cache_gain_nothing() -> None:
-    assert step_batch_rows(1 << 20, 1 << 40) == 16
-    assert step_batch_rows(1 << 30, 1 << 40) == 8
+    assert step_batch_rows(1 << 19, 1 << 40) == 32
+    assert step_batch_rows(1 << 30, 1 << 40) == SMALLEST
     assert step_batch_rows(1, 1 << 40) == LARGEST
+
+
+def test_memory_comes_before_even_batches() -> None:
+    """Fewer rows than kernels like, where more would not fit; one row is always tried."""
+    assert step_batch_rows(1 << 30, 8 << 30) == 4
+    assert step_batch_rows(1 << 30, 1) == 1
 
 
 NETS = {
@@ -65,10 +87,56 @@ def test_activations_seen_as_another_shape_count() -> None:
 
 
 def test_longer_rows_never_take_more_memory_than_planned() -> None:
+    """Unless that would be fewer than SMALLEST, or than were planned."""
     for planned, length in itertools.product((8, 64, 200), (8, 16, 64, 200, 512)):
         found = rows_of_length(64, planned, length)
         assert found & (found - 1) == 0
-        assert 1 <= found <= 512
+        assert 1 <= found <= LARGEST
         for power in (1, 2):  # activations in proportion to the length, and to its square
-            assert found == 1 or found * length**power <= 64 * planned**power
+            assert found == SMALLEST or found * length**power <= 64 * planned**power
     assert rows_of_length(64, 32, 32) == 64
+    assert rows_of_length(4, 32, 512) == 4
+
+
+# --- several targets -------------------------------------------------------------------------------------------
+
+
+def test_targets_at_once_of_known_sizes() -> None:
+    """Rows of a batch twice over at seven nodes each, 63 gradients and 18 sums, float64 at most, of each target and row."""
+    assert live_rows(512, 7) == 149
+    assert targets_at_once(512, 96) == (256 << 20) // (149 * 96 * 648) == 28
+    assert targets_at_once(16, 224 * 224 * 3) == 1
+    assert targets_at_once(512, 1) > 1000
+
+
+@given(st.integers(1, LARGEST), st.integers(1, 1 << 24))
+def test_what_is_kept_of_several_targets_is_bounded(batch_rows: int, elements: int) -> None:
+    """More than one only as long as all of them fit; one is always explained."""
+    found = targets_at_once(batch_rows, elements)
+    kept = live_rows(batch_rows, FIRST) * elements * KEPT_BYTES_PER_ELEMENT
+    assert found == 1 or found * kept <= KEPT_BYTES
+    assert (found + 1) * kept > KEPT_BYTES
+
+
+@given(st.integers(1, LARGEST), st.integers(1, 1 << 24), st.integers(0, 1 << 20))
+def test_wider_rows_and_larger_batches_never_take_more_targets(batch_rows: int, elements: int, more: int) -> None:
+    assert targets_at_once(batch_rows, elements + more) <= targets_at_once(batch_rows, elements)
+    assert targets_at_once(batch_rows + more, elements) <= targets_at_once(batch_rows, elements)
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+def test_the_stores_of_a_call_are_as_large_as_planned(targets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows under way and targets, times what is kept of each: the engine keeps no more than it was planned with."""
+    made: list[Store] = []
+
+    class Watched(Store):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(adaptive, "Store", Watched)
+    x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    attribute(lambda v: ((v * 9) % 2 - 1).abs() @ torch.ones(5, targets), x, target=list(range(targets)), batch_rows=64,
+              accuracy=Adaptive(tolerance=1e-2), checked=True)  # fmt: skip
+    assert len(made) == 2
+    assert sum(store.tensor.nbytes for store in made) <= live_rows(64, FIRST) * targets * 5 * KEPT_BYTES_PER_ELEMENT

@@ -55,17 +55,17 @@ X = torch.randn(23, 4, generator=torch.Generator().manual_seed(0), dtype=torch.f
 # --- batches ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_rows", [1, 8, 16, 512])
+@pytest.mark.parametrize("batch_rows", [1, 16, 512])
 @pytest.mark.parametrize("accuracy", [Adaptive(tolerance=1e-6), FixedSteps(steps=9)], ids=str)
 @pytest.mark.parametrize("forward", [wavy, folded])
 def test_evaluations_are_what_the_model_was_asked(batch_rows: int, accuracy: Any, forward: Any) -> None:
     """Every batch has one shape, and holds evaluations of rows and padding, nothing else."""
-    spy = Spy(forward)
-    found = attribute(spy, X, accuracy=accuracy, batch_rows=batch_rows)
+    spy, x = Spy(forward), X[: 5 if batch_rows == 1 else None]
+    found = attribute(spy, x, accuracy=accuracy, batch_rows=batch_rows)
     assert {x.shape for x in spy.plain + spy.stepped} == {(batch_rows, 4)}
     assert len(spy.stepped) * batch_rows == found.evaluations.sum() + found.padded
     assert found.padded < batch_rows * 25
-    assert len(spy.plain) == -(-len(X) // batch_rows) + 1
+    assert len(spy.plain) == -(-len(x) // batch_rows) + 1
     assert found.batch_rows == batch_rows
 
 
@@ -278,7 +278,7 @@ def explain(model: nn.Module, chosen: list[int], accuracy: Any) -> Attribution:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("accuracy", [Adaptive(tolerance=1e-3, max_evaluations=100), FixedSteps(rule="right", steps=11)],
                          ids=str)  # fmt: skip
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(chosen=st.lists(st.integers(0, 39), min_size=1, max_size=40, unique=True))
 def test_a_rows_bits_depend_on_the_row_alone(name: str, accuracy: Any, chosen: list[int]) -> None:
     """Any subset in any order, at one batch size: the same attributions, gap, estimate and evaluations."""

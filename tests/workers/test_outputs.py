@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from integrand.schemas.errors import SpecError
-from integrand.workers.outputs import check_output, select, target_table, transformed
+from integrand.workers.outputs import check_output, select, target_table, target_tables, transformed
 
 
 @pytest.mark.parametrize(("target", "expected"), [
@@ -29,6 +29,22 @@ def test_targets_become_one_index_row_each(target: Any, expected: list[list[int]
 def test_other_targets_are_refused(target: Any) -> None:
     with pytest.raises(SpecError) as refused:
         target_table(target, 3)
+    assert all([refused.value.where, refused.value.expected, refused.value.seen, refused.value.next_step])
+
+
+@pytest.mark.parametrize(("target", "expected"), [
+    (2, [[[2]]] * 3), ([2], [[[2]]] * 3), ([2, 0], [[[2], [0]]] * 3), ([(1, 0), (0, 1)], [[[1, 0], [0, 1]]] * 3),
+    ([torch.tensor([0, 1, 2]), 1], [[[0], [1]], [[1], [1]], [[2], [1]]]), (None, None), ([1, 1], [[[1], [1]]] * 3),
+], ids=repr)  # fmt: skip
+def test_lists_of_targets_become_one_table(target: Any, expected: list[list[list[int]]] | None) -> None:
+    table = target_tables(target, 3)
+    assert (None if table is None else table.tolist()) == expected
+
+
+@pytest.mark.parametrize("target", [[], [0, (0, 1)], [0, None], [None], [[0]], [0, True], [torch.ones(3)]], ids=repr)
+def test_lists_of_unlike_targets_are_refused(target: Any) -> None:
+    with pytest.raises(SpecError) as refused:
+        target_tables(target, 3)
     assert all([refused.value.where, refused.value.expected, refused.value.seen, refused.value.next_step])
 
 

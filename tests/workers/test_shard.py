@@ -199,7 +199,9 @@ def test_the_k_largest_outputs_are_explained_as_they_are_among_all(make_job: Mak
     largest = rows_of(make_job(source, target={"kind": "top_k", "k": 2})).to_pandas()
     assert (largest.groupby("row_id", sort=False)["f_input"].diff().dropna() <= 0).all()
     key = ["row_id", "target"]
-    pd.testing.assert_frame_equal(largest.sort_values(key, ignore_index=True), every.sort_values(key, ignore_index=True))
+    pd.testing.assert_frame_equal(
+        largest.sort_values(key, ignore_index=True), every.sort_values(key, ignore_index=True)
+    )
 
 
 # --- rows that the model raises on ------------------------------------------------------------------------------
