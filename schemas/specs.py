@@ -369,7 +369,9 @@ class Compute(Part):
         "float32", description="Dtype of model, inputs and gradients. bfloat16, float16: gradients are taken under "
         "autocast, all else stays float32; six evaluations more tell each adaptive row's rounding, and nothing below a "
         "few percent (bfloat16) or permille (float16) is certified.")  # fmt: skip
-    compile: bool = Field(False, description="Compile the model with torch.compile where gradients are taken; needs a C++ compiler.")
+    compile: bool = Field(
+        False, description="Compile the model with torch.compile where gradients are taken; needs a C++ compiler."
+    )
     batch_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="Rows of a step batch.")
     savings: Literal["auto", "none"] = Field(
         "auto", description="Rewritings of the model that leave its function as it is, each verified on real rows while "
@@ -397,7 +399,7 @@ class Compute(Part):
     @property
     def autocast(self) -> Literal["bfloat16", "float16"] | None:
         """Dtype under which gradients are taken, where it is another one than the model's."""
-        return None if self.precision in ("float32", "float64") else self.precision
+        return self.precision if self.precision == "bfloat16" or self.precision == "float16" else None
 
     @property
     def worker_range(self) -> WorkerRange:

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from integrand.schemas.errors import IntegrandError
+from integrand.service.devices import REPEATABLE
 from integrand.service.operator import Operator, load_operator
 
 if TYPE_CHECKING:
@@ -63,6 +64,21 @@ def plan(
     parsed, base = load_spec(spec)
     made = plan_job(parsed, base=base, trusted=operator.trusted, access=operator.access, salt=fresh, ingest=ingest)
     print(made.model_dump_json(indent=1)) if as_json else _print_plan(made)
+
+
+@app.command()
+def tune(
+    spec: SpecFile,
+    trust: Trust = [],  # noqa: B006 — typer copies it
+) -> None:
+    """Time step batches of a job's own rows on this machine, and print lines for its spec. Decides and writes nothing."""
+    from integrand.service import tables
+    from integrand.service.specfile import load_spec
+    from integrand.service.tuning import tune_job
+
+    operator = _operator(trust)
+    parsed, base = load_spec(spec)
+    tables.show_tuning(out, tune_job(parsed, base=base, trusted=operator.trusted, access=operator.access))
 
 
 @app.command()
@@ -203,6 +219,8 @@ def _interruptible() -> Iterator[None]:
 
 def main() -> None:
     """Entry point. Exit codes: the error tree in `schemas.errors`, 3 for partial runs, 130 for interrupted ones."""
+    for name, value in REPEATABLE.items():  # as Ray gives it to workers
+        os.environ.setdefault(name, value)
     try:
         app()
     except IntegrandError as error:

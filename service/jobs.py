@@ -169,7 +169,9 @@ def _now() -> str:
 
 
 def _stall_s(plan: Plan) -> float:
-    return plan.spec.compute.stall_s or max(STALL_S, STALL_BATCHES * plan.projection.batch_seconds)
+    compute = plan.spec.compute
+    compiling = compute.start_s if plan.numerics.compile else 0.0  # a worker compiles in its first step batch
+    return compute.stall_s or max(STALL_S, STALL_BATCHES * plan.projection.batch_seconds) + compiling
 
 
 def _heartbeat(run: OpenRun, show: Callable[[Tally], None]) -> Callable[[Tally], None]:

@@ -151,7 +151,7 @@ def fold(plan: Plan, plan_sha256: str, footers: Mapping[str, ShardFooter],
         evaluations=sum(f.evaluations for f in done), digest=fold_digests(f.digest for f in done),
         determinism=_determinism(done), quarantined=tuple(q for q in quarantined if q.shard in missing),
         missing=missing, seconds=_sum_seconds(done), warnings=plan.warnings, logical_date=logical_date,
-        numerics=plan.numerics, left_out=plan.left_out,
+        numerics=plan.numerics, left_out=plan.left_out, half_error=plan.half_error,
         created=created,
     )  # fmt: skip
 

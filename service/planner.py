@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ from integrand.schemas.specs import AttributeSpec, MeanBaseline, TopKTarget
 from integrand.service.cutting import auto_rows, cut, rows_by_bytes
 from integrand.service.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.pools import Pool
-from integrand.service.preflight import Findings, examine, sample_rows
+from integrand.service.preflight import Findings, Sample, examine, sample_rows
 from integrand.workers.embeddings import through_embeddings
 from integrand.workers.models import (
     CodeBundle,
@@ -40,6 +41,7 @@ from integrand.workers.models import (
     model_artefacts,
     pack_code,
 )
+from integrand.workers.outputs import Forward
 from integrand.workers.reading import declared_columns, read_slices, resolve_columns
 from integrand.workers.rows import Rows, length_buckets, to_rows
 from integrand.workers.store import Store
@@ -76,33 +78,66 @@ def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
     """
     spec, store = request.spec, request.store
     check_trust(spec.model, request.trusted)
-    output = store.parse(spec.output.uri, request.base)
-    store.prove_creates(output)
-    dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
-    shapes = resolve_columns(dataset.schema, spec)
-    facts = _model_facts(request)
-    means, statistics = _statistics(request, dataset, shapes, pool)
-    device = "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    with _threads(_thread_count(spec)):
-        forward = load_model(store, spec.model, facts.artefacts, spec.compute.precision, device)
-        forward = through_embeddings(forward, spec)
-        shapes, rows = _sample(store, spec, dataset, shapes)
-        sample = sample_rows(spec, shapes, rows, means, device, forward)
-        findings = examine(spec, forward, sample)
+    store.prove_creates(store.parse(spec.output.uri, request.base))
+    with pinned(_thread_count(spec)):
+        job = survey(request, pool)
+        findings = examine(spec, job.forward, job.sample)
+    dataset, shapes, facts = job.dataset, job.shapes, job.facts
     numerics = Numerics(numerics_version=NUMERICS_VERSION, batch_rows=findings.batch_rows, threads=_thread_count(spec),
-                        precision=spec.compute.precision, device=device, torch_build=torch.__version__,
+                        precision=spec.compute.storage, device=job.device, torch_build=torch.__version__,
                         outputs=findings.outputs, exact=findings.exact, savings=findings.savings.names,
                         folded=tuple((p.layer, p.norm) for p in findings.savings.folded),
-                        frontier=findings.savings.frontier)  # fmt: skip
+                        frontier=findings.savings.frontier,
+                        autocast=None if findings.exact else spec.compute.autocast,
+                        compile=spec.compute.compile and not findings.exact)  # fmt: skip
     shards = _cut(spec, dataset.files, shapes, findings)
     plan = Plan(
         run_id=run_id(spec, dataset.identity, facts, numerics, request.salt), spec=_absolute(request), files=dataset.files,
         source_columns=declared_columns(spec), row_id_type=str(_row_id_type(spec, dataset.schema)), inputs=shapes,
-        numerics=numerics, artefacts=facts.artefacts, code_sha256=facts.code_sha256, statistics=statistics,
-        shards=shards, projection=_projection(spec, dataset, shapes, shards, findings), warnings=findings.warnings,
-        left_out=findings.savings.left_out, salt=request.salt, created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions(),
+        numerics=numerics, artefacts=facts.artefacts, code_sha256=facts.code_sha256, statistics=job.statistics,
+        shards=shards, projection=_projection(spec, dataset, shapes, shards, findings),
+        warnings=findings.warnings + _device_warnings(spec, job.device),
+        left_out=findings.savings.left_out, half_error=findings.half_error, salt=request.salt,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions(),
     )  # fmt: skip
     return plan, facts.code
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """A job's data and model as found, before anything is chosen."""
+
+    dataset: Dataset
+    shapes: tuple[InputShape, ...]
+    facts: ModelFacts
+    statistics: Statistics | None
+    device: Literal["cpu", "cuda"]
+    forward: Forward
+    sample: Sample
+
+
+def survey(request: Request, pool: Pool) -> Survey:
+    """Read a few rows and load the model, which the caller has passed through `check_trust`."""
+    spec, store = request.spec, request.store
+    output = store.parse(spec.output.uri, request.base)
+    dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
+    shapes = resolve_columns(dataset.schema, spec)
+    facts = _model_facts(request)
+    means, statistics = _statistics(request, dataset, shapes, pool)
+    device: Literal["cpu", "cuda"] = "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    forward = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device)
+    forward = through_embeddings(forward, spec)
+    shapes, rows = _sample(store, spec, dataset, shapes)
+    _refuse_lengths(spec, shapes)
+    sample = sample_rows(spec, shapes, rows, means, device, forward)
+    return Survey(dataset, shapes, facts, statistics, device, forward, sample)
+
+
+def _device_warnings(spec: AttributeSpec, device: str) -> tuple[str, ...]:
+    if spec.compute.gpus_per_worker and device == "cpu":
+        return ("compute.gpus_per_worker is set, but there is no CUDA device where this is planned: workers will use "
+                "their CPUs; plan where there is one",)  # fmt: skip
+    return ()
 
 
 def run_id(
@@ -173,6 +208,14 @@ def _sample_table(store: Store, spec: AttributeSpec, dataset: Dataset, place: fl
     return read_slices(store, dataset.files, slices, declared_columns(spec))
 
 
+def _refuse_lengths(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
+    """A compiled model is compiled again for every length, and after a few of them no more."""
+    varying = [s.name for s in shapes if s.varying]
+    if spec.compute.compile and varying:
+        raise SpecError("compute.compile", expected="inputs of one shape", seen=f"lists of any length in {varying[0]}",
+                        next_step="set compute.compile: false")  # fmt: skip
+
+
 def _row_id_type(spec: AttributeSpec, schema: pa.Schema) -> pa.DataType:
     kind = pa.string() if spec.source.row_id is None else schema.field(spec.source.row_id).type
     return kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -183,7 +226,7 @@ def _thread_count(spec: AttributeSpec) -> int:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def pinned(count: int) -> Iterator[None]:
     """The workers' threads and deterministic kernels while the model is tried here; put back afterwards."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     pin_numerics(count)
@@ -227,7 +270,7 @@ def _targets_per_row(spec: AttributeSpec, findings: Findings) -> int:
 
 
 def _output_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:
-    width = 4 if spec.compute.precision == "float32" else 8
+    width = 4 if spec.compute.storage == "float32" else 8
     return sum(math.prod(s.shape) for s in shapes) * width + 100
 
 

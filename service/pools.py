@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from integrand.schemas.errors import IntegrandError, SpecError, TransientError
 from integrand.schemas.records import Shard, ShardFooter
 from integrand.schemas.specs import Compute
+from integrand.service.devices import REPEATABLE
 from integrand.workers.worker import Beat, Setup, Worker
 
 Item = TypeVar("Item")
@@ -200,7 +201,8 @@ class RayPool:
         self._start_s, self._stall_s = compute.start_s, stall_s
         self._setup = ray.put(setup)
         remote: Any = ShardActor  # ray.remote hides what it returns from type checkers
-        self._actors = remote.options(num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker)
+        self._actors = remote.options(num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker,
+                                      runtime_env={"env_vars": REPEATABLE} if compute.gpus_per_worker else None)  # fmt: skip
         for worker in range(wanted):
             self._seat(worker)
 

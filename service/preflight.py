@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import resource
-import statistics
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,15 +12,16 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import DataError, IntegrandError, SpecError
-from integrand.schemas.records import InputShape
+from integrand.schemas.records import InputShape, Quantiles
 from integrand.schemas.specs import Accuracy, Adaptive, AttributeSpec, ColumnTarget, Exact, FixedSteps, TopKTarget
+from integrand.service.trials import check_compiled, repeats_bits, rounding_seen, seconds_per_batch, step_batch
 from integrand.workers.attribution import attribute, no_closed_form, unused_inputs
+from integrand.workers.autocast import HALVES, LEAST
 from integrand.workers.baselines import baseline_tensors
 from integrand.workers.batching import KEPT_BYTES_PER_ELEMENT, activation_bytes, step_batch_rows
 from integrand.workers.embeddings import IdsModel
-from integrand.workers.engine import Problem, step_gradients
 from integrand.workers.outputs import Forward, check_output, target_table, transformed
-from integrand.workers.prepared import assemble, closed_form, work_of
+from integrand.workers.prepared import Prepared, assemble, closed_form, stepping, work_of
 from integrand.workers.quadrature import plain_rule
 from integrand.workers.repeatability import Batch, measure_repeatability
 from integrand.workers.rows import Rows
@@ -48,6 +47,7 @@ class Findings:
     warnings: tuple[str, ...]
     exact: bool
     savings: Savings
+    half_error: Quantiles | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,25 +116,45 @@ def _real_rows(arguments: Sequence[Tensor]) -> Iterator[None]:
 
 def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
     """Try the model on real rows. Raises SpecError for whatever cannot work, with its likely cause."""
-    plain = transformed(model, spec.target.transform)
-    out, warnings = _first_pass(spec, plain, sample)
-    table, width = _targets(spec, out, sample)
-    check_output(out, sample.rows, table)
-    sample = replace(sample, target=table)
-    exact, savings = _rewriting(spec, model, sample)
-    prepared = assemble(model, spec.target.transform, savings, sample.inputs, sample.forward_args, exact=exact)
+    sample, width, warnings = first_pass(spec, model, sample)
+    exact, savings = rewriting(spec, model, sample)
+    prepared = ready(spec, model, sample, savings, exact=exact)
     row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
     batch_rows = _batch_rows(spec, row_bytes)
+    if spec.compute.compile:
+        check_compiled(step_batch(prepared, sample, batch_rows))
     planned, batch_rows = batch_rows, _repeatable_rows(spec, prepared, sample, batch_rows)
     if batch_rows < planned:
         warnings.append(f"batch_rows is {batch_rows}, not {planned}: with more, a row's last bits depend on its place")
-    batch_s = _time_batch(prepared, sample, batch_rows)
+    half_error = rounding_seen(prepared, sample, batch_rows) if prepared.half else None
+    warnings += _rounding_warnings(spec, half_error) if half_error else []
+    batch_s = seconds_per_batch(step_batch(prepared, sample, batch_rows))
     evaluations, seconds = _cost(spec, prepared, sample, batch_rows, batch_s)
     return Findings(batch_rows, width, row_bytes, batch_s, evaluations, seconds,
-                    _memory(spec, sample, row_bytes, batch_rows), tuple(warnings), exact, savings)  # fmt: skip
+                    _memory(spec, sample, row_bytes, batch_rows), tuple(warnings), exact, savings, half_error)  # fmt: skip
 
 
-def _rewriting(spec: AttributeSpec, model: Forward, sample: Sample) -> tuple[bool, Savings]:
+def ready(spec: AttributeSpec, model: Forward, sample: Sample, savings: Savings, *, exact: bool) -> Prepared:
+    """The model as the workers of this job will run it."""
+    found = assemble(model, spec.target.transform, savings, sample.inputs, sample.forward_args, exact=exact)
+    device = sample.inputs[0].device.type
+    return stepping(found, spec.compute.autocast, device, compile=spec.compute.compile)
+
+
+def _rounding_warnings(spec: AttributeSpec, seen: Quantiles) -> list[str]:
+    """What half precision does to the first rows, and to what can be certified."""
+    autocast = spec.compute.autocast
+    assert autocast
+    told = [f"{autocast} moves the attributions of the first rows by {seen.p50 or 0:.2g} (median) to {seen.max or 0:.2g} "
+            "of their size, against float32 at the same nodes"]  # fmt: skip
+    least = LEAST * torch.finfo(HALVES[autocast]).eps
+    if isinstance(spec.accuracy, Adaptive) and spec.accuracy.tolerance <= least:
+        told.append(f"no row can be certified to {spec.accuracy.tolerance:g} under {autocast}, whose rounding counts for "
+                    f"{least:.2g} or more: rows will be `at_precision_floor`")  # fmt: skip
+    return told
+
+
+def rewriting(spec: AttributeSpec, model: Forward, sample: Sample) -> tuple[bool, Savings]:
     """Whether the integral is taken in closed form, and else which savings hold on the sample.
 
     Raises SpecError where the closed form is asked for and there is none.
@@ -163,7 +183,15 @@ def _no_closed_form(spec: AttributeSpec, model: Forward, sample: Sample) -> str 
     return found if isinstance(found, str) else None
 
 
-def _first_pass(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[Tensor, list[str]]:
+def first_pass(spec: AttributeSpec, model: Forward, sample: Sample) -> tuple[Sample, int | None, list[str]]:
+    """The sample with its targets, the width of the model's output where it has one, and what is doubtful about both."""
+    out, warnings = _try_model(spec, transformed(model, spec.target.transform), sample)
+    table, width = _targets(spec, out, sample)
+    check_output(out, sample.rows, table)
+    return replace(sample, target=table), width, warnings
+
+
+def _try_model(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[Tensor, list[str]]:
     points = [x.clone().requires_grad_() for x in sample.inputs]
     with _real_rows([*points, *sample.forward_args]), torch.enable_grad():
         out = forward(*points, *sample.forward_args)
@@ -173,6 +201,9 @@ def _first_pass(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[
         warnings = ["the model's output is NaN or inf on some of the first rows: they will be `nonfinite`"]
     else:
         warnings = []
+    if out.is_floating_point() and torch.finfo(out.dtype).eps > torch.finfo(points[0].dtype).eps:
+        warnings.append(f"the model returns {str(out.dtype)[6:]} although precision is {spec.compute.precision}: "
+                        "something in it casts down")  # fmt: skip
     unused = unused_inputs(out, points)
     warnings += [
         f"the output does not depend on input `{spec.inputs[i].name}`: its attributions are zeros" for i in unused
@@ -190,7 +221,8 @@ def _targets(spec: AttributeSpec, out: Tensor, sample: Sample) -> tuple[Tensor |
     if target.kind == "scalar":
         return None, width
     if target.kind == "index":
-        return target_table(target.index, sample.rows), width
+        table = target_table(target.index, sample.rows)
+        return None if table is None else table.to(out.device), width
     if width is None:
         raise SpecError(f"target.kind {target.kind}", expected="model outputs [rows, outputs]",
                         seen=f"shape {list(out.shape)}", next_step="use `scalar`, or `index` with a list")  # fmt: skip
@@ -201,7 +233,7 @@ def _targets(spec: AttributeSpec, out: Tensor, sample: Sample) -> tuple[Tensor |
         raise SpecError("target.k", expected=f"at most {width}, the model's outputs", seen=str(target.k),
                         next_step="explain fewer, or `all`")  # fmt: skip
     largest = target.kind in ("argmax", "top_k")
-    return (out.argmax(-1, keepdim=True) if largest else torch.zeros(sample.rows, 1).long()), width
+    return (out if largest else torch.zeros_like(out)).argmax(-1, keepdim=True), width
 
 
 def _column_targets(targets: Tensor, width: int, column: str) -> Tensor:
@@ -222,20 +254,20 @@ def _batch_rows(spec: AttributeSpec, row_bytes: int) -> int:
     return step_batch_rows(row_bytes, spec.compute.memory)
 
 
-def _repeatable_rows(spec: AttributeSpec, forward: Forward, sample: Sample, size: int) -> int:
+def _repeatable_rows(spec: AttributeSpec, prepared: Prepared, sample: Sample, size: int) -> int:
     """`size`, or a half of it as often as a row's bits depend on its place among so many.
 
     Raises SpecError for random and batch-coupled models, and for a fixed `compute.batch_rows` that breaks bits.
     """
-    found = measure_repeatability(forward, _path_points(sample), max(2, size))
+    found = measure_repeatability(prepared, _path_points(sample), max(2, size))
     found.check()
-    if size == 1 or found.bitwise:
+    if size == 1 or (found.bitwise and (prepared.step is None or repeats_bits(step_batch(prepared, sample, size)))):
         return size
     if spec.compute.batch_rows != "auto":
         raise SpecError("compute.batch_rows", expected="a step batch in which a row's bits do not depend on its place",
                         seen=f"{size} rows, that round a row's result differently from place to place",
                         next_step="take `auto` or a multiple of 16: kernels treat the last rows of others differently")  # fmt: skip
-    return _repeatable_rows(spec, forward, sample, size // 2)
+    return _repeatable_rows(spec, prepared, sample, size // 2)
 
 
 def _path_points(sample: Sample) -> Batch:
@@ -247,21 +279,6 @@ def _path_points(sample: Sample) -> Batch:
     points = tuple(torch.cat(p) for p in zip(at(1.0), at(0.5), at(0.25), strict=True))
     return Batch(points, tuple(a.repeat(3, *[1] * (a.ndim - 1)) for a in sample.forward_args),
                  None if sample.target is None else sample.target.repeat(3, 1))  # fmt: skip
-
-
-def _time_batch(forward: Forward, sample: Sample, batch_rows: int) -> float:
-    """Median seconds of one gradient step batch. Only projections and the stall limit use it, never a value."""
-    batch = sample.repeat(batch_rows)
-    table = None if batch.target is None else batch.target[:, None]
-    problem = Problem(forward, batch.inputs, batch.baselines, batch.forward_args, table, batch_rows)
-    rows = torch.arange(batch_rows, device=batch.inputs[0].device)
-    alphas = torch.linspace(0, 1, batch_rows, dtype=torch.float64, device=rows.device)
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        step_gradients(problem, rows, alphas)[0].gradients.sum().item()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
 def _cost(

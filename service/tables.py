@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from integrand.schemas.records import Heartbeat, Plan, Quantiles, RunManifest
+from integrand.schemas.records import Heartbeat, Numerics, Plan, Quantiles, RunManifest
 from integrand.schemas.tables import COLUMNS, PREFIX, WITHOUT_ATTRIBUTION, feature_names
 from integrand.service.progress import duration
 
 if TYPE_CHECKING:
     from integrand.service.query import Run
+    from integrand.service.tuning import Tuning
 
 
 def _facts(console: Console, title: str, facts: list[tuple[str, str]]) -> None:
@@ -39,12 +40,46 @@ def show_plan(console: Console, plan: Plan) -> None:
         ("cost per row", f"{cost.evaluations_per_row:.1f} evaluations, {cost.seconds_per_row * 1e3:.3g} ms on one worker"),
         ("estimated time", f"{duration(cost.seconds)} with {plan.spec.compute.worker_range.max} workers"),
         ("device hours", f"{cost.seconds_per_row * _rows(plan) / 3600:.3g}"),
-        ("step batch", f"{chosen.batch_rows} rows, {chosen.threads} threads, {chosen.precision} on {chosen.device}"),
+        ("step batch", f"{chosen.batch_rows} rows, {chosen.threads} threads, {_precision(chosen)} on {chosen.device}"),
+        *_way(plan),
         ("torch", chosen.torch_build),
     ]  # fmt: skip
     _facts(console, f"plan {plan.run_id} ({plan.spec.name})", facts)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _precision(chosen: Numerics) -> str:
+    """In words, as in `float32 under bfloat16 autocast, compiled`."""
+    autocast = f" under {chosen.autocast} autocast" if chosen.autocast else ""
+    return chosen.precision + autocast + (", compiled," if chosen.compile else "")
+
+
+def _way(plan: Plan) -> list[tuple[str, str]]:
+    """How the integral is taken: in closed form, or with which savings, and why not with others."""
+    chosen = plan.numerics
+    if chosen.exact:
+        asked = (
+            "" if plan.spec.accuracy.kind == "exact" else f", as `{plan.spec.accuracy.kind}` does where there is one"
+        )
+        return [("integral", f"in closed form, without step batches{asked}")]
+    return [
+        ("savings", ", ".join(chosen.savings) or "none"),
+        *(("left out", f"{name}: {why}") for name, why in plan.left_out),
+    ]
+
+
+def show_tuning(console: Console, tuning: Tuning) -> None:
+    """What each way to run step batches costs, and the fastest as lines for a spec."""
+    if tuning.exact:
+        console.print("The integral is taken in closed form: there are no step batches to tune.")
+        return
+    frame = pd.DataFrame([{"batch_rows": t.batch_rows, "threads": t.threads, "savings": t.savings,
+                           "ms per evaluation": t.seconds * 1e3, "evaluations/s": 1 / t.seconds} for t in tuning.trials])  # fmt: skip
+    show_frame(console, frame, f"step batches on this machine's {tuning.device}", len(frame))
+    console.print("Lines for the spec, each the fastest of its kind:")
+    for line in tuning.lines():
+        console.print(line, highlight=False, markup=False)
 
 
 def _rows(plan: Plan) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from numbers import Real
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.specs import Accuracy, Adaptive, Exact, FixedSteps
 from integrand.workers.adaptive import integrate_adaptively
+from integrand.workers.autocast import measure_rounding
 from integrand.workers.batching import SMALLEST, activation_bytes, step_batch_rows
 from integrand.workers.closed import integrate_network
 from integrand.workers.engine import Evaluator, Floats, Problem, endpoint_values, independent_of_inputs, lifted
@@ -110,7 +112,7 @@ def _explain(problem: Problem, accuracy: Accuracy, prepared: Prepared, report: R
         report.take(verdicts, accuracy)
         return 0, problem.batch_rows
     assert not isinstance(accuracy, Exact)
-    evaluator = Evaluator(problem)
+    evaluator = Evaluator(replace(problem, step=prepared.step, half=prepared.half))
     ends = endpoint_values(evaluator, clean)
     report.set_endpoints(clean, *ends)
     moving = report.set_unmoved(clean)
@@ -122,6 +124,8 @@ def _explain(problem: Problem, accuracy: Accuracy, prepared: Prepared, report: R
 def _integrate(evaluator: Evaluator, accuracy: Adaptive | FixedSteps, rows: Tensor, f_input: Floats, f_baseline: Floats
                ) -> Iterator[Verdicts]:  # fmt: skip
     if isinstance(accuracy, Adaptive):
+        if evaluator.problem.half is not None:
+            evaluator.problem = replace(evaluator.problem, rounding=measure_rounding(evaluator, rows))
         return integrate_adaptively(evaluator, accuracy, rows, f_input, f_baseline)
     return integrate_fixed(evaluator, plain_rule(accuracy), rows, f_input, f_baseline)
 

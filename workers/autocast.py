@@ -18,7 +18,9 @@ from integrand.workers.outputs import Forward
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBES = (0.5, 0.5 - 0.15**0.5, 0.5 + 0.15**0.5)
 """Where on a row's path its gradient is taken in both precisions: the nodes of three-point Gauss-Legendre."""
-CAUTION, LEAST = 4.0, 2.0
+PROBING = 2 * len(PROBES)
+"""Gradient evaluations that this costs a row."""
+CAUTION, LEAST = 6.0, 2.0
 """A row's rounding error is taken for CAUTION times the one seen at the probes, and for LEAST machine epsilon at least."""
 HOPELESS = 1e6
 """Stands for a gradient that is nothing but rounding, NaN or inf."""
@@ -37,12 +39,12 @@ def under_autocast(forward: Forward, dtype: torch.dtype, device: str) -> Forward
 def measure_rounding(evaluator: Evaluator, rows: Tensor) -> Floats:
     """Relative L1 error that autocast is taken to cause in the attributions of some rows, [problem's rows, targets].
 
-    Six gradient evaluations a row: at three nodes of its path, with autocast and without.
+    Three nodes of its path, with autocast and without.
     """
     problem = evaluator.problem
     plain = Evaluator(replace(problem, step=None, half=None))
     found = np.full((problem.rows, problem.targets_per_row), np.nan)
-    for part in rows.split(evaluator.capacity):
+    for part in rows.split(evaluator.capacity) if len(rows) else ():
         found[part.cpu().numpy()] = _apart(evaluator, plain, part)
     evaluator.capacity, evaluator.padded = min(evaluator.capacity, plain.capacity), evaluator.padded + plain.padded
     found = np.nan_to_num(CAUTION * found, nan=HOPELESS, posinf=HOPELESS)
@@ -59,7 +61,7 @@ def _apart(half: Evaluator, plain: Evaluator, rows: Tensor) -> Floats:
         steps = zip(half.gradients(rows, alphas, wanted), plain.gradients(rows, alphas, wanted), strict=True)
         for target, (rounded, exact) in enumerate(steps):
             both = torch.stack([rounded.gradients - exact.gradients, rounded.gradients], 1).double().cpu().numpy()
-            apart = np.abs(half.pull(rows, both) * difference[:, None]).sum(2)
+            apart = np.abs(half.pull(rows, both, 1) * difference[:, None]).sum(2)
             error[:, target] += apart[:, 0]
             size[:, target] += apart[:, 1]
     with np.errstate(divide="ignore", invalid="ignore"):

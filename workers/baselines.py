@@ -20,7 +20,7 @@ def baseline_tensors(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Ro
     """One tensor per input: `[1, *shape]` where all rows share it, else `[rows, *shape]`; zeros for ids, see IdsModel."""
     made = []
     for i, (shape, baseline) in enumerate(zip(shapes, spec.baselines, strict=True)):
-        dtype = DTYPES[spec.compute.precision]
+        dtype = DTYPES[spec.compute.storage]
         if isinstance(baseline, ColumnBaseline):
             column = rows.baselines[i]
             assert column is not None

@@ -264,7 +264,8 @@ def step_gradients(problem: Problem, rows: Tensor, alphas: Tensor, wanted: Seque
         points = [_between(b, x[rows], alphas).requires_grad_()
                   for x, b in zip(problem.inputs, problem.baseline(rows), strict=True)]  # fmt: skip
         # Copies, since a model whose first operation is in place must not write to leaves.
-        out = (problem.step or problem.forward)(*[p.clone() for p in points], *problem.arguments(rows))
+        step = problem.forward if problem.step is None else problem.step
+        out = step(*[p.clone() for p in points], *problem.arguments(rows))
         if not out.requires_grad:
             raise independent_of_inputs()
         return [_backward(problem, out, points, rows, target, last=target == wanted[-1]) for target in wanted]

@@ -11,6 +11,7 @@ from torch import Tensor
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.records import InputShape, Numerics
 from integrand.schemas.specs import Accuracy, AttributeSpec, FixedSteps
+from integrand.workers.autocast import HALVES, under_autocast
 from integrand.workers.folding import Pair
 from integrand.workers.hoisting import JUDGED_WORK, Hoisted, Work, fixed_work
 from integrand.workers.models import DTYPES
@@ -26,11 +27,15 @@ class Prepared:
 
     hoisted   its affine prefix and the rest
     network   its layers, where its integral has a closed form
+    step      what step batches run in place of `forward`, or of the rest behind the prefix: compiled, or under autocast
+    half      the dtype of autocast
     """
 
     forward: Forward
     hoisted: Hoisted | None = None
     network: ShallowNetwork | None = None
+    step: Forward | None = None
+    half: torch.dtype | None = None
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         return self.forward(*arguments)
@@ -66,7 +71,29 @@ def prepare_planned(
     savings = Savings(numerics.savings, tuple(Pair(*pair) for pair in numerics.folded), numerics.frontier)
     dtype, device = DTYPES[numerics.precision], numerics.device
     inputs = [torch.zeros(2, *shape.shape, dtype=dtype, device=device) for shape in shapes]
-    return assemble(forward, spec.target.transform, savings, inputs, (), exact=numerics.exact)
+    found = assemble(forward, spec.target.transform, savings, inputs, (), exact=numerics.exact)
+    return stepping(found, numerics.autocast, device, compile=numerics.compile)
+
+
+def stepping(prepared: Prepared, autocast: str | None, device: str, *, compile: bool) -> Prepared:
+    """The model with gradients taken under autocast to a dtype, or compiled, or both. Compilation is at the first batch."""
+    if prepared.network is not None or not (autocast or compile):
+        return prepared
+    step = prepared.hoisted.tail if prepared.hoisted else prepared.forward
+    half = HALVES[autocast] if autocast else None
+    if half is not None:
+        step = under_autocast(step, half, device)
+    if compile:
+        step = _compiled(step)
+    return replace(prepared, step=step, half=half)
+
+
+def _compiled(forward: Forward) -> Forward:
+    """For one shape of step batch, and for several backward passes through one forward pass."""
+    from torch._functorch import config  # with much else behind it
+
+    config.donated_buffer = False  # a buffer given away by the first backward pass would be missing in the second
+    return torch.compile(forward, dynamic=False)
 
 
 def closed_form(forward: Forward, rows: Tensor) -> ShallowNetwork | str:

@@ -85,7 +85,7 @@ class _Source:
 def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]) -> Rows:
     """Tensors of a table read by `read_slices`. No row ever raises: what is wrong with it is its reason."""
     reasons = _marked(table)
-    dtype = np.dtype(spec.compute.precision)
+    dtype = np.dtype(spec.compute.storage)
     ids = {
         i.name: _ids(table, i, s, reasons) for i, s in zip(spec.inputs, shapes, strict=True) if isinstance(i, IdsInput)
     }

@@ -142,13 +142,20 @@ def attribute_rows(job: Job, rows: Rows, ids: pa.Array, tick: Callable[[], None]
     clean = torch.tensor([i for i, reason in enumerate(reasons) if reason is None], dtype=torch.int64)
     first, copied = distinct_rows(rows, baselines, clean)
     part = _take(rows, first), tuple(b if b.shape[0] == 1 else b[first] for b in baselines)
-    device = [tuple(t.to(job.device) for t in ts) for ts in (part[0].inputs, part[1], part[0].forward_args)]
+    device = [_placed(job, ts) for ts in (part[0].inputs, part[1], part[0].forward_args)]
     table = _targets(job, part[0], device, per_row, tick)
     found = _attributions_of(job, *device, table, tick)
     results = _scatter(job, ids, reasons, clean, copied, table, found)
     lengths = tuple(rows.inputs[i].sum(1).long().numpy().repeat(per_row) if shape.varying else None
                     for i, shape in enumerate(job.plan.inputs))  # fmt: skip
     return replace(results, lengths=lengths, duplicates=len(clean) - len(first))
+
+
+def _placed(job: Job, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A shard's rows on the worker's device, copied once and from pinned memory: step batches are made of them there."""
+    if job.device == "cpu":
+        return tensors
+    return tuple(t.pin_memory().to(job.device, non_blocking=True) for t in tensors)
 
 
 def distinct_rows(rows: Rows, baselines: Sequence[Tensor], clean: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,8 +329,8 @@ def _attributions(job: Job, parts: list[Attribution], places: NDArray[np.int64],
     for i, shape in enumerate(job.plan.inputs):
         full = np.full((out, *shape.shape), np.nan, np.dtype(job.plan.numerics.precision))
         if parts:
-            found = torch.cat([p.attributions[i].reshape(-1, *shape.shape) for p in parts])
-            full[places] = found.cpu().numpy()[origin]
+            found = torch.cat([p.attributions[i].reshape(-1, *shape.shape).cpu() for p in parts])
+            full[places] = found.numpy()[origin]
         made.append(full)
     return tuple(made)
 

@@ -70,7 +70,7 @@ def fold_means(partials: Sequence[Partial]) -> tuple[np.ndarray, ...]:
 def means_uri(root: Uri, files: Sequence[SourceFile], spec: AttributeSpec) -> Uri:
     """Where the means of these files lie under the output root: named by all that can change them."""
     parts = spec.model_dump(mode="json", include={"inputs", "forward_args", "target", "baseline"})
-    digest = digest_json([NUMERICS_VERSION, spec.compute.precision, parts,
+    digest = digest_json([NUMERICS_VERSION, spec.compute.storage, parts,
                           [[f.path, f.first_row, f.size, f.fingerprint] for f in files]])  # fmt: skip
     return root.child("_ingest", digest[:32], f"mean-{digest[:32]}.safetensors")
 

@@ -9,7 +9,9 @@ import jsonschema
 import pytest
 
 from integrand.schemas.records import Heartbeat, dump
+from integrand.schemas.specs import parse_spec
 from integrand.service import cli
+from integrand.service.specfile import parse_text
 from tests.plugins.jobs import JobFolder
 
 Run = tuple[int, str]
@@ -71,6 +73,32 @@ def test_plan_prints_and_starts_nothing(call, finished: JobFolder):
     code, text = call("plan", spec, "--trust-model-code", finished.module, "--json")
     assert json.loads(text)["numerics"]["batch_rows"] == 16
     assert not list((finished.path / "out").glob("*/_plan.json"))
+
+
+def test_plan_tells_how_the_integral_is_taken(call, finished: JobFolder):
+    finished.write_model("return self.logits(x)")
+    _, text = call("plan", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module)
+    assert "savings" in text
+    assert "channels_last: no 2-d or 3-d convolution" in text
+    shallow = "nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()"
+    (finished.path / f"{finished.module}.py").write_text(
+        f"from torch import nn\n\ndef build():\n    return {shallow}\n"
+    )
+    for accuracy, told in (({"kind": "adaptive"}, "in closed form, without step batches, as `adaptive` does"),
+                           ({"kind": "exact"}, "in closed form, without step batches")):  # fmt: skip
+        finished.write_spec(accuracy=accuracy)
+        assert told in call("plan", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module)[1]
+
+
+def test_tune_prints_lines_for_the_spec(call, finished: JobFolder):
+    code, text = call("tune", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module)
+    assert (code, "evaluations/s" in text) == (0, True)
+    lines = [line for line in text.splitlines() if line.startswith("compute: ")]
+    assert lines
+    for line in lines:
+        compute = parse_spec(finished.fields() | parse_text(line, "tune")).compute
+        assert compute.batch_rows in (16, 32, 64, 128, 256, 512, 1024)
+    assert call("tune", str(finished.path / "spec.yaml"))[0] == 2
 
 
 def test_untrusted_code_is_refused_with_the_flag_to_use(call, finished: JobFolder):

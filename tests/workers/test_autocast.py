@@ -30,7 +30,7 @@ def net(activation: type[nn.Module], last: type[nn.Module] | None = None, *, gai
     return nn.Sequential(*layers, *([last(1)] if last else [])).eval().requires_grad_(False)
 
 
-X = torch.randn(40, 8, generator=torch.Generator().manual_seed(1))
+X = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
 
 
 def half(model: nn.Module, name: str) -> Prepared:
@@ -68,6 +68,15 @@ def test_no_row_is_certified_beyond_what_half_precision_allows(kind: str, name: 
         assert (errors[ok] <= tolerance).all()
         assert (found.error_estimate.numpy()[ok] <= tolerance).all()
         assert (found.error_estimate.numpy() >= errors / 2).mean() >= 0.97
+
+
+@pytest.mark.parametrize(("name", "usual"), [("bfloat16", 0.1), ("float16", 0.02)])
+def test_the_precision_floor_is_not_an_early_end(name: str, usual: float) -> None:
+    """Rows whose error is the quadrature's go on until rounding is what is left."""
+    found = attributed(half(NETS["steep"], name), accuracy=Adaptive(tolerance=0.001))
+    assert set(found.status) == {RowStatus.at_precision_floor}
+    assert found.error_estimate.median() < usual
+    assert len(set(found.evaluations.tolist())) > 2
 
 
 def test_tolerances_within_reach_are_certified() -> None:
@@ -138,7 +147,7 @@ def test_evaluations_count_what_measuring_costs() -> None:
     stepped = watched.seen[True, True] + watched.seen[True, False]
     assert (False, True) not in watched.seen
     assert found.evaluations.sum() + found.padded == stepped
-    assert watched.seen[True, False] == 3 * 64  # three probes of forty rows, padded
+    assert watched.seen[True, False] == 3 * 64  # three probes of 24 rows, padded
     assert found.evaluations.min() >= 7 + PROBING
     fixed = attributed(half(watched, "bfloat16"), accuracy=FixedSteps(steps=9))
     assert set(fixed.evaluations.tolist()) == {9}
@@ -150,10 +159,10 @@ def test_what_is_measured_is_the_rounding_of_attributions(behind: bool) -> None:
     model = NETS["steep"]
     plain = Prepared(model, hoist(model, (X,)) if behind else None)
     prepared = stepping(plain, "bfloat16", "cpu", compile=False)
-    problem = Problem(model, (X,), (torch.zeros(1, 8),), (), torch.ones(40, 1, 1).long(), 16,
+    problem = Problem(model, (X,), (torch.zeros(1, 8),), (), torch.ones(len(X), 1, 1).long(), 16,
                       step=prepared.step, half=prepared.half)  # fmt: skip
     inner = lifted(Evaluator(problem), prepared.hoisted) if prepared.hoisted else problem
-    measured = measure_rounding(Evaluator(inner), torch.arange(40))[:, 0]
+    measured = measure_rounding(Evaluator(inner), torch.arange(len(X)))[:, 0]
     exact, rounded = (attributed(p, accuracy=FixedSteps(steps=3)).attributions.double() for p in (plain, prepared))
     apart = ((rounded - exact).abs().sum(1) / rounded.abs().sum(1)).numpy()
     assert (measured >= apart).all()
@@ -161,13 +170,18 @@ def test_what_is_measured_is_the_rounding_of_attributions(behind: bool) -> None:
     assert np.median(measured) < 40 * np.median(apart)
 
 
+def test_rows_at_their_baseline_cost_nothing() -> None:
+    found = attributed(half(NETS["smooth"], "bfloat16"), torch.zeros(3, 8), accuracy=Adaptive())
+    assert (found.status, found.evaluations.tolist()) == ((RowStatus.ok,) * 3, [0] * 3)
+
+
 def test_bits_depend_on_the_row_alone() -> None:
     step = half(NETS["kinked"], "bfloat16")
     whole = attributed(step, accuracy=Adaptive(tolerance=0.05))
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
-    shuffled = attributed(step, X[order][:23], accuracy=Adaptive(tolerance=0.05))
-    assert torch.equal(shuffled.attributions, whole.attributions[order][:23])
-    assert torch.equal(shuffled.error_estimate, whole.error_estimate[order][:23])
+    order = torch.randperm(len(X), generator=torch.Generator().manual_seed(2))
+    shuffled = attributed(step, X[order][:17], accuracy=Adaptive(tolerance=0.05))
+    assert torch.equal(shuffled.attributions, whole.attributions[order][:17])
+    assert torch.equal(shuffled.error_estimate, whole.error_estimate[order][:17])
 
 
 def test_a_hoisted_prefix_stays_float32() -> None:
