@@ -176,6 +176,8 @@ def _no_closed_form(spec: AttributeSpec, model: Forward, sample: Sample) -> str 
         return "compute.savings is none"
     if spec.target.transform != "none":
         return f"the output transform {spec.target.transform}"
+    if isinstance(spec.accuracy, Adaptive) and sample.inputs[0].device.type != "cpu":
+        return "it runs on the CPU"
     depth = 0 if sample.target is None else sample.target.shape[1]
     if len(sample.inputs) > 1 or sample.forward_args or depth > 1:
         return "several inputs, forward_args or a tensor output"

@@ -260,5 +260,5 @@ def _notebook_batch(forward: Forward, xs: tuple[Tensor, ...], arguments: tuple[T
     probe = min(2, xs[0].shape[0])
     row_bytes = activation_bytes(forward, [x[:probe] for x in xs], [a[:probe] for a in arguments])
     first = len(plain_rule(accuracy).nodes) if isinstance(accuracy, FixedSteps) else FIRST
-    wanted = 1 << (xs[0].shape[0] * first - 1).bit_length()
+    wanted = -(-xs[0].shape[0] * first // SMALLEST) * SMALLEST
     return min(max(SMALLEST, wanted), step_batch_rows(row_bytes, NOTEBOOK_MEMORY))

@@ -126,7 +126,7 @@ def test_a_shard_that_raises_is_quarantined_and_the_others_finish(run: Run, fold
     assert (manifest.complete, manifest.rows_out, manifest.missing) == (False, 60, ("00002",))
     given_up = manifest.quarantined[0]
     assert (given_up.shard, given_up.rows, given_up.attempts) == ("00002", 10, 1)
-    assert "MemoryError: no room for this row" in given_up.reason
+    assert "CUDA error: no room for this row" in given_up.reason
     assert "in logits" in given_up.detail, "the worker's own traceback"
     assert "\x1b" not in given_up.detail
     assert attempts(folder, manifest, tmp_path) == {

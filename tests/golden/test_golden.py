@@ -37,5 +37,6 @@ def test_golden_footers_fold_into_the_stored_manifest(folder: Path):
     _, plan_sha256 = load_plan(run.store, run.uri)
     footers = read_footers(run.store, run.uri)
     folded = fold(run.plan, plan_sha256, footers, created=run.manifest.created, logical_date=run.manifest.logical_date)
-    assert folded == run.manifest
+    stored = run.manifest.model_fields_set  # later versions may tell more
+    assert folded.model_dump(include=stored) == run.manifest.model_dump(include=stored)
     assert fold_digests(f.digest for f in footers.values()) == run.manifest.digest

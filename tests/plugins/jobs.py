@@ -38,7 +38,7 @@ def fail(error):
     raise error
 
 FAULTS = {
-    "raise": lambda: fail(MemoryError("no room for this row")),
+    "raise": lambda: fail(RuntimeError("CUDA error: no room for this row")),
     "transient": lambda: fail(TransientError("the store is busy")),
     "integrity": lambda: fail(IntegrityError("not what was planned")),
     "kill": lambda: os.kill(os.getpid(), 9),
