@@ -14,7 +14,7 @@ from integrand.workers.tracks import live_rows
 
 CACHE_BYTES = 16 << 20
 """Saved activations of a step batch beyond this size leave the CPU's caches and gain nothing more."""
-LARGEST, SMALLEST = 2048, 16
+LARGEST, SMALLEST = 1024, 16
 """Kernels treat the last rows of batches that are no multiple of 16 differently, and with them their last bits."""
 KEPT_BYTES = 256 << 20
 """What a worker keeps of its live rows, if it explains several targets at once."""
