@@ -35,7 +35,7 @@ GROWTH = ((1, 9), (5, 13), (3, 11), (7, 15))
 """Odd classes in the order in which they join."""
 CAUTION, FEW = 2.5, 1.0
 """Multiples of the root mean square error: CAUTION + FEW / (independent differences seen)."""
-HIDDEN = 3.0
+HIDDEN = 2.0
 """Most that the gap counts for: jumps beside the ends show in it, less where features cancel."""
 MEMORY = 1.0
 """A certificate's share of what the stage before foresees with errors like 1/n: one lucky sum does not end a row."""
