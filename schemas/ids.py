@@ -11,6 +11,7 @@ NUMERICS_VERSION = 2
 """Raised whenever a change of ours may change an attribution's bits: the same job is then another run."""
 
 FOOTER_KEY = "integrand.shard"
+CHECKSUM_KEY = "integrand.shard.sha256"
 
 
 def canonical_json(value: object) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,7 +32,8 @@ class SourceFile(Record):
     first_row: int = Field(0, description="Row number, within `path`, of this file's first row (ingested pieces).")
 
 
-class Slice(Record):
+@dataclass(frozen=True, slots=True)
+class Slice:
     """Rows [start, stop) of one source file, by its position in the plan's list."""
 
     file: int
@@ -43,8 +45,12 @@ class Slice(Record):
         return self.stop - self.start
 
 
-class Shard(Record):
-    """A piece of work: slices of source files, written to one object."""
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A piece of work: slices of source files, written to one object.
+
+    No Record, as a plan may hold 100,000 of them: with slots they take a quarter of the memory.
+    """
 
     id: str
     slices: tuple[Slice, ...]
@@ -52,6 +58,26 @@ class Shard(Record):
     @property
     def rows(self) -> int:
         return sum(s.rows for s in self.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class Culprit:
+    """One row of a shard, counted from 0, whose worker was lost whenever the row was tried."""
+
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial(Shard):
+    """A shard that lost its workers, tried again in part, or without the rows that are known to be why.
+
+    only      rows [start, stop) to run without a commit; an empty range only reads. None: all, committed.
+    culprits  rows that are not run: they end as `failed`.
+    """
+
+    only: tuple[int, int] | None = None
+    culprits: tuple[Culprit, ...] = ()
 
 
 class Artefact(Record):
@@ -131,8 +157,12 @@ class Plan(Record):
     row_id_type: str
     inputs: tuple[InputShape, ...]
     numerics: Numerics
+    identity: tuple[tuple[str, int, str], ...] = Field(
+        (), description="Path, size and fingerprint of the text files that `files` were split from; empty for Parquet."
+    )
     artefacts: tuple[Artefact, ...]
     code_sha256: str | None
+    code_bundle: str | None = Field(None, description="Digest of the code that is shipped to the workers.")
     statistics: Statistics | None = None
     shards: tuple[Shard, ...]
     projection: Projection
@@ -176,10 +206,15 @@ class ShardFooter(Record):
     duplicates: int = Field(0, description="Rows equal to an earlier one in every bit: copied, not computed again.")
     digest: str = Field(description="Logical digest of the rows, foldable over shards.")
     determinism: Determinism = "bitwise"
+    lowered: str | None = Field(None, description="Why the level is `tolerance`, said of this shard.")
     batch_rows: int
     seconds: dict[str, float]
     node: str
-    versions: dict[str, str]
+    versions: dict[str, str] = Field(description="Packages, and the processor that their kernels were chosen for.")
+
+    @property
+    def environment(self) -> str:
+        return environment(self.versions)
 
 
 class Quarantined(Record):
@@ -212,6 +247,8 @@ class RunManifest(Record):
     evaluations: int
     digest: str
     determinism: Determinism
+    determinism_reasons: tuple[str, ...] = Field((), description="Why the level is `tolerance`; empty for `bitwise`.")
+    environments: tuple[str, ...] = Field((), description="Torch builds and processors that made the rows.")
     quarantined: tuple[Quarantined, ...] = ()
     missing: tuple[str, ...] = Field((), description="Ids of planned shards without an object.")
     numerics: Numerics | None = Field(None, description="The plan's numerical choices.")
@@ -236,10 +273,11 @@ class RunManifest(Record):
 
 
 class Attempt(Record):
-    """One failed attempt at a shard. Only charged ones count towards quarantine."""
+    """One failed attempt at a shard. Only charged ones count towards quarantine, and none from before a release."""
 
     shard: str
-    outcome: Literal["raised", "killed_worker", "stalled", "preempted", "memory", "storage", "lost"]
+    outcome: Literal["raised", "killed_worker", "stalled", "preempted", "memory", "storage", "lost", "released"]
+    rows: tuple[int, int] | None = Field(None, description="Rows [start, stop) that were tried; None: all.")
     charged: bool
     alone: bool
     reason: str
@@ -264,6 +302,11 @@ class Pointer(Record):
     run_id: str
     logical_date: str
     written: str
+
+
+def environment(versions: dict[str, str]) -> str:
+    """What the bits of rows depend on beside the plan: the torch build, and the processor its kernels are chosen for."""
+    return f"torch {versions.get('torch', '?')} on {versions.get('processor', 'an unrecorded processor')}"
 
 
 def dump(record: Record) -> bytes:

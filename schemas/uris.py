@@ -14,7 +14,7 @@ SCHEMES: tuple[str, ...] = get_args(Scheme)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://(.*)$", re.DOTALL)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Uri:
     """A parsed location: `scheme` is one of SCHEMES, `path` is absolute for files and bucket/key elsewhere."""
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
-from rich.console import Console
 
-from integrand.schemas.errors import IntegrandError
+from integrand.schemas.errors import DataError, IntegrandError, IntegrityError
 from integrand.service.devices import REPEATABLE
 from integrand.service.operator import Operator, load_operator
+from integrand.service.terminal import Terminal
 
 if TYPE_CHECKING:
     from integrand.schemas.records import Plan, RunManifest
@@ -28,14 +28,17 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Integrated Gradients over whole datasets, with an honest error estimate for every row.")  # fmt: skip
 demo = typer.Typer(no_args_is_help=True, help="Run a whole job on data that comes with the package.")
 app.add_typer(demo, name="demo")
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-err = Console(stderr=True, soft_wrap=True)
+out = Terminal(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+err = Terminal(stderr=True, soft_wrap=True)
 
 SpecFile = Annotated[Path, typer.Argument(help="Job spec, YAML or JSON.", metavar="SPEC")]
 RunUri = Annotated[str, typer.Argument(help="A run folder, or an output root (then its latest run).", metavar="RUN")]
 Trust = Annotated[list[str], typer.Option("--trust-model-code", metavar="PREFIX",
                                           help="Module prefix whose model code may run; repeatable.")]  # fmt: skip
 Fresh = Annotated[str, typer.Option("--fresh", metavar="SALT", help="Any text: a new run of the same job.")]
+Address = Annotated[str | None, typer.Option("--address", help="Ray cluster; default: RAY_ADDRESS, else one here.")]
+PoolKind = Annotated[str, typer.Option("--pool", help="`ray`, or `local` for one worker in this process.")]
+OpenRay = Annotated[bool, typer.Option("--allow-unauthenticated-ray", help="Use a cluster that takes anybody's calls.")]
 Named = Annotated[str | None, typer.Option("--name", help="Which job, where an output root holds several.")]
 Out = Annotated[str | None, typer.Option("--out", metavar="URI", help="Where the demo writes; default ./out.")]
 
@@ -85,12 +88,11 @@ def tune(
 def run(
     spec: SpecFile,
     trust: Trust = [],  # noqa: B006 — typer copies it
-    address: Annotated[
-        str | None, typer.Option("--address", help="Ray cluster; default: RAY_ADDRESS, else one here.")
-    ] = None,
-    pool: Annotated[str, typer.Option("--pool", help="`ray`, or `local` for one worker in this process.")] = "ray",
+    address: Address = None,
+    pool: PoolKind = "ray",
     fresh: Fresh = "",
     allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Resume on another torch build.")] = False,
+    open_ray: OpenRay = False,
     logical_date: Annotated[str | None, typer.Option("--logical-date", help="ISO date that orders `_latest`.")] = None,
 ) -> None:
     """Run a job to its end. Run again to resume: only missing shards are computed."""
@@ -98,13 +100,13 @@ def run(
     from integrand.service.specfile import load_spec
     from integrand.workers.store import Store
 
-    operator = _operator(trust)
+    operator = _operator(trust, open_ray)
     parsed, base = load_spec(spec)
-    kind: Literal["ray", "local"] = "local" if _pool_kind(pool) == "local" else "ray"
     with _interruptible():
-        manifest = run_job(parsed, base=base, trusted=operator.trusted, access=operator.access, pool=kind,
+        manifest = run_job(parsed, base=base, trusted=operator.trusted, access=operator.access, pool=_pool_kind(pool),
                            address=address or os.environ.get("RAY_ADDRESS"), salt=fresh, allow_mixed=allow_mixed,
-                           logical_date=logical_date, console=out)  # fmt: skip
+                           allow_unauthenticated_ray=operator.allow_unauthenticated_ray, logical_date=logical_date,
+                           console=out)  # fmt: skip
     _print_manifest(manifest)
     root = Store(operator.access).parse(parsed.output.uri, base)
     out.print(f"run folder: {root.child(manifest.run_id)}", highlight=False)
@@ -113,6 +115,50 @@ def run(
         err.print(problem, style="red", highlight=False)
     if problems or not manifest.complete:
         raise typer.Exit(3)
+
+
+@app.command("retry-quarantined")
+def retry_quarantined(
+    run: RunUri,
+    name: Named = None,
+    trust: Trust = [],  # noqa: B006 — typer copies it
+    address: Address = None,
+    pool: PoolKind = "ray",
+    open_ray: OpenRay = False,
+) -> None:
+    """Run the shards again that a partial run gave up, from its folder alone; what else is missing, too."""
+    from integrand.service.retry import retry_quarantined as retry
+
+    operator = _operator(trust, open_ray)
+    with _interruptible():
+        manifest = retry(run, name=name, trusted=operator.trusted, access=operator.access, pool=_pool_kind(pool),
+                         address=address or os.environ.get("RAY_ADDRESS"),
+                         allow_unauthenticated_ray=operator.allow_unauthenticated_ray, console=out)  # fmt: skip
+    if manifest is None:
+        out.print("nothing is quarantined", highlight=False)
+        return
+    _print_manifest(manifest)
+    if not manifest.complete:
+        raise typer.Exit(3)
+
+
+@app.command()
+def verify(
+    run: RunUri,
+    name: Named = None,
+    sample: Annotated[int, typer.Option("--sample", metavar="N", min=0, help="Rows to attribute again.")] = 16,
+    seed: Annotated[int, typer.Option("--seed", help="Draws them.")] = 0,
+    trust: Trust = [],  # noqa: B006 — typer copies it
+) -> None:
+    """Hold a run folder against what it says of itself, and a few rows against the model; tell what does not hold."""
+    from integrand.service import tables
+    from integrand.service.verify import verify_run
+
+    operator = _operator(trust)
+    found = verify_run(run, name=name, sample=sample, seed=seed, trusted=operator.trusted, access=operator.access)
+    tables.show_verification(out, found)
+    if not found.holds:
+        raise typer.Exit(IntegrityError.exit_code)
 
 
 @app.command()
@@ -136,11 +182,14 @@ def show(
         str | None, typer.Option("--row", metavar="ID", help="One row and its largest attributions.")
     ] = None,
     where: Annotated[str | None, typer.Option("--where", help='DuckDB condition, e.g. "gap > 0.1".')] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all output rows as CSV.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML page of the run.")] = None,
 ) -> None:
     """Print top features and worst rows, one row, or the rows that match a condition."""
     from integrand.service import tables
 
     opened = _open(run, name)
+    _export(opened, csv, html, top)
     if not opened.complete:
         err.print("this run is not finished: what follows covers its committed shards only", style="yellow")
     if row is not None:
@@ -170,14 +219,14 @@ def demo_synthetic(out: Out = None) -> None:
         raise typer.Exit(synthetic(out, _operator([]).access))
 
 
-def _pool_kind(pool: str) -> str:
+def _pool_kind(pool: str) -> Literal["ray", "local"]:
     if pool not in ("ray", "local"):
         raise typer.BadParameter("use `ray` or `local`", param_hint="--pool")
-    return pool
+    return "local" if pool == "local" else "ray"
 
 
-def _operator(trust: list[str]) -> Operator:
-    return load_operator(os.environ.get("INTEGRAND_CONFIG"), trust)
+def _operator(trust: list[str], open_ray: bool = False) -> Operator:
+    return load_operator(os.environ.get("INTEGRAND_CONFIG"), trust, allow_unauthenticated_ray=open_ray)
 
 
 def _open(run: str, name: str | None) -> Run:
@@ -186,6 +235,30 @@ def _open(run: str, name: str | None) -> Run:
     with warnings.catch_warnings():  # an unfinished run is told as the verb's own output
         warnings.simplefilter("ignore", UserWarning)
         return open_run(run, name=name, access=_operator([]).access)
+
+
+def _export(run: Run, csv: Path | None, html: Path | None, top: int) -> None:
+    """The files that `show` was asked for."""
+    if csv is not None:
+        from integrand.service.spreadsheet import write_csv
+
+        with _writing(csv) as file:
+            write_csv(file, run.tables())
+    if html is not None:
+        from integrand.service.page import html_page
+
+        with _writing(html) as file:
+            file.write(html_page(run, top))
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[TextIO]:
+    try:
+        with place.open("w", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"file {place}", expected="a place that can be written", seen=str(error)) from error
+    out.print(f"written: {place}", highlight=False, markup=False)
 
 
 def _print_plan(plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
+from integrand.schemas.errors import SpecError
 from integrand.schemas.ids import shard_id
 from integrand.schemas.records import Shard, Slice, SourceFile
 
@@ -12,10 +13,16 @@ OUTPUT_BYTES = 128 << 20
 SECONDS = 120.0
 SHARDS_PER_WORKER = 4
 SHORTEST_S = 2.0
+MOST_SHARDS = 1_000_000
+"""A footer of some hundred bytes may claim any number of rows."""
 
 
 def cut(files: Sequence[SourceFile], rows: int) -> tuple[Shard, ...]:
-    """Shards of at most `rows` rows that together cover every row once, in file order."""
+    """Shards of at most `rows` rows that together cover every row once, in file order. SpecError for too many."""
+    least = -(-sum(file.rows for file in files) // rows)
+    if least > MOST_SHARDS:
+        raise SpecError("compute.shard_rows", expected=f"at most {MOST_SHARDS} shards", seen=f"{least} of {rows} rows",
+                        next_step="set a larger compute.shard_rows, or narrow source.uri")  # fmt: skip
     packed = _pack(_pieces(files, rows), rows)
     return tuple(Shard(id=shard_id(i), slices=_merge(slices)) for i, slices in enumerate(packed))
 
@@ -34,11 +41,13 @@ def _pieces(files: Sequence[SourceFile], rows: int) -> Iterator[Slice]:
 def _pack(pieces: Iterable[Slice], rows: int) -> Iterator[list[Slice]]:
     """Consecutive pieces together while they stay within `rows`."""
     held: list[Slice] = []
+    count = 0
     for piece in pieces:
-        if held and sum(s.rows for s in held) + piece.rows > rows:
+        if held and count + piece.rows > rows:
             yield held
-            held = []
+            held, count = [], 0
         held.append(piece)
+        count += piece.rows
     if held:
         yield held
 
@@ -52,6 +61,16 @@ def _merge(slices: Sequence[Slice]) -> tuple[Slice, ...]:
         else:
             merged.append(s)
     return tuple(merged)
+
+
+def check_decoded(shards: Sequence[Shard], row_bytes: int, most: int) -> None:
+    """Raise SpecError for a shard whose rows would take more than `most` bytes once they are decoded."""
+    largest = max((shard.rows for shard in shards), default=0)
+    if largest * row_bytes > most:
+        raise SpecError("compute.shard_rows", expected=f"shards that decode to at most {most} bytes",
+                        seen=f"{largest} rows × {row_bytes} bytes",
+                        next_step=f"compute: {{shard_rows: {max(1, most // row_bytes)}}}, or a larger decoded_bytes in the "
+                        "operator's config")  # fmt: skip
 
 
 def rows_by_bytes(files: Sequence[SourceFile], shard_bytes: int) -> int:

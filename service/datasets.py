@@ -24,13 +24,14 @@ from integrand.workers.store import Store
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What is planned over. `head` and `estimated_rows` stand in while a text source is not split yet."""
+    """What is planned over; `split` from text, for which `head` and `estimated_rows` stand in before that is done."""
 
     files: tuple[SourceFile, ...]
     schema: pa.Schema
     identity: tuple[tuple[str, int, str], ...]
     head: pa.Table | None = None
     estimated_rows: int = 0
+    split: bool = False
 
     @property
     def estimated(self) -> bool:
@@ -57,12 +58,12 @@ def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, form: Tex
         first, path = listing.files[0]
         sample = head(store, first, path, form, roles)
         rows = sum(estimate_rows(store, e, form) for e, _ in listing.files)
-        return Dataset((), sample.schema, identity, sample, rows)
+        return Dataset((), sample.schema, identity, sample, rows, split=True)
     tasks = [IngestTask(e, path, form, folder, roles) for e, path in listing.files]
     pieces = ingest(store, tasks, pool.map)
     found = Listing("parquet", tuple((store.info(store.parse(p.uri)), p.path) for p in pieces))
     _, schemas = read_footers(store, found)
-    return Dataset(pieces, source_schema(pieces, schemas, declared_columns(spec)), identity)
+    return Dataset(pieces, source_schema(pieces, schemas, declared_columns(spec)), identity, split=True)
 
 
 def dataset_means(store: Store, spec: AttributeSpec, output: Uri, dataset: Dataset, shapes: tuple[InputShape, ...],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -12,29 +10,31 @@ import torch
 from rich.console import Console
 
 from integrand.schemas.errors import IntegrityError
-from integrand.schemas.records import Heartbeat, Plan, Pointer, RunManifest, dump
+from integrand.schemas.records import Plan, Pointer, RunManifest, dump
 from integrand.schemas.specs import AttributeSpec
 from integrand.schemas.uris import Uri
 from integrand.service import progress
+from integrand.service.footers import RunFolder
 from integrand.service.manifest import (
     fold,
     instant,
     load_manifest,
-    parse_plan,
+    load_plan,
     point_latest,
-    read_footers,
-    read_plan,
     write_manifest,
 )
 from integrand.service.planner import Request, make_plan
 from integrand.service.pools import LocalPool, Pool, make_pool
 from integrand.service.runner import Dispatch, Ledger, Tally, read_ledger
+from integrand.service.sidecars import Sidecars
+from integrand.service.stats import Committed, read_committed
+from integrand.workers.failpoints import reach
 from integrand.workers.identity import check_row_ids
+from integrand.workers.models import CodeBundle
 from integrand.workers.store import Access, Store
 from integrand.workers.worker import Setup
 
 STALL_S, STALL_BATCHES = 60.0, 20
-HEARTBEAT_S = 10.0
 
 
 def plan_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = (), access: Access = Access(),
@@ -51,30 +51,37 @@ def plan_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] =
 
 def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = (), access: Access = Access(),
             pool: Literal["ray", "local"] = "ray", address: str | None = None, salt: str = "",
-            allow_mixed: bool = False, logical_date: str | None = None, console: Console | None = None
-            ) -> RunManifest:  # fmt: skip
+            allow_mixed: bool = False, allow_unauthenticated_ray: bool = False, logical_date: str | None = None,
+            console: Console | None = None) -> RunManifest:  # fmt: skip
     """Plan a job, run what is missing of it, and return its manifest, complete or not.
 
     pool          `ray` actors, or `local`: one worker in this process
     address       of a Ray cluster; None starts one on this machine
     allow_mixed   resume on another torch build, at determinism level `tolerance`
+    allow_unauthenticated_ray  use a cluster off loopback although it takes anybody's calls
     logical_date  ISO date that the `_latest` pointer is ordered by; now by default
     """
     if logical_date is not None:
         instant(logical_date)
     request = Request(spec, base, Store(access), trusted, salt)
-    workers = make_pool(pool, address, spec.compute)
+    workers = make_pool(pool, address, spec.compute, allow_unauthenticated_ray=allow_unauthenticated_ray)
     shown = console or Console(soft_wrap=True)
     try:
-        planned, code = make_plan(request, workers)
-        _announce(planned, shown)
-        run = _open_run(request, planned, shown)
-        _check_build(run.plan, allow_mixed)
-        setup = Setup(run.stored, run.uri, access, trusted, code, allow_mixed)
-        manifest = _finish(run, setup, workers, shown, logical_date)
+        uri, code = _plan_run(request, workers, shown)
+        run = open_folder(request, uri)
+        check_build(run.plan, allow_mixed)
+        setup = Setup(run.planned, run.plan_sha256, run.uri, access, trusted, code, allow_mixed)
+        manifest = finish(run, setup, workers, shown, logical_date)
     finally:
         workers.close()
     return manifest
+
+
+def _plan_run(request: Request, pool: Pool, console: Console) -> tuple[Uri, CodeBundle]:
+    """Make the plan and its run folder. The stored plan counts from then on: two of 100,000 shards take much memory."""
+    planned, code = make_plan(request, pool)
+    _announce(planned, console)
+    return create_folder(request, planned, console), code
 
 
 def _announce(plan: Plan, console: Console) -> None:
@@ -84,22 +91,18 @@ def _announce(plan: Plan, console: Console) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False)
 
 
-@dataclass(frozen=True)
-class OpenRun:
-    """A run folder that is being worked on."""
+@dataclass(frozen=True, eq=False)
+class OpenRun(RunFolder):
+    """A run folder that is being worked on, its output root, and its stored plan as workers get it."""
 
-    store: Store
-    uri: Uri
     root: Uri
-    plan: Plan
-    plan_sha256: str
-    stored: bytes
+    planned: bytes
 
 
-def _open_run(request: Request, planned: Plan, console: Console) -> OpenRun:
-    """The run folder of a plan: new, or as it was left, with the shards that were cut then."""
-    store, root = request.store, request.store.parse(request.spec.output.uri, request.base)
-    uri = root.child(planned.run_id)
+def create_folder(request: Request, planned: Plan, console: Console) -> Uri:
+    """The run folder of a plan, created with it unless the run was begun before."""
+    store = request.store
+    uri = store.parse(request.spec.output.uri, request.base).child(planned.run_id)
     if not store.exists(uri.child("_plan.json")):
         if planned.spec.source.row_id is not None:
             check_row_ids(store, planned.files, planned.spec.source.row_id)
@@ -107,12 +110,23 @@ def _open_run(request: Request, planned: Plan, console: Console) -> OpenRun:
             store.create(uri.child("_plan.json"), dump(planned), scratch=uri.child("_tmp"))
         except FileExistsError:  # another driver was first with the same run: its plan counts
             console.print(f"run {planned.run_id} was planned by another driver")
-    stored = read_plan(store, uri)
-    plan, plan_sha256 = parse_plan(stored, uri)
-    if plan.run_id != planned.run_id:
-        raise IntegrityError(str(uri), expected=f"the plan of run {planned.run_id}", seen=plan.run_id,
+    reach("plan.created")
+    return uri
+
+
+def open_folder(request: Request, uri: Uri) -> OpenRun:
+    """A run folder as it was left, with the shards that were cut when it was created."""
+    plan, plan_sha256 = load_plan(request.store, uri)
+    if plan.run_id != uri.name:
+        raise IntegrityError(str(uri), expected=f"the plan of run {uri.name}", seen=plan.run_id,
                              next_step="move the folder away")  # fmt: skip
-    return OpenRun(store, uri, root, _as_asked(plan, request.spec), plan_sha256, stored)
+    root = request.store.parse(request.spec.output.uri, request.base)
+    return OpenRun(request.store, uri, _as_asked(plan, request.spec), plan_sha256, root, without_shards(plan))
+
+
+def without_shards(plan: Plan) -> bytes:
+    """A plan as workers get it: of 100,000 shards each would parse 10 MB and keep 30."""
+    return dump(plan.model_copy(update={"shards": ()}))
 
 
 def _as_asked(plan: Plan, spec: AttributeSpec) -> Plan:
@@ -121,14 +135,15 @@ def _as_asked(plan: Plan, spec: AttributeSpec) -> Plan:
     return plan.model_copy(update={"spec": plan.spec.model_copy(update=today)})
 
 
-def _check_build(plan: Plan, allow_mixed: bool) -> None:
+def check_build(plan: Plan, allow_mixed: bool) -> None:
+    """IntegrityError on another torch build than the plan's, unless that may lower the level of determinism."""
     planned = plan.numerics.torch_build
     if planned != torch.__version__ and not allow_mixed:
         raise IntegrityError("torch build", expected=f"{planned}, with which this run began", seen=torch.__version__,
                              next_step="use that build, or --allow-mixed (level `tolerance`), or --fresh SALT")  # fmt: skip
 
 
-def _finish(run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_date: str | None) -> RunManifest:
+def finish(run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_date: str | None) -> RunManifest:
     """Dispatch what is missing, then fold the stored footers."""
     done = load_manifest(run.store, run.uri)
     if done is not None:
@@ -136,24 +151,37 @@ def _finish(run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_da
         _point(run, logical_date or done.logical_date or done.created)  # a driver may have died just before it did
         return done
     date = logical_date or _now()
-    footers = read_footers(run.store, run.uri)
+    committed = read_committed(run)
     ledger = read_ledger(run.store, run.uri, run.plan)
-    missing = [s for s in run.plan.shards if s.id not in footers and s.id not in ledger.quarantined]
-    if footers:
-        console.print(f"resuming run {run.plan.run_id}: {len(footers)} of {len(run.plan.shards)} shards are done")
+    missing = [s for s in run.plan.shards if s.id not in committed.shards and s.id not in ledger.quarantined]
+    if committed.shards:
+        there = f"{len(committed.shards)} of {len(run.plan.shards)}"
+        console.print(f"resuming run {run.plan.run_id}: {there} shards are done")
     if missing:
         pool.start(setup, run.plan.spec.compute, len(missing), _stall_s(run.plan))
-        with progress.watch(console) as show:
-            Dispatch(pool, run.plan, ledger, footers.values(), _heartbeat(run, show)).run()
-    return _seal(run, ledger, date)
+        committed = _dispatch(run, ledger, committed, pool, console)
+    return _seal(run, ledger, committed, date)
 
 
-def _seal(run: OpenRun, ledger: Ledger, date: str) -> RunManifest:
+def _dispatch(run: OpenRun, ledger: Ledger, committed: Committed, pool: Pool, console: Console) -> Committed:
+    """Run what is missing; what storage then holds."""
+    with Sidecars(run, committed.loose) as sidecars, progress.watch(console) as show:
+
+        def tell(tally: Tally) -> None:
+            show(tally)
+            sidecars.beat(tally)
+
+        done = Dispatch(pool, run.plan, ledger, committed, tell, sidecars.committed).run()
+    return read_committed(run, done)
+
+
+def _seal(run: OpenRun, ledger: Ledger, committed: Committed, date: str) -> RunManifest:
     """Fold what storage holds into the manifest; point `_latest` at a complete run."""
     given_up = tuple(q for _, q in sorted(ledger.quarantined.items()))
-    footers = read_footers(run.store, run.uri)
-    manifest = fold(run.plan, run.plan_sha256, footers, given_up, created=_now(), logical_date=date)
+    manifest = fold(run.plan, run.plan_sha256, committed, given_up, created=_now(), logical_date=date)
+    reach("run.folded")
     write_manifest(run.store, run.uri, manifest)
+    reach("manifest.created")
     if manifest.complete:
         _point(run, date)
     return manifest
@@ -172,22 +200,6 @@ def _stall_s(plan: Plan) -> float:
     compute = plan.spec.compute
     compiling = compute.start_s if plan.numerics.compile else 0.0  # a worker compiles in its first step batch
     return compute.stall_s or max(STALL_S, STALL_BATCHES * plan.projection.batch_seconds) + compiling
-
-
-def _heartbeat(run: OpenRun, show: Callable[[Tally], None]) -> Callable[[Tally], None]:
-    """Show each tally, and every few seconds leave one as `_progress.json` for `integrand status` elsewhere."""
-    written = [0.0]
-
-    def beat(tally: Tally) -> None:
-        show(tally)
-        if time.monotonic() - written[0] >= HEARTBEAT_S:
-            written[0] = time.monotonic()
-            at = datetime.now(UTC).isoformat(timespec="seconds")
-            told = Heartbeat(at=at, shards_done=tally.shards_done, shards_planned=tally.shards_planned,
-                             rows_per_second=tally.rows_per_second, eta_s=tally.eta_s)  # fmt: skip
-            run.store.replace(run.uri.child("_progress.json"), dump(told))
-
-    return beat
 
 
 def limits_exceeded(spec: AttributeSpec, manifest: RunManifest) -> list[str]:

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from integrand.schemas.errors import SpecError
-from integrand.schemas.ids import NUMERICS_VERSION, digest_json
+from integrand.schemas.errors import IntegrityError, SpecError
+from integrand.schemas.ids import NUMERICS_VERSION
 from integrand.schemas.records import (
     Artefact,
     InputShape,
@@ -23,14 +23,14 @@ from integrand.schemas.records import (
     Projection,
     Shard,
     Slice,
-    SourceFile,
     Statistics,
 )
-from integrand.schemas.specs import AttributeSpec, MeanBaseline, TopKTarget
-from integrand.service.cutting import auto_rows, cut, rows_by_bytes
+from integrand.schemas.specs import AttributeSpec, FactoryModel, MeanBaseline, Model, TopKTarget
+from integrand.service.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.pools import Pool
 from integrand.service.preflight import Findings, Sample, examine, sample_rows
+from integrand.service.runid import run_id
 from integrand.workers.embeddings import through_embeddings
 from integrand.workers.models import (
     CodeBundle,
@@ -42,7 +42,7 @@ from integrand.workers.models import (
     pack_code,
 )
 from integrand.workers.outputs import Forward
-from integrand.workers.reading import declared_columns, read_slices, resolve_columns
+from integrand.workers.reading import declared_columns, read_slices, resolve_columns, row_bytes
 from integrand.workers.rows import Rows, length_buckets, to_rows
 from integrand.workers.store import Store
 from integrand.workers.worker import pin_numerics, versions
@@ -90,15 +90,17 @@ def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
                         frontier=findings.savings.frontier,
                         autocast=None if findings.exact else spec.compute.autocast,
                         compile=spec.compute.compile and not findings.exact)  # fmt: skip
-    shards = _cut(spec, dataset.files, shapes, findings)
+    shards = _cut(spec, dataset, shapes, findings, store.access.decoded_bytes)
+    code = facts.code_sha256, facts.code.digest
     plan = Plan(
-        run_id=run_id(spec, dataset.identity, facts, numerics, request.salt), spec=_absolute(request), files=dataset.files,
+        run_id=run_id(spec, dataset.identity, facts.artefacts, code, numerics, request.salt), spec=_absolute(request),
+        files=dataset.files, identity=dataset.identity if dataset.split else (), code_bundle=facts.code.digest,
         source_columns=declared_columns(spec), row_id_type=str(_row_id_type(spec, dataset.schema)), inputs=shapes,
         numerics=numerics, artefacts=facts.artefacts, code_sha256=facts.code_sha256, statistics=job.statistics,
         shards=shards, projection=_projection(spec, dataset, shapes, shards, findings),
         warnings=findings.warnings + _device_warnings(spec, job.device),
         left_out=findings.savings.left_out, half_error=findings.half_error, salt=request.salt,
-        created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions(job.device),
     )  # fmt: skip
     return plan, facts.code
 
@@ -140,33 +142,21 @@ def _device_warnings(spec: AttributeSpec, device: str) -> tuple[str, ...]:
     return ()
 
 
-def run_id(
-    spec: AttributeSpec, files: Sequence[tuple[str, int, str]], facts: ModelFacts, numerics: Numerics, salt: str
-) -> str:
-    """Digest of whatever can change a value: not the output, name, workers, attempts, deadlines or shard size.
-
-    Where weights and sources lie does not matter, what they hold does. The torch build is not part of it: resuming
-    on another build is refused, or lowers the level of determinism.
-    """
-    identity = {
-        "spec": spec.model_dump(mode="json", include={"inputs", "forward_args", "target", "baseline", "accuracy"}),
-        "row_id": spec.source.row_id,
-        "model": spec.model.model_dump(mode="json", exclude={"weights", "uri", "code"}),
-        "artefacts": [a.sha256 for a in facts.artefacts],
-        "code": [facts.code_sha256, facts.code.digest],
-        "files": [list(f) for f in files],
-        "numerics": numerics.model_dump(mode="json", exclude={"torch_build"}),
-        "salt": salt,
-    }
-    return digest_json(identity)[:24]
-
-
 def _model_facts(request: Request) -> ModelFacts:
     code = pack_code(request.store, request.spec.model, request.base)
     install_code(code)
     return ModelFacts(
         code, code_digest(request.spec.model), model_artefacts(request.store, request.spec.model, request.base)
     )
+
+
+def planned_code(store: Store, plan: Plan) -> CodeBundle:
+    """The code that a stored plan ships, read again. IntegrityError if it is other code by now."""
+    code = pack_code(store, plan.spec.model, "/")
+    if plan.code_bundle not in (None, code.digest):
+        raise IntegrityError("model.code", expected=f"the planned code, {str(plan.code_bundle)[:16]}…",
+                             seen=f"{code.digest[:16]}…", next_step="restore it, or plan a new run")  # fmt: skip
+    return code
 
 
 def _statistics(request: Request, dataset: Dataset, shapes: tuple[InputShape, ...], pool: Pool
@@ -242,20 +232,33 @@ def _absolute(request: Request) -> AttributeSpec:
     spec, parse = request.spec, request.store.parse
     source = spec.source.model_copy(update={"uri": tuple(str(parse(u, request.base)) for u in spec.source.uris)})
     output = spec.output.model_copy(update={"uri": str(parse(spec.output.uri, request.base))})
-    return spec.model_copy(update={"source": source, "output": output})
+    return spec.model_copy(update={"source": source, "output": output, "model": _absolute_model(request)})
 
 
-def _cut(
-    spec: AttributeSpec, files: Sequence[SourceFile], shapes: Sequence[InputShape], findings: Findings
-) -> tuple[Shard, ...]:
-    compute, total = spec.compute, sum(f.rows for f in files)
+def _absolute_model(request: Request) -> Model:
+    model, parse = request.spec.model, request.store.parse
+    if not isinstance(model, FactoryModel):
+        return model.model_copy(update={"uri": str(parse(model.uri, request.base))})
+    weights = None if model.weights is None else str(parse(model.weights, request.base))
+    return model.model_copy(update={"weights": weights, "code": tuple(str(parse(c, request.base)) for c in model.code)})
+
+
+def _cut(spec: AttributeSpec, dataset: Dataset, shapes: Sequence[InputShape], findings: Findings, most: int
+         ) -> tuple[Shard, ...]:  # fmt: skip
+    """The shards of a dataset, none of which decodes to more than `most` bytes."""
+    compute, files, width = spec.compute, dataset.files, row_bytes(dataset.schema, shapes)
     if compute.shard_bytes is not None:
-        return cut(files, rows_by_bytes(files, compute.shard_bytes))
-    if compute.shard_rows != "auto":
-        return cut(files, compute.shard_rows)
-    per_row = _targets_per_row(spec, findings)
-    return cut(files, auto_rows(total, compute.worker_range.max, per_row * _output_row_bytes(spec, shapes),
-                                per_row * findings.seconds_per_row))  # fmt: skip
+        rows = rows_by_bytes(files, compute.shard_bytes)
+    elif compute.shard_rows != "auto":
+        rows = compute.shard_rows
+    else:
+        per_row = _targets_per_row(spec, findings)
+        fitting = auto_rows(sum(f.rows for f in files), compute.worker_range.max,
+                            per_row * _output_row_bytes(spec, shapes), per_row * findings.seconds_per_row)  # fmt: skip
+        rows = max(1, min(fitting, most // max(1, 2 * width)))  # half of it is left to ids, masks and targets
+    shards = cut(files, rows)
+    check_decoded(shards, width, most)
+    return shards
 
 
 def _targets_per_row(spec: AttributeSpec, findings: Findings) -> int:

@@ -8,44 +8,41 @@ from __future__ import annotations
 import logging
 import math
 import re
-import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from integrand.schemas.errors import IntegrandError, SpecError, TransientError
 from integrand.schemas.records import Shard, ShardFooter
 from integrand.schemas.specs import Compute
+from integrand.service.clusters import RAY_TOKEN, protect_token, require_authentication
 from integrand.service.devices import REPEATABLE
+from integrand.service.lookout import Lookout, probe
+from integrand.service.losses import Ended, Failure, failure_of, loss_of, lost_context
 from integrand.workers.worker import Beat, Setup, Worker
+
+if TYPE_CHECKING:
+    from integrand.workers.actor import Place
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-PROBE_S = 10.0
+UNREACHABLE_S = 60.0
+"""How long Ray may take to find out that a node is dead: its head asks each one every 3 s, five times."""
+LAST_S = 5.0
+"""A shard that runs is dropped so long before its node goes, lest it commit after that."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-LossKind = Literal["raised", "killed_worker", "stalled", "preempted", "memory", "storage", "lost"]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt gave no footer. `error` is set where it was one of our own."""
-
-    kind: LossKind
-    reason: str
-    detail: str = ""
-    node: str = ""
-    error: IntegrandError | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of one attempt at one shard."""
+    """The end of one attempt at one shard; no result for a trial of some rows that lost nobody."""
 
     worker: int
     shard: Shard
-    result: ShardFooter | Failure
+    result: ShardFooter | Failure | None
 
 
 class Pool(Protocol):
@@ -74,13 +71,6 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Stop everything, in flight or not."""
-
-
-def failure_of(error: Exception, trace: str, node: str = "") -> Failure:
-    """An exception raised by a shard, as a failure: storage faults are told apart from what the shard did."""
-    own = error if isinstance(error, IntegrandError) else None
-    kind: LossKind = "storage" if isinstance(error, TransientError) else "raised"
-    return Failure(kind, f"{type(error).__name__}: {error}"[:500], trace[-4000:], node, own)
 
 
 class LocalPool:
@@ -141,19 +131,26 @@ class _Seat:
     ticks: int = -1
     moved: float = 0.0
     node: str = ""
-    stalled: bool = False
+    node_id: str = ""
+    ended: Ended | None = None
+    unreachable: float | None = None
 
 
 @dataclass
 class RayPool:
-    """Actors on Ray: an embedded local cluster with room for `cpus` without `address`, the cluster there otherwise."""
+    """Actors on Ray: an embedded local cluster with room for `cpus` without `address`, the cluster there otherwise.
+
+    Off loopback either must ask for a token, unless `allow_unauthenticated`.
+    """
 
     address: str | None = None
     cpus: float = 2
+    allow_unauthenticated: bool = False
     poll_s: float = 1.0
     _seats: dict[int, _Seat] = field(default_factory=dict)
     _failed_starts: int = 0
     _fewest: int = 0
+    _lookout: Lookout | None = None
 
     def map(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
         """Ray tasks, at most 64 in flight. They only create what is absent, so Ray may retry them."""
@@ -168,7 +165,8 @@ class RayPool:
             while waiting and len(running) < 64:
                 place, item = waiting.pop()
                 running[task.remote(function, item)] = place
-            done, _ = ray.wait(list(running), num_returns=1)
+            done, _ = ray.wait(list(running), num_returns=1, timeout=self.poll_s)
+            self._look()
             for ref in done:
                 made[running.pop(ref)] = _fetch(ref)
         return made
@@ -176,19 +174,46 @@ class RayPool:
     def connect(self) -> None:
         """Join the cluster, or start a local one that has room for all workers: pre-passes run on it before them."""
         import ray
+        from ray.util.client import ray as client
 
-        if ray.is_initialized():
-            return
+        if not ray.is_initialized():
+            self._join()
+        if self._lookout is None and not client.is_connected():  # type: ignore[no-untyped-call]
+            self._lookout = Lookout(ray.get_runtime_context().gcs_address)
+
+    def _join(self) -> None:
+        import ray
+
         try:
             if self.address:
-                _probe(self.address)
+                probe(self.address)
+                if not self.allow_unauthenticated:
+                    require_authentication(_found(self.address))
                 ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
             else:
-                ray.init(num_cpus=max(2, math.ceil(self.cpus)), include_dashboard=False, log_to_driver=False,
-                         logging_level=logging.ERROR)  # fmt: skip
+                self._embed()
+        except IntegrandError:
+            raise
         except (OSError, RuntimeError, ValueError) as error:
             raise TransientError(f"Ray at {self.address or 'this machine'}", expected="a cluster that answers",
                                  seen=str(error)[:300], next_step="check address, token and `ray status`") from error  # fmt: skip
+
+    def _embed(self) -> None:
+        """A Ray of our own. It listens on every interface, and since 2.59 asks for the token that it makes."""
+        import ray
+
+        with suppress(OSError):  # where there is no home Ray says so itself, unless the token is given otherwise
+            RAY_TOKEN.parent.mkdir(mode=0o700, exist_ok=True)
+        protect_token(RAY_TOKEN)
+        ray.init(address="local", num_cpus=max(2, math.ceil(self.cpus)), include_dashboard=False, log_to_driver=False,
+                 logging_level=logging.ERROR)  # fmt: skip
+        protect_token(RAY_TOKEN)
+        try:
+            if not self.allow_unauthenticated:
+                require_authentication(ray.get_runtime_context().gcs_address)
+        except IntegrandError:
+            ray.shutdown()
+            raise
 
     def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None:
         import ray
@@ -219,7 +244,8 @@ class RayPool:
     def submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
         seat = self._seats[worker]
         seat.shard, seat.call = shard, seat.actor.run.remote(shard, prefetch)
-        seat.moved, seat.ticks, seat.beat, seat.stalled = time.monotonic(), -1, None, False
+        seat.moved, seat.ticks, seat.beat = time.monotonic(), -1, None
+        seat.ended = seat.unreachable = None
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         import ray
@@ -233,8 +259,10 @@ class RayPool:
             left = max(0.0, min(self.poll_s, deadline - time.monotonic()))
             done, _ = ray.wait(refs, num_returns=1, timeout=left)
             came_up = self._settle_starts()
-            outcomes = [self._outcome(n, s) for n, s in list(self._seats.items()) if s.shard and s.call in done]
+            ended = [(n, s) for n, s in self._seats.items() if s.shard and s.call in done]
+            outcomes = [outcome for n, s in ended if (outcome := self._outcome(n, s))]
             self._watch()
+            self._leave_nodes(self._look())
             if outcomes or came_up or time.monotonic() >= deadline:
                 return outcomes
 
@@ -259,7 +287,7 @@ class RayPool:
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            beat: Beat = ray.get(ref)
+            place: Place = ray.get(ref)
         except RayTaskError as error:
             if isinstance(error.cause, IntegrandError):
                 raise error.cause from None
@@ -273,24 +301,64 @@ class RayPool:
             self._seat(worker)
             return
         self._failed_starts = 0
-        self._seats[worker].is_ready, self._seats[worker].node = True, beat.node
+        seat = self._seats[worker]
+        seat.is_ready, seat.node, seat.node_id = True, place.node, place.node_id
 
-    def _outcome(self, worker: int, seat: _Seat) -> Outcome:
-        """Settle a call that ended; a dead actor is replaced."""
+    def _outcome(self, worker: int, seat: _Seat) -> Outcome | None:
+        """Settle a call that ended. An actor that died is replaced, and so is one that lost its CUDA context."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         assert seat.shard
         shard, seat.shard = seat.shard, None
         try:
-            return Outcome(worker, shard, ray.get(seat.call))
+            result = ray.get(seat.call)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             # The cause left its traceback behind; Ray kept it as text, coloured for terminals.
+            if lost_context(cause):
+                self.replace(worker)
             return Outcome(worker, shard, failure_of(cause, _COLOURS.sub("", str(error)), seat.node))
         except RayError as error:
-            self.replace(worker)
-            return Outcome(worker, shard, loss_of(error, seat.node, stalled=seat.stalled))
+            return self._lost(worker, seat, shard, error)
+        if not isinstance(result, Beat):
+            return Outcome(worker, shard, result)
+        self.replace(worker)  # it lives, and may still run the shard, but nobody waits for that any more
+        return Outcome(worker, shard, Failure("lost", "the connection to the worker broke", node=seat.node))
+
+    def _lost(self, worker: int, seat: _Seat, shard: Shard, error: Exception) -> Outcome | None:
+        """Settle a call whose actor is gone. One that cannot be reached is asked until Ray knows what became of it."""
+        from ray.exceptions import ActorUnavailableError
+
+        if seat.ended is None and seat.node_id in self._look():
+            seat.ended = "preempted"
+        seat.unreachable = seat.unreachable or time.monotonic()
+        unknown = isinstance(error, ActorUnavailableError) and time.monotonic() - seat.unreachable < UNREACHABLE_S
+        if unknown and seat.ended is None:
+            seat.shard, seat.call = shard, seat.actor.beat.remote()
+            return None
+        self.replace(worker)
+        return Outcome(worker, shard, loss_of(error, seat.node, ended=seat.ended))
+
+    def _look(self) -> Mapping[str, float]:
+        """Nodes that leave or left, and when; TransientError if the cluster is silent. A Ray Client is told nothing."""
+        if self._lookout is None:
+            return {}
+        self._lookout.check()
+        return self._lookout.leaving
+
+    def _leave_nodes(self, leaving: Mapping[str, float]) -> None:
+        """Take workers off nodes that leave: idle ones at once, for a node waits for them; busy ones in the last seconds."""
+        import ray
+
+        for worker, seat in list(self._seats.items()):
+            if not seat.is_ready or seat.node_id not in leaving:
+                continue
+            if seat.shard is None:
+                self.replace(worker)
+            elif seat.ended is None and 0 < leaving[seat.node_id] < time.time() + LAST_S:
+                seat.ended = "preempted"  # another host's clock: if it is wrong, a shard more or less is run again
+                ray.kill(seat.actor)
 
     def _watch(self) -> None:
         """Ask busy actors how far they are; kill those that finished no step batch for too long."""
@@ -298,7 +366,7 @@ class RayPool:
 
         now = time.monotonic()
         for seat in self._seats.values():
-            if not seat.shard or seat.stalled:
+            if not seat.shard or seat.ended or seat.unreachable:
                 continue
             answered = seat.beat is not None and bool(ray.wait([seat.beat], timeout=0)[0])
             if answered:
@@ -308,7 +376,7 @@ class RayPool:
             if seat.beat is None or answered:
                 seat.beat = seat.actor.beat.remote()
             if now - seat.moved > self._stall_s:
-                seat.stalled = True
+                seat.ended = "stalled"
                 ray.kill(seat.actor)
 
     def replace(self, worker: int) -> None:
@@ -325,6 +393,8 @@ class RayPool:
     def close(self) -> None:
         import ray
 
+        if self._lookout is not None:
+            self._lookout.close()
         if not ray.is_initialized():
             return
         for seat in self._seats.values():
@@ -334,11 +404,13 @@ class RayPool:
             ray.shutdown()
 
 
-def _probe(address: str) -> None:
-    """Raise OSError where nobody listens: Ray itself goes on trying for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host, int(port)), PROBE_S).close()
+def _found(address: str) -> str:
+    """`host:port` of the cluster that Ray finds on this machine for `auto`; other addresses are what they say."""
+    if address != "auto":
+        return address
+    from ray._private.services import canonicalize_bootstrap_address  # Ray has no public way to ask
+
+    return str(canonicalize_bootstrap_address(address))
 
 
 def _call(function: Callable[[Item], Made], item: Item) -> Made:
@@ -348,30 +420,13 @@ def _call(function: Callable[[Item], Made], item: Item) -> Made:
 def _ticks(ref: Any) -> int | None:
     """Ticks of an answered beat; None if its actor died, which the shard's own call will tell."""
     import ray
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayError
 
     try:
         beat: Beat = ray.get(ref)
-    except RayActorError:
+    except RayError:
         return None
     return beat.ticks
-
-
-def loss_of(error: Exception, node: str, *, stalled: bool) -> Failure:
-    """What took an actor away, as far as Ray can tell. Ray has no class of its own for an actor whose node died."""
-    from ray.exceptions import NodeDiedError, OutOfMemoryError
-
-    kind: LossKind = "killed_worker"
-    text = " ".join(str(error).split())[:600]
-    if stalled:
-        kind, text = "stalled", "no step batch finished within the stall limit; the worker was killed"
-    elif isinstance(error, OutOfMemoryError):
-        kind = "memory"
-    elif getattr(error, "preempted", False):
-        kind = "preempted"
-    elif isinstance(error, NodeDiedError) or "its node has died" in text:
-        kind = "lost"
-    return Failure(kind, text, type(error).__name__, node)
 
 
 def _fetch(ref: Any) -> Any:
@@ -396,11 +451,13 @@ def _resources() -> str:
     return ", ".join(f"{found.get(k, 0):g} {k}" for k in ("CPU", "GPU"))
 
 
-def make_pool(kind: Literal["ray", "local"], address: str | None, compute: Compute) -> Pool:
+def make_pool(kind: Literal["ray", "local"], address: str | None, compute: Compute, *,
+              allow_unauthenticated_ray: bool = False) -> Pool:  # fmt: skip
     """The pool for a job; a local Ray is given room for as many workers as the job may ask for."""
     if kind == "local":
         return LocalPool()
-    return RayPool(address, cpus=compute.worker_range.max * compute.cpus_per_worker)
+    cpus = compute.worker_range.max * compute.cpus_per_worker
+    return RayPool(address, cpus=cpus, allow_unauthenticated=allow_unauthenticated_ray)
 
 
 __all__ = ["Failure", "LocalPool", "Outcome", "Pool", "RayPool", "make_pool"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from integrand.service.runner import Tally
+if TYPE_CHECKING:
+    from integrand.service.runner import Tally
 
 PLAIN_EVERY_S = 5.0
 
@@ -22,6 +24,8 @@ def describe(tally: Tally) -> str:
         parts.append(f"converged {tally.converged / tally.attributed:.1%}")
     if tally.quarantined:
         parts.append(f"{tally.quarantined} shards quarantined")
+    if tally.searched:
+        parts.append(f"trying shard {tally.searched} in parts: its rows take workers away")
     parts.append(f"ETA {duration(tally.eta_s)}")
     return ", ".join(parts)
 
@@ -51,12 +55,15 @@ def _bar(console: Console) -> Progress:
 
 
 def _plain(console: Console) -> Callable[[Tally], None]:
-    shown = {"at": 0.0, "shards": -1}
+    shown: tuple[float, int, str | None] = (0.0, -1, None)  # when, and what of it was news
 
     def show(tally: Tally) -> None:
-        ended = tally.shards_done == tally.shards_planned and shown["shards"] != tally.shards_done
-        if ended or (tally.shards_done != shown["shards"] and time.monotonic() - shown["at"] >= PLAIN_EVERY_S):
-            shown["at"], shown["shards"] = time.monotonic(), tally.shards_done
+        nonlocal shown
+        at, shards, searched = shown
+        ended = tally.shards_done == tally.shards_planned and shards != tally.shards_done
+        news = (tally.shards_done, tally.searched or searched) != (shards, searched)
+        if ended or (news and time.monotonic() - at >= PLAIN_EVERY_S):
+            shown = time.monotonic(), tally.shards_done, tally.searched or searched
             told = f"{tally.shards_done}/{tally.shards_planned} shards, {describe(tally)}"
             console.print(told, highlight=False, soft_wrap=True)
 

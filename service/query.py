@@ -27,16 +27,17 @@ from integrand.schemas.ids import shard_object
 from integrand.schemas.records import Plan, RunManifest, Shard
 from integrand.schemas.tables import PREFIX, feature_names
 from integrand.schemas.uris import Uri
+from integrand.service.footers import RunFolder
 from integrand.service.manifest import (
     LATEST,
     PLAN,
     fold,
     load_manifest,
     load_plan,
-    read_footers,
     read_pointer,
     read_quarantined,
 )
+from integrand.service.stats import read_committed
 from integrand.workers.reading import BAD, read_slices
 from integrand.workers.store import Access, Store
 
@@ -107,8 +108,8 @@ def open_run(uri: str | os.PathLike[str] | Uri, *, name: str | None = None, acce
     plan, plan_sha256 = load_plan(store, run)
     manifest = load_manifest(store, run)
     if manifest is None:
-        footers, quarantined = read_footers(store, run), read_quarantined(store, run)
-        manifest = fold(plan, plan_sha256, footers, quarantined, created=plan.created)
+        committed = read_committed(RunFolder(store, run, plan, plan_sha256))
+        manifest = fold(plan, plan_sha256, committed, read_quarantined(store, run), created=plan.created)
         manifest = manifest.model_copy(update={"complete": False})
         warnings.warn(f"run {run} is unfinished: {manifest.rows_in} of {manifest.rows_planned} rows are in; "
                       "`integrand run` with the same spec resumes it", stacklevel=2)  # fmt: skip
@@ -168,6 +169,10 @@ class Run:
         with ThreadPoolExecutor(_THREADS) as threads:
             tables = list(threads.map(lambda shard: read(shard, columns, expression), self.shards))
         return self._frame(pa.concat_tables(tables, promote_options="permissive"))
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The output rows one committed shard at a time, in the order of the input."""
+        return (self._read(shard) for shard in self.shards)
 
     def rows(self, row_id: object) -> pd.DataFrame:
         """The output rows of one input row, or of all rows that share the id; empty if there is none."""
@@ -321,8 +326,9 @@ def _matrix(table: pa.Table) -> NDArray[np.float64]:
     blocks = [np.empty((there.num_rows, 0))]
     for column in there.itercolumns():
         values = column.combine_chunks()
-        flat = values.flatten() if pa.types.is_fixed_size_list(values.type) else _totals(values)
-        blocks.append(flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(there.num_rows, -1))
+        fixed = pa.types.is_fixed_size_list(values.type)
+        flat, width = (values.flatten(), values.type.list_size) if fixed else (_totals(values), 1)
+        blocks.append(flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width))
     return np.concatenate(blocks, axis=1)
 
 

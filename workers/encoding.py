@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from integrand.schemas.ids import FOOTER_KEY, digest_rows
-from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter, histogram_quantiles
+from integrand.schemas.ids import CHECKSUM_KEY, FOOTER_KEY, digest_rows
+from integrand.schemas.records import InputShape, Plan, Quantiles, Shard, ShardFooter, histogram_quantiles
 from integrand.schemas.tables import (
+    COLUMNS,
     WITHOUT_ATTRIBUTION,
     RowStatus,
     feature_fields,
@@ -29,7 +33,7 @@ from integrand.schemas.tables import (
 ROW_GROUP_BYTES = 32 << 20
 ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
 Floats = NDArray[np.float64]
-_NUMBERS = ("f_input", "f_baseline", "gap", "error_estimate", "evaluations")
+NUMBERS = ("f_input", "f_baseline", "gap", "error_estimate", "evaluations")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,7 @@ def merge(parts: Sequence[tuple[NDArray[np.int64], Results]]) -> Results:
     status, reason = ([value for r in found for value in getattr(r, name)] for name in ("status", "reason"))
     return Results(
         pa.concat_arrays([r.row_id for r in found]).take(order), pa.concat_arrays([r.target for r in found]).take(order),
-        [status[i] for i in order], [reason[i] for i in order], *map(ordered, _NUMBERS),
+        [status[i] for i in order], [reason[i] for i in order], *map(ordered, NUMBERS),
         tuple(_widened(list(same))[order] for same in zip(*(r.attributions for r in found), strict=True)),
         tuple(None if same[0] is None else np.concatenate(same)[order]
               for same in zip(*(r.lengths for r in found), strict=True)),
@@ -155,9 +159,42 @@ def _lists(values: NDArray[np.floating], lengths: NDArray[np.int64], there: NDAr
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), mask=pa.array(~there))
 
 
+def results_of(plan: Plan, table: pa.Table) -> Results:
+    """The results that `results_table` made this table of, as far as it holds them; the table has its schema."""
+    columns = iter([column.combine_chunks() for column in table.columns])
+    row_id, target, status, reason, f_input, f_baseline, _, *others = (next(columns) for _ in COLUMNS)
+    values = [_values(shape, columns) for shape in plan.inputs]
+    return Results(
+        row_id, target, [RowStatus(s) for s in status.to_pylist()], reason.to_pylist(),
+        *map(_numpy, (f_input, f_baseline, *others)), tuple(v for v, _ in values), tuple(n for _, n in values),
+    )  # fmt: skip
+
+
+def _values(shape: InputShape, columns: Iterator[pa.Array]) -> tuple[NDArray[np.floating], NDArray[np.int64] | None]:
+    """The attributions of one input, which takes its columns, and their lengths; NaN or nothing where they are null."""
+    if shape.named:
+        return np.stack([_numpy(next(columns)) for _ in shape.columns], 1), None
+    lists = next(columns)
+    there, flat = _numpy(lists.is_valid()), _numpy(lists.flatten())
+    if not shape.varying:
+        full = np.full((len(lists), *shape.shape), np.nan, flat.dtype)
+        full[there] = flat.reshape(-1, *shape.shape)
+        return full, None
+    lengths = np.asarray(pc.list_value_length(lists).fill_null(0), np.int64)
+    padded = np.zeros((len(lists), int(lengths.max(initial=0))), flat.dtype)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = flat
+    return padded, lengths
+
+
+def _numpy(column: pa.Array) -> NDArray[Any]:
+    """NaN stands where floats are null."""
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
 def shard_digest(results: Results) -> str:
     """Logical digest of the rows: identity, target, status and every number, none of the timings or reasons."""
     numbers = np.stack([results.f_input, results.f_baseline, results.gap, results.error_estimate], 1)
+    numbers[np.isnan(numbers)] = np.nan  # which NaN it is, a stored null does not tell
     names = [repr(v).encode() for v in results.row_id.to_pylist()]
     targets = [repr(v).encode() for v in results.target.to_pylist()]
     there = results.attributed
@@ -176,13 +213,15 @@ def shard_footer(plan: Plan, plan_sha256: str, shard: Shard, results: Results, *
     gap, error = np.abs(results.gap[results.attributed]), results.error_estimate[results.attributed]
     error = error[~np.isnan(error)]
     gap_histogram, error_histogram = histogram(gap), histogram(error)
+    lowered = [f"halved its step batch to {results.halved} rows on out-of-memory"] if results.halved else []
+    lowered += [] if same_build else [f"was planned with torch {plan.numerics.torch_build}"]
     return ShardFooter(
         run_id=plan.run_id, shard=shard.id, plan_sha256=plan_sha256, rows_in=shard.rows, rows_out=len(results.status),
         statuses=dict(sorted(Counter(map(str, results.status)).items())),
         gap=_quantiles(gap_histogram, gap), error=_quantiles(error_histogram, error),
         gap_histogram=gap_histogram, error_histogram=error_histogram,
         evaluations=int(results.evaluations.sum()), padded_evaluations=results.padded, duplicates=results.duplicates, digest=shard_digest(results),
-        determinism="bitwise" if same_build and results.halved is None else "tolerance",
+        determinism="tolerance" if lowered else "bitwise", lowered="; ".join(lowered) or None,
         batch_rows=results.halved or plan.numerics.batch_rows, seconds=seconds,
         node=socket.gethostname(), versions=versions,
     )  # fmt: skip
@@ -203,13 +242,25 @@ def _quantiles(counts: dict[str, int], values: Floats) -> Quantiles:
 
 def encode(table: pa.Table, footer: ShardFooter) -> bytes:
     """Parquet bytes: page checksums on, data pages the same for the same rows; what varies lies in the footer."""
-    sink = io.BytesIO()
     width = max(1, table.nbytes // max(1, table.num_rows))
+    stored = footer.model_dump_json()
+    return write_parquet(table, {FOOTER_KEY: stored, CHECKSUM_KEY: checksum(stored.encode())},
+                         max(1024, ROW_GROUP_BYTES // width))  # fmt: skip
+
+
+def write_parquet(table: pa.Table, metadata: dict[str, str], group_rows: int) -> bytes:
+    """Parquet bytes, the same for the same rows, metadata and rows of a row group where pyarrow is the same."""
+    sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=["status", "reason"],
                           write_page_checksum=True) as writer:  # fmt: skip
-        writer.write_table(table, row_group_size=max(1024, ROW_GROUP_BYTES // width))
-        writer.add_key_value_metadata({FOOTER_KEY: footer.model_dump_json()})
+        writer.write_table(table, row_group_size=group_rows)
+        writer.add_key_value_metadata(metadata)
     return sink.getvalue()
+
+
+def checksum(footer: bytes) -> str:
+    """sha256 of a footer's JSON, which stands beside it: page checksums do not cover it."""
+    return hashlib.sha256(footer).hexdigest()
 
 
 def target_array(targets: NDArray[np.int64] | None, present: NDArray[np.bool_]) -> pa.Array:

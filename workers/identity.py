@@ -16,7 +16,7 @@ _NEXT = "drop source.row_id to identify rows by file and position, or mend the i
 
 
 def check_row_ids(store: Store, files: Sequence[SourceFile], column: str) -> None:
-    """Read that column alone. Raises DataError with count and places if ids are null or twice.
+    """Read that column alone. Raises DataError with places if ids are null, twice or no text.
 
     A line that could not be parsed has no id, and is no reason to stop: it is `bad_input` in the output.
     """
@@ -33,7 +33,27 @@ def check_row_ids(store: Store, files: Sequence[SourceFile], column: str) -> Non
         raise DataError(f"source.row_id `{column}`", expected="an id in every row",
                         seen=f"{len(null)} null, the first at {_place(files, slices, null[0].as_py())}",
                         next_step=_NEXT)  # fmt: skip
+    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+        _check_text(files, slices, ids, column)
     _check_unique(files, slices, ids, column)
+
+
+def _check_text(files: Sequence[SourceFile], slices: Sequence[Slice], ids: pa.ChunkedArray, column: str) -> None:
+    """Parquet does not enforce that strings are UTF-8, and a row with such an id could not be named anywhere."""
+    try:
+        ids.validate(full=True)
+    except pa.ArrowInvalid:
+        found = next(i for i, value in enumerate(ids.cast(pa.large_binary()).to_pylist()) if not _is_utf8(value))
+        raise DataError(f"source.row_id `{column}`", expected="ids in UTF-8",
+                        seen=f"other bytes at {_place(files, slices, found)}", next_step=_NEXT) from None  # fmt: skip
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _check_unique(files: Sequence[SourceFile], slices: Sequence[Slice], ids: pa.ChunkedArray, column: str) -> None:

@@ -10,7 +10,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from functools import partial
@@ -26,7 +27,8 @@ from integrand.schemas.ids import canonical_json, digest_json
 from integrand.schemas.records import SourceFile
 from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ColumnTarget, ForwardArg, IdsInput, TensorInput
 from integrand.schemas.uris import Uri
-from integrand.workers.cells import BATCH_ROWS, Line, is_integer, record_batch, record_batches, shown
+from integrand.workers.cells import BATCH_ROWS, Line, is_integer, is_utf8, record_batch, record_batches, shown
+from integrand.workers.failpoints import reach
 from integrand.workers.reading import BAD, hive_values, inspect_file, partition_columns, value_columns, with_partitions
 from integrand.workers.store import Entry, Store
 
@@ -34,12 +36,13 @@ INGEST_VERSION = 2
 """Raised whenever the pieces of the same file may change."""
 _PIECE_ROWS, _PIECE_VALUES = 50_000, 4 << 20
 _GROUP_ROWS = 10_000
-_LINE_BYTES = 64 << 20
+_LINE_BYTES, _COLUMNS = 64 << 20, 100_000
 _SAMPLE_BYTES = 1 << 18
 _CONTENT = b"integrand.content"
 
 Format = Literal["csv", "json_lines"]
 Result = TypeVar("Result")
+JsonRow = tuple[int, dict[str, Any] | None, str | None, int]
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def ingest_file(store: Store, task: IngestTask) -> tuple[SourceFile, ...]:
         types |= {name: kind for name, kind in task.roles.types(task.integer_ids).items() if name in names}
         batches = record_batches(lines, names, types, dict(task.roles.lists))
         pieces: list[SourceFile] = []
-        for table in _regrouped(batches, _piece_rows(task.roles)):
+        for table in _regrouped(batches, _piece_rows(task.roles), store.access.decoded_bytes, task.source.uri):
             pieces.append(_write_piece(store, task, table, len(pieces), sum(p.rows for p in pieces)))
     _check_unchanged(store, task)
     return tuple(pieces)
@@ -192,7 +195,9 @@ def head(store: Store, entry: Entry, path: str, format: Format, roles: Roles, ro
             names, lines = _csv_table(stream, entry.uri, None)
         else:
             found = list(islice(_json_objects(stream, entry.uri), rows))
-            names = list(dict.fromkeys(k for _, o, _ in found if o is not None for k in o if k != BAD))
+            keys = (k for _, o, _, _ in found if o is not None for k in o)
+            names = [k for k in dict.fromkeys(keys) if k != BAD and is_utf8(k)]
+            _check_width(names, entry.uri)
             lines = _picked(iter(found), names)
         taken = list(islice(lines, rows))
     ids = [line.cells[names.index(roles.row_id)] for line in taken if roles.row_id in names and line.cells is not None]
@@ -226,11 +231,15 @@ def _piece_rows(roles: Roles) -> int:
     return min(_PIECE_ROWS, max(BATCH_ROWS, _PIECE_VALUES // width))
 
 
-def _regrouped(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """Tables of exactly `rows` rows, and the rest."""
+def _regrouped(batches: Iterator[pa.RecordBatch], rows: int, most: int, uri: Uri) -> Iterator[pa.Table]:
+    """Tables of exactly `rows` rows, and the rest. Raises DataError for rows that take more than `most` bytes."""
     held: list[pa.RecordBatch] = []
     for batch in batches:
         held.append(batch)
+        size = sum(b.nbytes for b in held)
+        if size > most:
+            raise DataError(str(uri), expected=f"rows of which {rows} take at most {most} bytes", seen=f"{size} bytes",
+                            next_step="is this the right file? else a larger decoded_bytes in the operator's config")  # fmt: skip
         while sum(b.num_rows for b in held) >= rows:
             table = pa.Table.from_batches(held)
             yield table.slice(0, rows)
@@ -249,6 +258,7 @@ def _write_piece(store: Store, task: IngestTask, table: pa.Table, index: int, fi
     uri = task.folder.child(f"{hashlib.sha256(task.path.encode()).hexdigest()[:16]}-{index:05d}.parquet")
     with suppress(FileExistsError):
         store.create(uri, sink.getvalue())
+    reach("ingest.piece_written")
     piece, schema = inspect_file(store, store.info(uri), task.path)
     if (schema.metadata or {}).get(_CONTENT) != content:
         raise IntegrityError(str(uri), expected=f"the piece from row {first_row} of {task.path}", seen="another one",
@@ -281,8 +291,9 @@ def _table(stream: io.BufferedReader, task: IngestTask) -> tuple[list[str], Iter
     wanted = list(task.roles.types(False))
     if task.format == "json_lines":
         objects = _json_objects(stream, task.source.uri)
-        first = next(objects, (0, None, None))
-        others = [k for k in first[1] or () if k not in wanted and k not in partitions and k != BAD]
+        first = next(objects, (0, None, None, 0))
+        _check_width(first[1] or {}, task.source.uri)
+        others = [k for k in first[1] or () if k not in wanted and k not in partitions and k != BAD and is_utf8(k)]
         names = [name for name in wanted if name not in partitions] + others
         return names, _picked(chain([first] if first[0] else [], objects), names)
     return _csv_table(stream, task.source.uri, {name: name in partitions for name in wanted})
@@ -294,69 +305,86 @@ def _csv_table(stream: io.BufferedReader, uri: Uri, wanted: dict[str, bool] | No
     csv.field_size_limit(_LINE_BYTES)
     # Bytes that are not UTF-8 come through as lone surrogates, so that only their row is lost.
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, strict=True)
-    header = next(_csv_rows(reader, uri), Line(1, None, "an empty file"))
+    rows = _CsvRows(text, uri)
+    header = next(rows, Line(1, None, "an empty file"))
     if header.cells is None:
         raise DataError(str(uri), expected="CSV with a header line", seen=header.fault or "", next_step="add one")
     columns = list(header.cells)
-    twice = sorted({c for c in columns if columns.count(c) > 1})
-    lacking = [c for c, optional in (wanted or {}).items() if c not in columns and not optional]
+    if not is_utf8("".join(columns)):
+        raise DataError(str(uri), expected="a header in UTF-8", seen=ascii(",".join(columns))[:200],
+                        next_step="write the file as UTF-8")  # fmt: skip
+    _check_width(columns, uri)
+    places = {name: k for k, name in enumerate(columns)}
+    twice = sorted(name for name, count in Counter(columns).items() if count > 1)
+    lacking = [c for c, optional in (wanted or {}).items() if c not in places and not optional]
     if twice or lacking:
         raise DataError(str(uri), expected="column " + (f"`{lacking[0]}`" if lacking else f"`{twice[0]}` once"),
                         seen=f"the header {','.join(columns)[:200]}", next_step="mend the header")  # fmt: skip
-    names = [c for c in dict.fromkeys([*(wanted or ()), *columns]) if c in columns and c != BAD]
-    return names, _csv_lines(reader, uri, len(columns), [columns.index(c) for c in names])
+    names = [c for c in dict.fromkeys([*(wanted or ()), *columns]) if c in places and c != BAD]
+    return names, _csv_lines(rows, len(columns), [places[c] for c in names])
 
 
-def _csv_lines(reader: Any, uri: Uri, width: int, picks: list[int]) -> Iterator[Line]:
-    for line in _csv_rows(reader, uri):
+def _check_width(columns: Collection[str], uri: Uri) -> None:
+    if len(columns) > _COLUMNS:
+        raise DataError(str(uri), expected=f"at most {_COLUMNS} columns", seen=f"{len(columns)}",
+                        next_step="keep wide rows as lists of numbers in one column")  # fmt: skip
+
+
+def _csv_lines(rows: Iterator[Line], width: int, picks: list[int]) -> Iterator[Line]:
+    for line in rows:
         if line.cells is None:
             yield line
         elif len(line.cells) != width:
-            yield Line(line.number, None, f"{len(line.cells)} fields, expected {width}")
-        elif not _is_utf8("".join(line.cells)):
-            yield Line(line.number, None, "not UTF-8")
+            yield Line(line.number, None, f"{len(line.cells)} fields, expected {width}", line.size)
+        elif not is_utf8("".join(line.cells)):
+            yield Line(line.number, None, "not UTF-8", line.size)
         else:
-            yield Line(line.number, [line.cells[k] for k in picks])
+            yield Line(line.number, [line.cells[k] for k in picks], None, line.size)
 
 
-def _csv_rows(reader: Any, uri: Uri) -> Iterator[Line]:
-    """Rows that are not blank. Raises DataError for a quote that never closes: what it swallowed is unknown."""
-    while True:
-        number = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "unexpected end of data" in str(error):
-                raise DataError(f"{uri} line {number}", expected="a closing quote", seen="the end of the file",
-                                next_step="mend the line") from None  # fmt: skip
-            yield Line(number, None, str(error))
-            continue
-        if cells:
-            yield Line(number, cells)
+class _CsvRows:
+    """Rows of a CSV text that are not blank. Raises DataError for one without end, as after a quote that never closes."""
+
+    def __init__(self, text: io.TextIOWrapper, uri: Uri) -> None:
+        self._text, self._uri, self._number, self._size = text, uri, 1, 0
+        self._reader = csv.reader(self._lines(), strict=True)
+
+    def __iter__(self) -> _CsvRows:
+        return self
+
+    def __next__(self) -> Line:
+        while True:
+            self._number, self._size = self._reader.line_num + 1, 0
+            try:
+                cells = next(self._reader)
+            except csv.Error as error:
+                if "unexpected end of data" in str(error):
+                    raise self._endless("the end of the file") from None  # what it swallowed is unknown
+                return Line(self._number, None, str(error), self._size)
+            if cells:
+                return Line(self._number, cells, None, self._size)
+
+    def _lines(self) -> Iterator[str]:
+        for line in iter(lambda: self._text.readline(_LINE_BYTES), ""):
+            self._size += len(line)
+            if self._size >= _LINE_BYTES:
+                raise self._endless(f"{_LINE_BYTES} characters without an end")
+            yield line
+
+    def _endless(self, seen: str) -> DataError:
+        return DataError(f"{self._uri} line {self._number}", expected="the end of the row, a closing quote before it",
+                         seen=seen, next_step="mend the line")  # fmt: skip
 
 
-def _is_utf8(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _json_objects(stream: io.BufferedReader, uri: Uri) -> Iterator[tuple[int, dict[str, Any] | None, str | None]]:
-    """(line number, object, fault) of every line that is not blank."""
+def _json_objects(stream: io.BufferedReader, uri: Uri) -> Iterator[JsonRow]:
+    """(line number, object, fault, size) of every line that is not blank."""
     for number, line in enumerate(iter(lambda: stream.readline(_LINE_BYTES), b""), 1):
         if len(line) == _LINE_BYTES:
             raise DataError(f"{uri} line {number}", expected=f"lines below {_LINE_BYTES} bytes",
                             seen="a longer one", next_step="is this JSON lines? set source.format")  # fmt: skip
         text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if text.strip():
-            yield (number, *_json_object(text))
+            yield (number, *_json_object(text), len(line))
 
 
 def _json_object(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
@@ -367,6 +395,6 @@ def _json_object(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
     return (found, None) if isinstance(found, dict) else (None, f"expected an object, seen {shown(found)}")
 
 
-def _picked(objects: Iterator[tuple[int, dict[str, Any] | None, str | None]], names: list[str]) -> Iterator[Line]:
-    for number, found, fault in objects:
-        yield Line(number, None if found is None else [found.get(name) for name in names], fault)
+def _picked(objects: Iterator[JsonRow], names: list[str]) -> Iterator[Line]:
+    for number, found, fault, size in objects:
+        yield Line(number, None if found is None else [found.get(name) for name in names], fault, size)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from urllib.parse import unquote
 
@@ -29,6 +30,7 @@ from integrand.schemas.specs import (
     Input,
     Numbers,
 )
+from integrand.workers.decoding import Budget, decode, forget_extensions, string_columns
 from integrand.workers.scaling import spread
 from integrand.workers.store import Entry, Store
 
@@ -36,7 +38,8 @@ BAD = "_bad"
 """Reserved column of ingested pieces: why the row could not be parsed, null for clean rows."""
 _MAGIC = b"PAR1"
 _TAIL = 1 << 16
-_BATCH_ROWS = 1 << 14
+_FOOTER_BYTES, _COLUMNS, _ROW_GROUPS = 64 << 20, 100_000, 100_000
+"""A footer takes some 15 times its size once it is parsed."""
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _INTEGER = re.compile(r"[+-]?\d{1,19}")
 
@@ -47,9 +50,15 @@ _INTEGER = re.compile(r"[+-]?\d{1,19}")
 def inspect_file(store: Store, entry: Entry, path: str) -> tuple[SourceFile, pa.Schema]:
     """One Parquet file, `path` below the source root, from its footer alone. Raises DataError for any other file."""
     tail = _footer(store, entry)
+    forget_extensions()
     with _decoding(str(entry.uri)), pq.ParquetFile(pa.BufferReader(_MAGIC + tail)) as parquet:
         metadata, schema = parquet.metadata, parquet.schema_arrow
+    if metadata.num_columns > _COLUMNS or metadata.num_row_groups > _ROW_GROUPS:
+        raise _broken(entry, f"{metadata.num_columns} columns and {metadata.num_row_groups} row groups, above the "
+                      f"{_COLUMNS} and {_ROW_GROUPS} that are read")  # fmt: skip
     groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
+        raise _broken(entry, f"{metadata.num_rows} rows in groups of {sum(groups)}")
     found = SourceFile(path=path, uri=str(entry.uri), rows=metadata.num_rows, size=entry.size,
                        fingerprint=_fingerprint(entry, tail), row_groups=groups, first_row=0)  # fmt: skip
     return found, schema
@@ -77,6 +86,8 @@ def _footer(store: Store, entry: Entry) -> bytes:
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length + 4 > entry.size:
         raise _broken(entry, f"a footer of {length} bytes in a file of {entry.size}")
+    if length > _FOOTER_BYTES:
+        raise _broken(entry, f"a footer of {length} bytes, above the {_FOOTER_BYTES} that are read")
     return tail[-length:] if length <= len(tail) else store.read_tail(entry.uri, entry.size, length)
 
 
@@ -258,12 +269,20 @@ def check_number(schema: pa.Schema, name: str) -> pa.DataType:
 
 
 def check_scalar(schema: pa.Schema, name: str) -> pa.DataType:
-    """Type of a column of plain values, fit for a row id. Raises SpecError for lists and structs."""
+    """Type of a column of plain values, fit for a row id. Raises SpecError for any other, lists and extensions too."""
     kind = check_column(schema, name)
-    if not pa.types.is_nested(kind) and not isinstance(kind, pa.BaseExtensionType):
+    if is_plain(kind.value_type if pa.types.is_dictionary(kind) else kind):
         return kind
     raise SpecError(f"column `{name}`", expected="one plain value per row", seen=str(kind),
                     next_step="name a column of integers or strings")  # fmt: skip
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """True for the types a row id may have: numbers, strings, bytes, dates and times."""
+    t = pa.types
+    text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
+    data = t.is_binary(kind) or t.is_large_binary(kind) or t.is_fixed_size_binary(kind)
+    return is_number(kind) or text or data or t.is_temporal(kind) or t.is_null(kind)
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -280,6 +299,13 @@ def unnest(kind: pa.DataType) -> tuple[pa.DataType, tuple[int | None, ...]]:
         sizes.append(kind.list_size if pa.types.is_fixed_size_list(kind) else None)
         kind = kind.value_type
     return kind, tuple(sizes)
+
+
+def row_bytes(schema: pa.Schema, shapes: Sequence[InputShape]) -> int:
+    """What the inputs of one row take as they are stored, once they are decoded."""
+    widths = ((unnest(schema.field(name).type)[0].bit_width + 7) // 8 for shape in shapes for name in shape.columns)
+    counts = (1 if shape.named else prod(shape.shape) for shape in shapes for _ in shape.columns)
+    return sum(width * count for width, count in zip(widths, counts, strict=True))
 
 
 def list_sizes(kind: pa.DataType, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -337,18 +363,21 @@ def _check_spread(where: str, numbers: Numbers, shape: tuple[int, ...]) -> None:
 # --- rows --------------------------------------------------------------------------------------------------
 
 
-def read_slices(store: Store, files: Sequence[SourceFile], slices: Sequence[Slice],
-                columns: Sequence[str] | None) -> pa.Table:  # fmt: skip
-    """The rows of the slices, in their order, with the columns asked for (None: all).
+def read_slices(store: Store, files: Sequence[SourceFile], slices: Sequence[Slice], columns: Sequence[str] | None,
+                tick: Callable[[], None] = lambda: None) -> pa.Table:  # fmt: skip
+    """The rows of the slices, in their order, with the columns asked for (None: all); a tick for each decoded batch.
 
     Partition columns come from the path; `_bad` is left out where no file has it. Raises IntegrityError if a file
     is not what was planned, DataError if it cannot be decoded or lacks a column.
     """
     partitions, parts = partition_columns(f.path for f in files), dict[int, pa.Table]()
+    left = store.access.decoded_bytes
     for i in dict.fromkeys(s.file for s in slices):
-        with _opened(store, files[i]) as parquet:
-            parts |= {k: _read_slice(parquet, files[i], s, columns, partitions)
-                      for k, s in enumerate(slices) if s.file == i}  # fmt: skip
+        with _opened(store, files[i], columns) as opened:
+            for k in [k for k, s in enumerate(slices) if s.file == i]:
+                where = f"{files[i].uri} rows [{slices[k].start}, {slices[k].stop})"
+                parts[k] = _read_slice(opened, slices[k], columns, partitions, Budget(where, left, tick))
+                left -= parts[k].nbytes
     with _decoding(", ".join(sorted({files[s.file].uri for s in slices})[:3])):
         table = pa.concat_tables([parts[k] for k in range(len(slices))], promote_options="permissive")
     return table if columns is None else table.select([c for c in columns if c in table.column_names])
@@ -367,8 +396,17 @@ def _positions(file: SourceFile, rows: Slice) -> pa.Array:
     return pc.binary_join_element_wise(file.path, numbers, "#")
 
 
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """A source file that is being read; `schema` has strings as such, `parquet` yields them as dictionaries."""
+
+    file: SourceFile
+    parquet: pq.ParquetFile
+    schema: pa.Schema
+
+
 @contextmanager
-def _opened(store: Store, file: SourceFile) -> Iterator[pq.ParquetFile]:
+def _opened(store: Store, file: SourceFile, columns: Sequence[str] | None) -> Iterator[_Opened]:
     """A planned file, open for reading, once its size and fingerprint are seen to be the planned ones."""
     try:
         entry = store.info(store.parse(file.uri))
@@ -379,11 +417,16 @@ def _opened(store: Store, file: SourceFile) -> Iterator[pq.ParquetFile]:
     seen = fingerprint(store, entry)
     if seen != file.fingerprint:
         raise _changed(file, file.fingerprint, seen)
+    forget_extensions()
     with store.open(entry.uri, etag=entry.etag) as source:
         with _decoding(file.uri):
-            parquet = pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
+            footer = pq.ParquetFile(source)
+            schema = footer.schema_arrow
+            texts = string_columns(schema, [c for c in columns or schema.names if c in schema.names])
+            parquet = pq.ParquetFile(source, metadata=footer.metadata, read_dictionary=texts, pre_buffer=True,
+                                     page_checksum_verification=True)  # fmt: skip
         with parquet:
-            yield parquet
+            yield _Opened(file, parquet, schema)
 
 
 def _changed(file: SourceFile, expected: str, seen: str) -> IntegrityError:
@@ -391,49 +434,18 @@ def _changed(file: SourceFile, expected: str, seen: str) -> IntegrityError:
                           next_step="plan again: a changed input is another run")  # fmt: skip
 
 
-def _read_slice(parquet: pq.ParquetFile, file: SourceFile, rows: Slice, columns: Sequence[str] | None,
-                partitions: dict[str, pa.DataType]) -> pa.Table:  # fmt: skip
-    stored = parquet.schema_arrow.names
+def _read_slice(opened: _Opened, rows: Slice, columns: Sequence[str] | None, partitions: dict[str, pa.DataType],
+                budget: Budget) -> pa.Table:  # fmt: skip
+    file, stored = opened.file, opened.schema.names
     wanted = list(dict.fromkeys([*stored, *hive_values(file.path)])) if columns is None else list(columns)
     lacking = [c for c in wanted if c not in stored and c not in partitions and c != BAD]
     if lacking:
         raise DataError(file.uri, expected=f"column `{lacking[0]}`", seen=f"columns {', '.join(stored[:8])}",
                         next_step="plan again")  # fmt: skip
-    table = _decode(parquet, file, rows, [c for c in wanted if c in stored])
+    schema = pa.schema([opened.schema.field(c) for c in wanted if c in stored])
+    with _decoding(budget.where):
+        table = decode(opened.parquet, file.row_groups, rows, schema, budget)
     return with_partitions(table, file.path, {c: partitions[c] for c in wanted if c in partitions})
-
-
-def _decode(parquet: pq.ParquetFile, file: SourceFile, rows: Slice, columns: list[str]) -> pa.Table:
-    """Decode only the row groups that hold rows [start, stop), and drop what lies before and after them."""
-    groups, skip = _touched(file.row_groups, rows)
-    where = f"{file.uri} rows [{rows.start}, {rows.stop})"
-    schema = pa.schema([parquet.schema_arrow.field(c) for c in columns])
-    kept, wanted = [], rows.rows
-    with _decoding(where):
-        # One thread: a worker was given its CPUs for the model, and its neighbours have theirs.
-        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
-            part = batch.slice(skip, wanted)
-            skip, wanted = max(0, skip - batch.num_rows), wanted - part.num_rows
-            kept += [part.select(columns)] if part.num_rows else []
-            if not wanted:
-                break
-        if wanted:
-            raise DataError(
-                where, expected=f"{rows.rows} rows", seen=f"{rows.rows - wanted}", next_step="mend the file"
-            )
-        return pa.Table.from_batches(kept, None if kept else schema)
-
-
-def _touched(row_groups: Sequence[int], rows: Slice) -> tuple[list[int], int]:
-    """Row groups that overlap the slice, and how many of their rows come before it."""
-    groups: list[int] = []
-    skip = first = 0
-    for i, count in enumerate(row_groups):
-        if first < rows.stop and first + count > rows.start:
-            skip = skip if groups else rows.start - first
-            groups.append(i)
-        first += count
-    return groups, skip
 
 
 @contextmanager

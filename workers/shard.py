@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from integrand.schemas.errors import IntegrandError, IntegrityError
 from integrand.schemas.ids import FOOTER_KEY, shard_object
-from integrand.schemas.records import Plan, Shard, ShardFooter
+from integrand.schemas.records import Plan, Shard, ShardFooter, Trial
+from integrand.schemas.redaction import redact
 from integrand.schemas.specs import ArgmaxTarget, ColumnTarget, IndexTarget, TopKTarget
 from integrand.schemas.tables import RowStatus
 from integrand.schemas.uris import Uri
@@ -29,6 +32,7 @@ from integrand.workers.batching import rows_of_length, targets_at_once
 from integrand.workers.embeddings import IdsModel
 from integrand.workers.encoding import Results, encode, merge, results_table, shard_footer, target_array
 from integrand.workers.engine import Evaluator, Problem
+from integrand.workers.failpoints import reach
 from integrand.workers.outputs import Forward
 from integrand.workers.prepared import Prepared
 from integrand.workers.reading import read_slices, row_ids
@@ -58,28 +62,43 @@ class Job:
     same_build: bool = True
 
 
-def read_shard(job: Job, shard: Shard) -> pa.Table:
+def read_shard(job: Job, shard: Shard, tick: Callable[[], None] = lambda: None) -> pa.Table:
     """The shard's source columns; safe to call ahead of time from another thread."""
-    return read_slices(job.store, job.plan.files, shard.slices, job.plan.source_columns)
+    return read_slices(job.store, job.plan.files, shard.slices, job.plan.source_columns, tick)
 
 
 def run_shard(job: Job, shard: Shard, table: pa.Table, read_s: float, tick: Callable[[], None]) -> ShardFooter:
-    """Attribute the rows of `table`, commit the object and return its footer.
+    """Attribute the rows of `table`, commit the object and return its footer. The culprits of a Trial end as `failed`.
 
     If another attempt has committed already, its footer is checked and returned. Raises IntegrityError if the object
     there belongs to something else.
     """
     started = time.perf_counter()
-    ids = row_ids(job.plan.files, shard.slices, table, job.plan.spec.source.row_id)
-    ids = ids.cast(job.row_id_type) if job.row_id_type else ids  # files may differ: int32 here, int64 there
-    results = attribute_table(job, table, ids, tick)
+    culprits = {c.row: c.reason for c in shard.culprits} if isinstance(shard, Trial) else {}
+    results = attribute_table(job, table, _ids(job, shard, table), tick, culprits)
+    reach("shard.computed")
     computed = time.perf_counter()
     output = results_table(job.plan, results)
     seconds = {"read": read_s, "compute": computed - started, "table": time.perf_counter() - computed}
     footer = shard_footer(job.plan, job.plan_sha256, shard, results, seconds=seconds, versions=job.versions,
                           same_build=job.same_build)  # fmt: skip
     tick()
-    return commit(job, shard, encode(output, footer), footer)
+    data = encode(output, footer)
+    reach("shard.encoded")
+    return commit(job, shard, data, footer)
+
+
+def try_rows(job: Job, trial: Trial, table: pa.Table, tick: Callable[[], None]) -> None:
+    """Attribute the rows of a trial and commit nothing: whoever asks wants to know whether the worker lives on."""
+    start, stop = trial.only or (0, trial.rows)
+    if stop > start:
+        ids = _ids(job, trial, table)
+        attribute_table(job, table.slice(start, stop - start), ids.slice(start, stop - start), tick)
+
+
+def _ids(job: Job, shard: Shard, table: pa.Table) -> pa.Array:
+    ids = row_ids(job.plan.files, shard.slices, table, job.plan.spec.source.row_id)
+    return ids.cast(job.row_id_type) if job.row_id_type else ids  # files may differ: int32 here, int64 there
 
 
 def commit(job: Job, shard: Shard, data: bytes, footer: ShardFooter) -> ShardFooter:
@@ -89,6 +108,7 @@ def commit(job: Job, shard: Shard, data: bytes, footer: ShardFooter) -> ShardFoo
         job.store.create(place, data, scratch=job.run.child("_tmp"))
     except FileExistsError:
         return check_committed(job, shard, place)
+    reach("shard.committed")
     return footer
 
 
@@ -112,13 +132,19 @@ def _stored_footer(job: Job, place: Uri) -> ShardFooter | None:
         return None
 
 
-def attribute_table(job: Job, table: pa.Table, ids: pa.Array, tick: Callable[[], None]) -> Results:
-    """Results of all rows and targets in order, computed for one padded length of ids after the other."""
+def attribute_table(job: Job, table: pa.Table, ids: pa.Array, tick: Callable[[], None],
+                    culprits: Mapping[int, str] = MappingProxyType({})) -> Results:  # fmt: skip
+    """Results of all rows and targets in order, computed for one padded length of ids after the other.
+
+    `culprits` are rows that are not run, with the reason why they have `failed`.
+    """
     found, per_row = [], job.plan.targets_per_row
     for bucket in length_buckets(table, job.plan.spec, job.plan.inputs):
         rows = to_rows(bucket.of(table), job.plan.spec, bucket.shapes)
         places = (bucket.rows[:, None] * per_row + np.arange(per_row)).reshape(-1)
-        found.append((places, attribute_rows(_of_length(job, bucket), rows, ids.take(pa.array(bucket.rows)), tick)))
+        kept_out = {i: culprits[row] for i, row in enumerate(bucket.rows.tolist()) if row in culprits}
+        same_length, its_ids = _of_length(job, bucket), ids.take(pa.array(bucket.rows))
+        found.append((places, attribute_rows(same_length, rows, its_ids, tick, kept_out)))
     return merge(found)
 
 
@@ -132,23 +158,39 @@ def _of_length(job: Job, bucket: Bucket) -> Job:
     return replace(job, plan=job.plan.model_copy(update={"inputs": bucket.shapes, "numerics": numerics}))
 
 
-def attribute_rows(job: Job, rows: Rows, ids: pa.Array, tick: Callable[[], None]) -> Results:
-    """Attributions of every row and target, bad rows in their places: rows × targets results in order."""
+def attribute_rows(job: Job, rows: Rows, ids: pa.Array, tick: Callable[[], None],
+                   culprits: Mapping[int, str] = MappingProxyType({})) -> Results:  # fmt: skip
+    """Attributions of every row and target, bad rows and culprits in their places: rows × targets results in order."""
     spec, per_row = job.plan.spec, job.plan.targets_per_row
     baselines = baseline_tensors(spec, job.plan.inputs, rows, job.means)
     reasons = list(rows.reasons)
     _refuse_targets(job, rows, reasons)
-    _refuse_ids(job, rows, reasons)
-    clean = torch.tensor([i for i, reason in enumerate(reasons) if reason is None], dtype=torch.int64)
+    lost = {i: reason for i, reason in culprits.items() if reasons[i] is None}
+    _refuse_ids(job, rows, reasons, lost)
+    clean = torch.tensor([i for i, reason in enumerate(reasons) if reason is None and i not in lost], dtype=torch.int64)
     first, copied = distinct_rows(rows, baselines, clean)
     part = _take(rows, first), tuple(b if b.shape[0] == 1 else b[first] for b in baselines)
     device = [_placed(job, ts) for ts in (part[0].inputs, part[1], part[0].forward_args)]
     table = _targets(job, part[0], device, per_row, tick)
     found = _attributions_of(job, *device, table, tick)
     results = _scatter(job, ids, reasons, clean, copied, table, found)
+    results = _lose(job, rows, results, lost) if lost else results
     lengths = tuple(rows.inputs[i].sum(1).long().numpy().repeat(per_row) if shape.varying else None
                     for i, shape in enumerate(job.plan.inputs))  # fmt: skip
     return replace(results, lengths=lengths, duplicates=len(clean) - len(first))
+
+
+def _lose(job: Job, rows: Rows, results: Results, lost: Mapping[int, str]) -> Results:
+    """The results with the culprits' rows as `failed`; a target that is known without the model stays."""
+    per_row, target = job.plan.targets_per_row, results.target
+    status, reason = list(results.status), list(results.reason)
+    for row, why in lost.items():
+        places = slice(row * per_row, (row + 1) * per_row)
+        status[places], reason[places] = [RowStatus.failed] * per_row, [why] * per_row
+    if rows.target is not None:
+        known = [int(chosen) if row in lost else None for row, chosen in enumerate(rows.target.tolist())]
+        target = pc.coalesce(target, pa.array(known, target.type))
+    return replace(results, status=status, reason=reason, target=target)
 
 
 def _placed(job: Job, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -179,11 +221,12 @@ def distinct_rows(rows: Rows, baselines: Sequence[Tensor], clean: Tensor) -> tup
     return torch.tensor(first, dtype=torch.int64), torch.tensor(copied, dtype=torch.int64)
 
 
-def _refuse_ids(job: Job, rows: Rows, reasons: list[str | None]) -> None:
+def _refuse_ids(job: Job, rows: Rows, reasons: list[str | None], lost: Collection[int]) -> None:
     """Reasons for rows with ids that the model does not know; one that it raises on is `failed` later."""
     if not isinstance(job.forward, IdsModel):
         return
-    model, clean = job.forward, torch.tensor([i for i, reason in enumerate(reasons) if reason is None])
+    clean = torch.tensor([i for i, reason in enumerate(reasons) if reason is None and i not in lost])
+    model = job.forward
     arguments = [t[clean].to(job.device) for t in (*rows.inputs, *rows.forward_args)] if len(clean) else []
 
     def attempt(part: slice) -> list[str | None]:
@@ -281,10 +324,11 @@ def _isolate(attempt: Callable[[slice], Found], failed: Callable[[Exception], Fo
 
 
 def _failed(xs: tuple[Tensor, ...], targets: int, error: Exception) -> Attribution:
-    reason = f"the model raised {type(error).__name__}: {str(error)[:300]}"
+    reason = f"the model raised {type(error).__name__}: {redact(str(error))[:300]}"
     nan = torch.full((1, targets), float("nan"), dtype=torch.float64)
     values = tuple(torch.full((1, targets, *x.shape[1:]), float("nan"), dtype=x.dtype) for x in xs)
-    return Attribution(values, nan, nan, nan, nan, nan.int(), (RowStatus.failed,) * targets, (reason,) * targets)
+    none = torch.zeros((1, targets), dtype=torch.int32)
+    return Attribution(values, nan, nan, nan, nan, none, (RowStatus.failed,) * targets, (reason,) * targets)
 
 
 def _scatter(job: Job, ids: pa.Array, reasons: list[str | None], clean: Tensor, copied: Tensor, table: Tensor | None,

@@ -2,7 +2,8 @@
 
 Everything is addressed by a parsed Uri. Missing objects raise FileNotFoundError and a lost race to create
 raises FileExistsError; every other failure of a store becomes a DataError (this place cannot be used), a
-TransientError (it may work later) or an IntegrityError (the object changed while it was read).
+TransientError (it may work later) or an IntegrityError (the object changed while it was read). What may pass
+at an object store has been tried again by then, within the bounds of `Access.patience`.
 """
 
 from __future__ import annotations
@@ -13,26 +14,19 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-import fsspec
 from fsspec.utils import glob_translate
 
-from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, SpecError, TransientError
+from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.uris import SCHEMES, Uri, parse_uri
-
-_PACKAGES = {"s3": ("s3fs", "integrand[s3]"), "gs": ("gcsfs", "gcsfs"), "abfs": ("adlfs", "adlfs")}
-_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure")
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
-_PRECONDITION = ("PreconditionFailed", "412")
-_CONFLICT = ("ConditionalRequestConflict", "OperationAborted", "409")
-_ANONYMOUS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
-_UNUSABLE = (errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSYS, errno.ENOTSUP,
-             getattr(errno, "EREMCHG", errno.EINVAL))  # fmt: skip
-_READ_AHEAD = 1 << 20
+from integrand.workers.failpoints import reach
+from integrand.workers.failures import explained
+from integrand.workers.objects import Entry, Objects, S3Objects
+from integrand.workers.patience import Patience
 
 
 @dataclass(frozen=True)
@@ -42,16 +36,9 @@ class Access:
     endpoint_url: str | None = None
     schemes: tuple[str, ...] = SCHEMES
     buckets: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One stored file: `size` in bytes, `etag` from object stores, `mtime_ns` from local files."""
-
-    uri: Uri
-    size: int
-    etag: str | None = None
-    mtime_ns: int | None = None
+    decoded_bytes: int = 2 << 30
+    """What the columns of one shard may decode to."""
+    patience: Patience = field(default_factory=Patience)
 
 
 Entries = list[Entry]
@@ -78,18 +65,18 @@ class Store:
 
     def read(self, uri: Uri) -> bytes:
         """The whole object."""
-        with _explained(uri):
-            return self._place(uri).read(uri.path)
+        with explained(uri):
+            return self._place(uri).read(uri)
 
     def read_tail(self, uri: Uri, size: int, count: int) -> bytes:
         """The last `count` bytes of an object of `size` bytes, or all of a shorter one."""
-        with _explained(uri):
-            return self._place(uri).read_range(uri.path, max(0, size - count), size)
+        with explained(uri):
+            return self._place(uri).read_range(uri, max(0, size - count), size)
 
     def open(self, uri: Uri, *, etag: str | None = None) -> io.RawIOBase:
         """A seekable binary file. IntegrityError if its ETag is not `etag`, or if it changes while read."""
-        with _explained(uri):
-            file, seen = self._place(uri).open(uri.path)
+        with explained(uri):
+            file, seen = self._place(uri).open(uri)
         if etag is not None and seen != etag:
             raise IntegrityError(str(uri), expected=f"ETag {etag}", seen=str(seen), next_step="plan again")
         return _Reader(uri, file)
@@ -97,24 +84,25 @@ class Store:
     def create(self, uri: Uri, data: bytes, *, scratch: Uri | None = None) -> None:
         """Write the object whole, once; local bytes go into the folder `scratch` first.
 
-        FileExistsError if it is there already, maybe from a lost answer to this very write: read it back.
+        FileExistsError if it is there already. Where the answer to this very write was lost, the object is read back:
+        the same bytes are a success.
         """
-        with _explained(uri, writing=True):
-            self._place(uri).create(uri.path, data, scratch.path if scratch else None)
+        with explained(uri, writing=True):
+            self._place(uri).create(uri, data, scratch.path if scratch else None)
 
     def replace(self, uri: Uri, data: bytes) -> None:
         """Write the object, whatever was there; readers see the old bytes or the new ones."""
-        with _explained(uri, writing=True):
-            self._place(uri).replace(uri.path, data)
+        with explained(uri, writing=True):
+            self._place(uri).replace(uri, data)
 
     def delete(self, uri: Uri) -> None:
         """Remove the object, if it is there."""
-        with _explained(uri), suppress(FileNotFoundError):
-            self._place(uri).delete(uri.path)
+        with explained(uri), suppress(FileNotFoundError):
+            self._place(uri).delete(uri)
 
     def info(self, uri: Uri) -> Entry:
         """Size and version of one object; FileNotFoundError for folders too."""
-        with _explained(uri):
+        with explained(uri):
             return self._place(uri).info(uri)
 
     def exists(self, uri: Uri) -> bool:
@@ -126,7 +114,7 @@ class Store:
 
     def list(self, folder: Uri, *, depth: int | None = None) -> Entries:
         """Every file below a folder, at most `depth` levels down, sorted by path; [] below a missing one."""
-        with _explained(folder):
+        with explained(folder):
             return sorted(self._place(folder).list(folder, depth), key=lambda entry: entry.uri.path)
 
     def expand(self, pattern: Uri) -> Entries:
@@ -148,8 +136,8 @@ class Store:
     def prove_creates(self, root: Uri) -> None:
         """Create one probe twice. DataError if the place cannot be written or the second create succeeds."""
         probe = root.child(f"_probe-{uuid4().hex}")
-        self._creates(probe)  # False only after a lost answer: nobody else has this name
-        twice = self._creates(probe)
+        self._creates(probe, b"first")
+        twice = self._creates(probe, b"second")  # other bytes: the same ones would pass for this very write
         with suppress(DataError):  # a place that denies deletes can commit all the same
             self.delete(probe)
         if twice:
@@ -157,9 +145,9 @@ class Store:
                             seen="both creates of one probe succeeded",
                             next_step="use a store with conditional writes: S3, GCS, Azure")  # fmt: skip
 
-    def _creates(self, uri: Uri) -> bool:
+    def _creates(self, uri: Uri, data: bytes) -> bool:
         try:
-            self.create(uri, b"probe")
+            self.create(uri, data)
         except FileExistsError:
             return False
         return True
@@ -170,19 +158,20 @@ class Store:
         key = (os.getpid(), uri.scheme)
         if key not in self._places:
             # Two threads may both build one: setdefault lets them agree, and no lock is held across a fork.
-            self._places.setdefault(key, _Objects(_filesystem(uri.scheme, self.access)))
+            kind = S3Objects if uri.scheme == "s3" else Objects
+            self._places.setdefault(key, kind(uri.scheme, self.access.endpoint_url, self.access.patience))
         return self._places[key]
 
 
 class _Place(Protocol):
-    """What a kind of storage must do; `path` is Uri.path."""
+    """What a kind of storage must do."""
 
-    def read(self, path: str) -> bytes: ...
-    def read_range(self, path: str, start: int, stop: int) -> bytes: ...
-    def open(self, path: str) -> tuple[Any, str | None]: ...
-    def create(self, path: str, data: bytes, scratch: str | None) -> None: ...
-    def replace(self, path: str, data: bytes) -> None: ...
-    def delete(self, path: str) -> None: ...
+    def read(self, uri: Uri) -> bytes: ...
+    def read_range(self, uri: Uri, start: int, stop: int) -> bytes: ...
+    def open(self, uri: Uri) -> tuple[Any, str | None]: ...
+    def create(self, uri: Uri, data: bytes, scratch: str | None) -> None: ...
+    def replace(self, uri: Uri, data: bytes) -> None: ...
+    def delete(self, uri: Uri) -> None: ...
     def info(self, uri: Uri) -> Entry: ...
     def list(self, folder: Uri, depth: int | None) -> Iterable[Entry]: ...
 
@@ -190,27 +179,27 @@ class _Place(Protocol):
 class _Files:
     """Local files. fsspec's create is exists-then-write; a hard link is exclusive and never half-written."""
 
-    def read(self, path: str) -> bytes:
-        return Path(path).read_bytes()
+    def read(self, uri: Uri) -> bytes:
+        return Path(uri.path).read_bytes()
 
-    def read_range(self, path: str, start: int, stop: int) -> bytes:
-        with open(path, "rb") as file:
+    def read_range(self, uri: Uri, start: int, stop: int) -> bytes:
+        with open(uri.path, "rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
-    def open(self, path: str) -> tuple[Any, None]:
-        return open(path, "rb"), None
+    def open(self, uri: Uri) -> tuple[Any, None]:
+        return open(uri.path, "rb"), None
 
-    def create(self, path: str, data: bytes, scratch: str | None) -> None:
-        with _scratch_file(path, data, scratch) as temporary:
-            os.link(temporary, path)
+    def create(self, uri: Uri, data: bytes, scratch: str | None) -> None:
+        with _scratch_file(uri.path, data, scratch) as temporary:
+            os.link(temporary, uri.path)
 
-    def replace(self, path: str, data: bytes) -> None:
-        with _scratch_file(path, data, None) as temporary:
-            os.replace(temporary, path)
+    def replace(self, uri: Uri, data: bytes) -> None:
+        with _scratch_file(uri.path, data, None) as temporary:
+            os.replace(temporary, uri.path)
 
-    def delete(self, path: str) -> None:
-        os.unlink(path)
+    def delete(self, uri: Uri) -> None:
+        os.unlink(uri.path)
 
     def info(self, uri: Uri) -> Entry:
         found = os.stat(uri.path)
@@ -229,54 +218,6 @@ class _Files:
                     yield self.info(Uri("file", f"{place.rstrip('/')}/{name}"))
 
 
-class _Objects:
-    """An object store behind fsspec, which all of its filesystems share as one synchronous face."""
-
-    def __init__(self, filesystem: Any) -> None:
-        self.filesystem = filesystem
-
-    def read(self, path: str) -> bytes:
-        return bytes(self.filesystem.cat_file(path))
-
-    def read_range(self, path: str, start: int, stop: int) -> bytes:
-        return bytes(self.filesystem.cat_file(path, start=start, end=stop))
-
-    def open(self, path: str) -> tuple[Any, str | None]:
-        file = self.filesystem.open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead")
-        return file, _etag(file.details)
-
-    def create(self, path: str, data: bytes, scratch: str | None) -> None:
-        try:
-            self.filesystem.pipe_file(path, data, mode="create")
-        except OSError as error:
-            if _code(error) not in _CONFLICT:
-                raise
-            # S3 answers 409 while another conditional write of the key is in flight, and asks to try again.
-            self.filesystem.pipe_file(path, data, mode="create")
-
-    def replace(self, path: str, data: bytes) -> None:
-        self.filesystem.pipe_file(path, data, mode="overwrite")
-
-    def delete(self, path: str) -> None:
-        self.filesystem.rm_file(path)
-
-    def info(self, uri: Uri) -> Entry:
-        found = self.filesystem.info(uri.path)
-        if found["type"] != "file":
-            raise FileNotFoundError(errno.ENOENT, "not an object", str(uri))
-        return Entry(uri, int(found["size"]), _etag(found))
-
-    def list(self, folder: Uri, depth: int | None) -> Iterator[Entry]:
-        try:
-            found = self.filesystem.find(folder.path, maxdepth=depth, detail=True)
-        except FileNotFoundError:
-            return
-        for path, entry in found.items():
-            # Consoles leave empty objects named `folder/`; and a find of an object returns the object itself.
-            if entry["type"] == "file" and not path.endswith("/") and path.startswith(folder.path + "/"):
-                yield Entry(Uri(folder.scheme, path), int(entry["size"]), _etag(entry))
-
-
 class _Reader(io.RawIOBase):
     """A file whose failures are explained like all others, also when pyarrow reads it."""
 
@@ -290,7 +231,7 @@ class _Reader(io.RawIOBase):
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        with _explained(self._uri):
+        with explained(self._uri):
             return bytes(self._file.read(-1 if size is None else size))
 
     def readall(self) -> bytes:
@@ -312,24 +253,6 @@ class _Reader(io.RawIOBase):
         super().close()
 
 
-def _filesystem(scheme: str, access: Access) -> Any:
-    package, extra = _PACKAGES[scheme]
-    options: dict[str, object] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme == "s3":
-        # s3fs retries around botocore's own retries: by default a 503 was still being retried after 25 s.
-        retries = {"mode": "standard", "total_max_attempts": 4}
-        limits = {"connect_timeout": 5, "read_timeout": 30, "retries": retries}
-        options |= {"endpoint_url": access.endpoint_url, "config_kwargs": limits}
-    try:
-        filesystem = fsspec.filesystem(scheme, **options)
-    except ImportError as error:
-        raise DataError(f"{scheme}://", expected=f"the package {package}", seen=str(error),
-                        next_step=f"pip install '{extra}'") from error  # fmt: skip
-    if scheme == "s3":
-        filesystem.retries = 2
-    return filesystem
-
-
 @contextmanager
 def _scratch_file(path: str, data: bytes, scratch: str | None) -> Iterator[str]:
     """A durable file of `data`, to be linked or renamed to `path`; its name is hidden and not *.parquet."""
@@ -339,10 +262,15 @@ def _scratch_file(path: str, data: bytes, scratch: str | None) -> Iterator[str]:
     temporary = str(folder / f"_{uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            whole, half = memoryview(data), len(data) // 2
+            file.write(whole[:half])
+            reach("store.half_written")
+            file.write(whole[half:])
             file.flush()
             os.fsync(file.fileno())
+        reach("store.written")
         yield temporary
+        reach("store.linked")
         _sync_folder(os.path.dirname(path))
     finally:
         with suppress(FileNotFoundError):  # a rename took it
@@ -369,11 +297,6 @@ def _unless_missing(error: OSError) -> None:
         raise error
 
 
-def _etag(details: dict[str, Any]) -> str | None:
-    found = details.get("ETag") or details.get("etag")
-    return str(found).strip('"') if found else None
-
-
 def _hidden(name: str) -> bool:
     return name.startswith(("_", "."))
 
@@ -390,52 +313,4 @@ def _split_glob(pattern: Uri) -> tuple[Uri, list[str]]:
     return Uri(pattern.scheme, "/".join(names[:first]) or "/"), names[first:]
 
 
-@contextmanager
-def _explained(uri: Uri, *, writing: bool = False) -> Iterator[None]:
-    """Turn what a store raises into our errors; FileNotFoundError and FileExistsError keep their meaning."""
-    try:
-        yield
-    except IntegrandError:
-        raise
-    except Exception as error:
-        known = _explain(uri, error, writing)
-        if known is None:
-            raise
-        raise known from error
-
-
-def _explain(uri: Uri, error: Exception, writing: bool) -> Exception | None:
-    """The error that `error` amounts to, or None where it is to be raised as it is."""
-    code, where, seen = _code(error), str(uri), f"{type(error).__name__}: {error}"
-    if isinstance(error, FileExistsError) or (isinstance(error, FileNotFoundError) and not writing):
-        return None
-    if writing and code in _PRECONDITION:
-        return FileExistsError(errno.EEXIST, "an object is there already", where)
-    if type(error).__name__ == "FileExpired" or code in _PRECONDITION:
-        return IntegrityError(where, expected="an object that stays as it was planned", seen=seen,
-                              next_step="plan the run again")  # fmt: skip
-    if code in _EXPIRED:
-        return TransientError(where, expected="valid credentials", seen=seen,
-                              next_step="renew them and run the same command again; it resumes")  # fmt: skip
-    if type(error).__name__ in _ANONYMOUS:
-        return DataError(where, expected="credentials in the environment", seen=seen,
-                         next_step="set AWS_PROFILE or the AWS_* key variables")  # fmt: skip
-    if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        return DataError(where, expected="a place that can be " + ("written" if writing else "read"),
-                         seen=seen, next_step="check the path, the bucket and your permissions")  # fmt: skip
-    if isinstance(error, OSError) and error.errno in _UNUSABLE:
-        return DataError(where, expected="a store that takes this request", seen=seen,
-                         next_step="check the URI")  # fmt: skip
-    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
-        return TransientError(where, expected="an answer from the store", seen=seen,
-                              next_step="check network and free space; run again to resume")  # fmt: skip
-    return None
-
-
-def _code(error: Exception) -> str:
-    """The S3 error code behind an error that s3fs translated, or nothing."""
-    for candidate in (error, error.__cause__):
-        response = getattr(candidate, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
+__all__ = ["Access", "Entry", "Store"]

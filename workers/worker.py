@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import platform
 import socket
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import pyarrow as pa
 import torch
 
 from integrand.schemas.errors import IntegrityError
-from integrand.schemas.records import Plan, Shard, ShardFooter
+from integrand.schemas.records import Plan, Shard, ShardFooter, Trial
 from integrand.schemas.uris import Uri
 from integrand.workers.embeddings import through_embeddings
+from integrand.workers.failpoints import reach
 from integrand.workers.models import CodeBundle, check_trust, code_digest, install_code, load_model
 from integrand.workers.prepared import prepare_planned
-from integrand.workers.shard import Job, read_shard, run_shard
+from integrand.workers.shard import Job, read_shard, run_shard, try_rows
 from integrand.workers.statistics import read_means
 from integrand.workers.store import Access, Store
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker is told at its start: everything else it reads from the plan."""
+    """What a worker is told at its start: the plan without its shards, which come one by one, and where it is stored."""
 
     plan: bytes
+    plan_sha256: str
     run: Uri
     access: Access
     trusted: tuple[str, ...]
@@ -52,16 +55,26 @@ class Worker:
         self.ticks = 0
         self.job = load_job(setup)
         self._reader = ThreadPoolExecutor(1, "prefetch")
+        self._waiting = False
         self._ahead: dict[str, Future[tuple[pa.Table, float]]] = {}
 
-    def run(self, shard: Shard, prefetch: Shard | None = None) -> ShardFooter:
-        """One shard's footer, once it is committed. `prefetch` is a hint: the next shard may go elsewhere."""
+    def run(self, shard: Shard, prefetch: Shard | None = None) -> ShardFooter | None:
+        """One shard's footer, once it is committed; None after a trial of some of its rows, which commits nothing.
+
+        `prefetch` is a hint: the next shard may go elsewhere.
+        """
+        reach("shard.begun")
         ahead = self._ahead.pop(shard.id, None)
         self._ahead.clear()
+        self._waiting = True
         table, read_s = ahead.result() if ahead else self._read(shard)
+        self._waiting = False
+        reach("shard.read")
         self._tick()
         if prefetch is not None:
             self._ahead[prefetch.id] = self._reader.submit(self._read, prefetch)
+        if isinstance(shard, Trial) and shard.only is not None:
+            return try_rows(self.job, shard, table, self._tick)
         return run_shard(self.job, shard, table, read_s, self._tick)
 
     def beat(self) -> Beat:
@@ -72,10 +85,14 @@ class Worker:
 
     def _read(self, shard: Shard) -> tuple[pa.Table, float]:
         started = time.perf_counter()
-        return read_shard(self.job, shard), time.perf_counter() - started
+        return read_shard(self.job, shard, self._tick_of_reading), time.perf_counter() - started
 
     def _tick(self) -> None:
         self.ticks += 1
+
+    def _tick_of_reading(self) -> None:
+        """Reading is progress while the shard waits for it; ahead of time it must not hide a model that hangs."""
+        self.ticks += self._waiting
 
 
 def load_job(setup: Setup) -> Job:
@@ -95,8 +112,8 @@ def load_job(setup: Setup) -> Job:
     forward = through_embeddings(forward, plan.spec)
     means = read_means(store, store.parse(plan.statistics.uri), plan.statistics.sha256) if plan.statistics else None
     prepared = prepare_planned(forward, plan.spec, plan.inputs, plan.numerics)
-    return Job(plan, hashlib.sha256(setup.plan).hexdigest(), store, setup.run, forward, prepared, means, device,
-               versions(), _arrow_type(plan.row_id_type), same_build)  # fmt: skip
+    return Job(plan, setup.plan_sha256, store, setup.run, forward, prepared, means, device,
+               versions(device), _arrow_type(plan.row_id_type), same_build)  # fmt: skip
 
 
 def _arrow_type(name: str) -> pa.DataType | None:
@@ -124,5 +141,25 @@ def pin_numerics(threads: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def versions() -> dict[str, str]:
-    return {"torch": torch.__version__, **{name: version(name) for name in ("integrand", "pyarrow", "numpy")}}
+def versions(device: str) -> dict[str, str]:
+    """Of everything beside the plan that chooses the kernels, and with them the last bits."""
+    packages = {name: version(name) for name in ("integrand", "pyarrow", "numpy")}
+    return {"torch": torch.__version__, **packages, "processor": processor(device)}
+
+
+def processor(device: str) -> str:
+    """The CPU's vendor, which MKL goes by, its architecture and the vector instructions torch uses; any CUDA device."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    cpu = [_cpu_vendor(), platform.machine(), capability if capability != "DEFAULT" else ""]
+    name = " ".join(part for part in cpu if part)
+    return f"{name} with {torch.cuda.get_device_name()}" if device == "cuda" else name
+
+
+def _cpu_vendor() -> str:
+    """As Linux tells it: `vendor_id` on x86, `CPU implementer` on ARM."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith(("vendor_id", "CPU implementer")))
+    return next(found, "")

@@ -31,12 +31,12 @@ from models import FEATURES, errors, mlp, reference, rows, write_rows  # noqa: E
 
 from integrand.schemas.records import Plan, Shard  # noqa: E402
 from integrand.schemas.specs import AttributeSpec, FixedSteps, parse_spec  # noqa: E402
-from integrand.service.jobs import _open_run as open_folder  # noqa: E402
-from integrand.service.jobs import run_job  # noqa: E402
+from integrand.service.jobs import create_folder, open_folder, run_job  # noqa: E402
 from integrand.service.planner import Request, make_plan  # noqa: E402
 from integrand.service.pools import RayPool  # noqa: E402
 from integrand.service.query import open_run  # noqa: E402
 from integrand.service.runner import Dispatch, Ledger, read_ledger  # noqa: E402
+from integrand.service.stats import Committed  # noqa: E402
 from integrand.workers import attribute  # noqa: E402
 from integrand.workers.store import Store  # noqa: E402
 from integrand.workers.worker import Setup, pin_numerics  # noqa: E402
@@ -76,9 +76,10 @@ class Crew:
             cpu_outside_workers(),
             time.perf_counter(),
         )
-        done = Dispatch(Lasting(self.pool), part, self.ledger, [], lambda tally: None).run()
+        dispatch = Dispatch(Lasting(self.pool), part, self.ledger, Committed(), lambda tally: None)
+        dispatch.run()
         wall = time.perf_counter() - began
-        busy = sum(f.seconds["compute"] for f in done.values()) / self.plan.spec.compute.worker_range.max
+        busy = dispatch.stats.seconds["compute"] / self.plan.spec.compute.worker_range.max
         return part.rows / wall, (cpu_outside_workers() - cpu) / wall, 1 - busy / wall
 
 
@@ -97,8 +98,8 @@ def hire(spec: AttributeSpec, salt: str) -> Crew:
     began, store, pool = time.perf_counter(), Store(), RayPool(cpus=4)
     request = Request(spec, "/", store, TRUSTED, salt)
     plan, code = make_plan(request, pool)
-    run = open_folder(request, plan, QUIET)
-    pool.start(Setup(run.stored, run.uri, store.access, TRUSTED, code), spec.compute, len(plan.shards), 600)
+    run = open_folder(request, create_folder(request, plan, QUIET))
+    pool.start(Setup(run.planned, run.plan_sha256, run.uri, store.access, TRUSTED, code), spec.compute, len(plan.shards), 600)
     while len(pool.idle()) < spec.compute.worker_range.max:
         pool.wait(1)
     return Crew(pool, plan, read_ledger(store, run.uri, plan), time.perf_counter() - began)

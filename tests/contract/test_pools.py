@@ -14,7 +14,7 @@ from ray import exceptions
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError, TransientError
 from integrand.schemas.records import Plan, RunManifest
-from integrand.service.pools import loss_of
+from integrand.service.losses import Ended, loss_of
 from tests.plugins.jobs import JobFolder
 
 MARKS = (25, 45, 55)
@@ -28,7 +28,7 @@ def cluster() -> Iterator[str]:
     """One Ray for the module; its address makes run_job leave it alone at the end."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
@@ -118,30 +118,54 @@ def mtimes(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_shard_that_raises_is_quarantined_and_the_others_finish(run: Run, folder: JobFolder, undisturbed: RunManifest,
-                                                                  tmp_path: Path):  # fmt: skip
+def test_a_shard_that_cannot_be_read_is_quarantined_and_the_others_finish(run: Run, job: JobFolder, tmp_path: Path):
     """And a storage fault is not charged, so that one allowed attempt is still there."""
-    faults, once = "raise:once transient:once", compute(attempts=1)
-    manifest = run(faults, compute=once)
+    source = job.write_rows(count=70, marks=(45,), row_group_size=10, write_page_checksum=True)
+    undisturbed = job.run(output={"uri": "undisturbed"})
+    sound = job.flip_bit("rows.parquet", row_group=2)
+    faults, once = "transient:once", compute(attempts=1)
+    manifest = run(faults, job=job, compute=once)
     assert (manifest.complete, manifest.rows_out, manifest.missing) == (False, 60, ("00002",))
     given_up = manifest.quarantined[0]
-    assert (given_up.shard, given_up.rows, given_up.attempts) == ("00002", 10, 1)
-    assert "CUDA error: no room for this row" in given_up.reason
-    assert "in logits" in given_up.detail, "the worker's own traceback"
+    assert (given_up.shard, given_up.rows, given_up.attempts) == ("00002", 10, 2)
+    assert "rows.parquet rows [20, 30)" in given_up.reason
+    assert "in _decode" in given_up.detail, "the worker's own traceback"
     assert "\x1b" not in given_up.detail
-    assert attempts(folder, manifest, tmp_path) == {
-        "00002": [("raised", True, False)],
+    assert attempts(job, manifest, tmp_path) == {
+        "00002": [("raised", True, False), ("raised", True, True)],
         "00004": [("storage", False, False)],
     }
     run_folder = tmp_path / manifest.run_id
     assert ((run_folder / "_manifest.json").exists(), (run_folder / "_partial.json").exists()) == (False, True)
 
-    assert run(faults, compute=once).quarantined == manifest.quarantined, "not tried again until it is released"
+    source.write_bytes(sound)
+    assert run(faults, job=job, compute=once).quarantined == manifest.quarantined, (
+        "not tried again until it is released"
+    )
     (run_folder / "_quarantine" / "00002.json").unlink()
     shutil.rmtree(run_folder / "_attempts" / "00002")
-    released = run(faults, compute=once)
+    released = run(faults, job=job, compute=once)
     assert (released.complete, released.digest) == (True, undisturbed.digest)
     assert ((run_folder / "_manifest.json").exists(), (run_folder / "_partial.json").exists()) == (True, False)
+
+
+def test_a_row_on_which_a_shard_raises_is_failed_and_the_others_are_not(run: Run, folder: JobFolder,
+                                                                         undisturbed: RunManifest, tmp_path: Path):  # fmt: skip
+    """A lost CUDA context takes its process along, so the shard raises: its rows are tried in parts, and it is done."""
+    manifest = run("raise raise:once", compute=compute(attempts=1))
+    assert (manifest.complete, manifest.statuses) == (True, {"failed": 1, "unchecked": 69})
+    rows = folder.rows(manifest, str(tmp_path))
+    culprit = rows.loc[MARKS[0]]
+    assert (culprit["row_id"], culprit["status"]) == (MARKS[0], "failed")
+    assert "CUDA error: no room for this row" in culprit["reason"]
+    assert "_attempts/00002" in culprit["reason"]
+    kept = rows["row_id"] != MARKS[0]
+    expected = folder.rows(undisturbed, "undisturbed")
+    pd.testing.assert_frame_equal(rows[kept], expected[kept], check_exact=True)
+    found = attempts(folder, manifest, tmp_path)
+    assert set(found) == {"00002", "00004"}
+    assert found["00004"] == [("raised", True, False)], "nobody was to blame in the end"
+    assert all(outcome == "raised" and charged for outcome, charged, _ in found["00002"])
 
 
 def test_an_input_that_changes_meanwhile_ends_the_run(run: Run, job: JobFolder, tmp_path: Path):
@@ -177,22 +201,25 @@ SIGKILL = ("The actor died unexpectedly before finishing this task. The actor is
            "memory usage. (2) ray stop --force is called. (3) The worker is crashed unexpectedly.")  # fmt: skip
 NODE = ("The actor died because its node has died. Node Id: 7e "
         "the actor's node was terminated unexpectedly: health check failed")  # fmt: skip
+OWNER = "The actor is dead because its owner has died. Owner Id: 01000000ffffffff"
 
 
 @pytest.mark.parametrize(
-    ("error", "stalled", "kind"),
+    ("error", "ended", "kind"),
     [
-        (exceptions.RayActorError(error_msg=SIGKILL), False, "killed_worker"),
-        (exceptions.ActorUnavailableError("The actor is unavailable", b"0" * 16), False, "killed_worker"),
-        (exceptions.RayActorError(error_msg=SIGKILL), True, "stalled"),
-        (exceptions.OutOfMemoryError("1 worker(s) were killed: the node ran low on memory"), False, "memory"),
-        (exceptions.RayActorError(error_msg=NODE), False, "lost"),
-        (exceptions.NodeDiedError("Node died"), False, "lost"),
-        (exceptions.RayActorError(error_msg=NODE, preempted=True), False, "preempted"),
+        (exceptions.RayActorError(error_msg=SIGKILL), None, "killed_worker"),
+        (exceptions.ActorUnavailableError("The actor is unavailable", b"0" * 16), None, "lost"),
+        (exceptions.RayActorError(error_msg=SIGKILL), "stalled", "stalled"),
+        (exceptions.RayActorError(error_msg=SIGKILL), "preempted", "preempted"),
+        (exceptions.OutOfMemoryError("1 worker(s) were killed: the node ran low on memory"), None, "memory"),
+        (exceptions.RayActorError(error_msg=NODE), None, "lost"),
+        (exceptions.RayActorError(error_msg=OWNER), None, "lost"),
+        (exceptions.NodeDiedError("Node died"), None, "lost"),
+        (exceptions.RayActorError(error_msg=NODE, preempted=True), None, "preempted"),
     ],
 )
-def test_what_took_a_worker_away(error: Exception, stalled: bool, kind: str):
-    found = loss_of(error, "node-1", stalled=stalled)
+def test_what_took_a_worker_away(error: Exception, ended: Ended | None, kind: str):
+    found = loss_of(error, "node-1", ended=ended)
     assert (found.kind, found.node, found.error) == (kind, "node-1", None)
 
 
@@ -200,18 +227,21 @@ def test_what_took_a_worker_away(error: Exception, stalled: bool, kind: str):
 
 
 @pytest.mark.ray
-def test_lost_workers_are_replaced_and_only_the_shard_that_kills_alone_is_given_up(
+def test_lost_workers_are_replaced_and_only_the_row_that_kills_alone_is_failed(
     ray_run: Run, folder: JobFolder, undisturbed: RunManifest, tmp_path: Path
 ):
     manifest = ray_run("kill hang:once kill:once", compute=compute(stall_s=4, workers=2))
-    assert [(q.shard, q.attempts) for q in manifest.quarantined] == [("00002", 3)]
+    assert (manifest.complete, manifest.quarantined) == (True, ())
     assert attempts(folder, manifest, tmp_path) == {
-        "00002": [("killed_worker", True, False)] * 2 + [("killed_worker", True, True)],
+        "00002": [("killed_worker", True, False)] * 2 + [("killed_worker", True, True)] * 4,
         "00004": [("stalled", True, False)],
         "00005": [("killed_worker", True, False)],
     }
-    expected = folder.rows(undisturbed, "undisturbed").query("row_id < 20 or row_id >= 30").reset_index(drop=True)
-    pd.testing.assert_frame_equal(folder.rows(manifest, str(tmp_path)), expected, check_exact=True)
+    expected = folder.rows(undisturbed, "undisturbed").query("row_id != 25").reset_index(drop=True)
+    rows = folder.rows(manifest, str(tmp_path))
+    assert rows.loc[25, ["row_id", "status"]].tolist() == [25, "failed"]
+    assert "the process died" in rows.loc[25, "reason"]
+    pd.testing.assert_frame_equal(rows.drop(25).reset_index(drop=True), expected, check_exact=True)
 
 
 @pytest.mark.ray

@@ -10,7 +10,9 @@ import pytest
 
 from integrand.schemas.ids import FORMAT_VERSION, fold_digests
 from integrand.service import open_run
-from integrand.service.manifest import fold, load_plan, read_footers
+from integrand.service.footers import RunFolder, read_footers
+from integrand.service.manifest import fold, load_plan
+from integrand.service.stats import read_committed
 
 FOLDERS = sorted(Path(__file__).parent.glob("v*"))
 
@@ -35,8 +37,11 @@ def test_golden_folder_opens_and_tells_the_same(folder: Path):
 def test_golden_footers_fold_into_the_stored_manifest(folder: Path):
     run = open_run(folder)
     _, plan_sha256 = load_plan(run.store, run.uri)
-    footers = read_footers(run.store, run.uri)
-    folded = fold(run.plan, plan_sha256, footers, created=run.manifest.created, logical_date=run.manifest.logical_date)
+    committed = read_committed(RunFolder(run.store, run.uri, run.plan, plan_sha256))
+    folded = fold(
+        run.plan, plan_sha256, committed, created=run.manifest.created, logical_date=run.manifest.logical_date
+    )
     stored = run.manifest.model_fields_set  # later versions may tell more
     assert folded.model_dump(include=stored) == run.manifest.model_dump(include=stored)
-    assert fold_digests(f.digest for f in footers.values()) == run.manifest.digest
+    footers = (footer for _, footer in read_footers(run.store, run.uri, committed.shards))
+    assert fold_digests(f.digest for f in footers) == run.manifest.digest

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("schemas", "workers", "service")  # each may import itself and those before it
 SCHEMAS_MAY_IMPORT = {*sys.stdlib_module_names, "pydantic", "pyarrow"}
 RAY_MAY_BE_IMPORTED_BY = {"workers/actor.py", "service/pools.py"}
-READING = ("service/query.py", "service/manifest.py", "workers/store.py", "workers/reading.py")
+READING = ("service/query.py", "service/manifest.py", "service/verify.py", "service/tables.py", "workers/store.py",
+           "workers/reading.py")  # fmt: skip
 SOURCES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -36,6 +37,11 @@ def test_ray_is_imported_only_at_the_edge():
 
 def test_ray_data_is_used_nowhere():
     assert [source for source in SOURCES if imports_of(source, "ray.data") or mentions_ray_data(source)] == []
+
+
+def test_ray_is_never_asked_how_a_job_is():
+    """After a head restart a dead job still reads RUNNING: whether a run is done is told by its folder alone."""
+    assert [source for source in SOURCES if imports_of(source, "ray.job_submission", "ray.util.state")] == []
 
 
 @pytest.mark.parametrize("source", READING)

@@ -28,7 +28,7 @@ MARK = 1000.0
 """Value of column `a` in marked rows: MARK for the first, MARK + 1 for the second. No other row comes near."""
 
 MODEL = '''
-import os, time
+import ctypes, os, time
 from pathlib import Path
 import torch
 from torch import nn
@@ -42,8 +42,15 @@ FAULTS = {
     "transient": lambda: fail(TransientError("the store is busy")),
     "integrity": lambda: fail(IntegrityError("not what was planned")),
     "kill": lambda: os.kill(os.getpid(), 9),
+    "segfault": lambda: ctypes.string_at(0),
     "hang": lambda: time.sleep(3600),
+    "spin": lambda: spin(),
+    "freeze": lambda: ctypes.PyDLL(None).sleep(3600),  # holds the GIL: no thread of the process answers
 }
+
+def spin():
+    while True:
+        pass
 
 class Model(nn.Module):
     """Marked rows bring the faults, in order; `fault:once` strikes once, whichever process comes first."""
@@ -85,19 +92,32 @@ class JobFolder:
     module: str = field(default_factory=lambda: f"model_{uuid4().hex}")
 
     def write_rows(self, name: str = "rows.parquet", count: int = 20, *, start: int = 0, marks: tuple[int, ...] = (),
-                   row_group_size: int | None = None, **columns: Any) -> Path:  # fmt: skip
+                   row_group_size: int | None = None, write_page_checksum: bool = False, **columns: Any
+                   ) -> Path:  # fmt: skip
         """`count` rows with ids from `start` and features a, b and c; the rows at `marks` are marked."""
         values = np.random.default_rng(start).normal(size=(count, 3)).astype(np.float32)
         for k, row in enumerate(marks):
             values[row, 0] = MARK + k
         table = {"id": np.arange(start, start + count), **dict(zip(COLUMNS, values.T, strict=True)), **columns}
-        return self.write_table(name, pa.table(table), row_group_size)
+        return self.write_table(name, pa.table(table), row_group_size, write_page_checksum)
 
-    def write_table(self, name: str, table: pa.Table, row_group_size: int | None = None) -> Path:
+    def write_table(self, name: str, table: pa.Table, row_group_size: int | None = None,
+                    write_page_checksum: bool = False) -> Path:  # fmt: skip
         place = self.path / "data" / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, place, row_group_size=row_group_size)
+        pq.write_table(table, place, row_group_size=row_group_size, write_page_checksum=write_page_checksum)
         return place
+
+    def flip_bit(self, name: str, row_group: int) -> bytes:
+        """One bit of a row group's first feature in a source file, its footer as it was; the sound bytes are returned."""
+        source = self.path / "data" / name
+        sound = source.read_bytes()
+        with pq.ParquetFile(source) as parquet:
+            group = parquet.metadata.row_group(row_group)
+            column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == COLUMNS[0])
+            place = column.data_page_offset + column.total_compressed_size - 3
+        source.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        return sound
 
     def write_model(self, forward: str = "return self.logits(x)", mode: str = ".eval()") -> Path:
         """The model file; `forward` is the body of its forward(x), one statement or lines joined by newlines."""

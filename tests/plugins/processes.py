@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -47,3 +48,11 @@ class Family:
             return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             return ""
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
+    """AssertionError if it does not happen in time."""
+    ends = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < ends, f"it did not happen within {seconds} s"
+        time.sleep(0.02)

@@ -139,6 +139,23 @@ def test_limits_exceeded_end_with_3(call, finished: JobFolder):
     assert (code, "limits.max_bad_share: 0.05 is above 0.01" in text) == (3, True)
 
 
+def test_a_partial_run_ends_with_3_until_it_is_mended_and_retried(call, finished: JobFolder):
+    source = finished.write_rows(count=40, row_group_size=20, write_page_checksum=True)
+    sound = finished.flip_bit("rows.parquet", row_group=1)
+    finished.write_spec(compute={"shard_rows": 20, "batch_rows": 16, "attempts": 1})
+    code, text = run_spec(call, finished)
+    assert (code, "integrand retry-quarantined" in text) == (3, True)
+    retry = ("retry-quarantined", str(finished.path / "out"), "--pool", "local")
+    assert call(*retry)[0] == 2
+    assert call(*retry, "--trust-model-code", finished.module)[0] == 3
+    source.write_bytes(sound)
+    code, text = call(*retry, "--trust-model-code", finished.module)
+    assert (code, "1 quarantined shards are tried again" in text) == (0, True)
+    code, text = call(*retry, "--trust-model-code", finished.module)
+    assert (code, "nothing is quarantined" in text) == (0, True)
+    assert call("verify", str(finished.path / "out"), "--trust-model-code", finished.module)[0] == 0
+
+
 def test_schema_is_a_json_schema_that_takes_the_spec(call, finished: JobFolder):
     code, text = call("schema")
     assert code == 0

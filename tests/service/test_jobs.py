@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rich.console import Console
 from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.schemas.records import Pointer, RunManifest
 from integrand.service.jobs import limits_exceeded, run_job
+from tests.plugins import drivers
 from tests.plugins.jobs import JobFolder
 from tests.plugins.processes import Family
 
@@ -75,25 +75,16 @@ def test_a_later_date_of_the_same_run_moves_the_pointer(job: JobFolder):
     assert latest(job).run_id == first.run_id
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Torch's thread count is the whole process's: drivers that share one must not pin and restore different ones."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_two_drivers_on_one_run_end_with_each_row_once(job: JobFolder):
+    """In processes of their own: threads would share torch's thread count and its tracer."""
     job.write_rows(count=60)
-    job.write_weights()  # weights drawn by the factory would race for the process's one random state
-    same = {"model": job.weighted()}
-    with ThreadPoolExecutor(2) as drivers:
-        manifests = list(drivers.map(lambda name: run(job, name=name, **same), ["one", "two"]))
-    assert {m.run_id for m in manifests} == {latest(job, "one").run_id} == {latest(job, "two").run_id}
-    assert {m.digest for m in manifests} == {job.run(output={"uri": "alone"}, **same).digest}
-    assert job.rows(manifests[0])["row_id"].tolist() == list(range(60))
+    alone = job.run(output={"uri": "alone"})
+    both = [drivers.start(job, name=name) for name in ("one", "two")]
+    assert [drivers.finish(driver) for driver in both] == [0, 0]
+    assert {latest(job, "one").run_id, latest(job, "two").run_id} == {alone.run_id}
+    done = RunManifest.model_validate_json((job.path / "out" / alone.run_id / "_manifest.json").read_bytes())
+    assert (done.complete, done.digest) == (True, alone.digest)
+    assert job.rows(done)["row_id"].tolist() == list(range(60))
 
 
 @pytest.mark.parametrize(
@@ -125,15 +116,15 @@ def test_a_fresh_salt_is_another_run_with_the_same_rows(job: JobFolder):
 
 
 def test_a_resumed_run_keeps_its_shards_and_takes_the_deadlines_of_today(job: JobFolder):
-    job.write_rows(marks=(18,))
-    faults = job.model(faults="raise", folder=str(job.path))
-    first = run(job, model=faults, compute={"shard_rows": 10, "batch_rows": 16, "attempts": 1})
-    assert [q.attempts for q in first.quarantined] == [1]
+    job.write_rows(count=40, row_group_size=10, write_page_checksum=True)
+    job.flip_bit("rows.parquet", row_group=3)
+    first = run(job, compute={"shard_rows": 10, "batch_rows": 16, "attempts": 1})
+    assert [q.attempts for q in first.quarantined] == [2], "once whole, and once read alone"
     for place in (job.path / "out" / first.run_id / "_quarantine").iterdir():
         place.unlink()
-    again = run(job, model=faults, compute={"shard_rows": 3, "batch_rows": 16, "attempts": 4})
-    assert (again.run_id, again.shards_planned) == (first.run_id, 2)
-    assert [q.attempts for q in again.quarantined] == [4]
+    again = run(job, compute={"shard_rows": 3, "batch_rows": 16, "attempts": 4})
+    assert (again.run_id, again.shards_planned) == (first.run_id, 4)
+    assert [q.attempts for q in again.quarantined] == [5], "whole until there were four"
 
 
 def test_another_torch_build_is_refused_or_lowers_the_level(job: JobFolder, monkeypatch: pytest.MonkeyPatch):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,17 +14,17 @@ from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.ids import fold_digests
 from integrand.schemas.records import Pointer, Quarantined, RunManifest, ShardFooter, dump
 from integrand.schemas.uris import Uri
+from integrand.service.footers import RunFolder, list_shards, read_footer, read_footers
 from integrand.service.manifest import (
     fold,
     load_manifest,
     load_plan,
     point_latest,
-    read_footer,
-    read_footers,
     read_pointer,
     read_quarantined,
     write_manifest,
 )
+from integrand.service.stats import fold_footers
 from integrand.workers.store import Store
 
 Place = tuple[Store, Uri]
@@ -45,11 +46,27 @@ def parquet(rows: int, footer: str | None) -> bytes:
     return sink.getvalue()
 
 
+def stored_footers(store: Store, run: Uri) -> dict[str, ShardFooter]:
+    listed = list_shards(store, run)
+    return {footer.shard: footer for _, footer in read_footers(store, run, listed, listed)}
+
+
+def folder(run: Any) -> RunFolder:
+    return RunFolder(Store(), run.uri, run.plan, run.plan_sha256)
+
+
+def manifest_of(run: Any, footers: Iterable[ShardFooter], quarantined: Sequence[Quarantined] = (), **dates: str
+                ) -> RunManifest:  # fmt: skip
+    committed = fold_footers(folder(run), footers)
+    return fold(run.plan, run.plan_sha256, committed, quarantined, **{"created": NOW} | dates)
+
+
 def test_footers_read_back_as_written(place: Place, write_run: Callable) -> None:
     store, root = place
     run = write_run(store, root, commit=("00000", "00002"))
-    assert read_footers(store, run.uri) == run.footers
-    assert read_footers(store, run.uri, ["00001", "00002"]) == {"00002": run.footers["00002"]}
+    assert stored_footers(store, run.uri) == run.footers
+    (found,) = read_footers(store, run.uri, ["00001", "00002"])
+    assert found == (store.info(run.uri.child("data", "part-00002.parquet")), run.footers["00002"])
     assert read_footer(store, run.uri, "00000") == run.footers["00000"]
     assert read_footer(store, run.uri, "00001") is None
     assert load_plan(store, run.uri) == (run.plan, run.plan_sha256)
@@ -74,8 +91,8 @@ def test_a_foreign_or_broken_object_is_refused(local: Place, write_run: Callable
     with pytest.raises(IntegrityError, match=r"part-00001\.parquet"):
         read_footer(store, run.uri, "00001")
     with pytest.raises(IntegrityError, match=r"part-00001\.parquet"):
-        read_footers(store, run.uri)
-    assert set(read_footers(store, run.uri, ["00000"])) == {"00000"}
+        stored_footers(store, run.uri)
+    assert [footer for _, footer in read_footers(store, run.uri, ["00000"])] == [run.footers["00000"]]
 
 
 def test_a_shard_under_another_shards_name_is_refused(local: Place, write_run: Callable) -> None:
@@ -86,17 +103,18 @@ def test_a_shard_under_another_shards_name_is_refused(local: Place, write_run: C
         read_footer(store, run.uri, "00001")
 
 
-def test_parquet_that_glob_readers_would_take_for_ours_is_refused(local: Place, write_run: Callable) -> None:
+@pytest.mark.parametrize("name", ["extra.parquet", "more/part-00001.parquet", "part-1.parquet.parquet"])
+def test_parquet_that_glob_readers_would_take_for_ours_is_refused(local: Place, write_run: Callable, name: str) -> None:
     store, root = local
     run = write_run(store, root)
-    store.create(run.uri.child("data", "extra.parquet"), parquet(3, None))
-    with pytest.raises(IntegrityError, match=r"extra\.parquet"):
-        read_footers(store, run.uri, ["00000"])
+    store.create(run.uri.child("data", name), parquet(3, None))
+    with pytest.raises(IntegrityError, match=name):
+        list_shards(store, run.uri)
 
 
 def test_fold_adds_up(local: Place, write_run: Callable) -> None:
     run = write_run(*local, outputs=2)
-    manifest = fold(run.plan, run.plan_sha256, run.footers, [LOST], created=NOW, logical_date="2026-01-01")
+    manifest = manifest_of(run, run.footers.values(), [LOST], logical_date="2026-01-01")
     assert (manifest.complete, manifest.missing, manifest.quarantined) == (True, (), ())
     assert (manifest.rows_in, manifest.rows_planned, manifest.rows_out) == (30, 30, 60)
     assert sum(manifest.statuses.values()) == 60
@@ -110,7 +128,7 @@ def test_fold_adds_up(local: Place, write_run: Callable) -> None:
 
 def test_quantiles_are_upper_bounds_within_a_tenth_of_a_decade(local: Place, write_run: Callable) -> None:
     run = write_run(*local)
-    error = fold(run.plan, run.plan_sha256, run.footers, created=NOW).error
+    error = manifest_of(run, run.footers.values()).error
     exact = sorted((i - 999) / 1e3 for i in range(1000, 1030) if i % 7)
     assert exact[len(exact) // 2 - 1] <= error.p50 <= exact[len(exact) // 2] * 10**0.1
     assert error.max == exact[-1] >= error.p99 >= error.p90
@@ -118,12 +136,12 @@ def test_quantiles_are_upper_bounds_within_a_tenth_of_a_decade(local: Place, wri
 
 def test_fold_tells_what_is_missing(local: Place, write_run: Callable) -> None:
     run = write_run(*local, commit=("00000",))
-    manifest = fold(run.plan, run.plan_sha256, run.footers, [LOST], created=NOW)
+    manifest = manifest_of(run, run.footers.values(), [LOST])
     assert not manifest.complete
     assert manifest.missing == ("00001", "00002")
     assert manifest.quarantined == (LOST,)
     assert (manifest.shards_done, manifest.rows_in) == (1, 10)
-    nothing = fold(run.plan, run.plan_sha256, {}, created=NOW)
+    nothing = manifest_of(run, [])
     assert (nothing.rows_out, nothing.error.max, nothing.missing) == (0, None, ("00000", "00001", "00002"))
 
 
@@ -133,7 +151,7 @@ def test_fold_tells_what_is_missing(local: Place, write_run: Callable) -> None:
 def test_one_shard_lowers_the_determinism_of_the_run(local: Place, write_run: Callable, change: dict) -> None:
     run = write_run(*local)
     footers = run.footers | {"00001": run.footers["00001"].model_copy(update=change)}
-    assert fold(run.plan, run.plan_sha256, footers, created=NOW).determinism == "tolerance"
+    assert manifest_of(run, footers.values()).determinism == "tolerance"
 
 
 @pytest.mark.parametrize(
@@ -145,29 +163,29 @@ def test_one_shard_lowers_the_determinism_of_the_run(local: Place, write_run: Ca
 def test_a_footer_that_is_not_of_this_plan_is_refused(local: Place, write_run: Callable, change: dict) -> None:
     run = write_run(*local)
     footers = run.footers | {"00001": run.footers["00001"].model_copy(update=change)}
-    with pytest.raises(IntegrityError, match="shard 00001"):
-        fold(run.plan, run.plan_sha256, footers, created=NOW)
+    with pytest.raises(IntegrityError, match=f"shard {change.get('shard', '00001')}"):
+        manifest_of(run, footers.values())
 
 
 def test_a_shard_beyond_the_plan_is_refused(local: Place, write_run: Callable) -> None:
     run = write_run(*local)
     extra = run.footers["00001"].model_copy(update={"shard": "00009"})
     with pytest.raises(IntegrityError, match="does not have"):
-        fold(run.plan, run.plan_sha256, {"00009": extra}, created=NOW)
+        manifest_of(run, [extra])
 
 
 def test_the_manifest_appears_only_when_complete(place: Place, write_run: Callable) -> None:
     store, root = place
     run = write_run(store, root)
-    some = {"00000": run.footers["00000"]}
-    write_manifest(store, run.uri, fold(run.plan, run.plan_sha256, some, created=NOW))
+    some = [run.footers["00000"]]
+    write_manifest(store, run.uri, manifest_of(run, some))
     assert not store.exists(run.uri.child("_partial.json"))
-    partial = fold(run.plan, run.plan_sha256, some, [LOST], created=NOW)
+    partial = manifest_of(run, some, [LOST])
     for _ in range(2):
         write_manifest(store, run.uri, partial)
         assert RunManifest.model_validate_json(store.read(run.uri.child("_partial.json"))) == partial
     assert load_manifest(store, run.uri) is None
-    complete = fold(run.plan, run.plan_sha256, run.footers, [LOST], created=NOW)
+    complete = manifest_of(run, run.footers.values(), [LOST])
     write_manifest(store, run.uri, complete)
     assert load_manifest(store, run.uri) == complete
     assert not store.exists(run.uri.child("_partial.json"))
@@ -176,7 +194,7 @@ def test_the_manifest_appears_only_when_complete(place: Place, write_run: Callab
 def test_a_second_manifest_must_tell_the_same(local: Place, write_run: Callable) -> None:
     store, root = local
     run = write_run(store, root)
-    first = fold(run.plan, run.plan_sha256, run.footers, created=NOW)
+    first = manifest_of(run, run.footers.values())
     write_manifest(store, run.uri, first)
     write_manifest(store, run.uri, first.model_copy(update={"created": "later"}))
     assert load_manifest(store, run.uri) == first

@@ -61,6 +61,8 @@ def test_flags_cannot_widen_a_locked_file(tmp_path: Path):
         ("[trust]\nlocked = 1", "trust.locked"),
         ("[secrets]\nkey = 'a'", "secrets: Extra"),
         ("[storage]\nschemes = ['http']", "storage.schemes"),
+        ("[storage]\ndecoded_bytes = 0", "storage.decoded_bytes"),
+        ("[ray]\nallow_unauthenticated = 'yes'", "ray.allow_unauthenticated"),
         ("modules = ['a']", "modules: Extra"),
         ("[trust", "valid TOML"),
     ],
@@ -68,6 +70,20 @@ def test_flags_cannot_widen_a_locked_file(tmp_path: Path):
 def test_a_field_that_is_not_known_is_refused(tmp_path: Path, text: str, message: str):
     with pytest.raises(SpecError, match=message):
         load_operator(config(tmp_path, text), [])
+
+
+def test_open_clusters_and_memory_are_for_the_operator_to_allow(tmp_path: Path):
+    place = config(
+        tmp_path, "[trust]\nlocked = true\n[storage]\ndecoded_bytes = 1000\n[ray]\nallow_unauthenticated = true"
+    )
+    assert load_operator(place, []).allow_unauthenticated_ray
+    assert load_operator(place, [], allow_unauthenticated_ray=True).access.decoded_bytes == 1000
+    place = config(tmp_path, FILE.format(locked="true"))
+    assert not load_operator(place, []).allow_unauthenticated_ray
+    with pytest.raises(SpecError, match=r"--allow-unauthenticated-ray[\s\S]*locked without it"):
+        load_operator(place, [], allow_unauthenticated_ray=True)
+    place = config(tmp_path, FILE.format(locked="false"))
+    assert load_operator(place, [], allow_unauthenticated_ray=True).allow_unauthenticated_ray
 
 
 def test_an_empty_list_allows_nothing(tmp_path: Path):

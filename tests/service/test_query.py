@@ -19,8 +19,10 @@ import pytest
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import Pointer
 from integrand.schemas.uris import Uri
+from integrand.service.footers import RunFolder
 from integrand.service.manifest import fold, point_latest, write_manifest
 from integrand.service.query import Run, open_run, resolve_run
+from integrand.service.stats import fold_footers
 from integrand.workers.store import Store
 
 NOW = "2026-01-02T00:00:00+00:00"
@@ -45,7 +47,8 @@ def unfinished(tmp_path: Path, write_run: Callable) -> Run:
 
 
 def complete(store: Store, run):
-    write_manifest(store, run.uri, fold(run.plan, run.plan_sha256, run.footers, created=NOW))
+    committed = fold_footers(RunFolder(store, run.uri, run.plan, run.plan_sha256), run.footers.values())
+    write_manifest(store, run.uri, fold(run.plan, run.plan_sha256, committed, created=NOW))
     pointer = Pointer(run_id=run.plan.run_id, logical_date="2026-01-01", written=NOW)
     point_latest(store, run.root, run.plan.spec.name, pointer)
     return run

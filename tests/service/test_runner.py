@@ -12,11 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from integrand.schemas.errors import IntegrityError, TransientError
-from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter
+from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter, Trial
 from integrand.schemas.specs import Compute, Limits
 from integrand.schemas.uris import Uri
-from integrand.service.pools import Failure, LossKind, Outcome
+from integrand.service.losses import Failure, LossKind
+from integrand.service.pools import Outcome
 from integrand.service.runner import UNCHARGED_IN_A_ROW, Dispatch, Ledger, Tally, read_ledger
+from integrand.service.stats import Committed, merge, stats_of
 from integrand.workers.store import Store
 from integrand.workers.worker import Setup
 from tests.plugins.jobs import JobFolder
@@ -28,17 +30,22 @@ LOSSES = ("killed_worker", "stalled", "preempted", "lost", "memory")
 
 @dataclass
 class ScriptedPool:
-    """Workers whose shards end as a script says, by shard id; a shard without further lines ends well."""
+    """Workers whose shards end as a script says, by shard id; a shard without further lines ends well.
+
+    `killers` are rows of a shard that take their worker away whenever they are run.
+    """
 
     script: dict[str, list[Event]]
     workers: int = 1
     error: dict[str, Exception] = field(default_factory=dict)
+    killers: dict[str, set[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.busy: dict[int, Shard] = {}
         self.ready = set(range(self.workers))
         self.starting: set[int] = set()
         self.runs: list[tuple[int, str, int]] = []
+        self.shards: list[Shard] = []
         self.replaced: list[int] = []
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -54,6 +61,7 @@ class ScriptedPool:
         assert worker not in self.busy
         assert shard.id not in [s.id for s in self.busy.values()]
         self.busy[worker] = shard
+        self.shards.append(shard)
         self.runs.append((worker, shard.id, len(self.busy)))
 
     def wait(self, timeout_s: float) -> list[Outcome]:
@@ -63,8 +71,11 @@ class ScriptedPool:
             return []
         worker, shard = self.busy.popitem()
         event = self.script[shard.id].pop(0) if self.script.get(shard.id) else DONE
+        if event == DONE and self.killers.get(shard.id, set()) & rows_run(shard):
+            event = "killed_worker"
         if event == DONE:
-            return [Outcome(worker, shard, footer(shard))]
+            committed = not isinstance(shard, Trial) or shard.only is None
+            return [Outcome(worker, shard, footer(shard) if committed else None)]
         failure = Failure(event, f"scripted {event}", "Traceback: x", "node-1", self.error.get(shard.id))  # type: ignore[arg-type]
         return [Outcome(worker, shard, failure)]
 
@@ -82,10 +93,17 @@ class ScriptedPool:
 
 
 def test_the_clock_starts_with_the_first_shard_not_with_the_workers(ledger: Ledger) -> None:
-    dispatch = Dispatch(ScriptedPool({}), ledger.plan, ledger, [], lambda tally: None)
+    dispatch = Dispatch(ScriptedPool({}), ledger.plan, ledger, Committed(), lambda tally: None)
     assert (dispatch.tally().seconds, dispatch.tally().eta_s) == (0.0, None)
     dispatch.run()
     assert dispatch.tally().seconds > 0
+
+
+def rows_run(shard: Shard) -> set[int]:
+    """The rows of a shard that a worker runs, its trial's only ones or all but the culprits."""
+    if not isinstance(shard, Trial):
+        return set(range(shard.rows))
+    return set(range(*(shard.only or (0, shard.rows)))) - {c.row for c in shard.culprits}
 
 
 def footer(shard: Shard) -> ShardFooter:
@@ -120,7 +138,11 @@ def under(ledger: Ledger, **compute: Any) -> Ledger:
 
 
 def dispatch(pool: ScriptedPool, ledger: Ledger, stored: Sequence[ShardFooter] = ()) -> Dispatch:
-    return Dispatch(pool, ledger.plan, ledger, stored, lambda tally: None)
+    return Dispatch(pool, ledger.plan, ledger, committed(stored), lambda tally: None)
+
+
+def committed(footers: Sequence[ShardFooter]) -> Committed:
+    return Committed({f.shard for f in footers}, merge(map(stats_of, footers)))
 
 
 def run(pool: ScriptedPool, ledger: Ledger, stored: Sequence[ShardFooter] = ()) -> set[str]:
@@ -160,12 +182,12 @@ def test_what_is_charged(ledger: Ledger, event: LossKind, beside: bool, charged:
     )  # fmt: skip
 
 
-def test_a_shard_that_raises_is_given_up_after_its_attempts(ledger: Ledger):
+def test_a_shard_that_raises_even_when_read_is_given_up_after_its_attempts(ledger: Ledger):
     pool = ScriptedPool({"00002": ["raised"] * 9}, workers=2)
     assert run(pool, ledger) == ALL - {"00002"}
-    assert [shard for _, shard, _ in pool.runs].count("00002") == 3
+    assert [a.rows for a in ledger.attempts["00002"]] == [None, None, None, (0, 0)]
     given_up = ledger.quarantined["00002"]
-    assert (given_up.attempts, given_up.rows, given_up.reason) == (3, 10, "scripted raised")
+    assert (given_up.attempts, given_up.rows, given_up.reason) == (4, 10, "scripted raised")
     assert (given_up.detail, given_up.node) == ("Traceback: x", "node-1")
 
 
@@ -173,7 +195,7 @@ def test_a_shard_that_raises_is_given_up_after_its_attempts(ledger: Ledger):
 def test_attempts_are_the_specs(ledger: Ledger, attempts: int):
     pool = ScriptedPool({"00002": ["raised"] * 9})
     run(pool, under(ledger, attempts=attempts))
-    assert [shard for _, shard, _ in pool.runs].count("00002") == attempts
+    assert [shard for _, shard, _ in pool.runs].count("00002") == attempts + 1, "and once only read"
 
 
 def test_a_shard_that_fails_at_first_is_done_in_the_end(ledger: Ledger):
@@ -187,11 +209,11 @@ def test_a_shard_lost_twice_is_tried_alone_and_then_condemned(ledger: Ledger, ev
     pool = ScriptedPool({"00001": [event] * 9}, workers=3)
     assert run(pool, ledger) == ALL - {"00001"}
     attempts = ledger.attempts["00001"]
-    assert [a.alone for a in attempts] == [False, False, True]
-    lone = [i for i, (_, shard, _) in enumerate(pool.runs) if shard == "00001"][-1]
+    assert [(a.alone, a.rows) for a in attempts] == [(False, None), (False, None), (True, None), (True, (0, 0))]
+    lone = [i for i, (_, shard, _) in enumerate(pool.runs) if shard == "00001"][-2]
     worker, _, in_flight = pool.runs[lone]
     assert (worker in pool.replaced, in_flight) == (True, 1)
-    assert lone == len(pool.runs) - 1, "nothing was given out beside it, and all others came first"
+    assert lone == len(pool.runs) - 2, "nothing was given out beside it, and all others came first"
 
 
 def test_a_shard_that_survives_alone_is_innocent(ledger: Ledger):
@@ -201,9 +223,9 @@ def test_a_shard_that_survives_alone_is_innocent(ledger: Ledger):
 
 
 def test_two_suspects_are_tried_one_after_the_other(ledger: Ledger):
-    pool = ScriptedPool({"00001": ["killed_worker"] * 2, "00004": ["stalled"] * 3}, workers=3)
+    pool = ScriptedPool({"00001": ["killed_worker"] * 2, "00004": ["stalled"] * 4}, workers=3)
     assert run(pool, ledger) == ALL - {"00004"}
-    assert {shard: in_flight for _, shard, in_flight in pool.runs[-2:]} == {"00001": 1, "00004": 1}
+    assert {shard: in_flight for _, shard, in_flight in pool.runs[-3:]} == {"00001": 1, "00004": 1}
 
 
 def test_losses_that_are_explained_make_no_suspect(ledger: Ledger):
@@ -224,6 +246,59 @@ def test_faults_in_a_row_end_the_run_as_retryable(ledger: Ledger, event: str):
         run(ScriptedPool({"00001": [event] * 9}), ledger)
     assert len(ledger.attempts["00001"]) == UNCHARGED_IN_A_ROW
     assert ledger.quarantined == {}
+
+
+def test_rows_that_kill_are_found_and_the_shard_is_done_without_them(ledger: Ledger):
+    pool = ScriptedPool({}, workers=2, killers={"00001": {4, 9}, "00003": {0}})
+    assert run(pool, ledger) == ALL
+    assert ledger.quarantined == {}
+    whole = {s.id: [c.row for c in s.culprits] for s in pool.shards if isinstance(s, Trial) and s.only is None}
+    assert whole == {"00001": [4, 9], "00003": [0]}
+    searched = [in_flight for (_, _, in_flight), s in zip(pool.runs, pool.shards, strict=True) if isinstance(s, Trial)]
+    assert set(searched) == {1}, "nothing runs beside a search"
+    assert pool.replaced.count(0) + pool.replaced.count(1) == 2, "a trial needs no worker of its own"
+
+
+def test_a_search_outlives_its_driver(ledger: Ledger):
+    killers = {"00001": {4, 9}}
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(ScriptedPool({}, killers=killers), ledger, after=5)
+    again = read_ledger(ledger.store, ledger.run, ledger.plan)
+    assert again.attempts == ledger.attempts
+    known = {a.rows for a in again.attempts["00001"]} - {None}
+    assert known
+    pool = ScriptedPool({}, killers=killers)
+    stored = [footer(s) for s in ledger.plan.shards if s.id != "00001"]
+    assert run(pool, again, stored) == ALL
+    assert not known & {s.only for s in pool.shards if isinstance(s, Trial)}, "no range is lost twice"
+    assert [c.row for s in pool.shards if isinstance(s, Trial) and s.only is None for c in s.culprits] == [4, 9]
+
+
+def test_a_shard_that_is_lost_without_its_culprits_is_given_up(ledger: Ledger):
+    """Sound when read and in halves, lost as a whole: memory that no single row takes, say."""
+    pool = ScriptedPool({"00001": ["killed_worker"] * 3 + [DONE] * 3 + ["killed_worker"]}, workers=2)
+    assert run(pool, ledger) == ALL - {"00001"}
+    assert [a.rows for a in ledger.attempts["00001"]] == [None] * 4
+    assert list(ledger.quarantined) == ["00001"]
+
+
+def test_a_search_that_is_preempted_goes_on(ledger: Ledger):
+    pool = ScriptedPool({"00001": ["killed_worker"] * 3 + [DONE, "preempted", "storage"]}, killers={"00001": {4}})
+    assert run(pool, ledger) == ALL
+    assert [c.row for s in pool.shards if isinstance(s, Trial) and s.only is None for c in s.culprits] == [4]
+
+
+def test_a_released_shard_starts_anew_and_keeps_its_history(ledger: Ledger):
+    run(ScriptedPool({"00003": ["raised"] * 9}), ledger)
+    again = read_ledger(ledger.store, ledger.run, ledger.plan)
+    again.release("00003")
+    released = read_ledger(ledger.store, ledger.run, ledger.plan)
+    assert released.quarantined == {}
+    assert [a.outcome for a in released.attempts["00003"]] == ["raised"] * 4 + ["released"]
+    shard = next(s for s in ledger.plan.shards if s.id == "00003")
+    assert not released.suspect(shard)
+    pool = ScriptedPool({"00003": ["raised", "raised"]})
+    assert run(pool, released, [footer(s) for s in ledger.plan.shards if s.id != "00003"]) == ALL
 
 
 def test_an_integrity_error_stops_the_run_at_once(ledger: Ledger):
@@ -261,7 +336,7 @@ def test_attempts_outlive_the_driver(ledger: Ledger):
     assert [a.outcome for a in again.attempts["00000"]] == ["raised", "raised"]
     pool = ScriptedPool({"00000": ["raised"] * 9})
     assert run(pool, again) == ALL - {"00000"}
-    assert [shard for _, shard, _ in pool.runs].count("00000") == 1
+    assert [shard for _, shard, _ in pool.runs].count("00000") == 2, "whole, and only read"
     assert read_ledger(ledger.store, ledger.run, ledger.plan).quarantined == again.quarantined
 
 
@@ -270,7 +345,7 @@ def interrupted(pool: ScriptedPool, ledger: Ledger, after: int) -> None:
         if sum(map(len, ledger.attempts.values())) >= after:
             raise KeyboardInterrupt
 
-    Dispatch(pool, ledger.plan, ledger, (), stop).run()
+    Dispatch(pool, ledger.plan, ledger, Committed(), stop).run()
 
 
 def test_a_suspect_of_an_earlier_driver_is_tried_alone_after_the_others(ledger: Ledger):
@@ -279,10 +354,10 @@ def test_a_suspect_of_an_earlier_driver_is_tried_alone_after_the_others(ledger: 
         ledger.record(shard, Failure("killed_worker", "died"), alone=False, beside=True)
     again, pool = (
         read_ledger(ledger.store, ledger.run, ledger.plan),
-        ScriptedPool({"00000": ["killed_worker"]}, workers=2),
+        ScriptedPool({"00000": ["killed_worker"] * 2}, workers=2),
     )
     assert run(pool, again) == ALL - {"00000"}
-    assert pool.runs[-1][1:] == ("00000", 1)
+    assert [one[1:] for one in pool.runs[-2:]] == [("00000", 1)] * 2
 
 
 def test_quarantined_shards_stay_given_up(ledger: Ledger):
@@ -319,9 +394,11 @@ def test_workers_without_work_are_let_go(ledger: Ledger):
 
 def test_the_tally_counts_stored_and_new_rows(ledger: Ledger):
     seen: list[Tally] = []
-    stored = [footer(s) for s in ledger.plan.shards[:4]]
-    Dispatch(ScriptedPool({"00004": ["raised"] * 9}), ledger.plan, ledger, stored, seen.append).run()
+    stored = committed([footer(s) for s in ledger.plan.shards[:4]])
+    told: list[str] = []
+    Dispatch(ScriptedPool({"00004": ["raised"] * 9}), ledger.plan, ledger, stored, seen.append, told.append).run()
     last = seen[-1]
+    assert told == ["00005"], "only what this driver saw committed"
     assert (last.rows_planned, last.rows_done, last.rows_here, last.shards_done, last.quarantined) == (60, 50, 10, 5, 1)
     assert (last.attributed, last.converged, last.evaluations) == (50, 50, 400)
     assert last.eta_s is not None
@@ -337,23 +414,23 @@ def test_any_script_ends_with_every_shard_done_or_given_up(planned: Plan, tmp_pa
     """Drivers that stop as retryable are started again, as people do; each comes nearer to the end."""
     folder = Uri("file", str(tmp_path_factory.mktemp("run")))
     scripts = {shard: list(events) for shard, events in scripts.items()}
-    done: dict[str, ShardFooter] = {}
+    done: set[str] = set()
     counted: list[str] = []
     for _ in range(20):
         ledger = read_ledger(Store(), folder, planned)
         pool = ScriptedPool(scripts, workers)
-        driver = dispatch(pool, ledger, list(done.values()))
-        before = set(done)
+        stored = committed([footer(s) for s in planned.shards if s.id in done])
+        driver = Dispatch(pool, planned, ledger, stored, lambda tally: None, counted.append)
         try:
             driver.run()
         except TransientError:
             continue
         finally:
-            done = dict(driver.footers)
-            counted += sorted(set(done) - before)
+            done = driver.done
         break
     else:
         pytest.fail("the run never ended")
-    assert set(done) | set(ledger.quarantined) == ALL
-    assert not set(done) & set(ledger.quarantined)
+    assert done | set(ledger.quarantined) == ALL
+    assert not done & set(ledger.quarantined)
+    assert (driver.stats.shards, driver.stats.rows_in) == (len(done), 10 * len(done))
     assert sorted(counted) == sorted(done), "no shard was done twice"

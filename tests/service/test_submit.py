@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -20,68 +14,17 @@ import pytest
 from integrand.schemas.errors import TransientError
 from integrand.schemas.records import RunManifest
 from integrand.service.pools import RayPool
+from tests.plugins.heads import RAY, Cluster, free_ports, head
 from tests.plugins.jobs import JobFolder
-from tests.plugins.processes import Family
 
 pytestmark = pytest.mark.ray
-
-RAY = str(Path(sys.executable).with_name("ray"))
-PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port",
-         "node-manager-port", "object-manager-port", "ray-client-server-port", "runtime-env-agent-port")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A head node on loopback, with token authentication."""
-
-    address: str
-    dashboard: str
-    environment: dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    family = Family()
-    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # socket paths have 107 characters at most
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    environment = family.environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid4().hex + uuid4().hex)
-    options = [f"--{name}={port}" for name, port in ports.items()]
-    command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2", "--disable-usage-stats",
-               f"--temp-dir={folder}", *options]  # fmt: skip
-    with open(folder / "log", "wb") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        made = Cluster(f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['dashboard-port']}", environment)
-        await_cluster(made, head, folder / "log")
+    """A head node on loopback, with token authentication."""
+    with head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid4().hex + uuid4().hex) as made:
         yield made
-    finally:
-        head.terminate()
-        family.left(within=10)
-        family.kill()
-        head.wait(10)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def await_cluster(cluster: Cluster, head: subprocess.Popen[bytes], log: Path) -> None:
-    """The head takes jobs once its dashboard answers."""
-    host, port = cluster.dashboard.removeprefix("http://").split(":")
-    for _ in range(600):
-        if head.poll() is not None:
-            break
-        try:
-            socket.create_connection((host, int(port)), 1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    pytest.fail(f"ray start did not come up:\n{log.read_text()[-3000:]}")
 
 
 def call(cluster: Cluster, *command: str) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ class Picky(nn.Module):
 def picky():
     return Picky().eval()
 
+class Deadly(Picky):
+    """Takes its CUDA context along on these rows, and so its process."""
+    def forward(self, x):
+        if (x[:, 0] > 50).any():
+            raise RuntimeError("CUDA error: device-side assert")
+        return self.net(x)
+
+def deadly():
+    return Deadly().eval()
+
 class Masked(nn.Module):
     """f = sum of the unmasked squares of both inputs."""
     def forward(self, a, b, mask):
@@ -79,7 +90,9 @@ def toy_setup(
                        "target": {"kind": "index", "index": 1}} | fields)  # fmt: skip
     plan = plan_job(spec, base=str(folder), trusted=("toys",), ingest=True)
     code = pack_code(Store(), spec.model, str(folder))
-    return Setup(dump(plan), Uri("file", str(folder / "out" / plan.run_id)), Access(), ("toys",), code)
+    stored = dump(plan)
+    digest, run = hashlib.sha256(stored).hexdigest(), Uri("file", str(folder / "out" / plan.run_id))
+    return Setup(stored, digest, run, Access(), ("toys",), code)
 
 
 FEATURES = [{"name": "f", "columns": ["a", "b", "c"]}]

@@ -167,7 +167,7 @@ def test_a_lost_connection_is_not_the_files_fault(tmp_path: Path, monkeypatch: p
         def read(self, size: int | None = -1, /) -> bytes:
             raise ConnectionResetError("cut")
 
-    monkeypatch.setattr(storage._Files, "open", lambda self, path: (Cut(path), None))
+    monkeypatch.setattr(storage._Files, "open", lambda self, uri: (Cut(uri.path), None))
     with pytest.raises(TransientError, match="cut"):
         read_slices(STORE, [file], [Slice(file=0, start=0, stop=3)], ["n"])
 

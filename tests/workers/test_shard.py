@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,10 @@ import torch
 
 from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.schemas.ids import FOOTER_KEY, fold_digests
-from integrand.schemas.records import Shard, ShardFooter
+from integrand.schemas.records import Culprit, Shard, ShardFooter, Trial
 from integrand.workers.attribution import attribute
 from integrand.workers.prepared import Prepared
-from integrand.workers.shard import Job, read_shard, run_shard
+from integrand.workers.shard import Job, read_shard, run_shard, try_rows
 
 ATTRIBUTIONS = ["attr.a", "attr.b", "attr.c"]
 MakeJob = Callable[..., Job]
@@ -229,6 +230,51 @@ def test_rows_that_the_model_raises_on_fail_alone(make_job: MakeJob, target: dic
     assert {row[name] for row in failed for name in (*ATTRIBUTIONS, "f_input", "gap")} == {None}
     expected = {"index": [1] * 4, "argmax": [None] * 4, "top_k": [None] * 8, "all": [0, 1] * 4}[target["kind"]]
     assert [row["target"] for row in failed] == expected
+
+
+TARGETS = [{"kind": "index", "index": 1}, {"kind": "argmax"}, {"kind": "top_k", "k": 2}, {"kind": "all"},
+           {"kind": "column", "column": "label"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t["kind"])
+def test_culprits_are_not_run_and_end_as_failed(make_job: MakeJob, target: dict[str, Any]) -> None:
+    """The model takes its process along on these rows, one of them bad anyway; all others are as if nothing were."""
+    source = spoil(table(label=np.arange(30) % 2), "a", {13: 99.0, 14: 99.0, 17: 99.0})
+    source = spoil(source, "b", {14: float("nan")})
+    per_row = 2 if target["kind"] in ("all", "top_k") else 1
+    fine, deadly = make_job(source, "smooth", target=target), make_job(source, "deadly", target=target, place="deadly")
+    shard = deadly.plan.shards[1]
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run(deadly, shard)
+    culprits = tuple(Culprit(row=row, reason=f"row {row} kills") for row in (3, 4, 7))
+    trial = Trial(id=shard.id, slices=shard.slices, culprits=culprits)
+    footer = run(deadly, trial)
+    run(fine, fine.plan.shards[1])
+    kept, expected = (pq.read_table(job.run.child("data").path).to_pylist() for job in (deadly, fine))
+    assert (footer.rows_in, footer.statuses) == (10, {"bad_input": per_row, "failed": 2 * per_row, "ok": 7 * per_row})
+    lost = [kept[row * per_row + t] for row in (3, 7) for t in range(per_row)]
+    assert [(r["row_id"], r["reason"]) for r in lost] == [
+        (100 + 10 + i, f"row {i} kills") for i in (3, 7) for _ in range(per_row)
+    ]
+    assert {r["status"] for r in lost} == {"failed"}
+    assert {r[name] for r in lost for name in (*ATTRIBUTIONS, "f_input", "gap", "error_estimate")} == {None}
+    known = {"index": [1, 1], "argmax": [None] * 2, "top_k": [None] * 4, "all": [0, 1] * 2, "column": [1, 1]}
+    assert [r["target"] for r in lost] == known[target["kind"]]
+    others = [i for i in range(10 * per_row) if i // per_row not in (3, 7)]
+    assert [kept[i] for i in others] == [expected[i] for i in others]
+
+
+@pytest.mark.parametrize(("only", "raises"), [((0, 0), False), ((0, 3), False), ((3, 4), True), ((4, 10), False)])
+def test_a_trial_runs_its_rows_alone_and_commits_nothing(
+    make_job: MakeJob, only: tuple[int, int], raises: bool
+) -> None:
+    job = make_job(spoil(table(), "a", {13: 99.0}), "deadly")
+    shard = job.plan.shards[1]
+    trial, ticks = Trial(id=shard.id, slices=shard.slices, only=only), list[int]()
+    with pytest.raises(RuntimeError, match="CUDA error") if raises else nullcontext():
+        try_rows(job, trial, read_shard(job, trial), lambda: ticks.append(1))
+    assert bool(ticks) == (only != (0, 0) and not raises)
+    assert not job.store.exists(job.run.child("data", f"part-{shard.id}.parquet"))
 
 
 def test_a_fault_that_no_row_explains_is_not_a_row_status(make_job: MakeJob) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
-from integrand.schemas.records import Plan, dump
+from integrand.schemas.records import Plan, Trial, dump
 from integrand.workers.models import CodeBundle
 from integrand.workers.worker import Setup, Worker, load_job, pin_numerics, versions
 
@@ -48,6 +48,33 @@ def test_beats_count_progress_and_not_time(make_setup: MakeSetup) -> None:
     assert worker.beat() == before
     worker.run(worker.job.plan.shards[0])
     assert worker.beat().ticks > before.ticks + 3
+    worker.close()
+
+
+def test_a_trial_of_some_rows_answers_and_commits_nothing(make_setup: MakeSetup) -> None:
+    setup = make_setup(TABLE)
+    worker = Worker(setup)
+    shard = worker.job.plan.shards[1]
+    assert worker.run(Trial(id=shard.id, slices=shard.slices, only=(2, 5))) is None
+    assert worker.job.store.list(worker.job.run) == []
+    whole = worker.run(Trial(id=shard.id, slices=shard.slices))
+    assert whole is not None
+    plain = Worker(replace(setup, run=setup.run.child("again")))
+    assert plain.run(shard) == whole.model_copy(update={"seconds": plain.run(shard).seconds})
+    plain.close()
+    worker.close()
+
+
+def test_reading_is_progress_while_a_shard_waits_for_it(make_setup: MakeSetup) -> None:
+    """Ahead of time it is none: it would hide a model that hangs."""
+    worker = Worker(make_setup(TABLE))
+    worker._waiting = True
+    worker._read(worker.job.plan.shards[0])
+    waited = worker.ticks
+    assert waited > 0
+    worker._waiting = False
+    worker._read(worker.job.plan.shards[0])
+    assert worker.ticks == waited
     worker.close()
 
 
@@ -109,7 +136,7 @@ def test_numerics_are_pinned(make_setup: MakeSetup) -> None:
 
 
 def test_versions_of_what_can_change_bits() -> None:
-    found = versions()
-    assert set(found) == {"torch", "integrand", "pyarrow", "numpy"}
+    found = versions("cpu")
+    assert set(found) == {"torch", "integrand", "pyarrow", "numpy", "processor"}
     assert found["torch"] == torch.__version__
     assert all(found.values())

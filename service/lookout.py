@@ -1,0 +1,64 @@
+"""What a Ray cluster says of itself while a run is on it: whether it answers at all, and which nodes are leaving."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+from integrand.schemas.errors import TransientError
+
+EVERY_S = 3.0
+SILENT_S = 30.0
+"""Silence after which a run ends as retryable. Ray itself waits for 60 s, and then ends the process without a word."""
+PROBE_S = 10.0
+
+
+class Lookout:
+    """A thread that asks the cluster every few seconds: Ray's own calls hang while the head does not answer."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.leaving: dict[str, float] = {}
+        self._heard = time.monotonic()
+        self._closed = threading.Event()
+        threading.Thread(target=self._look, name="lookout", daemon=True).start()
+
+    def check(self) -> None:
+        """Raise TransientError if the cluster has been silent for SILENT_S."""
+        silent = time.monotonic() - self._heard
+        if silent > SILENT_S:
+            raise TransientError(f"Ray at {self.address}", expected="a cluster that answers",
+                                 seen=f"none for {silent:.0f} s; its workers may be gone",
+                                 next_step="run the same command again, on a cluster that is up: it resumes")  # fmt: skip
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _look(self) -> None:
+        from ray.exceptions import RayError
+
+        while not self._closed.wait(EVERY_S):
+            try:
+                probe(self.address)
+                self.leaving |= draining_nodes()  # kept once the node is gone: what was lost there was preempted
+            except (OSError, RayError):
+                continue  # silence; `check` tells of it
+            self._heard = time.monotonic()
+
+
+def probe(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself goes on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), PROBE_S).close()
+
+
+def draining_nodes() -> dict[str, float]:
+    """Ids of the nodes that are being taken away, and when, in Unix seconds; 0 where no time is set.
+
+    Ray Train reads the same private state. The times are another host's clock: nothing but comfort may depend on them.
+    """
+    from ray._private.state import state
+
+    return {node: deadline / 1000 for node, deadline in state.get_draining_nodes().items()}

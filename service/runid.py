@@ -1,0 +1,44 @@
+"""The run id: a digest of whatever can change a value, of a job about to be planned or of a plan that is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from integrand.schemas.ids import digest_json
+from integrand.schemas.records import Artefact, Numerics, Plan
+from integrand.schemas.specs import AttributeSpec
+
+FileId = tuple[str, int, str]
+"""A source file as the run id knows it: path below the source root, size and fingerprint."""
+
+
+def run_id(spec: AttributeSpec, files: Sequence[FileId], artefacts: Sequence[Artefact], code: Sequence[str | None],
+           numerics: Numerics, salt: str, *, stored: bool = False) -> str:  # fmt: skip
+    """Digest of spec, data, model and numerics: not the output, name, workers, attempts, deadlines or shard size.
+
+    Where weights and sources lie does not matter, what they hold does. The torch build is not part of it: resuming
+    on another build is refused, or lowers the level of determinism. `code` are the digests of the entrypoint's package
+    and of what is shipped. Of `stored` records a field that they were written without does not count.
+    """
+    parts = {"inputs", "forward_args", "target", "baseline", "accuracy"}
+    places = {"weights", "uri", "code"}
+    identity = {
+        "spec": spec.model_dump(mode="json", include=parts, exclude_unset=stored),
+        "row_id": spec.source.row_id,
+        "model": spec.model.model_dump(mode="json", exclude=places, exclude_unset=stored),
+        "artefacts": [a.sha256 for a in artefacts],
+        "code": list(code),
+        "files": [list(f) for f in files],
+        "numerics": numerics.model_dump(mode="json", exclude={"torch_build"}, exclude_unset=stored),
+        "salt": salt,
+    }
+    return digest_json(identity)[:24]
+
+
+def stored_run_id(plan: Plan) -> str | None:
+    """The id of a run from its stored plan alone; None of one that was written without the digest of its code."""
+    if plan.code_bundle is None:
+        return None
+    files = plan.identity or tuple((f.path, f.size, f.fingerprint) for f in plan.files)
+    return run_id(plan.spec, files, plan.artefacts, (plan.code_sha256, plan.code_bundle), plan.numerics, plan.salt,
+                  stored=True)  # fmt: skip

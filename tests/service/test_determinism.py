@@ -1,0 +1,110 @@
+"""The level of determinism that a run ends with, and why it is not `bitwise`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from integrand.schemas.records import RunManifest
+from integrand.schemas.uris import Uri
+from integrand.service.footers import RunFolder
+from integrand.service.manifest import fold
+from integrand.service.stats import fold_footers
+from integrand.service.verify import verify_run
+from integrand.workers.encoding import results_of, shard_footer
+from integrand.workers.store import Store
+from integrand.workers.worker import versions
+from tests.plugins.jobs import JobFolder
+from tests.plugins.tampering import Tampered
+
+Change = dict[str, object]
+
+
+@pytest.fixture
+def manifest_of(tmp_path: Path, write_run: Callable) -> Callable[[Change], RunManifest]:
+    """The manifest of a run of three shards, after a change to the footer of the second."""
+    run = write_run(Store(), Uri("file", str(tmp_path)))
+
+    def folded(change: Change) -> RunManifest:
+        footers = run.footers | {"00001": run.footers["00001"].model_copy(update=change)}
+        folder = RunFolder(Store(), run.uri, run.plan, run.plan_sha256)
+        return fold(run.plan, run.plan_sha256, fold_footers(folder, footers.values()), created="now")
+
+    return folded
+
+
+def test_a_bitwise_run_names_its_one_environment(manifest_of: Callable[[Change], RunManifest]):
+    found = manifest_of({})
+    assert (found.determinism, found.determinism_reasons) == ("bitwise", ())
+    assert found.environments == ("torch 2.0 on an unrecorded processor",)
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"versions": {"torch": "3.0"}}, "its rows come from 2 environments: torch 2.0 on an unrecorded processor; torch 3.0 on "
+                                     "an unrecorded processor"),
+    ({"versions": {"torch": "2.0", "processor": "AVX2"}}, "its rows come from 2 environments: torch 2.0 on AVX2; torch 2.0 on "
+                                                          "an unrecorded processor"),
+    ({"determinism": "tolerance", "lowered": "halved its step batch to 8 rows"}, "shard 00001 halved its step batch to 8 rows"),
+    ({"determinism": "tolerance"}, "shard 00001 says so"),
+], ids=["torch builds", "processors", "a shard says why", "a shard of an older version"])  # fmt: skip
+def test_why_a_run_is_not_bitwise(manifest_of: Callable[[Change], RunManifest], change: Change, reason: str):
+    found = manifest_of(change)
+    assert (found.determinism, found.determinism_reasons) == ("tolerance", (reason,))
+
+
+@pytest.mark.parametrize(("halved", "same_build", "lowered"), [
+    (None, True, None), (8, True, "halved its step batch to 8 rows on out-of-memory"),
+    (None, False, "was planned with torch 2.0"),
+    (8, False, "halved its step batch to 8 rows on out-of-memory; was planned with torch 2.0"),
+])  # fmt: skip
+def test_a_footer_says_what_lowered_its_shard(tmp_path: Path, write_run: Callable, halved: int | None, same_build: bool,
+                                              lowered: str | None):  # fmt: skip
+    run = write_run(Store(), Uri("file", str(tmp_path)))
+    rows = replace(results_of(run.plan, Tampered(Path(run.uri.path)).table(0)), halved=halved)
+    footer = shard_footer(
+        run.plan, run.plan_sha256, run.plan.shards[0], rows, seconds={}, versions={}, same_build=same_build
+    )
+    assert footer.lowered == lowered
+    assert footer.determinism == ("tolerance" if lowered else "bitwise")
+    assert footer.batch_rows == (halved or run.plan.numerics.batch_rows)
+
+
+def test_what_a_manifest_lists_does_not_grow_with_the_run(tmp_path: Path, write_run: Callable):
+    run = write_run(Store(), Uri("file", str(tmp_path)))
+    many = [replace(run.plan.shards[0], id=f"{n:05d}") for n in range(100)]
+    plan = run.plan.model_copy(update={"shards": tuple(many)})
+    low: Change = {"determinism": "tolerance", "lowered": "was slow"}
+    footers = [run.footers["00000"].model_copy(update=low | {"shard": s.id, "versions": {"torch": s.id}}) for s in many]
+    found = fold(
+        plan, run.plan_sha256, fold_footers(RunFolder(Store(), run.uri, plan, run.plan_sha256), footers), created="now"
+    )
+    assert len(found.environments) == 16
+    assert found.determinism_reasons[1:3] == ("shard 00000 was slow", "shard 00001 was slow")
+    assert found.determinism_reasons[-1] == "and 92 more shards"
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="needs a CPU with vector instructions")
+def test_a_run_taken_up_on_another_cpu_is_level_tolerance_and_says_why(job: JobFolder):
+    """ATEN_CPU_CAPABILITY makes torch choose the kernels of a lesser CPU; a process of its own takes seconds to start."""
+    first = job.run()
+    folder = job.path / "out" / first.run_id
+    (folder / "_manifest.json").unlink()
+    (folder / "data" / "part-00001.parquet").unlink()
+    command = [sys.executable, "-m", "integrand.service.cli", "run", str(job.write_spec()), "--pool", "local",
+               "--trust-model-code", job.module]  # fmt: skip
+    subprocess.run(command, env=os.environ | {"ATEN_CPU_CAPABILITY": "default"}, check=True, capture_output=True)
+    mixed = RunManifest.model_validate_json((folder / "_manifest.json").read_bytes())
+    here = versions("cpu")["processor"]
+    lesser = here.removesuffix(f" {torch.backends.cpu.get_cpu_capability()}")
+    assert mixed.run_id == first.run_id
+    assert (mixed.determinism, len(mixed.determinism_reasons)) == ("tolerance", 1)
+    assert set(mixed.environments) == {f"torch {torch.__version__} on {name}" for name in (here, lesser)}
+    found = verify_run(folder, sample=20, trusted=(job.module,))
+    assert (found.findings, found.sampled, found.bitwise) == ((), 20, 10)

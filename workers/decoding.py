@@ -1,0 +1,139 @@
+"""Rows of a Parquet file, decoded batch by batch within a budget: a file of 463 bytes may stand for gigabytes.
+
+What a footer says of bytes is what they are encoded to. What they decode to follows from its counts of values where
+these have a width; strings come as dictionaries and are measured before they are spelt out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from integrand.schemas.errors import DataError
+from integrand.schemas.records import Slice
+
+BATCH_BYTES, BATCH_ROWS = 64 << 20, 1 << 14
+"""A batch is decoded whole, so it is cut to what its row group's rows take on average."""
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+_EXTENSIONS = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor",
+               "ray.data.arrow_pickled_object")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one read may take: `most` bytes of decoded columns, for rows at `where`; `tick` is called per batch."""
+
+    where: str
+    most: int
+    tick: Callable[[], None]
+
+
+def forget_extensions() -> None:
+    """Take Ray Data's Arrow types out of the registry: the file's own bytes go to their deserializers when it is opened.
+
+    `arrow_extensions_enabled=False` does not keep pyarrow from calling them (CVE-2026-41486 ran pickles that way).
+    """
+    for name in _EXTENSIONS:
+        try:
+            pa.unregister_extension_type(name)
+        except pa.ArrowKeyError:
+            continue  # nobody imported ray.data here
+
+
+def string_columns(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+    """Those of the columns that hold plain strings or bytes."""
+    return [name for name in columns if _is_text(schema.field(name).type)]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    t = pa.types
+    return t.is_string(kind) or t.is_large_string(kind) or t.is_binary(kind) or t.is_large_binary(kind)
+
+
+def decode(parquet: pq.ParquetFile, row_groups: Sequence[int], rows: Slice, schema: pa.Schema, budget: Budget
+           ) -> pa.Table:  # fmt: skip
+    """Rows [start, stop) of the columns of `schema`, from the row groups that hold them; `row_groups` counts their rows.
+
+    `parquet` was opened with `read_dictionary` for the string columns. Raises DataError for rows above the budget, or
+    fewer of them than asked for.
+    """
+    touched, skip = _touched(row_groups, rows)
+    widths = _row_widths(parquet, touched, schema.names)
+    foreseen = ceil(sum(width * held for width, (_, held) in zip(widths, touched, strict=True)))
+    if foreseen > budget.most:
+        raise _above(budget, rows.rows, foreseen)
+    kept, wanted, taken = list[pa.RecordBatch](), rows.rows, 0
+    for batch in _batches(parquet, [group for group, _ in touched], widths, schema.names):
+        budget.tick()
+        part = batch.slice(skip, wanted)
+        skip, wanted = max(0, skip - batch.num_rows), wanted - part.num_rows
+        taken += sum(_decoded_bytes(part.column(name)) for name in schema.names)
+        if taken > budget.most:
+            raise _above(budget, rows.rows - wanted, taken)
+        kept += [_spelt_out(part, schema)] if part.num_rows else []
+        if not wanted:
+            return pa.Table.from_batches(kept, None if kept else schema)
+    raise DataError(budget.where, expected=f"{rows.rows} rows", seen=f"{rows.rows - wanted}", next_step="mend the file")
+
+
+def _touched(row_groups: Sequence[int], rows: Slice) -> tuple[list[tuple[int, int]], int]:
+    """Row groups that overlap the slice with how many of its rows they hold, and how many rows come before it."""
+    groups: list[tuple[int, int]] = []
+    skip = first = 0
+    for i, count in enumerate(row_groups):
+        held = min(rows.stop, first + count) - max(rows.start, first)
+        if held > 0:
+            skip = skip if groups else max(0, rows.start - first)
+            groups.append((i, held))
+        first += count
+    return groups, skip
+
+
+def _batches(parquet: pq.ParquetFile, groups: Sequence[int], widths: Sequence[float], columns: list[str]
+             ) -> Iterator[pa.RecordBatch]:  # fmt: skip
+    for group, width in zip(groups, widths, strict=True):
+        size = max(1, min(BATCH_ROWS, int(BATCH_BYTES // max(1.0, width))))
+        # One thread: a worker was given its CPUs for the model, and its neighbours have theirs.
+        yield from parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+
+
+def _row_widths(parquet: pq.ParquetFile, touched: Sequence[tuple[int, int]], columns: Sequence[str]) -> list[float]:
+    """Bytes that a row of each touched group decodes to on average; of a string only its place in a dictionary."""
+    wanted, flat, nested = tuple(f"{name}." for name in columns), 0, list[tuple[int, int]]()
+    for i in range(len(parquet.schema)):
+        leaf = parquet.schema.column(i)
+        if f"{leaf.path}.".startswith(wanted):
+            width = _WIDTHS.get(leaf.physical_type) or max(4, leaf.length)
+            flat += 0 if leaf.max_repetition_level else width
+            nested += [(i, width)] if leaf.max_repetition_level else []
+    found = (parquet.metadata.row_group(group) for group, _ in touched)
+    return [flat + sum(g.column(i).num_values * width for i, width in nested) / max(1, g.num_rows) for g in found]
+
+
+def _decoded_bytes(column: pa.Array) -> int:
+    """What the rows of a column take, dictionaries spelt out."""
+    if not pa.types.is_dictionary(column.type) or not _is_text(column.type.value_type):
+        return int(column.nbytes)
+    lengths = pc.binary_length(column.dictionary).take(column.indices)
+    return int(pc.sum(lengths, min_count=0).as_py()) + 4 * len(column)
+
+
+def _spelt_out(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch's columns in the types of the schema, from which strings differ that were read as dictionaries."""
+    batch = batch.select(schema.names)
+    for i, field in enumerate(schema):
+        if batch.column(i).type != field.type:
+            batch = batch.set_column(i, field, batch.column(i).dictionary_decode().cast(field.type))
+    return batch
+
+
+def _above(budget: Budget, rows: int, size: int) -> DataError:
+    return DataError(budget.where, expected=f"at most {budget.most} bytes of decoded columns at once",
+                     seen=f"{rows} rows × {size // max(1, rows)} bytes",
+                     next_step="if the data is meant to be so: smaller shards (compute.shard_rows), or a larger "
+                               "decoded_bytes in the operator's config")  # fmt: skip

@@ -1,0 +1,108 @@
+"""What the failure of a store means: this place cannot be used, it may work later, or the object has changed."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, TransientError
+from integrand.schemas.uris import Uri
+
+# Codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html; numbers where an answer had no body.
+_PRECONDITION = ("PreconditionFailed", "412")
+_OUTSIDE = ("InvalidRange", "416")
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired",
+            "UnauthorizedSSOTokenError", "TokenRetrievalError")  # fmt: skip
+_SKEWED = ("RequestTimeTooSkewed", "RequestInTheFuture")
+_SPOILT = ("RequestTimeout", "IncompleteBody", "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch",
+           "XAmzContentChecksumMismatch")  # fmt: skip
+"""Answers of status 400 to a request that suffered on its way."""
+
+_ANONYMOUS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure")
+_LATER = (408, 409, 425, 429)
+_UNUSABLE = (errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSYS, errno.ENOTSUP,
+             getattr(errno, "EREMCHG", errno.EINVAL))  # fmt: skip
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def explained(uri: Uri, *, writing: bool = False) -> Iterator[None]:
+    """Turn what a store raises into our errors; FileNotFoundError and FileExistsError keep their meaning."""
+    try:
+        yield
+    except IntegrandError:
+        raise
+    except Exception as error:
+        known = _explain(uri, error, writing)
+        if known is None:
+            raise
+        raise known from error
+
+
+def code_of(error: BaseException | None) -> str:
+    """The S3 error code behind an error that s3fs translated, or that error's name."""
+    return str(_answer(error).get("Error", {}).get("Code", "")) or type(error).__name__
+
+
+def credentials_expired(error: TransientError) -> bool:
+    return code_of(error.__cause__) in _EXPIRED
+
+
+def clock_is_wrong(error: TransientError) -> bool:
+    return code_of(error.__cause__) in _SKEWED
+
+
+def _explain(uri: Uri, error: Exception, writing: bool) -> Exception | None:
+    """The error that `error` amounts to, or None where it is to be raised as it is."""
+    code, where, seen = code_of(error), str(uri), f"{type(error).__name__}: {error}"
+    if isinstance(error, FileExistsError) or (isinstance(error, FileNotFoundError) and not writing):
+        return None
+    if writing and code in _PRECONDITION:
+        return FileExistsError(errno.EEXIST, "an object is there already", where)
+    if code in _PRECONDITION + _OUTSIDE:
+        return IntegrityError(where, expected="an object that stays as it was planned", seen=seen,
+                              next_step="plan the run again")  # fmt: skip
+    if code in _EXPIRED:
+        return TransientError(where, expected="valid credentials", seen=seen,
+                              next_step="renew them and run the same command again; it resumes")  # fmt: skip
+    if code in _SKEWED:
+        return TransientError(where, expected="a clock that agrees with the store's", seen=seen,
+                              next_step="set this machine's clock and run the same command again; it resumes")  # fmt: skip
+    if code in _ANONYMOUS:
+        return DataError(where, expected="credentials in the environment", seen=seen,
+                         next_step="set AWS_PROFILE or the AWS_* key variables")  # fmt: skip
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return TransientError(where, expected="free space on the filesystem", seen=seen,
+                              next_step="make room and run the same command again; it resumes")  # fmt: skip
+    if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return DataError(where, expected="a place that can be " + ("written" if writing else "read"),
+                         seen=seen, next_step="check the path, the bucket and your permissions")  # fmt: skip
+    if _not_taken(error, code):
+        return DataError(where, expected="a store that takes this request", seen=seen,
+                         next_step="check the URI")  # fmt: skip
+    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
+        return TransientError(where, expected="an answer from the store", seen=seen,
+                              next_step="check network and store; run again to resume")  # fmt: skip
+    return None
+
+
+def _not_taken(error: Exception, code: str) -> bool:
+    """Whether to ask again would be in vain: the request itself is at fault."""
+    if code in _SPOILT:
+        return False
+    rejected = 400 <= _status(error) < 500 and _status(error) not in _LATER
+    unusable = isinstance(error, OSError) and error.errno in _UNUSABLE
+    return rejected or unusable or code == "ParamValidationError"
+
+
+def _status(error: Exception) -> int:
+    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _answer(error: BaseException | None) -> dict[str, Any]:
+    """What botocore keeps of an error's answer."""
+    found = getattr(error, "response", None) or getattr(getattr(error, "__cause__", None), "response", None)
+    return found if isinstance(found, dict) else {}
