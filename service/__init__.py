@@ -10,6 +10,8 @@ _HOMES = {
     "Run": "query", "open_run": "query",
     "plan_job": "jobs",
     "run_job": "jobs",
+    "retry_quarantined": "retry",
+    "verify_run": "verify",
 }  # fmt: skip
 __all__ = sorted(_HOMES)
 

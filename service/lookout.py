@@ -17,19 +17,19 @@ PROBE_S = 10.0
 class Lookout:
     """A thread that asks the cluster every few seconds: Ray's own calls hang while the head does not answer."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, address: str, raylet: str) -> None:
+        self.address, self._raylet = address, raylet
         self.leaving: dict[str, float] = {}
-        self._heard = time.monotonic()
+        self._heard, self._orphaned = time.monotonic(), False
         self._closed = threading.Event()
         threading.Thread(target=self._look, name="lookout", daemon=True).start()
 
     def check(self) -> None:
-        """Raise TransientError if the cluster has been silent for SILENT_S."""
+        """Raise TransientError if Ray died on this node, or if its head has been silent for SILENT_S."""
         silent = time.monotonic() - self._heard
-        if silent > SILENT_S:
-            raise TransientError(f"Ray at {self.address}", expected="a cluster that answers",
-                                 seen=f"none for {silent:.0f} s; its workers may be gone",
+        if self._orphaned or silent > SILENT_S:
+            seen = "its raylet on this node is dead" if self._orphaned else f"no answer for {silent:.0f} s"
+            raise TransientError(f"Ray at {self.address}", expected="a cluster that answers", seen=seen,
                                  next_step="run the same command again, on a cluster that is up: it resumes")  # fmt: skip
 
     def close(self) -> None:
@@ -39,6 +39,7 @@ class Lookout:
         from ray.exceptions import RayError
 
         while not self._closed.wait(EVERY_S):
+            self._orphaned = not _listens(self._raylet)
             try:
                 probe(self.address)
                 self.leaving |= draining_nodes()  # kept once the node is gone: what was lost there was preempted
@@ -52,6 +53,19 @@ def probe(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), PROBE_S).close()
+
+
+def _listens(socket_name: str) -> bool:
+    """Whether somebody is behind a Unix socket. A raylet never comes back; Ray ends its drivers, without a word."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PROBE_S)
+        try:
+            client.connect(socket_name)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # too busy to say
+            return True
+    return True
 
 
 def draining_nodes() -> dict[str, float]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import math
 import re
+import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -177,9 +179,11 @@ class RayPool:
         from ray.util.client import ray as client
 
         if not ray.is_initialized():
-            self._join()
+            with _sigterm_kept():
+                self._join()
         if self._lookout is None and not client.is_connected():  # type: ignore[no-untyped-call]
-            self._lookout = Lookout(ray.get_runtime_context().gcs_address)
+            node: Any = ray._private.worker._global_node  # Ray has no public name for its socket
+            self._lookout = Lookout(ray.get_runtime_context().gcs_address, node.raylet_socket_name)
 
     def _join(self) -> None:
         import ray
@@ -402,6 +406,17 @@ class RayPool:
         self._seats.clear()
         if not self.address:
             ray.shutdown()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray puts a handler of its own in the place of ours, which aborts the process; only the main thread may object."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _found(address: str) -> str:

@@ -7,11 +7,12 @@ with the size and the version that it had, and is otherwise as good as absent.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 
-from pydantic import ValidationError
+from pydantic_core import from_json
 
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.ids import fold_digests
@@ -102,17 +103,25 @@ def read_committed(folder: RunFolder, seen: Collection[str] = ()) -> Committed:
     and a listed one that is gone does not count. IntegrityError for what is not of this plan.
     """
     listed = list_shards(folder.store, folder.uri)
-    cached: set[str] = set()
+    shards: set[str] = set()
     parts = []
     for block in read_blocks(folder):
-        ids = {member.shard for member in block.members}
-        if ids.isdisjoint(cached) and all(member_of(listed.get(m.shard), m.shard) == m for m in block.members):
-            cached |= ids
+        ids = _held(folder, block, listed)
+        if len(ids) == len(block.members) and shards.isdisjoint(ids):
+            shards.update(ids)
             parts.append(block.stats)
-    loose = sorted((listed.keys() | set(seen)) - cached)
+    unlisted = (shard for shard in seen if shard not in listed)
+    loose = sorted(shard for shard in chain(listed, unlisted) if shard not in shards)
     read = read_footers(folder.store, folder.uri, loose, listed)
     rest = fold_footers(folder, (footer for _, footer in read))
-    return Committed(rest.shards | cached, merge([*parts, rest.stats]), rest.loose)
+    shards |= rest.shards
+    return Committed(shards, merge([*parts, rest.stats]), rest.loose)
+
+
+def _held(folder: RunFolder, block: Block, listed: Mapping[str, Entry]) -> list[str]:
+    """Members that are listed as the block knows them, by the plan's own copies of their ids."""
+    planned = (m for m in block.members if m.shard in folder.shards)
+    return [folder.shards[m.shard].id for m in planned if member_of(listed.get(m.shard), m.shard) == m]
 
 
 # --- blocks ------------------------------------------------------------------------------------------------
@@ -145,8 +154,8 @@ def _parsed(folder: RunFolder, entry: Entry, data: bytes) -> Block | None:
     if entry.uri.name != _block_name(data):
         return None
     try:
-        block = Block.model_validate_json(data)
-    except ValidationError:
+        block = Block.model_validate(from_json(data))
+    except ValueError:
         return None
     sound = block.plan_sha256 == folder.plan_sha256 and len({m.shard for m in block.members}) == block.stats.shards
     return block if sound else None

@@ -98,7 +98,7 @@ def _verified(folder: RunFolder, sample: int, seed: int, trusted: tuple[str, ...
     if sample:
         from integrand.service.reattribution import reattribute  # torch and the model are loaded for a sample alone
 
-        again = reattribute(folder, sorted(counted.shards), sample, seed, trusted)
+        again = reattribute(folder, counted.sound, sample, seed, trusted)
     remarks: list[Remark] = [
         *_plan_remarks(folder.plan), *foreign, *counted.remarks, *_repeated(folder, counted), *broken,
         *_manifest_remarks(folder, counted, manifest or partial, given_up), *unknown,
@@ -140,12 +140,13 @@ def _plan_remarks(plan: Plan) -> Iterator[Remark]:
 
 @dataclass(eq=False)
 class _Counted:
-    """What the objects hold, added up while they are read."""
+    """What the objects hold, added up while they are read; `sound` are those that nothing is wrong with."""
 
     shards: set[str] = field(default_factory=set)
+    sound: list[str] = field(default_factory=list)
     unreadable: set[str] = field(default_factory=set)
     stats: Stats = field(default_factory=Stats)
-    hashes: list[NDArray[np.uint64]] = field(default_factory=list)
+    hashes: dict[str, NDArray[np.uint64]] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
 
 
@@ -164,24 +165,29 @@ def _recounted(folder: RunFolder, entries: dict[str, Entry]) -> _Counted:
         if shard.id not in entries:
             continue
         place = entries[shard.id].uri
-        found = recounter.recount(shard, str(place), folder.store.read(place))
+        try:
+            data = folder.store.read(place)
+        except FileNotFoundError:  # gone since it was listed
+            continue
+        found = recounter.recount(shard, str(place), data)
         counted.remarks += found.remarks
         if found.footer is None:
             counted.unreadable.add(shard.id)
             continue
         counted.shards.add(shard.id)
         counted.stats = merge([counted.stats, stats_of(found.footer)])
-        counted.hashes.append(found.hashes)
+        counted.hashes[shard.id] = found.hashes
+        counted.sound += [] if any(isinstance(r, Finding) for r in found.remarks) else [shard.id]
     return counted
 
 
 def _repeated(folder: RunFolder, counted: _Counted) -> Iterator[Remark]:
     """An id that stands in two places; hashes only tell which ids to look at."""
-    hashes, times = np.unique(np.concatenate([np.empty(0, np.uint64), *counted.hashes]), return_counts=True)
+    hashes, times = np.unique(np.concatenate([np.empty(0, np.uint64), *counted.hashes.values()]), return_counts=True)
     if (times == 1).all():
         return
     seen: Counter[object] = Counter()
-    for shard in sorted(counted.shards):
+    for shard in [shard for shard, own in counted.hashes.items() if len(own)]:
         data = folder.store.read(folder.uri.child(shard_object(shard)))
         ids = pq.read_table(pa.BufferReader(data), columns=["row_id"])["row_id"].combine_chunks()
         ids = ids[:: folder.plan.targets_per_row].drop_null()

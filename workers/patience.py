@@ -41,4 +41,4 @@ class Patience:
                 if time.monotonic() + wait >= ends:
                     return
                 time.sleep(wait)
-            yield min(self.answer_s + extra, ends - time.monotonic())
+            yield max(1e-3, min(self.answer_s + extra, ends - time.monotonic()))  # 0 would mean for ever to fsspec

@@ -94,13 +94,18 @@ def nodes(cluster: Nodes) -> Iterator[Nodes]:
 
 @pytest.fixture
 def undisturbed(job: JobFolder) -> RunManifest:
+    """The fault-free run of three shards."""
+    job.write_rows(count=30)
     return job.run(output={"uri": "undisturbed"})
 
 
 def run_beside(
     job: JobFolder, nodes: Nodes, strikes: str, disturb: Callable[[], None], **changes: Any
 ) -> list[Attempt]:
-    """Run the job under these strikes while `disturb` acts on the cluster; the attempts that failed."""
+    """Run the job under these strikes while `disturb` acts on the cluster; the attempts that failed.
+
+    Workers are held for longer than a model may stand still, so nothing stalls here.
+    """
     nodes.points.write_text(strikes)
     raised: list[BaseException] = []
 
@@ -112,7 +117,8 @@ def run_beside(
 
     beside = threading.Thread(target=guarded, daemon=True)
     beside.start()
-    manifest = job.run("ray", address=nodes.cluster.address, **changes)
+    compute = {"shard_rows": 10, "batch_rows": 16, "stall_s": 600}
+    manifest = job.run("ray", address=nodes.cluster.address, **{"compute": compute} | changes)
     beside.join(60)
     assert raised == []
     places = sorted((job.path / "out" / manifest.run_id / "_attempts").glob("*/*.json"))
@@ -129,14 +135,15 @@ def test_a_shard_that_is_preempted_three_times_is_not_to_blame(job: JobFolder, n
     """Its worker is held, so the shard is dropped before the node goes. Three graces of twelve seconds."""
     points = ("shard.begun", "shard.read", "shard.computed")
     drained: list[str] = []
+    nodes.add(), nodes.add()
 
     def disturb() -> None:
         for point in points:
             drained.append(nodes.of(tmp_path / point))
             nodes.drain(drained[-1], seconds=12)
-            nodes.add()
 
-    lost = run_beside(job, nodes, held(tmp_path, *points), disturb)
+    one = {"shard_rows": 30, "batch_rows": 16, "stall_s": 600}
+    lost = run_beside(job, nodes, held(tmp_path, *points), disturb, compute=one)
     assert len(set(drained)) == 3
     assert [(a.shard, a.outcome, a.charged) for a in lost] == [("00000", "preempted", False)] * 3
     check_rows(job, undisturbed)
@@ -153,14 +160,12 @@ def test_a_worker_on_a_draining_node_finishes_its_shard_and_leaves(job: JobFolde
         nodes.drain(seen[0], seconds=600)
         time.sleep(8)  # for the driver to hear of it
         (tmp_path / "go-shard.computed").touch()
-        seen.append(nodes.of(tmp_path / "shard.encoded"))
+        seen.append(nodes.of(tmp_path / "second"))
         wait_until(lambda: seen[0] not in nodes.living())
-        (tmp_path / "go-shard.encoded").touch()
+        (tmp_path / "go").touch()
 
-    # The point after the second shard is computed: the first worker must be past it by then.
-    strikes = (
-        held(tmp_path, "shard.computed") + f";shard.encoded=wait:{tmp_path}/go-shard.encoded@{tmp_path}/shard.encoded"
-    )
+    # Whoever begins a second shard is held until the node is gone: that must be another worker.
+    strikes = f"{held(tmp_path, 'shard.computed')};shard.begun=wait:{tmp_path}/go#2@{tmp_path}/second"
     lost = run_beside(job, nodes, strikes, disturb)
     assert lost == []
     assert seen[0] != seen[1]
@@ -183,11 +188,11 @@ def test_a_node_that_dies_under_a_shard(job: JobFolder, nodes: Nodes, undisturbe
 
 def test_a_worker_that_the_memory_monitor_kills_beside_others_is_not_to_blame(job: JobFolder, cluster: Nodes,
                                                                               tmp_path: Path):  # fmt: skip
-    """One worker takes a tenth of the memory on a node that allows half of that; another is held beside it."""
+    """One worker takes more memory than its node allows it; another is held beside it."""
     from ray._private.utils import get_system_memory, get_used_memory
 
     total, used = get_system_memory(), get_used_memory()
-    grow = f"held = [torch.ones({total // 160}) for _ in range(40) if time.sleep(0.1) is None]"  # 40 × 1/40 of a tenth
+    grow = f"held = [torch.ones({total // 800}) for _ in range(40) if time.sleep(0.1) is None]"  # a fifth of it all
     job.write_rows(count=40, marks=(25,))
     job.write_model(f"if (x[:, 0] == 1000).any() and self.first_time('grown'):\n    {grow}\n    time.sleep(600)\n"
                     "return self.logits(x)")  # fmt: skip
@@ -196,7 +201,7 @@ def test_a_worker_that_the_memory_monitor_kills_beside_others_is_not_to_blame(jo
     undisturbed = job.run(model=model, output={"uri": "undisturbed"})
     (tmp_path / "grown").unlink()
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_memory_usage_threshold", f"{(used + total / 20) / total:.3f}")
+        environment.setenv("RAY_memory_usage_threshold", f"{(used + total / 8) / total:.3f}")
         environment.setenv("RAY_memory_monitor_refresh_ms", "100")
         cluster.add(cpus=2)
     sizes = {"shard_rows": 10, "batch_rows": 16, "stall_s": 600, "workers": {"min": 2, "max": 2}}
@@ -208,5 +213,6 @@ def test_a_worker_that_the_memory_monitor_kills_beside_others_is_not_to_blame(jo
     lost = run_beside(job, cluster, held(tmp_path, "shard.begun"), release, model=model, compute=sizes)
     for name in list(cluster.all):
         cluster.remove(name)
-    assert {(a.outcome, a.charged) for a in lost} == {("memory", False)}
+    assert {a.outcome for a in lost} == {"memory"}
+    assert not min(lost, key=lambda a: a.at).charged, "the next may have been alone by then"
     check_rows(job, undisturbed)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
+
+from tests.plugins.jobs import JobFolder
 
 NAME = "INTEGRAND_TEST"
 
@@ -36,8 +40,9 @@ class Family:
             time.sleep(0.1)
         return found
 
-    def kill(self) -> None:
-        for pid in self.living():
+    def kill(self, *names: str) -> None:
+        """SIGKILL to all of them, or to those that have one of the names in their command line."""
+        for pid in [pid for pid, command in self.living().items() if not names or any(n in command for n in names)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -48,6 +53,31 @@ class Family:
             return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             return ""
+
+
+def start(family: Family, job: JobFolder, spec: Path, *options: str, before: Sequence[str] = (), **environment: str
+          ) -> subprocess.Popen[str]:  # fmt: skip
+    """`integrand run` in a process of its own, maybe under a program that comes before it."""
+    command = [
+        *before,
+        sys.executable,
+        "-m",
+        "integrand.service.cli",
+        "run",
+        str(spec),
+        "--trust-model-code",
+        job.module,
+    ]
+    return subprocess.Popen([*command, *options], env=family.environment(**environment), cwd="/", text=True,
+                            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def end(driver: subprocess.Popen[str], signum: int | None = None) -> tuple[int, str]:
+    """Its exit code and all that it printed, after a signal if one is given."""
+    if signum is not None:
+        driver.send_signal(signum)
+    output, _ = driver.communicate(timeout=120)
+    return driver.returncode, output
 
 
 def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import pickle
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -181,31 +181,35 @@ def list_bomb(place: Path, values: int = 50_000_000) -> SourceFile:
 
 
 CHILD = """
-import resource, sys
+import json, re, resource, sys
 from integrand.schemas.errors import DataError
 from integrand.schemas.records import Slice, SourceFile
 from integrand.workers.reading import read_slices
 from integrand.workers.store import Access, Store
+
+def memory(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-file = SourceFile.model_validate_json(sys.argv[1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+file, start, stop, most, columns = map(json.loads, sys.argv[1:])
+before = memory("VmRSS")
 try:
-    store = Store(Access(decoded_bytes=int(sys.argv[4])))
-    table = read_slices(store, [file], [Slice(file=0, start=int(sys.argv[2]), stop=int(sys.argv[3]))], None)
-    print("read", table.num_rows)
+    store, rows = Store(Access(decoded_bytes=most)), Slice(file=0, start=start, stop=stop)
+    print("read", read_slices(store, [SourceFile(**file)], [rows], columns).num_rows)
 except DataError as error:
     print("refused", error.seen)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(memory("VmHWM") - before)
 """
 
 
-def read_in_child(file: SourceFile, start: int, stop: int, most: int = Access.decoded_bytes) -> tuple[str, int]:
+def read_in_child(file: SourceFile, start: int, stop: int, most: int = Access.decoded_bytes,
+                  columns: list[str] | None = None) -> tuple[str, int]:  # fmt: skip
     """What reading these rows came to, in a process that may not have 4 GiB, and by how many bytes it grew at most."""
-    command = [sys.executable, "-c", CHILD, file.model_dump_json(), str(start), str(stop), str(most)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    told = [file.model_dump_json(), *(json.dumps(value) for value in (start, stop, most, columns))]
+    done = subprocess.run([sys.executable, "-c", CHILD, *told], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     outcome, grown = done.stdout.splitlines()
-    return outcome, int(grown) * 1024
+    return outcome, int(grown)
 
 
 def test_a_megabyte_that_stands_for_gigabytes(tmp_path: Path):
@@ -270,9 +274,8 @@ def test_columns_that_are_not_asked_for_cost_nothing(tmp_path: Path):
     pq.write_table(pa.table({"id": ids, "a": np.zeros(4096), "id.b": ids}), tmp_path / "t.parquet", compression="brotli",
                    store_schema=False)  # fmt: skip
     file = inspected(tmp_path / "t.parquet")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert read_slices(Store(), [file], whole(file), ["a"]).num_rows == 4096
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 100 * MiB
+    outcome, grown = read_in_child(file, 0, 4096, columns=["a"])
+    assert (outcome, grown < 100 * MiB) == ("read 4096", True), grown
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 5_000, decoding.BATCH_BYTES])

@@ -79,10 +79,14 @@ def text_of(name: str, data: bytes) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)
 def test_a_run_on_ray_keeps_its_secrets_whatever_fails_in_it(
     job: JobFolder, s3_server: S3Server, s3_root: Uri, logs: Path
 ):
-    """Two rows fail, one within its shard and one with it, both with messages that carry credentials of their own."""
+    """Two rows fail, one within its shard and one with it, both with messages that carry credentials of their own.
+
+    Half a minute: a Ray of its own, so that its logs are those of this run, and the second row is searched for.
+    """
     job.write_model(LEAKY.replace("CANARY", canary := f"canary{uuid4().hex}"))
     job.write_rows(count=40, marks=(35, 25))
     store = Store(s3_server.access)

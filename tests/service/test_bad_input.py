@@ -261,14 +261,19 @@ def test_a_page_that_cannot_be_read_costs_its_shard_and_is_told(job: JobFolder):
         ("", {"source": {"uri": "none"}}, 2, "DataError"),
         ("", {"limits": {"max_uncertified_share": 0.0}, "accuracy": {"kind": "adaptive", "tolerance": 1e-12,
                                                                       "max_evaluations": 7}}, 3, "max_uncertified_share"),
-        ("raise", {}, 3, "quarantined shard 00001"),
+        ("raise", {}, 0, "failed"),
+        ("raise", {"limits": {"max_bad_share": 0.01}}, 3, "max_bad_share"),
+        ("unreadable", {}, 3, "quarantined shard 00003"),
         ("transient", {}, 4, "run the same command again"),
         ("integrity", {}, 6, "IntegrityError"),
     ],
 )  # fmt: skip
 def test_exit_codes(job: JobFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], faults: str,
                     changes: dict[str, Any], code: int, message: str):  # fmt: skip
-    job.write_rows(marks=(18,))
+    job.write_rows(count=40, marks=(18,), row_group_size=10, write_page_checksum=True)
+    if faults == "unreadable":
+        job.flip_bit("rows.parquet", row_group=3)
+        faults = ""
     place = job.write_spec(**{"model": job.model(faults=faults, folder=str(job.path))} | changes)
     seen = run_cli(monkeypatch, "run", str(place), "--pool", "local", "--trust-model-code", job.module)
     printed = capsys.readouterr()

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +20,7 @@ from integrand.schemas.records import Pointer, RunManifest
 from integrand.service.jobs import limits_exceeded, run_job
 from tests.plugins import drivers
 from tests.plugins.jobs import JobFolder
-from tests.plugins.processes import Family
+from tests.plugins.processes import Family, end, start, wait_until
 
 
 def latest(job: JobFolder, name: str = "test") -> Pointer:
@@ -175,29 +171,6 @@ def test_limits_are_told_in_words(job: JobFolder, limits: dict[str, Any], exceed
 
 
 # --- real drivers ------------------------------------------------------------------------------------------
-
-
-def start(family: Family, job: JobFolder, spec: Path, *options: str) -> subprocess.Popen[str]:
-    """`integrand run` in a process of its own."""
-    command = [sys.executable, "-m", "integrand.service.cli", "run", str(spec), "--trust-model-code", job.module]
-    return subprocess.Popen([*command, *options], env=family.environment(), cwd="/", text=True, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-
-
-def end(driver: subprocess.Popen[str], signum: int | None = None) -> tuple[int, str]:
-    """Its exit code and all that it printed, after a signal if one is given."""
-    if signum is not None:
-        driver.send_signal(signum)
-    output, _ = driver.communicate(timeout=120)
-    return driver.returncode, output
-
-
-def wait_until(happened: Callable[[], bool], seconds: float = 90) -> None:
-    ends = time.monotonic() + seconds
-    while not happened():
-        if time.monotonic() > ends:
-            pytest.fail(f"it did not happen within {seconds} s")
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -77,6 +77,14 @@ def test_a_mended_run_is_completed_from_its_folder_alone(partial: Partial, monke
     assert verify_run(partial.folder, sample=60, trusted=(job.module,)).holds
 
 
+@pytest.mark.ray
+def test_a_retry_runs_on_actors_as_a_run_does(partial: Partial):
+    partial.mend()
+    manifest = retry_quarantined(partial.folder, trusted=(partial.job.module,), pool="ray")
+    assert manifest is not None
+    assert (manifest.complete, manifest.determinism) == (True, "bitwise")
+
+
 def test_a_run_that_is_not_mended_stays_partial_with_its_history(partial: Partial):
     before = partial.outcomes()
     manifest = partial.retry()

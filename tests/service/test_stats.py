@@ -163,7 +163,10 @@ def lying(folder: RunFolder, ids: tuple[str, ...] = IDS[:2]) -> Uri:
 
 
 def put(folder: RunFolder, block: Block) -> Uri:
-    data = dump(block)
+    return named(folder, dump(block))
+
+
+def named(folder: RunFolder, data: bytes) -> Uri:
     place = folder.uri.child("_stats", f"{hashlib.sha256(data).hexdigest()}.json")
     folder.store.replace(place, data)
     return place
@@ -203,6 +206,7 @@ UNSOUND: dict[str, Change] = {
     "a bit of the sum is another": flipped,
     "it is cut short": lambda folder, place: folder.store.replace(place, folder.store.read(place)[:-9]),
     "it is no JSON": lambda folder, place: folder.store.replace(place, b"\xff"),
+    "it is something else of a sound name": lambda folder, place: (folder.store.delete(place), named(folder, b"{}"))[0],
     "it is of another plan": of_another_plan,
     "a member had another size": of_other_members(lambda m: replace(m, size=m.size + 1)),
     "a member had another version": of_other_members(lambda m: replace(m, version=m.version + "0")),

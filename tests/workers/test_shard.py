@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,9 +18,11 @@ import torch
 from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.schemas.ids import FOOTER_KEY, fold_digests
 from integrand.schemas.records import Culprit, Shard, ShardFooter, Trial
+from integrand.schemas.uris import Uri
 from integrand.workers.attribution import attribute
 from integrand.workers.prepared import Prepared
 from integrand.workers.shard import Job, read_shard, run_shard, try_rows
+from integrand.workers.store import Store
 
 ATTRIBUTIONS = ["attr.a", "attr.b", "attr.c"]
 MakeJob = Callable[..., Job]
@@ -228,6 +231,7 @@ def test_rows_that_the_model_raises_on_fail_alone(make_job: MakeJob, target: dic
     assert {row["status"] for row in failed} == {"failed"}
     assert {row["reason"] for row in failed} == {"the model raised RuntimeError: first feature is out of my range"}
     assert {row[name] for row in failed for name in (*ATTRIBUTIONS, "f_input", "gap")} == {None}
+    assert {row["evaluations"] for row in failed} == {0}
     expected = {"index": [1] * 4, "argmax": [None] * 4, "top_k": [None] * 8, "all": [0, 1] * 4}[target["kind"]]
     assert [row["target"] for row in failed] == expected
 
@@ -256,12 +260,32 @@ def test_culprits_are_not_run_and_end_as_failed(make_job: MakeJob, target: dict[
     assert [(r["row_id"], r["reason"]) for r in lost] == [
         (100 + 10 + i, f"row {i} kills") for i in (3, 7) for _ in range(per_row)
     ]
-    assert {r["status"] for r in lost} == {"failed"}
+    assert {(r["status"], r["evaluations"]) for r in lost} == {("failed", 0)}
     assert {r[name] for r in lost for name in (*ATTRIBUTIONS, "f_input", "gap", "error_estimate")} == {None}
     known = {"index": [1, 1], "argmax": [None] * 2, "top_k": [None] * 4, "all": [0, 1] * 2, "column": [1, 1]}
     assert [r["target"] for r in lost] == known[target["kind"]]
     others = [i for i in range(10 * per_row) if i // per_row not in (3, 7)]
     assert [kept[i] for i in others] == [expected[i] for i in others]
+
+
+def test_waiting_for_the_store_is_no_stall(make_job: MakeJob) -> None:
+    """A slow link takes minutes for a large object; the store's own deadline ends what takes too long."""
+
+    class Slow(Store):
+        def create(self, uri: Uri, data: bytes, *, scratch: Uri | None = None) -> None:
+            before = len(ticks)
+            deadline = time.monotonic() + 20
+            while len(ticks) < before + 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            waited.append(len(ticks) - before)
+            super().create(uri, data, scratch=scratch)
+
+    ticks, waited = list[int](), list[int]()
+    job = replace(make_job(table()), store=Slow())
+    shard = job.plan.shards[0]
+    run_shard(job, shard, read_shard(job, shard), 0.0, lambda: ticks.append(1))
+    assert waited == [2]
+    assert job.store.exists(job.run.child("data", f"part-{shard.id}.parquet"))
 
 
 @pytest.mark.parametrize(("only", "raises"), [((0, 0), False), ((0, 3), False), ((3, 4), True), ((4, 10), False)])

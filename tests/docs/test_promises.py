@@ -1,0 +1,28 @@
+"""Every promise of README names tests, and they are there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECTION = (ROOT / "README.md").read_text().split("## What is promised, and what proves it")[1].split("\n## ")[0]
+ROWS = [line for line in SECTION.splitlines() if line.startswith("| ") and "---" not in line][1:]
+
+
+def test_there_are_promises():
+    assert len(ROWS) > 10
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip()[:40])
+def test_a_promise_names_tests_that_exist(row: str):
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", row.split("|")[2])
+    assert named, "a promise without a test is a wish"
+    for place, test in named:
+        source = ROOT / "tests" / place
+        assert source.is_file(), place
+        functions = [n.name for n in ast.parse(source.read_text()).body if isinstance(n, ast.FunctionDef)]
+        assert test in functions if test else any(name.startswith("test_") for name in functions), f"{place}::{test}"
