@@ -99,7 +99,9 @@ def hire(spec: AttributeSpec, salt: str) -> Crew:
     request = Request(spec, "/", store, TRUSTED, salt)
     plan, code = make_plan(request, pool)
     run = open_folder(request, create_folder(request, plan, QUIET))
-    pool.start(Setup(run.planned, run.plan_sha256, run.uri, store.access, TRUSTED, code), spec.compute, len(plan.shards), 600)
+    pool.start(
+        Setup(run.planned, run.plan_sha256, run.uri, store.access, TRUSTED, code), spec.compute, len(plan.shards), 600
+    )
     while len(pool.idle()) < spec.compute.worker_range.max:
         pool.wait(1)
     return Crew(pool, plan, read_ledger(store, run.uri, plan), time.perf_counter() - began)

@@ -70,5 +70,6 @@ def test_a_driver_that_outlives_its_cluster_ends_by_itself(job: JobFolder, famil
     code, output = end(driver)
     assert (code, "Traceback" in output) == (4, False), output
     assert "next: " in output
-    assert family.left(within=90) == {}
+    agents = family.left(within=10)  # Ray's own take a minute to see that they are alone; nobody may compute
+    assert [command for command in agents.values() if "agent" not in command.lower()] == []
     check_rows(job, undisturbed)

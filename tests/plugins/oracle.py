@@ -23,7 +23,9 @@ def check_rows(job: JobFolder, undisturbed: RunManifest, out: str = "out", refer
     rows, expected = pd.read_parquet(folder / "data"), job.rows(undisturbed, reference)
     pd.testing.assert_frame_equal(rows, expected, check_exact=True)
     assert set(Counter(rows["row_id"]).values()) == {1}
-    assert [p.name for p in sorted((folder / "data").rglob("*")) if not re.fullmatch(r"part-\d+\.parquet", p.name)] == []
+    assert [
+        p.name for p in sorted((folder / "data").rglob("*")) if not re.fullmatch(r"part-\d+\.parquet", p.name)
+    ] == []
     for glob in (folder / "data" / "**" / "*.parquet", folder / "**" / "*.parquet"):
         seen = duckdb.sql(f"select row_id from read_parquet('{glob}')").fetchall()
         assert Counter(seen) == Counter((row_id,) for row_id in expected["row_id"])

@@ -72,11 +72,11 @@ def start(family: Family, job: JobFolder, spec: Path, *options: str, before: Seq
                             start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
-def end(driver: subprocess.Popen[str], signum: int | None = None) -> tuple[int, str]:
+def end(driver: subprocess.Popen[str], signum: int | None = None, seconds: float = 120) -> tuple[int, str]:
     """Its exit code and all that it printed, after a signal if one is given."""
     if signum is not None:
         driver.send_signal(signum)
-    output, _ = driver.communicate(timeout=120)
+    output, _ = driver.communicate(timeout=seconds)
     return driver.returncode, output
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ import pytest
 from integrand.schemas.uris import Uri
 from integrand.workers.store import Store
 from tests.plugins.jobs import JobFolder
-from tests.plugins.processes import Family
+from tests.plugins.processes import Family, end, start
 from tests.plugins.proxy import Proxy, Rule
 from tests.plugins.seaweed import ADMIN, S3Server
 
@@ -43,23 +41,12 @@ def run(job: JobFolder, endpoint_url: str, place: Uri, *options: str, **environm
     spec = job.write_spec(output={"uri": str(place.child("out"))}, compute={"shard_rows": 10, "batch_rows": 16, "workers": 1},
                           model=job.model() | {"weights": str(place.child("weights.safetensors"))})  # fmt: skip
     family = Family()
-    variables = family.environment(INTEGRAND_CONFIG=str(job.path / "config.toml"), HOME=str(job.path), **environment)
-    command = [
-        sys.executable,
-        "-m",
-        "integrand.service.cli",
-        "run",
-        str(spec),
-        "--trust-model-code",
-        job.module,
-        *options,
-    ]
+    variables = {"INTEGRAND_CONFIG": str(job.path / "config.toml"), "HOME": str(job.path), **environment}
     try:
-        done = subprocess.run(command, env=variables, cwd="/", capture_output=True, text=True, timeout=250)
+        return end(start(family, job, spec, *options, **variables), seconds=250)
     finally:
         family.left(within=30)
         family.kill()
-    return done.returncode, done.stdout + done.stderr
 
 
 def put_weights(job: JobFolder, store: Store, place: Uri) -> None:

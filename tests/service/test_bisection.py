@@ -82,7 +82,12 @@ def test_losses_that_are_not_charged_blame_no_row():
 
 @pytest.mark.parametrize(
     ("outcome", "told"),
-    [("killed_worker", "the process died"), ("stalled", "stall limit"), ("memory", "memory ran out"), ("raised", "why")],
+    [
+        ("killed_worker", "the process died"),
+        ("stalled", "stall limit"),
+        ("memory", "memory ran out"),
+        ("raised", "why"),
+    ],
 )
 def test_a_culprit_says_why(outcome: str, told: str):
     trial = next_trial(shard(1), [lost(None), lost((0, 1), outcome)], {READ_ONLY})
