@@ -129,7 +129,7 @@ def test_a_shard_that_cannot_be_read_is_quarantined_and_the_others_finish(run: R
     given_up = manifest.quarantined[0]
     assert (given_up.shard, given_up.rows, given_up.attempts) == ("00002", 10, 2)
     assert "rows.parquet rows [20, 30)" in given_up.reason
-    assert "in _decode" in given_up.detail, "the worker's own traceback"
+    assert "in read_slices" in given_up.detail, "the worker's own traceback"
     assert "\x1b" not in given_up.detail
     assert attempts(job, manifest, tmp_path) == {
         "00002": [("raised", True, False), ("raised", True, True)],
