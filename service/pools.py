@@ -319,16 +319,18 @@ class RayPool:
             result = ray.get(seat.call)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            # The cause left its traceback behind; Ray kept it as text, coloured for terminals.
-            if lost_context(cause):
+            if lost_context(cause) or seat.ended:
                 self.replace(worker)
+            # The cause left its traceback behind; Ray kept it as text, coloured for terminals.
             return Outcome(worker, shard, failure_of(cause, _COLOURS.sub("", str(error)), seat.node))
         except RayError as error:
             return self._lost(worker, seat, shard, error)
-        if not isinstance(result, Beat):
-            return Outcome(worker, shard, result)
-        self.replace(worker)  # it lives, and may still run the shard, but nobody waits for that any more
-        return Outcome(worker, shard, Failure("lost", "the connection to the worker broke", node=seat.node))
+        if isinstance(result, Beat):  # it lives, and may still run the shard, but nobody waits for that any more
+            result = Failure("lost", "the connection to the worker broke", node=seat.node)
+            self.replace(worker)
+        elif seat.ended:  # killed, but it was faster: the next shard must not find it dead
+            self.replace(worker)
+        return Outcome(worker, shard, result)
 
     def _lost(self, worker: int, seat: _Seat, shard: Shard, error: Exception) -> Outcome | None:
         """Settle a call whose actor is gone. One that cannot be reached is asked until Ray knows what became of it."""
@@ -415,7 +417,7 @@ def _sigterm_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
 

@@ -1,4 +1,7 @@
-"""Drivers on a Ray of their own that dies around them, or with them: what storage holds is all that the next one needs."""
+"""Drivers on a Ray of their own that dies around them, or with them: what storage holds is all that the next one needs.
+
+Each test starts a command line and a Ray, which takes most of its time.
+"""
 
 from __future__ import annotations
 

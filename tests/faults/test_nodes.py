@@ -1,4 +1,7 @@
-"""Nodes of a Ray cluster that are taken away, die or run out of memory, under a job that goes on elsewhere."""
+"""Nodes of a Ray cluster that are taken away, die or run out of memory, under a job that goes on elsewhere.
+
+All on one cluster; what takes time is Ray: starting nodes and workers, and finding out that a node is dead.
+"""
 
 from __future__ import annotations
 
