@@ -116,14 +116,6 @@ class Ledger:
         self.store.replace(self.run.child(f"_quarantine/{shard.id}.json"), dump(entry))
         reach("shard.quarantined")
 
-    def uncharged_in_a_row(self, shard: Shard) -> int:
-        count = 0
-        for attempt in reversed(self.counted(shard)):
-            if attempt.charged:
-                break
-            count += 1
-        return count
-
 
 def read_ledger(store: Store, run: Uri, plan: Plan) -> Ledger:
     """The ledger as earlier drivers left it."""
@@ -156,6 +148,8 @@ class Dispatch:
         self.suspects = deque(s for s in waiting if self.ledger.suspect(s))
         self.survived: defaultdict[str, set[Range]] = defaultdict(set)
         self.in_flight: dict[int, Shard] = {}
+        self.accompanied: set[int] = set()  # workers whose attempt had another beside it at any time
+        self.uncharged: Counter[str] = Counter()  # faults in a row of each shard, as this driver saw them
         self.alone: int | None = None  # the worker whose fresh actor is for a suspect alone
         self.started: float | None = None
 
@@ -181,6 +175,7 @@ class Dispatch:
     def _submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
         self.started = self.started or time.monotonic()  # rows/s and ETA leave out how long workers took to start
         self.in_flight[worker] = shard
+        self.accompanied |= set(self.in_flight) if len(self.in_flight) > 1 else set()
         self.pool.submit(worker, shard, prefetch)
         reach("shard.dispatched")
 
@@ -208,6 +203,8 @@ class Dispatch:
     def _settle(self, outcome: Outcome) -> None:
         shard = self.in_flight.pop(outcome.worker)
         alone, self.alone = self.alone is not None, None
+        beside = outcome.worker in self.accompanied
+        self.accompanied.discard(outcome.worker)
         if outcome.result is None:  # a trial that lost nobody
             assert isinstance(shard, Trial)
             assert shard.only is not None
@@ -221,13 +218,14 @@ class Dispatch:
         failure = outcome.result
         if isinstance(failure.error, IntegrityError):
             raise failure.error
-        self.ledger.record(shard, failure, alone=alone, beside=bool(self.in_flight))
+        attempt = self.ledger.record(shard, failure, alone=alone, beside=beside)
+        self.uncharged[shard.id] = 0 if attempt.charged else self.uncharged[shard.id] + 1
         self._requeue(shard, failure)
 
     def _requeue(self, shard: Shard, failure: Failure) -> None:
         if self._hopeless(shard):
             self.ledger.quarantine(shard)
-        elif self.ledger.uncharged_in_a_row(shard) >= UNCHARGED_IN_A_ROW:
+        elif self.uncharged[shard.id] >= UNCHARGED_IN_A_ROW:
             raise TransientError(f"shard {shard.id}", expected="storage and nodes that last for one shard",
                                  seen=f"{UNCHARGED_IN_A_ROW} faults in a row, the last: {failure.reason}",
                                  next_step="run the same command again: it resumes")  # fmt: skip

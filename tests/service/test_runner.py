@@ -301,6 +301,23 @@ def test_a_released_shard_starts_anew_and_keeps_its_history(ledger: Ledger):
     assert run(pool, released, [footer(s) for s in ledger.plan.shards if s.id != "00003"]) == ALL
 
 
+def test_memory_that_takes_two_workers_at_once_is_charged_to_neither(ledger: Ledger):
+    class Together(ScriptedPool):
+        def wait(self, timeout_s: float) -> list[Outcome]:
+            return [outcome for _ in range(max(1, len(self.busy))) for outcome in super(Together, self).wait(timeout_s)]
+
+    pool = Together({"00000": ["memory"], "00001": ["memory"]}, workers=2)
+    assert run(pool, ledger) == ALL
+    assert [(a.charged, a.alone) for known in ledger.attempts.values() for a in known] == [(False, False)] * 2
+
+
+def test_faults_that_an_earlier_driver_saw_do_not_end_the_next_one(ledger: Ledger):
+    with pytest.raises(TransientError, match="faults in a row"):
+        run(ScriptedPool({"00001": ["preempted"] * 9}), ledger)
+    again = read_ledger(ledger.store, ledger.run, ledger.plan)
+    assert run(ScriptedPool({"00001": ["preempted"] * (UNCHARGED_IN_A_ROW - 1)}), again) == ALL
+
+
 def test_an_integrity_error_stops_the_run_at_once(ledger: Ledger):
     pool = ScriptedPool({"00002": ["raised"]}, error={"00002": IntegrityError("changed")})
     with pytest.raises(IntegrityError, match="changed"):
@@ -382,7 +399,7 @@ def test_attempts_are_read_back_in_order_past_ten(ledger: Ledger):
         ledger.record(shard, Failure("storage" if number < 11 else "raised", str(number)), alone=False, beside=False)
     found = read_ledger(ledger.store, ledger.run, ledger.plan)
     assert [a.reason for a in found.attempts[shard.id]] == [str(n) for n in range(12)]
-    assert found.uncharged_in_a_row(shard) == 0
+    assert [a.charged for a in found.attempts[shard.id]] == [False] * 11 + [True]
 
 
 def test_workers_without_work_are_let_go(ledger: Ledger):
