@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import threading
 import time
 
@@ -11,6 +13,8 @@ from integrand.schemas.errors import TransientError
 EVERY_S = 3.0
 SILENT_S = 30.0
 """Silence after which a run ends as retryable. Ray itself waits for 60 s, and then ends the process without a word."""
+LAST_WORD_S = 50.0
+"""Silence after which nobody who waits inside a call of Ray's will come back: the process ends here, and says why."""
 PROBE_S = 10.0
 
 
@@ -26,11 +30,16 @@ class Lookout:
 
     def check(self) -> None:
         """Raise TransientError if Ray died on this node, or if its head has been silent for SILENT_S."""
-        silent = time.monotonic() - self._heard
-        if self._orphaned or silent > SILENT_S:
-            seen = "its raylet on this node is dead" if self._orphaned else f"no answer for {silent:.0f} s"
-            raise TransientError(f"Ray at {self.address}", expected="a cluster that answers", seen=seen,
-                                 next_step="run the same command again, on a cluster that is up: it resumes")  # fmt: skip
+        if self._orphaned or self._silent_s() > SILENT_S:
+            raise self._gone()
+
+    def _silent_s(self) -> float:
+        return time.monotonic() - self._heard
+
+    def _gone(self) -> TransientError:
+        seen = "its raylet on this node is dead" if self._orphaned else f"no answer for {self._silent_s():.0f} s"
+        return TransientError(f"Ray at {self.address}", expected="a cluster that answers", seen=seen,
+                              next_step="run the same command again, on a cluster that is up: it resumes")  # fmt: skip
 
     def close(self) -> None:
         self._closed.set()
@@ -43,9 +52,15 @@ class Lookout:
             try:
                 probe(self.address)
                 self.leaving |= draining_nodes()  # kept once the node is gone: what was lost there was preempted
-            except (OSError, RayError):
-                continue  # silence; `check` tells of it
-            self._heard = time.monotonic()
+                self._heard = time.monotonic()
+            except (OSError, RayError):  # silence; `check` tells of it, unless whoever calls it hangs in Ray
+                if self._silent_s() > LAST_WORD_S:
+                    self._end_process()
+
+    def _end_process(self) -> None:
+        """Exit as retryable ten seconds before Ray ends the process with code 1. What is committed is safe."""
+        print(f"TransientError: {self._gone()}", file=sys.stderr, flush=True)
+        os._exit(TransientError.exit_code)
 
 
 def probe(address: str) -> None:
