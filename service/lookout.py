@@ -13,20 +13,21 @@ from integrand.schemas.errors import TransientError
 EVERY_S = 3.0
 SILENT_S = 30.0
 """Silence after which a run ends as retryable. Ray itself waits for 60 s, and then ends the process without a word."""
-LAST_WORD_S = 50.0
+LAST_WORD_S = 45.0
 """Silence after which nobody who waits inside a call of Ray's will come back: the process ends here, and says why."""
 PROBE_S = 10.0
 
 
 class Lookout:
-    """A thread that asks the cluster every few seconds: Ray's own calls hang while the head does not answer."""
+    """Threads that ask the cluster every few seconds: Ray's own calls hang while the head does not answer."""
 
     def __init__(self, address: str, raylet: str) -> None:
         self.address, self._raylet = address, raylet
         self.leaving: dict[str, float] = {}
         self._heard, self._orphaned = time.monotonic(), False
         self._closed = threading.Event()
-        threading.Thread(target=self._look, name="lookout", daemon=True).start()
+        for watch in (self._look, self._guard):
+            threading.Thread(target=watch, name="lookout", daemon=True).start()
 
     def check(self) -> None:
         """Raise TransientError if Ray died on this node, or if its head has been silent for SILENT_S."""
@@ -52,13 +53,20 @@ class Lookout:
             try:
                 probe(self.address)
                 self.leaving |= draining_nodes()  # kept once the node is gone: what was lost there was preempted
-                self._heard = time.monotonic()
-            except (OSError, RayError):  # silence; `check` tells of it, unless whoever calls it hangs in Ray
-                if self._silent_s() > LAST_WORD_S:
-                    self._end_process()
+            except (OSError, RayError):
+                continue  # silence; `check` tells of it
+            self._heard = time.monotonic()
 
-    def _end_process(self) -> None:
-        """Exit as retryable ten seconds before Ray ends the process with code 1. What is committed is safe."""
+    def _guard(self) -> None:
+        """End the process as retryable a little before Ray does with code 1: whoever should check hangs in a call of Ray's.
+
+        A thread of its own, since the one that asks may hang there too. What is committed is safe.
+        """
+        silent = 0
+        while silent < 3:  # looks in a row: after a pause of the process itself, the first tells nothing
+            if self._closed.wait(EVERY_S):
+                return
+            silent = silent + 1 if self._silent_s() > LAST_WORD_S else 0
         print(f"TransientError: {self._gone()}", file=sys.stderr, flush=True)
         os._exit(TransientError.exit_code)
 

@@ -32,7 +32,7 @@ def check_for(found: Lookout, seconds: float) -> None:
 
 
 def test_a_process_that_hangs_in_ray_ends_with_a_word(tmp_path: Path):
-    """Ray would end it ten seconds later, with code 1 and none."""
+    """Ray would end it a little later, with code 1 and none."""
     code = f"""
 import time
 from integrand.service import lookout
