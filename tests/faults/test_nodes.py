@@ -24,7 +24,7 @@ from tests.plugins.oracle import check_rows
 from tests.plugins.processes import wait_until
 
 pytestmark = pytest.mark.ray
-SETTINGS = {"RAY_AUTH_MODE": "disabled", "RAY_raylet_start_wait_time_s": "120"}
+SETTINGS = {"RAY_raylet_start_wait_time_s": "120"}
 
 
 @dataclass
@@ -68,6 +68,15 @@ class Nodes:
         self.cluster.remove_node(self.all.pop(name), allow_graceful=False)
 
 
+def ask_for_token() -> None:
+    """As `ray.init` does for a Ray of its own: one process cannot go from closed clusters to open ones and back."""
+    from ray._private.authentication import authentication_token_setup as tokens
+
+    if not tokens._get_default_token_path().exists():
+        tokens.generate_and_save_token()
+    tokens.enable_token_auth_by_default()
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     import ray
@@ -75,6 +84,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
     points = tmp_path_factory.mktemp("points") / "strikes"
     points.touch()
+    ask_for_token()
     with pytest.MonkeyPatch.context() as environment:
         for name, value in {**SETTINGS, failpoints.VARIABLE: f"@{points}"}.items():
             environment.setenv(name, value)
