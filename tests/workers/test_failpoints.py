@@ -84,8 +84,9 @@ def test_a_misspelt_strike_is_refused(strikes: str):
 
 @pytest.mark.usefixtures("disarmed")
 def test_arming_takes_the_place_of_what_was_armed(tmp_path: Path):
-    failpoints.arm("shard.read=kill#2")
+    failpoints.arm(f"shard.read=wait:{tmp_path}#2@{tmp_path}/first")
     failpoints.reach("shard.read")
-    failpoints.arm(f"shard.begun=wait:{tmp_path}")
+    failpoints.arm(f"shard.begun=wait:{tmp_path}@{tmp_path}/second")
     failpoints.reach("shard.read")
     failpoints.reach("shard.begun")
+    assert [path.name for path in tmp_path.iterdir()] == ["second"]
