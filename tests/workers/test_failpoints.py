@@ -88,5 +88,6 @@ def test_arming_takes_the_place_of_what_was_armed(tmp_path: Path):
     failpoints.reach("shard.read")
     failpoints.arm(f"shard.begun=wait:{tmp_path}@{tmp_path}/second")
     failpoints.reach("shard.read")
+    failpoints.reach("shard.read")
     failpoints.reach("shard.begun")
     assert [path.name for path in tmp_path.iterdir()] == ["second"]
