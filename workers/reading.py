@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -414,19 +415,51 @@ def _opened(store: Store, file: SourceFile, columns: Sequence[str] | None) -> It
         raise _changed(file, "the file", "no file") from None
     if entry.size != file.size:
         raise _changed(file, f"{file.size} bytes", f"{entry.size} bytes")
-    seen = fingerprint(store, entry)
-    if seen != file.fingerprint:
-        raise _changed(file, file.fingerprint, seen)
     forget_extensions()
-    with store.open(entry.uri, etag=entry.etag) as source:
-        with _decoding(file.uri):
-            footer = pq.ParquetFile(source)
-            schema = footer.schema_arrow
-            texts = string_columns(schema, [c for c in columns or schema.names if c in schema.names])
-            parquet = pq.ParquetFile(source, metadata=footer.metadata, read_dictionary=texts, pre_buffer=True,
-                                     page_checksum_verification=True)  # fmt: skip
-        with parquet:
-            yield _Opened(file, parquet, schema)
+    with _unchanged_meanwhile(store, file, entry):
+        seen = fingerprint(store, entry)
+        if seen != file.fingerprint:
+            raise _changed(file, file.fingerprint, seen)
+        with store.open(entry.uri, etag=entry.etag) as source, _parquet(file, source, columns) as opened:
+            yield opened
+
+
+@contextmanager
+def _parquet(file: SourceFile, source: io.RawIOBase, columns: Sequence[str] | None) -> Iterator[_Opened]:
+    with _decoding(file.uri):
+        footer = pq.ParquetFile(source)
+        schema = footer.schema_arrow
+        texts = string_columns(schema, [c for c in columns or schema.names if c in schema.names])
+        parquet = pq.ParquetFile(source, metadata=footer.metadata, read_dictionary=texts, pre_buffer=True,
+                                 page_checksum_verification=True)  # fmt: skip
+    with parquet:
+        yield _Opened(file, parquet, schema)
+
+
+@contextmanager
+def _unchanged_meanwhile(store: Store, file: SourceFile, entry: Entry) -> Iterator[None]:
+    """IntegrityError for a file that is written to while it is read, which may also be why it cannot be decoded.
+
+    Reads of objects are pinned to their ETag; of a local file, size and time of change have to tell afterwards.
+    """
+    try:
+        yield
+    except (DataError, FileNotFoundError):
+        _check_unchanged(store, file, entry)
+        raise
+    _check_unchanged(store, file, entry)
+
+
+def _check_unchanged(store: Store, file: SourceFile, entry: Entry) -> None:
+    if entry.etag is not None:
+        return
+    try:
+        now = store.info(entry.uri)
+    except FileNotFoundError:
+        raise _changed(file, "the file", "no file") from None
+    if now != entry:
+        raise _changed(file, f"{entry.size} bytes, not written to since it was opened",
+                       f"{now.size} bytes, written to while it was read")  # fmt: skip
 
 
 def _changed(file: SourceFile, expected: str, seen: str) -> IntegrityError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -146,6 +147,26 @@ def test_a_changed_file_is_another_run(place: tuple[Store, Uri]) -> None:
     store.delete(uri)
     with pytest.raises(IntegrityError, match="no file"):
         read_slices(store, [file], [Slice(file=0, start=0, stop=3)], ["n"])
+
+
+@pytest.mark.parametrize("how", ["longer", "rewritten", "gone"])
+def test_a_local_file_written_to_while_it_is_read_is_another_run(tmp_path: Path, how: str,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """It was the planned one when it was looked at; that it cannot be decoded after that is nobody's fault."""
+    data = parquet_bytes(numbered(10))
+    file, path = put(tmp_path, "t.parquet", data), tmp_path / "t.parquet"
+    os.utime(path, (1, 1))
+    change = {"longer": lambda: path.write_bytes(data + b"x"), "rewritten": lambda: path.write_bytes(data),
+              "gone": path.unlink}[how]  # fmt: skip
+    opened = Store.open
+
+    def open_late(*arguments, **named):
+        change()
+        return opened(*arguments, **named)
+
+    monkeypatch.setattr(Store, "open", open_late)
+    with pytest.raises(IntegrityError, match="no file" if how == "gone" else "written to while it was read"):
+        read_slices(STORE, [file], [Slice(file=0, start=0, stop=3)], ["n"])
 
 
 def test_a_flipped_bit_in_a_page_is_caught_and_the_rows_named(tmp_path: Path) -> None:
