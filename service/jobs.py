@@ -148,7 +148,7 @@ def finish(run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_dat
     done = load_manifest(run.store, run.uri)
     if done is not None:
         console.print(f"run {run.plan.run_id} is complete already: nothing to do")
-        _point(run, logical_date or done.logical_date or done.created)  # a driver may have died just before it did
+        _conclude(run, logical_date or done.logical_date or done.created)  # a driver may have died just before it did
         return done
     date = logical_date or _now()
     committed = read_committed(run)
@@ -176,20 +176,21 @@ def _dispatch(run: OpenRun, ledger: Ledger, committed: Committed, pool: Pool, co
 
 
 def _seal(run: OpenRun, ledger: Ledger, committed: Committed, date: str) -> RunManifest:
-    """Fold what storage holds into the manifest; point `_latest` at a complete run."""
+    """Fold what storage holds into the manifest; conclude a complete run."""
     given_up = tuple(q for _, q in sorted(ledger.quarantined.items()))
     manifest = fold(run.plan, run.plan_sha256, committed, given_up, created=_now(), logical_date=date)
     reach("run.folded")
     write_manifest(run.store, run.uri, manifest)
     reach("manifest.created")
     if manifest.complete:
-        _point(run, date)
+        _conclude(run, date)
     return manifest
 
 
-def _point(run: OpenRun, date: str) -> None:
+def _conclude(run: OpenRun, date: str) -> None:
     pointer = Pointer(run_id=run.plan.run_id, logical_date=date, written=_now())
     point_latest(run.store, run.root, run.plan.spec.name, pointer)
+    run.store.sweep(run.uri.child("_tmp"))
 
 
 def _now() -> str:

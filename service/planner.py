@@ -218,13 +218,13 @@ def _thread_count(spec: AttributeSpec) -> int:
 @contextmanager
 def pinned(count: int) -> Iterator[None]:
     """The workers' threads and deterministic kernels while the model is tried here; put back afterwards."""
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     pin_numerics(count)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict)
+        torch.set_deterministic_debug_mode(strict)
 
 
 def _absolute(request: Request) -> AttributeSpec:

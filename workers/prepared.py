@@ -93,7 +93,7 @@ def _compiled(forward: Forward) -> Forward:
     from torch._functorch import config  # with much else behind it
 
     config.donated_buffer = False  # a buffer given away by the first backward pass would be missing in the second
-    return torch.compile(forward, dynamic=False)
+    return torch.compile(forward, dynamic=False, options={"deterministic": True})
 
 
 def closed_form(forward: Forward, rows: Tensor) -> ShallowNetwork | str:

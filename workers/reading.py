@@ -366,7 +366,7 @@ def _check_spread(where: str, numbers: Numbers, shape: tuple[int, ...]) -> None:
 
 def read_slices(store: Store, files: Sequence[SourceFile], slices: Sequence[Slice], columns: Sequence[str] | None,
                 tick: Callable[[], None] = lambda: None) -> pa.Table:  # fmt: skip
-    """The rows of the slices, in their order, with the columns asked for (None: all); a tick for each decoded batch.
+    """The rows of the slices, in their order, with the columns asked for (None: all); ticks as parts arrive and are decoded.
 
     Partition columns come from the path; `_bad` is left out where no file has it. Raises IntegrityError if a file
     is not what was planned, DataError if it cannot be decoded or lacks a column.
@@ -374,7 +374,7 @@ def read_slices(store: Store, files: Sequence[SourceFile], slices: Sequence[Slic
     partitions, parts = partition_columns(f.path for f in files), dict[int, pa.Table]()
     left = store.access.decoded_bytes
     for i in dict.fromkeys(s.file for s in slices):
-        with _opened(store, files[i], columns) as opened:
+        with _opened(store, files[i], columns, tick) as opened:
             for k in [k for k, s in enumerate(slices) if s.file == i]:
                 where = f"{files[i].uri} rows [{slices[k].start}, {slices[k].stop})"
                 parts[k] = _read_slice(opened, slices[k], columns, partitions, Budget(where, left, tick))
@@ -407,7 +407,8 @@ class _Opened:
 
 
 @contextmanager
-def _opened(store: Store, file: SourceFile, columns: Sequence[str] | None) -> Iterator[_Opened]:
+def _opened(store: Store, file: SourceFile, columns: Sequence[str] | None, tick: Callable[[], None]
+            ) -> Iterator[_Opened]:  # fmt: skip
     """A planned file, open for reading, once its size and fingerprint are seen to be the planned ones."""
     try:
         entry = store.info(store.parse(file.uri))
@@ -420,7 +421,7 @@ def _opened(store: Store, file: SourceFile, columns: Sequence[str] | None) -> It
         seen = fingerprint(store, entry)
         if seen != file.fingerprint:
             raise _changed(file, file.fingerprint, seen)
-        with store.open(entry.uri, etag=entry.etag) as source, _parquet(file, source, columns) as opened:
+        with store.open(entry.uri, etag=entry.etag, tick=tick) as source, _parquet(file, source, columns) as opened:
             yield opened
 
 

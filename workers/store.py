@@ -12,7 +12,7 @@ import errno
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,13 +73,16 @@ class Store:
         with explained(uri):
             return self._place(uri).read_range(uri, max(0, size - count), size)
 
-    def open(self, uri: Uri, *, etag: str | None = None) -> io.RawIOBase:
-        """A seekable binary file. IntegrityError if its ETag is not `etag`, or if it changes while read."""
+    def open(self, uri: Uri, *, etag: str | None = None, tick: Callable[[], None] = lambda: None) -> io.RawIOBase:
+        """A seekable binary file; a tick for each part that arrives.
+
+        IntegrityError if its ETag is not `etag`, or if it changes while read.
+        """
         with explained(uri):
             file, seen = self._place(uri).open(uri)
         if etag is not None and seen != etag:
             raise IntegrityError(str(uri), expected=f"ETag {etag}", seen=str(seen), next_step="plan again")
-        return _Reader(uri, file)
+        return _Reader(uri, file, tick)
 
     def create(self, uri: Uri, data: bytes, *, scratch: Uri | None = None) -> None:
         """Write the object whole, once; local bytes go into the folder `scratch` first.
@@ -99,6 +102,12 @@ class Store:
         """Remove the object, if it is there."""
         with explained(uri), suppress(FileNotFoundError):
             self._place(uri).delete(uri)
+
+    def sweep(self, scratch: Uri) -> None:
+        """Remove what killed writers left in a scratch folder of local files; there is none on object stores."""
+        if scratch.scheme == "file":
+            for entry in self.list(scratch, depth=1):
+                self.delete(entry.uri)
 
     def info(self, uri: Uri) -> Entry:
         """Size and version of one object; FileNotFoundError for folders too."""
@@ -191,6 +200,14 @@ class _Files:
         return open(uri.path, "rb"), None
 
     def create(self, uri: Uri, data: bytes, scratch: str | None) -> None:
+        try:
+            self._link(uri, data, scratch)
+        except FileNotFoundError:  # another driver has finished the run meanwhile, and swept the scratch folder
+            if os.path.lexists(uri.path):
+                raise FileExistsError(errno.EEXIST, "a file is there already", uri.path) from None
+            self._link(uri, data, scratch)
+
+    def _link(self, uri: Uri, data: bytes, scratch: str | None) -> None:
         with _scratch_file(uri.path, data, scratch) as temporary:
             os.link(temporary, uri.path)
 
@@ -221,8 +238,8 @@ class _Files:
 class _Reader(io.RawIOBase):
     """A file whose failures are explained like all others, also when pyarrow reads it."""
 
-    def __init__(self, uri: Uri, file: Any) -> None:
-        self._uri, self._file = uri, file
+    def __init__(self, uri: Uri, file: Any, tick: Callable[[], None]) -> None:
+        self._uri, self._file, self._tick = uri, file, tick
 
     def readable(self) -> bool:
         return True
@@ -232,7 +249,9 @@ class _Reader(io.RawIOBase):
 
     def read(self, size: int | None = -1, /) -> bytes:
         with explained(self._uri):
-            return bytes(self._file.read(-1 if size is None else size))
+            data = bytes(self._file.read(-1 if size is None else size))
+        self._tick()
+        return data
 
     def readall(self) -> bytes:
         return self.read(-1)

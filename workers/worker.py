@@ -134,7 +134,7 @@ def _check_code(plan: Plan) -> None:
 def pin_numerics(threads: int) -> None:
     """Process-wide switches that change bits: threads, deterministic kernels, no TF32."""
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler, for 2 s
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it, and it costs 5%
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False

@@ -91,6 +91,8 @@ def test_drivers_killed_at_a_point(request: pytest.FixtureRequest, undisturbed: 
             break
     assert (code, visit > 1) == (0, True)
     check_rows(job, undisturbed[kind], f"at-{point}")
+    half_written = list((job.path / f"at-{point}" / undisturbed[kind].run_id).glob("_tmp/*"))
+    assert kind == "partial" or half_written == [], "the last driver sweeps what the others left"
 
 
 def test_a_shard_whose_driver_dies_is_not_to_blame(complete: JobFolder, undisturbed: dict[str, RunManifest]):

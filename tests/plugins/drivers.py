@@ -18,10 +18,7 @@ from integrand.workers import failpoints
 from tests.plugins.jobs import JobFolder
 
 _FORKS = multiprocessing.get_context("forkserver")
-# torch imports its compiler when it is first told to be deterministic, for seconds.
-_FORKS.set_forkserver_preload(
-    ["integrand.service.jobs", "tests.plugins.drivers", "torch._inductor.config", "rich.live"]
-)
+_FORKS.set_forkserver_preload(["integrand.service.jobs", "tests.plugins.drivers", "rich.live"])
 
 
 @dataclass(frozen=True)

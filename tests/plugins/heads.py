@@ -17,6 +17,10 @@ import pytest
 
 from tests.plugins.processes import Family
 
+RAYS = ("ray start", "gcs_server", "raylet/raylet", "/dashboard/", "/log_monitor", "autoscaler/_private/monitor",
+        "runtime_env/agent", "ray/util/client/server")  # fmt: skip
+"""What the command lines of a head's own processes have in them."""
+
 RAY = str(Path(sys.executable).with_name("ray"))
 PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port",
          "node-manager-port", "object-manager-port", "ray-client-server-port", "runtime-env-agent-port")  # fmt: skip
@@ -32,29 +36,54 @@ class Cluster:
     environment: dict[str, str]
 
 
+class Head:
+    """A head node of two CPUs at the address `ip`, under the RAY_* `variables`; its dashboard is on loopback.
+
+    It may be killed and started again, on the same ports and in the same folder.
+    """
+
+    def __init__(self, ip: str = "127.0.0.1", **variables: str) -> None:
+        self.family = Family()
+        self.folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # socket paths have 107 characters at most
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        self.cluster = Cluster(f"{ip}:{ports['port']}", f"ray://{ip}:{ports['ray-client-server-port']}",
+                               f"http://127.0.0.1:{ports['dashboard-port']}",
+                               self.family.environment(HOME=str(self.folder), **variables))  # fmt: skip
+        self._command = [RAY, "start", "--head", "--block", f"--node-ip-address={ip}", "--num-cpus=2",
+                         "--disable-usage-stats", f"--temp-dir={self.folder}",
+                         *(f"--{name}={port}" for name, port in ports.items())]  # fmt: skip
+
+    def start(self) -> Cluster:
+        """Returns once it takes jobs."""
+        log = self.folder / "log"
+        with open(log, "wb") as output:
+            process = subprocess.Popen(self._command, env=self.cluster.environment, stdout=output, stderr=output,
+                                       start_new_session=True)  # fmt: skip
+        self._process = process
+        _await_dashboard(self.cluster, process, log)
+        return self.cluster
+
+    def kill(self) -> None:
+        """SIGKILL to Ray's own processes; drivers and workers are left to themselves."""
+        self.family.kill(*RAYS)
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self.family.left(within=10)
+        self.family.kill()
+        self._process.wait(10)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 @contextmanager
 def head(ip: str = "127.0.0.1", **auth: str) -> Iterator[Cluster]:
-    """A head node of two CPUs under the RAY_AUTH_* variables `auth`; its dashboard is on loopback."""
-    family = Family()
-    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # socket paths have 107 characters at most
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    environment = family.environment(HOME=str(folder), **auth)
-    options = [f"--{name}={port}" for name, port in ports.items()]
-    command = [RAY, "start", "--head", "--block", f"--node-ip-address={ip}", "--num-cpus=2", "--disable-usage-stats",
-               f"--temp-dir={folder}", *options]  # fmt: skip
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    """A head node for a while."""
+    one = Head(ip, **auth)
     try:
-        made = Cluster(f"{ip}:{ports['port']}", f"ray://{ip}:{ports['ray-client-server-port']}",
-                       f"http://127.0.0.1:{ports['dashboard-port']}", environment)  # fmt: skip
-        _await_dashboard(made, process, folder / "log")
-        yield made
+        yield one.start()
     finally:
-        process.terminate()
-        family.left(within=10)
-        family.kill()
-        process.wait(10)
-        shutil.rmtree(folder, ignore_errors=True)
+        one.stop()
 
 
 def free_ports(count: int) -> list[int]:

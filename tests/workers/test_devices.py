@@ -25,10 +25,10 @@ CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available
 @pytest.fixture(params=["cpu", CUDA])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where tensors and models are, with kernels pinned as in a worker."""
-    strict = torch.are_deterministic_algorithms_enabled()
+    strict = torch.get_deterministic_debug_mode()
     pin_numerics(1)
     yield str(request.param)
-    torch.use_deterministic_algorithms(strict)
+    torch.set_deterministic_debug_mode(strict)
 
 
 def mlp(activation: type[nn.Module] = nn.GELU) -> nn.Module:

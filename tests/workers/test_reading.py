@@ -128,6 +128,23 @@ def test_a_batch_boundary_within_a_row_group(tmp_path: Path) -> None:
     assert rows["n"].to_numpy().tolist() == list(range(16_000, 40_000))
 
 
+def test_parts_that_arrive_tick_before_anything_is_decoded(tmp_path: Path) -> None:
+    """A row group that comes slowly is no stall."""
+    file = put(tmp_path, "t.parquet", parquet_bytes(numbered(10)))
+    seen: list[bool] = []
+    read = Store.open
+
+    def looked_at(*arguments, tick, **named):
+        return read(*arguments, tick=lambda: (seen.append(True), tick()), **named)
+
+    ticks: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "open", looked_at)
+        read_slices(STORE, [file], [Slice(file=0, start=0, stop=10)], ["n"], lambda: ticks.append(True))
+    assert len(seen) > 1
+    assert len(ticks) == len(seen) + 1, "one batch was decoded"
+
+
 def test_row_ids_of_ingested_pieces_and_of_a_column(tmp_path: Path) -> None:
     file = put(tmp_path, "a/p.parquet", parquet_bytes(numbered(5))).model_copy(update={"first_row": 100})
     slices = [Slice(file=0, start=2, stop=4)]

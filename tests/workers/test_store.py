@@ -104,6 +104,28 @@ def test_a_failed_create_leaves_nothing(root: Uri, monkeypatch) -> None:
     assert Store().list(root) == []
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_scratch_that_is_swept_before_it_is_linked(root: Uri, monkeypatch, done: bool) -> None:
+    """By a driver that finished the run: what is there already is a lost race, and what is not is written again."""
+    link, place = os.link, root.child("data", "object")
+
+    def swept(source: str, target: str) -> None:
+        monkeypatch.setattr(os, "link", link)
+        if done:
+            Store().create(place, b"other")
+        Store().sweep(root.child("_tmp"))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", swept)
+    if done:
+        with pytest.raises(FileExistsError):
+            Store().create(place, b"x", scratch=root.child("_tmp"))
+    else:
+        Store().create(place, b"x", scratch=root.child("_tmp"))
+    assert Store().read(place) == (b"other" if done else b"x")
+    assert [e.uri for e in Store().list(root)] == [place]
+
+
 def test_committed_files_have_ordinary_permissions(root: Uri) -> None:
     before = os.umask(0o022)
     try:

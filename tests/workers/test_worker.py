@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +135,15 @@ def test_numerics_are_pinned(make_setup: MakeSetup) -> None:
     assert not torch.backends.cudnn.benchmark
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_a_worker_starts_without_torchs_compiler() -> None:
+    """To import it takes 2 s, of every worker."""
+    code = (
+        "import sys; from integrand.workers.worker import pin_numerics; pin_numerics(1); "
+        "assert 'torch._inductor' not in sys.modules and 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
 
 
 def test_versions_of_what_can_change_bits() -> None:
