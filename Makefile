@@ -31,8 +31,9 @@ lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
+# The slow tests wait for Ray most of the time, so two processes share them out, file by file.
 unit: $(INSTALLED) ## the tests alone
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 format: $(INSTALLED) ## rewrite the source in the house style
 	$(BIN)/ruff check --fix $(CODE)

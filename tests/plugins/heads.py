@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.processes import Family
+from tests.plugins.processes import Family, wait_until
 
 RAYS = ("ray start", "gcs_server", "raylet/raylet", "/dashboard/", "/log_monitor", "autoscaler/_private/monitor",
-        "runtime_env/agent", "ray/util/client/server")  # fmt: skip
+        "runtime_env/agent", "ray/util/client/server", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # fmt: skip
 """What the command lines of a head's own processes have in them."""
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -64,9 +64,10 @@ class Head:
         return self.cluster
 
     def kill(self) -> None:
-        """SIGKILL to Ray's own processes; drivers and workers are left to themselves."""
+        """SIGKILL to Ray's own processes, whose ports are free afterwards; drivers and workers are left to themselves."""
         self.family.kill(*RAYS)
         self._process.wait(10)
+        wait_until(lambda: not [c for c in self.family.living().values() if any(name in c for name in RAYS)])
 
     def stop(self) -> None:
         self._process.terminate()
