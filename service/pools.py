@@ -198,9 +198,14 @@ class RayPool:
                 self._embed()
         except IntegrandError:
             raise
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises no other type for a node that does not come up
+            advice = (
+                "check address, token and `ray status`"
+                if self.address
+                else "check memory and space in Ray's folder, /tmp/ray"
+            )
             raise TransientError(f"Ray at {self.address or 'this machine'}", expected="a cluster that answers",
-                                 seen=str(error)[:300], next_step="check address, token and `ray status`") from error  # fmt: skip
+                                 seen=str(error)[:300], next_step=advice) from error  # fmt: skip
 
     def _embed(self) -> None:
         """A Ray of our own. It listens on every interface, and since 2.59 asks for the token that it makes."""

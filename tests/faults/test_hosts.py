@@ -1,12 +1,15 @@
-"""Hosts that are not well: a disk that is full, and clocks that are wrong."""
+"""Hosts that are not well: disks that are full, and clocks that are wrong."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from integrand.workers.failpoints import VARIABLE
 from tests.plugins import drivers
 from tests.plugins.jobs import JobFolder
 from tests.plugins.oracle import check_rows
-from tests.plugins.processes import Family, end, start
+from tests.plugins.processes import Family, end, start, wait_until
 from tests.plugins.seaweed import S3Server
 
 SIZES: dict[str, Any] = {"compute": {"shard_rows": 100, "batch_rows": 64}}
@@ -32,15 +35,38 @@ def undisturbed(job: JobFolder) -> RunManifest:
     return job.run(output={"uri": "undisturbed"}, **SIZES)
 
 
-@pytest.fixture
-def disk(job: JobFolder) -> Iterator[Path]:
-    """A file system of 8 MB where the job writes."""
-    place = job.path / "out"
+@contextmanager
+def small(place: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
     place.mkdir()
     if os.geteuid() != 0 or subprocess.call(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)]):
         (pytest.fail if os.environ.get("REQUIRE_ALL") else pytest.skip)("needs root that may mount a tmpfs")
     yield place
     subprocess.check_call(["umount", "--lazy", str(place)])
+
+
+@pytest.fixture
+def disk(job: JobFolder) -> Iterator[Path]:
+    """Where the job writes."""
+    with small(job.path / "out") as place:
+        yield place
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Where Ray writes; the paths of its sockets have 107 characters at most."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder, small(Path(folder, "s")) as place:
+        yield place
+
+
+def fill(place: Path) -> Path:
+    """Write until nothing more goes in."""
+    filler = place / "filler"
+    with suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    assert shutil.disk_usage(place).free == 0
+    return filler
 
 
 @pytest.mark.needs_tool("mount")
@@ -68,6 +94,27 @@ def family() -> Iterator[Family]:
     found = Family()
     yield found
     found.kill()
+
+
+@pytest.mark.ray
+@pytest.mark.needs_tool("mount")
+def test_ray_on_a_disk_that_fills_up(job: JobFolder, family: Family, undisturbed: RunManifest, scratch: Path,
+                                     tmp_path: Path):  # fmt: skip
+    """Where it cannot start, which it takes 30 s to see, that is said; a run under way needs no space there."""
+    environment = {"RAY_TMPDIR": str(scratch), VARIABLE: f"shard.computed=wait:{tmp_path}/go@{tmp_path}/there"}
+    spec = job.write_spec(**SIZES)
+    filler = fill(scratch)
+    code, output = end(start(family, job, spec, **environment))
+    assert (code, "Traceback" in output) == (4, False), output
+    assert "memory and space" in output
+    assert family.left(within=30) == {}
+    filler.unlink()
+    driver = start(family, job, spec, **environment)
+    wait_until((tmp_path / "there").exists)
+    fill(scratch)
+    (tmp_path / "go").touch()
+    assert end(driver)[0] == 0
+    check_rows(job, undisturbed)
 
 
 @pytest.mark.needs_tool("faketime")
