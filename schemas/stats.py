@@ -40,7 +40,10 @@ class Stats(Record):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One object of a block, as storage told of it: `version` is its ETag, or its time of change in ns if local."""
+    """One shard's object as storage tells of it: `version` is its ETag, or its time of change in ns if local.
+
+    Without a version (an empty one) nothing tells whether it is still the same.
+    """
 
     shard: str
     size: int

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.ids import FOOTER_KEY, shard_object
 from integrand.schemas.records import Plan, Shard, ShardFooter
+from integrand.schemas.stats import Member
 from integrand.schemas.uris import Uri
 from integrand.workers.store import Entry, Store
 
@@ -44,24 +45,29 @@ class RunFolder:
         return {s.id: s for s in self.plan.shards}
 
 
-def list_shards(store: Store, run: Uri) -> dict[str, Entry]:
+def list_shards(store: Store, run: Uri) -> dict[str, Member]:
     """The objects below `data/` by shard id, from one listing, which may be old.
 
     IntegrityError if a Parquet object there is not a shard's: readers that go by the folder would take its rows
     for the run's.
     """
-    named = ((_shard_of(run, entry), entry) for entry in store.list(run.child("data")))
-    return {shard: entry for shard, entry in named if shard is not None}
+    named = ((_shard_of(run, entry), entry) for entry in store.walk(run.child("data")))
+    return {shard: member_of(entry, shard) for shard, entry in named if shard is not None}
 
 
-def read_footer(store: Store, run: Uri, shard_id: str, listed: Entry | None = None) -> ShardFooter | None:
+def member_of(entry: Entry, shard: str) -> Member:
+    """What identifies a stored object."""
+    return Member(shard, entry.size, entry.etag or str(entry.mtime_ns or ""))
+
+
+def read_footer(store: Store, run: Uri, shard_id: str) -> ShardFooter | None:
     """What a committed shard says of itself; None if it is not there. IntegrityError for a foreign object."""
-    found = _end(store, run, shard_id, listed)
-    return _footer(*found, shard_id) if found else None
+    found = _end(store, run, shard_id, None)
+    return _footer(run, shard_id, found[1]) if found else None
 
 
-def read_footers(store: Store, run: Uri, ids: Iterable[str], listed: Mapping[str, Entry] = MappingProxyType({})
-                 ) -> Iterator[tuple[Entry, ShardFooter]]:  # fmt: skip
+def read_footers(store: Store, run: Uri, ids: Iterable[str], listed: Mapping[str, Member] = MappingProxyType({})
+                 ) -> Iterator[tuple[Member, ShardFooter]]:  # fmt: skip
     """Objects and footers of these shards in this order, without those that are not there, however many there are.
 
     Reads the end of each object; those not in `listed` are looked up first. IntegrityError for a foreign object.
@@ -69,8 +75,8 @@ def read_footers(store: Store, run: Uri, ids: Iterable[str], listed: Mapping[str
     with ThreadPoolExecutor(THREADS) as threads:
         for batch in batches(ids, _BATCH):
             ends = threads.map(lambda shard: _end(store, run, shard, listed.get(shard)), batch)
-            there = ((shard, *end) for shard, end in zip(batch, ends, strict=True) if end is not None)
-            yield from ((entry, _footer(entry, tail, shard)) for shard, entry, tail in there)
+            there = (end for end in ends if end is not None)
+            yield from ((member, _footer(run, member.shard, tail)) for member, tail in there)
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -93,13 +99,14 @@ def check_footer(folder: RunFolder, footer: ShardFooter) -> None:
                              next_step=_REDO)  # fmt: skip
 
 
-def _end(store: Store, run: Uri, shard_id: str, listed: Entry | None) -> tuple[Entry, bytes] | None:
+def _end(store: Store, run: Uri, shard_id: str, listed: Member | None) -> tuple[Member, bytes] | None:
     """An object and its end, long enough to hold its Thrift footer, whose length is 8 bytes before the end."""
+    place = run.child(shard_object(shard_id))
     try:
-        entry = listed or store.info(run.child(shard_object(shard_id)))
-        tail = store.read_tail(entry.uri, entry.size, _TAIL)
+        member = listed or member_of(store.info(place), shard_id)
+        tail = store.read_tail(place, member.size, _TAIL)
         length = int.from_bytes(tail[-8:-4], "little") + 8
-        return entry, tail if length <= len(tail) else store.read_tail(entry.uri, entry.size, length)
+        return member, tail if length <= len(tail) else store.read_tail(place, member.size, length)
     except FileNotFoundError:  # never committed, or gone since it was listed
         return None
 
@@ -112,20 +119,21 @@ def _shard_of(run: Uri, entry: Entry) -> str | None:
     return name[1] if name else None
 
 
-def _footer(entry: Entry, tail: bytes, shard_id: str) -> ShardFooter:
+def _footer(run: Uri, shard_id: str, tail: bytes) -> ShardFooter:
+    place = run.child(shard_object(shard_id))
     try:
         metadata = pq.read_metadata(pa.BufferReader(tail))
         footer = ShardFooter.model_validate_json((metadata.metadata or {})[FOOTER_KEY.encode()])
     except (pa.ArrowException, OSError, KeyError, ValidationError) as error:
-        raise _not_ours(entry, f"a footer of Integrand under `{FOOTER_KEY}`", str(error)) from error
+        raise _not_ours(place, f"a footer of Integrand under `{FOOTER_KEY}`", str(error)) from error
     if (footer.shard, footer.rows_out) != (shard_id, metadata.num_rows):
-        raise _not_ours(entry, f"shard {shard_id} of {metadata.num_rows} rows",
+        raise _not_ours(place, f"shard {shard_id} of {metadata.num_rows} rows",
                         f"shard {footer.shard} of {footer.rows_out} rows")  # fmt: skip
     return footer
 
 
-def _not_ours(entry: Entry, expected: str, seen: str) -> IntegrityError:
-    return IntegrityError(str(entry.uri), expected=expected, seen=seen.split("\n")[0], next_step=_REDO)
+def _not_ours(place: Uri, expected: str, seen: str) -> IntegrityError:
+    return IntegrityError(str(place), expected=expected, seen=seen.split("\n")[0], next_step=_REDO)
 
 
 def _listed(values: Sequence[object]) -> str:

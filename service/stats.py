@@ -118,10 +118,10 @@ def read_committed(folder: RunFolder, seen: Collection[str] = ()) -> Committed:
     return Committed(shards, merge([*parts, rest.stats]), rest.loose)
 
 
-def _held(folder: RunFolder, block: Block, listed: Mapping[str, Entry]) -> list[str]:
+def _held(folder: RunFolder, block: Block, listed: Mapping[str, Member]) -> list[str]:
     """Members that are listed as the block knows them, by the plan's own copies of their ids."""
     planned = (m for m in block.members if m.shard in folder.shards)
-    return [folder.shards[m.shard].id for m in planned if member_of(listed.get(m.shard), m.shard) == m]
+    return [folder.shards[m.shard].id for m in planned if m.version and listed.get(m.shard) == m]
 
 
 # --- blocks ------------------------------------------------------------------------------------------------
@@ -164,19 +164,12 @@ def _parsed(folder: RunFolder, entry: Entry, data: bytes) -> Block | None:
 def write_block(folder: RunFolder, ids: Collection[str]) -> None:
     """Fold the footers of these shards, as they are stored, into a block."""
     found = list(read_footers(folder.store, folder.uri, ids))
-    members = [member_of(entry, footer.shard) for entry, footer in found]
+    members = tuple(member for member, _ in found if member.version)
     stats = fold_footers(folder, (footer for _, footer in found)).stats
-    block = Block(plan_sha256=folder.plan_sha256, members=tuple(m for m in members if m is not None), stats=stats)
+    block = Block(plan_sha256=folder.plan_sha256, members=members, stats=stats)
     data = dump(block)
     folder.store.replace(folder.uri.child(STATS, _block_name(data)), data)
     reach("stats.written")
-
-
-def member_of(entry: Entry | None, shard: str) -> Member | None:
-    """What identifies a stored object; None where there is none, or storage tells no version of it."""
-    if entry is None or (entry.etag is None and entry.mtime_ns is None):
-        return None
-    return Member(shard, entry.size, entry.etag or str(entry.mtime_ns))
 
 
 def _block_name(data: bytes) -> str:

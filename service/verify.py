@@ -23,7 +23,7 @@ from integrand.schemas.records import Plan, Pointer, Quarantined, RunManifest
 from integrand.schemas.stats import Block, Stats
 from integrand.schemas.uris import Uri
 from integrand.service.findings import Finding, Remark, Unchecked, finding_of
-from integrand.service.footers import RunFolder, read_footers
+from integrand.service.footers import RunFolder, member_of, read_footers
 from integrand.service.manifest import (
     LATEST,
     MANIFEST,
@@ -39,7 +39,7 @@ from integrand.service.manifest import (
 from integrand.service.query import resolve_run
 from integrand.service.recount import Recounter, hash_ids
 from integrand.service.runid import stored_run_id
-from integrand.service.stats import STATS, Committed, fold_footers, member_of, merge, read_block, stats_of
+from integrand.service.stats import STATS, Committed, fold_footers, merge, read_block, stats_of
 from integrand.workers.store import Access, Entry, Store
 
 SAMPLE = 16
@@ -255,7 +255,7 @@ def _block_remarks(folder: RunFolder, entries: dict[str, Entry]) -> Iterator[Rem
         block = read_block(folder, entry)
         if block is None:
             yield Finding(str(entry.uri), "a block of footers of this plan", "other or broken bytes", "delete it")
-        elif all(member_of(entries.get(m.shard), m.shard) == m for m in block.members):
+        elif all(m.shard in entries and member_of(entries[m.shard], m.shard) == m for m in block.members):
             yield from _sum_of_block(folder, entry, block)
 
 

@@ -123,8 +123,12 @@ class Store:
 
     def list(self, folder: Uri, *, depth: int | None = None) -> Entries:
         """Every file below a folder, at most `depth` levels down, sorted by path; [] below a missing one."""
+        return sorted(self.walk(folder, depth=depth), key=lambda entry: entry.uri.path)
+
+    def walk(self, folder: Uri, *, depth: int | None = None) -> Iterator[Entry]:
+        """The same one by one and in no order, for folders of 100,000 files."""
         with explained(folder):
-            return sorted(self._place(folder).list(folder, depth), key=lambda entry: entry.uri.path)
+            yield from self._place(folder).list(folder, depth)
 
     def expand(self, pattern: Uri) -> Entries:
         """The files that a file, folder or glob (`*`, `?`, `[...]`, `**`) stands for, sorted by path.

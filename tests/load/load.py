@@ -49,9 +49,9 @@ QUIET = Console(quiet=True)
 ROWS = 10
 FEATURES = ("a", "b")
 HELD_BACK = 100
-MIB = 1 << 20
-MOST_RSS, MOST_GROWTH = 500 * MIB, 50 * MIB
-"""Bytes. Python, torch, pyarrow and Ray take 330 MiB before there is a plan."""
+MB = 1_000_000
+MOST_RSS, MOST_GROWTH = 500 * MB, 50 * MB
+"""Bytes. Python, torch, pyarrow and Ray take 340 MB before there is a plan."""
 
 MOST_IN_FLIGHT, MOST_OVERHEAD_S, MOST_PLANNING_S = 64, 0.020, 30.0
 Found = TypeVar("Found")
@@ -262,8 +262,8 @@ class Figure:
 def figures(first: Driven, second: Driven, status_s: float) -> list[Figure]:
     spent, driven = first.spent, first.seconds - first.first_dispatch_s
     return [
-        Figure("driver RSS at most, MiB", max(first.most_rss, second.most_rss) / MIB, ".0f", MOST_RSS / MIB),
-        Figure("  growth over the last nine tenths, MiB", first.growth / MIB, ".1f", MOST_GROWTH / MIB),
+        Figure("driver RSS at most, MB", max(first.most_rss, second.most_rss) / MB, ".0f", MOST_RSS / MB),
+        Figure("  growth over the last nine tenths, MB", first.growth / MB, ".1f", MOST_GROWTH / MB),
         Figure("calls in flight at most", first.most_in_flight, "d", MOST_IN_FLIGHT),
         Figure("a worker between two shards, ms", 1e3 * spent.waiting / spent.shards, ".1f", 1e3 * MOST_OVERHEAD_S),
         Figure("driver CPU per shard, ms", 1e3 * first.cpu_s / first.shards, ".1f", 1e3 * MOST_OVERHEAD_S),

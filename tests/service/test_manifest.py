@@ -13,6 +13,7 @@ import pytest
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.ids import fold_digests
 from integrand.schemas.records import Pointer, Quarantined, RunManifest, ShardFooter, dump
+from integrand.schemas.stats import Member
 from integrand.schemas.uris import Uri
 from integrand.service.footers import RunFolder, list_shards, read_footer, read_footers
 from integrand.service.manifest import (
@@ -66,7 +67,8 @@ def test_footers_read_back_as_written(place: Place, write_run: Callable) -> None
     run = write_run(store, root, commit=("00000", "00002"))
     assert stored_footers(store, run.uri) == run.footers
     (found,) = read_footers(store, run.uri, ["00001", "00002"])
-    assert found == (store.info(run.uri.child("data", "part-00002.parquet")), run.footers["00002"])
+    entry = store.info(run.uri.child("data", "part-00002.parquet"))
+    assert found == (Member("00002", entry.size, entry.etag or str(entry.mtime_ns)), run.footers["00002"])
     assert read_footer(store, run.uri, "00000") == run.footers["00000"]
     assert read_footer(store, run.uri, "00001") is None
     assert load_plan(store, run.uri) == (run.plan, run.plan_sha256)

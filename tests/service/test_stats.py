@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from integrand.service.jobs import run_job
 from integrand.service.runner import Tally
 from integrand.service.sidecars import HEARTBEAT, Sidecars
 from integrand.service.stats import merge, read_blocks, read_committed, stats_of, write_block
-from integrand.workers.store import Access, Entries, Store
+from integrand.workers.store import Access, Entry, Store
 from tests.plugins.jobs import JobFolder
 from tests.plugins.proxy import Proxy, Rule
 
@@ -49,10 +49,10 @@ class Dated(Store):
 
     def __init__(self) -> None:
         super().__init__()
-        self.listings: dict[Uri, Entries] = {}
+        self.listings: dict[Uri, list[Entry]] = {}
 
-    def list(self, folder: Uri, *, depth: int | None = None) -> Entries:
-        return self.listings.setdefault(folder, super().list(folder, depth=depth))
+    def walk(self, folder: Uri, *, depth: int | None = None) -> Iterator[Entry]:
+        return iter(self.listings.setdefault(folder, list(super().walk(folder, depth=depth))))
 
 
 class Failing(Store):
