@@ -21,9 +21,11 @@ from integrand.service.footers import RunFolder
 from integrand.service.jobs import without_shards
 from integrand.service.planner import pinned, planned_code
 from integrand.workers.encoding import NUMBERS, Results, results_of
+from integrand.workers.job import Job
 from integrand.workers.models import check_trust
 from integrand.workers.reading import row_ids
-from integrand.workers.shard import Job, attribute_table, read_shard
+from integrand.workers.shard import read_shard
+from integrand.workers.table import attribute_table
 from integrand.workers.worker import Setup, load_job
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}

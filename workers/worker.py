@@ -19,9 +19,10 @@ from integrand.schemas.records import Plan, Shard, ShardFooter, Trial
 from integrand.schemas.uris import Uri
 from integrand.workers.embeddings import through_embeddings
 from integrand.workers.failpoints import reach
+from integrand.workers.job import Job
 from integrand.workers.models import CodeBundle, check_trust, code_digest, install_code, load_model
 from integrand.workers.prepared import prepare_planned
-from integrand.workers.shard import Job, read_shard, run_shard, try_rows
+from integrand.workers.shard import read_shard, run_shard, try_rows
 from integrand.workers.statistics import read_means
 from integrand.workers.store import Access, Store
 

@@ -16,8 +16,8 @@ from integrand.schemas.records import dump
 from integrand.schemas.specs import parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service.jobs import plan_job
+from integrand.workers.job import Job
 from integrand.workers.models import pack_code
-from integrand.workers.shard import Job
 from integrand.workers.store import Access, Store
 from integrand.workers.worker import Setup, load_job
 

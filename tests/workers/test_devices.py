@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from integrand.schemas.specs import Adaptive, FixedSteps
 from integrand.workers.attribution import Attribution, attribute, prepare
+from integrand.workers.job import Job
 from integrand.workers.prepared import Prepared, stepping
-from integrand.workers.shard import Job, read_shard, run_shard
+from integrand.workers.shard import read_shard, run_shard
 from integrand.workers.worker import pin_numerics
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))

@@ -28,7 +28,7 @@ from integrand.workers.encoding import (
     shard_footer,
     target_array,
 )
-from integrand.workers.shard import Job
+from integrand.workers.job import Job
 
 STATUSES = [RowStatus.ok, RowStatus.not_converged, RowStatus.bad_input, RowStatus.failed]
 

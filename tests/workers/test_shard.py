@@ -20,8 +20,9 @@ from integrand.schemas.ids import FOOTER_KEY, fold_digests
 from integrand.schemas.records import Culprit, Shard, ShardFooter, Trial
 from integrand.schemas.uris import Uri
 from integrand.workers.attribution import attribute
+from integrand.workers.job import Job
 from integrand.workers.prepared import Prepared
-from integrand.workers.shard import Job, read_shard, run_shard, try_rows
+from integrand.workers.shard import read_shard, run_shard, try_rows
 from integrand.workers.store import Store
 
 ATTRIBUTIONS = ["attr.a", "attr.b", "attr.c"]
