@@ -11,13 +11,13 @@ from integrand.schemas.redaction import redact
 
 
 class IntegrandError(Exception):
-    """Base of every error that Integrand raises on purpose. Secrets in what was seen are starred out."""
+    """Base of every error that Integrand raises on purpose. Secrets in where it was and in what was seen are starred out."""
 
     exit_code = 1
 
     def __init__(self, where: str, *, expected: str = "", seen: str = "", next_step: str = "") -> None:
-        self.where, self.expected, self.seen, self.next_step = where, expected, redact(seen), next_step
-        super().__init__(where, expected, self.seen, next_step)
+        self.where, self.expected, self.seen, self.next_step = redact(where), expected, redact(seen), next_step
+        super().__init__(self.where, expected, self.seen, next_step)
 
     def __str__(self) -> str:
         parts = [self.where]

@@ -9,7 +9,8 @@ _QUERY = (r"x-(?:amz|goog)-(?:signature|credential|security-token)|signature|aws
           r"access_token|api_?key")  # fmt: skip
 _HEADERS = r"(?:proxy-)?authorization|x-ray-authorization|x-amz-security-token|x-api-key|cookie|set-cookie"
 _FIELDS = (r"password|passwd|[a-z0-9_]{0,40}(?:secret|private)_?(?:access_?)?key|[a-z0-9_]{0,40}(?:session|auth)_?token|"
-           r"account_?key")  # fmt: skip
+           r"account_?key|client_?secret|[a-z0-9_]{1,40}_(?:secret|token)|[a-z0-9_]{0,40}api_?key|"
+           r"(?:access|refresh|id)token")  # fmt: skip
 _UNSEEN = r"(?=\S)(?![\"'b]*\*\*\*)"
 _PATTERNS = tuple(
     (re.compile(pattern, re.IGNORECASE), kept)
@@ -28,7 +29,10 @@ _PATTERNS = tuple(
 
 
 def redact(text: str) -> str:
-    """The text with signatures, tokens, passwords and authorization headers starred out. What it has none of stays."""
+    """The text with signatures, tokens, passwords and authorization headers starred out. What it has none of stays.
+
+    Lone surrogates, which no file or message can hold, are spelt out.
+    """
     for pattern, kept in _PATTERNS:
         text = pattern.sub(kept, text)
-    return text
+    return text.encode(errors="backslashreplace").decode()

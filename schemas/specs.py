@@ -18,6 +18,10 @@ Rule = Literal["left", "right", "midpoint", "trapezoid", "endpoints_mean", "gaus
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 InputName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
 Numbers = float | tuple[float, ...]
+_MOST = 2**31 - 1
+"""Torch and Arrow count in 32 bits here and there; `target` is an int32 column."""
+
+Count = Annotated[int, Field(ge=1, le=_MOST)]
 
 
 class Part(BaseModel):
@@ -157,7 +161,7 @@ class TensorInput(_Scaled):
     """One list, fixed-size-list or tensor column of numbers, reshaped to `[rows, *shape]`."""
 
     column: str = Field(description="List, fixed-size-list or tensor column.")
-    shape: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Shape of one row; default: flat.")
+    shape: tuple[Count, ...] = Field((), description="Shape of one row; default: flat.")
 
 
 class IdsInput(Part):
@@ -230,7 +234,7 @@ class ForwardArg(Part):
     mask_of: str | None = Field(
         None, description="An input of ids: 1 where its row has an id and 0 in padding, in the shape of the ids."
     )
-    shape: tuple[Annotated[int, Field(gt=0)], ...] = Field((), description="Shape of one row of a list column.")
+    shape: tuple[Count, ...] = Field((), description="Shape of one row of a list column.")
     dtype: Literal["float32", "float64", "int64", "bool"] = Field("float32", description="Tensor dtype.")
 
     @model_validator(mode="after")
@@ -262,7 +266,7 @@ class IndexTarget(_Transformed):
     """One output for all rows; a list indexes an output of more than two dimensions."""
 
     kind: Literal["index"] = "index"
-    index: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    index: Annotated[int, Field(ge=0, le=_MOST)] | tuple[Annotated[int, Field(ge=0, le=_MOST)], ...] = Field(
         description="Output index, from 0; a list for tensor outputs."
     )
 
@@ -284,7 +288,7 @@ class TopKTarget(_Transformed):
     """Each row's k largest outputs, the largest first: k output rows for each row."""
 
     kind: Literal["top_k"] = "top_k"
-    k: int = Field(ge=1, description="How many outputs of each row are explained.")
+    k: int = Field(ge=1, le=_MOST, description="How many outputs of each row are explained.")
 
 
 class AllTargets(_Transformed):
@@ -362,9 +366,9 @@ class Compute(Part):
         Annotated[int, Field(ge=1), Tag("count")] | Annotated[WorkerRange, Tag("WorkerRange")],
         Discriminator(lambda value: "count" if isinstance(value, int) else "WorkerRange"),
     ] = Field(1, description="Number of actors, or {min, max}.")
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for an actor.")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs that Ray reserves for an actor.")
-    threads: int | None = Field(None, ge=1, description="Torch threads of an actor; default: its CPUs.")
+    cpus_per_worker: float = Field(1, gt=0, le=10_000, description="CPUs that Ray reserves for an actor.")
+    gpus_per_worker: float = Field(0, ge=0, le=10_000, description="GPUs that Ray reserves for an actor.")
+    threads: int | None = Field(None, ge=1, le=10_000, description="Torch threads of an actor; default: its CPUs.")
     precision: Literal["float32", "float64", "bfloat16", "float16"] = Field(
         "float32", description="Dtype of model, inputs and gradients. bfloat16, float16: gradients are taken under "
         "autocast, all else stays float32; six evaluations more tell each adaptive row's rounding, and nothing below a "
@@ -372,12 +376,14 @@ class Compute(Part):
     compile: bool = Field(
         False, description="Compile the model with torch.compile where gradients are taken; needs a C++ compiler."
     )
-    batch_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="Rows of a step batch.")
+    batch_rows: Count | Literal["auto"] = Field("auto", description="Rows of a step batch.")
     savings: Literal["auto", "none"] = Field(
         "auto", description="Rewritings of the model that leave its function as it is, each verified on real rows while "
         "planning: folded batch norm, channels last, hoisted affine prefix, closed form. none: the model as it is.")  # fmt: skip
-    memory: int = Field(512 << 20, ge=1 << 20, description="Bytes that a step batch may take; `auto` stays below.")
-    shard_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="Most rows of a shard.")
+    memory: int = Field(
+        512 << 20, ge=1 << 20, le=1 << 50, description="Bytes that a step batch may take; `auto` stays below."
+    )
+    shard_rows: Count | Literal["auto"] = Field("auto", description="Most rows of a shard.")
     shard_bytes: int | None = Field(None, ge=1, description="Most input bytes of a shard, instead of rows.")
     attempts: int = Field(3, ge=1, le=20, description="Charged failures after which a shard is quarantined.")
     stall_s: float | None = Field(

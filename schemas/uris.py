@@ -38,7 +38,7 @@ def parse_uri(text: str, *, base: str = "/", schemes: tuple[str, ...] = SCHEMES)
     Raises SpecError for chained (`::`) URLs, schemes outside `schemes`, user information and NUL bytes.
     fsspec opens 55 protocols and connects while parsing chained ones, so the string is judged first.
     """
-    if "::" in text or "\x00" in text or not text.strip():
+    if "::" in text or "\x00" in text or not text.strip() or not _encodable(text):
         raise SpecError(f"uri {text!r}", expected="one plain path or URI", seen="a chained, empty or broken one",
                         next_step="name the data itself: a path or " + ", ".join(f"{s}://" for s in schemes))  # fmt: skip
     found = _SCHEME.match(text)
@@ -47,15 +47,28 @@ def parse_uri(text: str, *, base: str = "/", schemes: tuple[str, ...] = SCHEMES)
         raise SpecError(f"uri {text!r}", expected="one of " + ", ".join(f"{s}://" for s in schemes),
                         seen=f"{scheme}://", next_step="copy the data to one of these stores")  # fmt: skip
     if scheme == "file":
-        return Uri("file", str(PurePosixPath(base) / rest) if not rest.startswith("/") else _tidy(rest))
+        return Uri("file", _tidy(str(PurePosixPath(base) / rest)))
     authority = rest.split("/", 1)[0]
-    if "@" in authority and (scheme != "abfs" or ":" in authority):  # abfs writes container@account
+    # abfs writes container@account, S3 access points are ARNs; a secret with a slash in it hides its @ from here.
+    if ("@" in authority and scheme != "abfs") or (":" in authority and not authority.startswith("arn:")):
         raise SpecError("uri with user information", expected=f"{scheme}://bucket/key",
                         next_step="put credentials into the environment, never into a spec")  # fmt: skip
     if not rest.strip("/"):
         raise SpecError(f"uri {text!r}", expected=f"{scheme}://bucket/key", seen="no bucket")
+    if {".", ".."} & set(rest.split("/")):
+        raise SpecError(f"uri {text!r}", expected="the plain key of an object", seen="`.` or `..` in it",
+                        next_step="a key is no path: proxies resolve these as they like")  # fmt: skip
     return Uri(scheme, rest.rstrip("/"))
 
 
 def _tidy(path: str) -> str:
-    return path.rstrip("/") or "/"
+    """Without repeated slashes and `.`; `..` stays, as it may follow a symbolic link."""
+    return "/" + str(PurePosixPath(path)).lstrip("/")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate: an argument or a file name that is not UTF-8
+        return False
+    return True

@@ -258,7 +258,7 @@ def _writing(place: Path) -> Iterator[TextIO]:
             yield file
     except OSError as error:
         raise DataError(f"file {place}", expected="a place that can be written", seen=str(error)) from error
-    out.print(f"written: {place}", highlight=False, markup=False)
+    out.print(f"written: {place}", highlight=False)
 
 
 def _print_plan(plan: Plan) -> None:
@@ -297,7 +297,7 @@ def main() -> None:
     try:
         app()
     except IntegrandError as error:
-        err.print(f"{type(error).__name__}: {error}", style="red", highlight=False, markup=False)
+        err.print(f"{type(error).__name__}: {error}", style="red", highlight=False)
         sys.exit(error.exit_code)
 
 

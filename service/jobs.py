@@ -28,6 +28,7 @@ from integrand.service.pools import LocalPool, Pool, make_pool
 from integrand.service.runner import Dispatch, Ledger, Tally, read_ledger
 from integrand.service.sidecars import Sidecars
 from integrand.service.stats import Committed, read_committed
+from integrand.service.terminal import Terminal
 from integrand.workers.failpoints import reach
 from integrand.workers.identity import check_row_ids
 from integrand.workers.models import CodeBundle
@@ -65,7 +66,7 @@ def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = 
         instant(logical_date)
     request = Request(spec, base, Store(access), trusted, salt)
     workers = make_pool(pool, address, spec.compute, allow_unauthenticated_ray=allow_unauthenticated_ray)
-    shown = console or Console(soft_wrap=True)
+    shown = console or Terminal(soft_wrap=True)
     try:
         uri, code = _plan_run(request, workers, shown)
         run = open_folder(request, uri)

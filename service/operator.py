@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.uris import Scheme
@@ -52,7 +52,7 @@ class _Trust(_Section):
 class _Storage(_Section):
     schemes: list[Scheme] = list(get_args(Scheme))
     buckets: list[str] = []
-    endpoint_url: str | None = None
+    endpoint_url: str | None = Field(None, pattern=r"^https?://[^\s@]+$")
     decoded_bytes: PositiveInt = Access.decoded_bytes
 
 

@@ -34,6 +34,7 @@ from integrand.service.runid import run_id
 from integrand.workers.embeddings import through_embeddings
 from integrand.workers.models import (
     CodeBundle,
+    check_shipped,
     check_trust,
     code_digest,
     install_code,
@@ -144,6 +145,7 @@ def _device_warnings(spec: AttributeSpec, device: str) -> tuple[str, ...]:
 
 def _model_facts(request: Request) -> ModelFacts:
     code = pack_code(request.store, request.spec.model, request.base)
+    check_shipped(code, request.trusted)
     install_code(code)
     return ModelFacts(
         code, code_digest(request.spec.model), model_artefacts(request.store, request.spec.model, request.base)

@@ -107,7 +107,7 @@ def _real_rows(arguments: Sequence[Tensor]) -> Iterator[None]:
         yield
     except IntegrandError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         shapes = [list(a.shape) for a in arguments]
         raise SpecError("model", expected="a forward pass over real rows", next_step="check shape, columns and dtypes "
                         "of inputs and forward_args, and that the model takes them in this order",

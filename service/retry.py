@@ -15,6 +15,7 @@ from integrand.service.planner import planned_code
 from integrand.service.pools import make_pool
 from integrand.service.query import resolve_run
 from integrand.service.runner import read_ledger
+from integrand.service.terminal import Terminal
 from integrand.workers.models import check_trust
 from integrand.workers.store import Access, Store
 from integrand.workers.worker import Setup
@@ -31,7 +32,7 @@ def retry_quarantined(uri: str | os.PathLike[str] | Uri, *, name: str | None = N
 
     name   which job, where `uri` is an output root that holds several
     """
-    store, shown = Store(access), console or Console(soft_wrap=True)
+    store, shown = Store(access), console or Terminal(soft_wrap=True)
     run = _open(store, resolve_run(uri, store=store, name=name))
     partial = load_partial(store, run.uri)
     ledger = read_ledger(store, run.uri, run.plan)

@@ -52,8 +52,19 @@ def list_source(store: Store, source: Source, base: str) -> Listing:
     if len(known) > 1:
         raise DataError("source", expected="files of one format", seen=", ".join(known),
                         next_step="narrow source.uri with a glob such as table/*.parquet")  # fmt: skip
+    _check_distinct(kept)
     top = _root(roots, kept)
     return Listing(known[0], tuple((e, e.uri.path.removeprefix(top).lstrip("/")) for e in kept))
+
+
+def _check_distinct(entries: Sequence[Entry]) -> None:
+    """DataError where two paths lead to one local file: its rows would be in the result twice."""
+    seen: dict[str, str] = {}
+    for path in (e.uri.path for e in entries if e.uri.scheme == "file"):
+        other = seen.setdefault(os.path.realpath(path), path)
+        if other != path:
+            raise DataError(f"source {path}", expected="each file once", seen=f"the same file as {other}",
+                            next_step="name it once in source.uri, and leave out links to it")  # fmt: skip
 
 
 def _expand(store: Store, root: Uri) -> Sequence[Entry]:

@@ -56,5 +56,5 @@ def parse_text(text: str, where: str) -> object:
     """YAML or JSON text as plain data."""
     try:
         return json.loads(text, object_pairs_hook=_pairs) if where.endswith(".json") else yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # JSONDecodeError is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
         raise SpecError(where, expected="valid YAML or JSON", seen=" ".join(str(error).split())) from error

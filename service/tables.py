@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from integrand.schemas.records import Heartbeat, Numerics, Plan, Quantiles, RunManifest
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def _facts(console: Console, title: str, facts: list[tuple[str, str]]) -> None:
-    table = Table(title=escape(title), title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     for name, value in facts:
-        table.add_row(name, escape(value))
+        table.add_row(name, value)
     console.print(table)
 
 
@@ -47,7 +47,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     ]  # fmt: skip
     _facts(console, f"plan {plan.run_id} ({plan.spec.name})", facts)
     for warning in plan.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+        console.print(f"warning: {warning}", style="yellow")
 
 
 def _precision(chosen: Numerics) -> str:
@@ -80,7 +80,7 @@ def show_tuning(console: Console, tuning: Tuning) -> None:
     show_frame(console, frame, f"step batches on this machine's {tuning.device}", len(frame))
     console.print("Lines for the spec, each the fastest of its kind:")
     for line in tuning.lines():
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False)
 
 
 def _rows(plan: Plan) -> int:
@@ -95,11 +95,11 @@ def show_manifest(console: Console, manifest: RunManifest) -> None:
     _facts(console, f"run {manifest.run_id} ({manifest.name})", manifest_facts(manifest))
     for shard in manifest.quarantined:
         console.print(f"quarantined shard {shard.shard} ({shard.rows} rows, {shard.attempts} attempts): {shard.reason}",
-                      style="red", markup=False)  # fmt: skip
+                      style="red")  # fmt: skip
     if manifest.quarantined:
         console.print("mend the cause, then `integrand retry-quarantined` this run", style="yellow")
     for warning in manifest.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+        console.print(f"warning: {warning}", style="yellow")
 
 
 def manifest_facts(manifest: RunManifest) -> list[tuple[str, str]]:
@@ -122,13 +122,13 @@ MOST_FINDINGS = 50
 def show_verification(console: Console, found: Verification) -> None:
     """What does not hold first, then what could not be checked."""
     for finding in found.findings[:MOST_FINDINGS]:
-        console.print(str(finding), style="red", highlight=False, markup=False)
+        console.print(str(finding), style="red", highlight=False)
     if len(found.findings) > MOST_FINDINGS:
         console.print(f"and {len(found.findings) - MOST_FINDINGS} more findings", style="red")
     for unchecked in found.unchecked:
-        console.print(f"not checked: {unchecked}", style="yellow", highlight=False, markup=False)
+        console.print(f"not checked: {unchecked}", style="yellow", highlight=False)
     held = "holds" if found.holds else f"does not hold: {len(found.findings)} findings"
-    console.print(f"{found.state} run {found.run}: what was checked {held}", highlight=False, markup=False)
+    console.print(f"{found.state} run {found.run}: what was checked {held}", highlight=False)
     console.print(f"{found.rows} output rows in {found.shards} shards were read; {found.sampled} input rows were attributed "
                   f"again, {found.bitwise} of them compared in every bit", highlight=False)  # fmt: skip
 
@@ -137,7 +137,7 @@ def show_heartbeat(console: Console, run: Run) -> None:
     """What the driver of an unfinished run last said of itself, if it said anything."""
     try:
         beat = Heartbeat.model_validate_json(run.store.read(run.uri.child("_progress.json")))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValidationError):  # advice that is broken is none
         return
     console.print(f"driver last heard at {beat.at}: {beat.shards_done}/{beat.shards_planned} shards, "
                   f"{beat.rows_per_second:.4g} rows/s, ETA {duration(beat.eta_s)}", highlight=False)  # fmt: skip
@@ -177,13 +177,11 @@ def telling(frame: pd.DataFrame) -> pd.DataFrame:
 def show_frame(console: Console, frame: pd.DataFrame, title: str, most: int) -> None:
     """A frame's first rows as a table."""
     shown = f"{min(most, len(frame))} of {len(frame)}" if len(frame) > most else str(len(frame))
-    table = Table(title=f"{escape(title)} ({shown})", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"{title} ({shown})", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in frame.columns:
-        table.add_column(
-            escape(str(column)), overflow="fold", justify="left" if frame[column].dtype == object else "right"
-        )
+        table.add_column(str(column), overflow="fold", justify="left" if frame[column].dtype == object else "right")
     for values in frame.head(most).itertuples(index=False):
-        table.add_row(*(escape(cell(v)) for v in values))
+        table.add_row(*(cell(v) for v in values))
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""The console on which texts of others are shown as they are: no control characters, no emoji codes."""
+"""The console on which texts of others are shown as they are: no control characters, no emoji codes, no markup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Terminal(Console):
     """A rich console whose strings cannot move the cursor, colour the screen or turn the reading direction."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(emoji=False, **options)
+        super().__init__(emoji=False, markup=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)

@@ -16,7 +16,7 @@ def isolate(attempt: Callable[[slice], Found], failed: Callable[[Exception], Fou
         return [attempt(rows)]
     except (IntegrandError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a model that calls sys.exit() ends no worker
         if "CUDA error" in str(error):  # the context is lost: only a new process can go on
             raise
         if rows.stop - rows.start == 1:

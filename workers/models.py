@@ -77,6 +77,30 @@ def _pack(store: Store, uri: Uri) -> tuple[str, bytes]:
     return uri.name + ".zip", packed.getvalue()
 
 
+def check_shipped(bundle: CodeBundle, trusted: tuple[str, ...]) -> None:
+    """Refuse shipped code outside the trusted prefixes: it would stand before installed packages of its name."""
+    allowed = {prefix.split(".")[0] for prefix in trusted} - {"integrand"} - sys.stdlib_module_names
+    for name, data in bundle.parts:
+        beyond = sorted(_top_level(name, data) - allowed)
+        if beyond:
+            raise SpecError(f"model.code {name}", expected="modules below a trusted prefix", seen=f"`{beyond[0]}`; trusted: "
+                            f"{', '.join(trusted)}", next_step="leave it out, put it into the model's package, or trust it")  # fmt: skip
+
+
+def _top_level(name: str, data: bytes) -> set[str]:
+    """The module names that a part of a bundle brings along; the records of a wheel are none."""
+    if name.endswith(".py"):
+        return {name.removesuffix(".py")}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            tops = {inside.split("/")[0] for inside in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise DataError(
+            f"model.code {name}", expected="a wheel", seen=str(error), next_step="build it again"
+        ) from error
+    return {top.removesuffix(".py") for top in tops if not top.endswith((".dist-info", ".data"))}
+
+
 def install_code(bundle: CodeBundle) -> None:
     """Put shipped code, in a folder of its own, in front of sys.path; forget other modules imported by its names."""
     if not bundle.parts:
@@ -191,10 +215,11 @@ def _build(model: FactoryModel, weights: bytes) -> nn.Module:
     where = f"model.entrypoint {model.entrypoint}"
     try:
         factory = getattr(importlib.import_module(module_name), name, None)
+        _check_home(factory, module_name, where)
         built = factory(**model.arguments) if callable(factory) else None
     except IntegrandError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise SpecError(where, expected="model code that runs", seen=f"{type(error).__name__}: {str(error)[:300]} "
                         f"({last.filename}:{last.lineno})", next_step="mend it, or model.arguments") from error  # fmt: skip
@@ -209,16 +234,25 @@ def _build(model: FactoryModel, weights: bytes) -> nn.Module:
     return built
 
 
+def _check_home(factory: object, module: str, where: str) -> None:
+    """Refuse what a trusted module merely imported, such as `subprocess.run`: the spec chooses its arguments."""
+    home = str(getattr(factory, "__module__", None) or module)
+    if home.split(".")[0] != module.split(".")[0]:
+        raise SpecError(where, expected=f"a function or class that {module.split('.')[0]} defines",
+                        seen=f"one of {home}", next_step="call it from a function of your own, and name that")  # fmt: skip
+
+
 def _load_weights(module: nn.Module, name: str, data: bytes) -> None:
     try:
-        state = load(data) if name.endswith(".safetensors") else torch.load(io.BytesIO(data), weights_only=True)
+        state = (load(data) if name.endswith(".safetensors")
+                 else torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))  # fmt: skip
     except Exception as error:  # an unpickler that meets junk may raise anything
         raise DataError(f"model.weights {name}", expected="safetensors or a weights-only state dict",
                         seen=f"{type(error).__name__}: {str(error)[:200]}",
                         next_step="save with safetensors.torch.save_file(model.state_dict(), ...)") from error  # fmt: skip
     try:
         module.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # AttributeError: its keys are no strings
         raise SpecError(f"model.weights {name}", expected=f"the parameters of {type(module).__name__}",
                         seen=str(error)[:400], next_step="save that module's own state_dict()") from error  # fmt: skip
 

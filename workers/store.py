@@ -193,6 +193,7 @@ class _Files:
     """Local files. fsspec's create is exists-then-write; a hard link is exclusive and never half-written."""
 
     def read(self, uri: Uri) -> bytes:
+        self.info(uri)  # devices and pipes have no end
         return Path(uri.path).read_bytes()
 
     def read_range(self, uri: Uri, start: int, stop: int) -> bytes:

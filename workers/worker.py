@@ -20,7 +20,7 @@ from integrand.schemas.uris import Uri
 from integrand.workers.embeddings import through_embeddings
 from integrand.workers.failpoints import reach
 from integrand.workers.job import Job
-from integrand.workers.models import CodeBundle, check_trust, code_digest, install_code, load_model
+from integrand.workers.models import CodeBundle, check_shipped, check_trust, code_digest, install_code, load_model
 from integrand.workers.prepared import prepare_planned
 from integrand.workers.shard import read_shard, run_shard, try_rows
 from integrand.workers.statistics import read_means
@@ -101,6 +101,7 @@ def load_job(setup: Setup) -> Job:
     plan = Plan.model_validate_json(setup.plan)
     store, model = Store(setup.access), plan.spec.model
     check_trust(model, setup.trusted)
+    check_shipped(setup.code, setup.trusted)
     install_code(setup.code)
     _check_code(plan)
     same_build = plan.numerics.torch_build == torch.__version__

@@ -21,6 +21,7 @@ from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Record, RunManifest, dump
 from integrand.schemas.specs import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
+from integrand.service.terminal import Terminal
 from integrand.workers.store import Access, Store
 
 FACTS = "facts.json"
@@ -124,7 +125,7 @@ def run_demo(demo: Demo, out: str, *, access: Access | None = None, pool: Litera
     _require_pillow()
     from integrand.service.jobs import run_job
 
-    console, store = Console(), Store(access or Access())
+    console, store = Terminal(), Store(access or Access())
     folder = DemoFolder(store, store.parse(out, base=os.getcwd()))
     with console.status(f"{demo.NAME}: training the model"):
         spec, facts = demo.prepare(folder)

@@ -36,8 +36,8 @@ def show(
         table.add_section()
     console.print(table)
     console.print("\nIn Python:\n", style="bold")
-    console.print(PANDAS.format(run=run), markup=False, soft_wrap=True)
-    console.print(f"picture: {picture}", markup=False, soft_wrap=True)
+    console.print(PANDAS.format(run=run), soft_wrap=True)
+    console.print(f"picture: {picture}", soft_wrap=True)
 
 
 def status_lines(manifest: RunManifest) -> Lines:

@@ -28,6 +28,11 @@ LEAKS = [
     f"https://{CANARY.replace('/', '.')}@host/x",
     f"Cookie: ray-authentication-token={CANARY}",
     f"password='{CANARY}'",
+    f"AZURE_CLIENT_SECRET={CANARY}",
+    f'{{"access_token": "{CANARY}", "expires_in": 3600}}',
+    f"{{'refresh_token': '{CANARY}', 'client_secret': '{CANARY}'}}",
+    f"HF_TOKEN={CANARY}",
+    f"openai_api_key={CANARY}",
 ]
 KEPT = [
     "no such file: s3://bucket/token/signature.parquet",
@@ -67,3 +72,12 @@ def test_our_errors_never_hold_one(text: str):
     error = TransientError("s3://bucket/key", expected="an answer", seen=text)
     for shown in (str(error), repr(error), str(pickle.loads(pickle.dumps(error)))):
         assert "cAnArY" not in shown
+
+
+def test_lone_surrogates_are_spelt_out():
+    """No file, message or JSON could hold them."""
+    assert redact("a \ud800 b \udcff") == r"a \ud800 b \udcff"
+
+
+def test_where_it_was_is_redacted_too():
+    assert CANARY not in str(TransientError(f"https://b.s3.example/k?X-Amz-Signature={CANARY}"))

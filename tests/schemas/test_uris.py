@@ -29,10 +29,18 @@ def test_the_listener_would_notice(listener: Listener):
     pytest.fail("a real connection was not noticed")
 
 
-def test_user_information_is_not_repeated():
+@pytest.mark.parametrize("text", ["s3://AKIAKEY:hunter2@bucket/x", "s3://AKIAKEY:abc/hunter2@bucket/x",
+                                  "https://user:hunter2@host/x", "zip://a::https://user:hunter2@host/x"])  # fmt: skip
+def test_user_information_is_not_repeated(text: str):
     with pytest.raises(SpecError) as caught:
-        parse_uri("s3://AKIAKEY:hunter2@bucket/x")
+        parse_uri(text)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["data/\ud800", "s3://bucket/\udcff"])
+def test_what_is_no_text_is_refused(text: str):
+    with pytest.raises(SpecError, match=r"\\ud"):
+        parse_uri(text)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +51,9 @@ def test_user_information_is_not_repeated():
         ("/data/", "/jobs", Uri("file", "/data")),
         ("file:///data", "/jobs", Uri("file", "/data")),
         ("/", "/jobs", Uri("file", "/")),
+        ("//data/./x//y/", "/jobs", Uri("file", "/data/x/y")),
+        ("../data", "/jobs", Uri("file", "/jobs/../data")),
+        ("s3://arn:aws:s3:us-east-1:1:accesspoint/a/key", "/", Uri("s3", "arn:aws:s3:us-east-1:1:accesspoint/a/key")),
         ("a@b/c", "/jobs", Uri("file", "/jobs/a@b/c")),
         ("s3://bucket/a/b/", "/jobs", Uri("s3", "bucket/a/b")),
         ("S3://bucket/key", "/jobs", Uri("s3", "bucket/key")),

@@ -92,6 +92,32 @@ def test_a_worker_asks_too(job: JobFolder, marked: Path):
     assert not marked.exists()
 
 
+@pytest.mark.parametrize("name", ["integrand", "pickle", "elsewhere"])
+def test_shipped_code_is_below_a_trusted_prefix(job: JobFolder, name: str):
+    """It stands before what is installed, so it could pass for anything that trusted code imports."""
+    mark = job.path / "ran"
+    (job.path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    body = (job.path / f"{job.module}.py").read_text()
+    (job.path / f"{job.module}.py").write_text(f"import {name}\n{body}")
+    spec = job.spec(model=job.model() | {"code": [f"{job.module}.py", f"{name}.py"]})
+    with pytest.raises(SpecError, match=f"modules below a trusted prefix[\\s\\S]*`{name}`"):
+        plan_job(spec, base=str(job.path), trusted=(job.module,))
+    assert not mark.exists()
+    allowed = plan_job(spec, base=str(job.path), trusted=(job.module, name)) if name == "elsewhere" else None
+    assert mark.exists() == (allowed is not None)
+
+
+def test_an_entrypoint_is_what_its_module_defines_not_what_it_imports(job: JobFolder):
+    """The spec chooses the arguments: `run` of a module that uses subprocess would be anybody's shell."""
+    mark = job.path / "ran"
+    place = job.path / f"{job.module}.py"
+    place.write_text("from subprocess import run\n" + place.read_text())
+    model = job.model() | {"entrypoint": f"{job.module}:run", "arguments": {"args": f"touch {mark}", "shell": True}}
+    with pytest.raises(SpecError, match="one of subprocess"):
+        plan_job(job.spec(model=model), base=str(job.path), trusted=(job.module,))
+    assert not mark.exists()
+
+
 class Payload:
     def __init__(self, mark: Path) -> None:
         self.mark = mark

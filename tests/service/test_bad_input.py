@@ -222,6 +222,16 @@ def test_a_row_on_which_the_model_raises_is_failed(job: JobFolder):
     assert (rows.drop(index=17)["status"] == "unchecked").all()
 
 
+@pytest.mark.parametrize(("raised", "told"), [("SystemExit(0)", "SystemExit: 0"), (r"ValueError('\ud800')", r"\ud800")])
+def test_a_row_on_which_the_model_leaves_or_says_no_text_is_failed(job: JobFolder, raised: str, told: str):
+    """The driver does not end with it, and what cannot be written is spelt out."""
+    job.write_rows(marks=(18,))
+    job.write_model(f"if (x[:, 0] == 1000).any(): raise {raised}\nreturn self.logits(x)")
+    manifest = job.run()
+    assert (manifest.complete, manifest.statuses) == (True, {"failed": 1, "unchecked": 19})
+    assert told in job.rows(manifest)["reason"][18]
+
+
 def test_a_row_whose_output_is_not_finite_says_so(job: JobFolder):
     job.write_model("return self.logits(x) / (x[:, :1] != 1000)")
     job.write_rows(marks=(17,))

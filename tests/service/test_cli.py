@@ -131,6 +131,19 @@ def test_an_unfinished_run_is_told_apart(call, finished: JobFolder):
     code, text = call("status", str(folder))
     assert (code, "unfinished" in text, "5 rows/s, ETA 2 s" in text) == (0, True, True)
     assert "not finished" in call("show", str(folder))[1]
+    (folder / "_progress.json").write_bytes(b"half a heartb")
+    code, text = call("status", str(folder))
+    assert (code, "unfinished" in text, "driver last heard" in text) == (0, True, False)
+
+
+def test_places_with_brackets_are_printed_as_they_are(call, finished: JobFolder):
+    """Such as rich would take for markup."""
+    finished.write_spec(output={"uri": "out[/b][red]x"})
+    code, text = run_spec(call, finished)
+    assert (code, "/out[/b][red]x/" in text) == (0, True)
+    for verb in ("status", "show", "verify"):
+        code, text = call(verb, str(finished.path / "out[/b][red]x"))
+        assert code == 0, text
 
 
 def test_limits_exceeded_end_with_3(call, finished: JobFolder):

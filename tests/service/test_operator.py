@@ -62,6 +62,8 @@ def test_flags_cannot_widen_a_locked_file(tmp_path: Path):
         ("[secrets]\nkey = 'a'", "secrets: Extra"),
         ("[storage]\nschemes = ['http']", "storage.schemes"),
         ("[storage]\ndecoded_bytes = 0", "storage.decoded_bytes"),
+        ("[storage]\nendpoint_url = 's3.example.com'", "storage.endpoint_url"),
+        ("[storage]\nendpoint_url = 'https://key:secret@s3.example.com'", "storage.endpoint_url"),
         ("[ray]\nallow_unauthenticated = 'yes'", "ray.allow_unauthenticated"),
         ("modules = ['a']", "modules: Extra"),
         ("[trust", "valid TOML"),

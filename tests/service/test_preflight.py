@@ -177,11 +177,14 @@ def test_a_corrupt_program_is_refused(job: JobFolder, kind: str, trusted: str):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"entrypoint": "no_such_module_here:build"}, "no such module"),
+        ({"entrypoint": "no_such_module_here:build", "code": ()}, "no such module"),
+        ({"entrypoint": "no_such_module_here:build"}, "modules below a trusted prefix"),
         ({"entrypoint": "{module}:none"}, "no callable `none`"),
         ({"entrypoint": "{module}:FAULTS"}, "no callable `FAULTS`"),
         ({"entrypoint": "{module}:fail", "arguments": {"error": 1}}, "exceptions must derive"),
-        ({"entrypoint": "{module}:Path"}, "a torch.nn.Module"),
+        ({"entrypoint": "{module}:leave"}, "SystemExit: 0"),
+        ({"entrypoint": "{module}:nothing"}, "a torch.nn.Module"),
+        ({"entrypoint": "{module}:Path"}, "one of pathlib"),
         ({"arguments": {"no_such": 1}}, "no_such"),
         ({"code": ["none.py"]}, "none.py"),
     ],

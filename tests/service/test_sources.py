@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -53,6 +55,18 @@ def test_a_list_keeps_its_order_and_names_each_file_once(place: Place):
     assert paths(place, "z", "y") == ["z/a.parquet", "y/a.parquet", "y/b.parquet"]
     assert paths(place, "y/b.parquet", "y") == ["b.parquet", "a.parquet"]
     assert paths(place, "y/a.parquet") == ["a.parquet"]
+
+
+@pytest.mark.parametrize("again", ["x/../a.parquet", "link.parquet", "linked/a.parquet"])
+def test_one_file_under_two_names_is_refused(tmp_path: Path, again: str):
+    """Its rows would be in the result twice."""
+    for name in ("a.parquet", "x/b.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(parquet(1))
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "a.parquet")
+    (tmp_path / "linked").symlink_to(tmp_path)
+    with pytest.raises(DataError, match=r"each file once[\s\S]*the same file as"):
+        list_source(Store(), Source(uri=("a.parquet", again)), str(tmp_path))
 
 
 def test_a_name_with_a_bracket_is_itself(place: Place):

@@ -94,6 +94,13 @@ def test_a_typo_names_the_file_and_the_nearest_field(tmp_path: Path):
     assert "did you mean `tolerance`?" in refusal(tmp_path, YAML.replace("tolerance", "tolerence"))
 
 
+@pytest.mark.parametrize("name", ["spec.json", "spec.yaml"])
+def test_a_file_that_nests_without_end_is_refused(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(SpecError, match="valid YAML or JSON"):
+        load_spec(tmp_path / name)
+
+
 def test_a_missing_or_binary_file_is_refused(tmp_path: Path):
     with pytest.raises(SpecError, match="No such file"):
         load_spec(tmp_path / "none.yaml")

@@ -187,8 +187,12 @@ def test_weights_of_another_model_name_the_keys(code: Path) -> None:
     torch.save(torch.zeros(3), code / "w.pt")
     with pytest.raises(SpecError, match="parameters of Sequential"):
         loaded(factory(weights="w.pt"), code)
-    with pytest.raises(DataError, match="nothing there"):
-        loaded(factory(weights="missing.pt"), code)
+    torch.save({1: torch.zeros(3)}, code / "w.pt")
+    with pytest.raises(SpecError, match="parameters of Sequential"):
+        loaded(factory(weights="w.pt"), code)
+    for name in ("missing.pt", "/dev/zero"):
+        with pytest.raises(DataError, match="nothing there"):
+            loaded(factory(weights=name), code)
 
 
 def test_changed_weights_are_an_integrity_error(code: Path) -> None:
