@@ -8,8 +8,12 @@ from integrand.schemas.records import Attempt, Culprit, Shard, Trial
 
 Range = tuple[int, int]
 READ_ONLY: Range = (0, 0)
-MOST_LOSSES = 64
-"""Losses after which a search is given up. Each may cost a worker's start; k culprits of n rows cost k·log2(n)."""
+
+
+def most_losses(rows: int) -> int:
+    """Losses after which a search is given up. Each may cost a worker's start; k culprits of n rows cost 2k·log2(n)."""
+    return max(64, 16 * rows.bit_length())
+
 
 _REASONS = {
     "killed_worker": "the process died whenever this row was run",
@@ -25,7 +29,7 @@ def next_trial(shard: Shard, attempts: Sequence[Attempt], survived: Collection[R
     is the whole shard without them. `survived` are ranges that were run and lost nobody.
     """
     lost = {a.rows: a for a in attempts if a.charged and a.rows is not None}
-    if READ_ONLY in lost or len(lost) >= MOST_LOSSES:
+    if READ_ONLY in lost or len(lost) >= most_losses(shard.rows):
         return None
     if READ_ONLY not in survived:
         return _trial(shard, READ_ONLY)

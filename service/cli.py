@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from integrand.service.terminal import Terminal
 
 if TYPE_CHECKING:
     from integrand.schemas.records import Plan, RunManifest
+    from integrand.schemas.specs import AttributeSpec
+    from integrand.schemas.uris import Uri
     from integrand.service.query import Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -96,7 +99,7 @@ def run(
     logical_date: Annotated[str | None, typer.Option("--logical-date", help="ISO date that orders `_latest`.")] = None,
 ) -> None:
     """Run a job to its end. Run again to resume: only missing shards are computed."""
-    from integrand.service.jobs import limits_exceeded, run_job
+    from integrand.service.jobs import run_job
     from integrand.service.specfile import load_spec
     from integrand.workers.store import Store
 
@@ -107,14 +110,8 @@ def run(
                            address=address or os.environ.get("RAY_ADDRESS"), salt=fresh, allow_mixed=allow_mixed,
                            allow_unauthenticated_ray=operator.allow_unauthenticated_ray, logical_date=logical_date,
                            console=out)  # fmt: skip
-    _print_manifest(manifest)
     root = Store(operator.access).parse(parsed.output.uri, base)
-    out.print(f"run folder: {root.child(manifest.run_id)}", highlight=False)
-    problems = limits_exceeded(parsed, manifest)
-    for problem in problems:
-        err.print(problem, style="red", highlight=False)
-    if problems or not manifest.complete:
-        raise typer.Exit(3)
+    _end(parsed, manifest, root.child(manifest.run_id))
 
 
 @app.command("retry-quarantined")
@@ -134,12 +131,11 @@ def retry_quarantined(
         manifest = retry(run, name=name, trusted=operator.trusted, access=operator.access, pool=_pool_kind(pool),
                          address=address or os.environ.get("RAY_ADDRESS"),
                          allow_unauthenticated_ray=operator.allow_unauthenticated_ray, console=out)  # fmt: skip
+    opened = _open(run, name)
     if manifest is None:
-        out.print("nothing is quarantined", highlight=False)
+        out.print(f"nothing is quarantined in {opened.uri}", highlight=False)
         return
-    _print_manifest(manifest)
-    if not manifest.complete:
-        raise typer.Exit(3)
+    _end(opened.plan.spec, manifest, opened.uri)
 
 
 @app.command()
@@ -267,10 +263,18 @@ def _print_plan(plan: Plan) -> None:
     tables.show_plan(out, plan)
 
 
-def _print_manifest(manifest: RunManifest) -> None:
+def _end(spec: AttributeSpec, manifest: RunManifest, folder: Uri) -> None:
+    """What a run came to. Exit code 3 if it is partial, or above a limit of its spec."""
     from integrand.service import tables
+    from integrand.service.jobs import limits_exceeded
 
     tables.show_manifest(out, manifest)
+    out.print(f"run folder: {folder}", highlight=False)
+    problems = limits_exceeded(spec, manifest)
+    for problem in problems:
+        err.print(problem, style="red", highlight=False)
+    if problems or not manifest.complete:
+        raise typer.Exit(3)
 
 
 @contextmanager
@@ -294,6 +298,7 @@ def main() -> None:
     """Entry point. Exit codes: the error tree in `schemas.errors`, 3 for partial runs, 130 for interrupted ones."""
     for name, value in REPEATABLE.items():  # as Ray gives it to workers
         os.environ.setdefault(name, value)
+    faulthandler.enable(sys.__stderr__ or sys.stderr)  # a model that crashes while it is tried says where
     try:
         app()
     except IntegrandError as error:

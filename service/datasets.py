@@ -18,7 +18,15 @@ from integrand.service.sources import Listing, list_source, read_footers
 from integrand.workers.ingest import Format as TextFormat
 from integrand.workers.ingest import IngestTask, estimate_rows, head, ingest, ingest_digest, load_ingested, roles_of
 from integrand.workers.reading import declared_columns, source_schema
-from integrand.workers.statistics import Partial, fold_means, means_uri, partial_sums, read_means, write_means
+from integrand.workers.statistics import (
+    Partial,
+    check_means,
+    fold_means,
+    means_uri,
+    partial_sums,
+    read_means,
+    write_means,
+)
 from integrand.workers.store import Store
 
 
@@ -67,21 +75,23 @@ def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, form: Tex
 
 
 def dataset_means(store: Store, spec: AttributeSpec, output: Uri, dataset: Dataset, shapes: tuple[InputShape, ...],
-                  pool: Pool) -> tuple[Sequence[np.ndarray], Statistics]:  # fmt: skip
+                  outputs: int | None, pool: Pool) -> tuple[Sequence[np.ndarray], Statistics]:  # fmt: skip
     """Mean of every input over the clean rows, counted once per dataset and kept under `_ingest/`."""
-    place = means_uri(output, dataset.files, spec)
+    place = means_uri(output, dataset.files, spec, outputs)
     if not store.exists(place):
         groups = [(i, g) for i, f in enumerate(dataset.files) for g in range(len(f.row_groups))]
-        sums = pool.map(partial(_group_sums, store, dataset.files, spec, shapes), groups)
+        sums = pool.map(partial(_group_sums, store, dataset.files, spec, shapes, outputs), groups)
         stored = write_means(store, place, fold_means(sums))
     else:
         stored = _stored(store, place)
-    return read_means(store, place, stored.sha256), stored
+    means = read_means(store, place, stored.sha256)
+    check_means(means, shapes)
+    return means, stored
 
 
 def _group_sums(store: Store, files: tuple[SourceFile, ...], spec: AttributeSpec, shapes: tuple[InputShape, ...],
-                group: tuple[int, int]) -> Partial:  # fmt: skip
-    return partial_sums(store, files, group[0], group[1], spec, shapes)
+                outputs: int | None, group: tuple[int, int]) -> Partial:  # fmt: skip
+    return partial_sums(store, files, group[0], group[1], spec, shapes, outputs)
 
 
 def _stored(store: Store, place: Uri) -> Statistics:

@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from integrand.schemas.errors import IntegrityError
@@ -20,6 +19,7 @@ from integrand.schemas.ids import FOOTER_KEY, shard_object
 from integrand.schemas.records import Plan, Shard, ShardFooter
 from integrand.schemas.stats import Member
 from integrand.schemas.uris import Uri
+from integrand.workers.decoding import open_parquet
 from integrand.workers.store import Entry, Store
 
 THREADS = 16
@@ -122,7 +122,7 @@ def _shard_of(run: Uri, entry: Entry) -> str | None:
 def _footer(run: Uri, shard_id: str, tail: bytes) -> ShardFooter:
     place = run.child(shard_object(shard_id))
     try:
-        metadata = pq.read_metadata(pa.BufferReader(tail))
+        metadata = open_parquet(pa.BufferReader(tail)).metadata
         footer = ShardFooter.model_validate_json((metadata.metadata or {})[FOOTER_KEY.encode()])
     except (pa.ArrowException, OSError, KeyError, ValidationError) as error:
         raise _not_ours(place, f"a footer of Integrand under `{FOOTER_KEY}`", str(error)) from error

@@ -16,6 +16,7 @@ from integrand.schemas.uris import Uri
 from integrand.service import progress
 from integrand.service.footers import RunFolder
 from integrand.service.manifest import (
+    conclude,
     fold,
     instant,
     load_manifest,
@@ -68,8 +69,8 @@ def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = 
     workers = make_pool(pool, address, spec.compute, allow_unauthenticated_ray=allow_unauthenticated_ray)
     shown = console or Terminal(soft_wrap=True)
     try:
-        uri, code = _plan_run(request, workers, shown)
-        run = open_folder(request, uri)
+        fresh, code = _plan_run(request, workers, shown)
+        run = open_folder(request, fresh.run_id, fresh)
         check_build(run.plan, allow_mixed)
         setup = Setup(run.planned, run.plan_sha256, run.uri, access, trusted, code, allow_mixed)
         manifest = finish(run, setup, workers, shown, logical_date)
@@ -78,11 +79,12 @@ def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = 
     return manifest
 
 
-def _plan_run(request: Request, pool: Pool, console: Console) -> tuple[Uri, CodeBundle]:
-    """Make the plan and its run folder. The stored plan counts from then on: two of 100,000 shards take much memory."""
+def _plan_run(request: Request, pool: Pool, console: Console) -> tuple[Plan, CodeBundle]:
+    """Make the plan and its run folder. The stored shards count from then on: twice 100,000 would take much memory."""
     planned, code = make_plan(request, pool)
     _announce(planned, console)
-    return create_folder(request, planned, console), code
+    create_folder(request, planned, console)
+    return planned.model_copy(update={"shards": ()}), code
 
 
 def _announce(plan: Plan, console: Console) -> None:
@@ -100,7 +102,7 @@ class OpenRun(RunFolder):
     planned: bytes
 
 
-def create_folder(request: Request, planned: Plan, console: Console) -> Uri:
+def create_folder(request: Request, planned: Plan, console: Console) -> None:
     """The run folder of a plan, created with it unless the run was begun before."""
     store = request.store
     uri = store.parse(request.spec.output.uri, request.base).child(planned.run_id)
@@ -112,17 +114,21 @@ def create_folder(request: Request, planned: Plan, console: Console) -> Uri:
         except FileExistsError:  # another driver was first with the same run: its plan counts
             console.print(f"run {planned.run_id} was planned by another driver")
     reach("plan.created")
-    return uri
 
 
-def open_folder(request: Request, uri: Uri) -> OpenRun:
-    """A run folder as it was left, with the shards that were cut when it was created."""
-    plan, plan_sha256 = load_plan(request.store, uri)
-    if plan.run_id != uri.name:
-        raise IntegrityError(str(uri), expected=f"the plan of run {uri.name}", seen=plan.run_id,
-                             next_step="move the folder away")  # fmt: skip
+def open_folder(request: Request, run_id: str, fresh: Plan | None = None) -> OpenRun:
+    """A run folder as it was left, with the shards that were cut when it was created.
+
+    fresh   the same run as it is planned today, with or without shards: what is no part of its identity is taken from it
+    """
     root = request.store.parse(request.spec.output.uri, request.base)
-    return OpenRun(request.store, uri, _as_asked(plan, request.spec), plan_sha256, root, without_shards(plan))
+    uri = root.child(run_id)
+    plan, plan_sha256 = load_plan(request.store, uri)
+    if plan.run_id != run_id:
+        raise IntegrityError(str(uri), expected=f"the plan of run {run_id}", seen=plan.run_id,
+                             next_step="move the folder away")  # fmt: skip
+    plan = _as_asked(plan, fresh) if fresh else plan
+    return OpenRun(request.store, uri, plan, plan_sha256, root, without_shards(plan))
 
 
 def without_shards(plan: Plan) -> bytes:
@@ -130,10 +136,15 @@ def without_shards(plan: Plan) -> bytes:
     return dump(plan.model_copy(update={"shards": ()}))
 
 
-def _as_asked(plan: Plan, spec: AttributeSpec) -> Plan:
-    """A stored plan under today's name, workers, attempts, deadlines and limits: they are no part of its identity."""
-    today = {"name": spec.name, "compute": spec.compute, "limits": spec.limits}
-    return plan.model_copy(update={"spec": plan.spec.model_copy(update=today)})
+def _as_asked(plan: Plan, fresh: Plan) -> Plan:
+    """A stored plan under today's name, workers, attempts, deadlines and limits, and with what it reads where it lies
+    today: these are no part of its identity."""
+    today = {name: getattr(fresh.spec, name) for name in ("name", "compute", "limits", "source", "model", "output")}
+    files = tuple(
+        known.model_copy(update={"uri": file.uri}) for known, file in zip(plan.files, fresh.files, strict=True)
+    )
+    return plan.model_copy(update={"spec": plan.spec.model_copy(update=today), "files": files,
+                                   "artefacts": fresh.artefacts, "statistics": fresh.statistics})  # fmt: skip
 
 
 def check_build(plan: Plan, allow_mixed: bool) -> None:
@@ -149,7 +160,8 @@ def finish(run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_dat
     done = load_manifest(run.store, run.uri)
     if done is not None:
         console.print(f"run {run.plan.run_id} is complete already: nothing to do")
-        _conclude(run, logical_date or done.logical_date or done.created)  # a driver may have died just before it did
+        conclude(run.store, run.uri)  # a driver may have died just before it did
+        _point(run, logical_date or done.logical_date or done.created)
         return done
     date = logical_date or _now()
     committed = read_committed(run)
@@ -177,21 +189,20 @@ def _dispatch(run: OpenRun, ledger: Ledger, committed: Committed, pool: Pool, co
 
 
 def _seal(run: OpenRun, ledger: Ledger, committed: Committed, date: str) -> RunManifest:
-    """Fold what storage holds into the manifest; conclude a complete run."""
+    """Fold what storage holds into the manifest; point `_latest` at a complete run."""
     given_up = tuple(q for _, q in sorted(ledger.quarantined.items()))
     manifest = fold(run.plan, run.plan_sha256, committed, given_up, created=_now(), logical_date=date)
     reach("run.folded")
     write_manifest(run.store, run.uri, manifest)
     reach("manifest.created")
     if manifest.complete:
-        _conclude(run, date)
+        _point(run, date)
     return manifest
 
 
-def _conclude(run: OpenRun, date: str) -> None:
+def _point(run: OpenRun, date: str) -> None:
     pointer = Pointer(run_id=run.plan.run_id, logical_date=date, written=_now())
     point_latest(run.store, run.root, run.plan.spec.name, pointer)
-    run.store.sweep(run.uri.child("_tmp"))
 
 
 def _now() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import (
+    Attempt,
     Plan,
     Pointer,
     Quarantined,
@@ -52,7 +53,7 @@ def parse_plan(stored: bytes, run: Uri) -> tuple[Plan, str]:
 
     By way of Python objects, whose memory Python takes again: what pydantic parses 100,000 shards with stays lost.
     """
-    return _parsed(Plan, stored, run.child(PLAN)), hashlib.sha256(stored).hexdigest()
+    return parse_record(Plan, stored, run.child(PLAN)), hashlib.sha256(stored).hexdigest()
 
 
 def load_manifest(store: Store, run: Uri) -> RunManifest | None:
@@ -72,6 +73,14 @@ def read_quarantined(store: Store, run: Uri) -> tuple[Quarantined, ...]:
     with ThreadPoolExecutor(THREADS) as threads:
         found = list(threads.map(lambda place: _load(Quarantined, store, place), places))
     return tuple(q for q in found if q is not None)
+
+
+def read_attempts(store: Store, run: Uri) -> Iterator[Attempt]:
+    """Every failed attempt, by shard and in the order in which they were recorded."""
+    places = [e.uri for e in store.list(run.child("_attempts")) if e.uri.name.endswith(".json")]
+    with ThreadPoolExecutor(THREADS) as threads:
+        for data, place in zip(threads.map(store.read, places), places, strict=True):
+            yield parse_record(Attempt, data, place)
 
 
 # --- manifest ----------------------------------------------------------------------------------------------
@@ -114,7 +123,14 @@ def write_manifest(store: Store, run: Uri, manifest: RunManifest) -> None:
         store.create(run.child(MANIFEST), dump(manifest), scratch=run.child("_tmp"))
     except FileExistsError:
         _check_same(run, manifest, load_manifest(store, run))
+    conclude(store, run)
+
+
+def conclude(store: Store, run: Uri) -> None:
+    """Remove what a complete run has no more use for: the partial manifest, and scratch that killed writers left."""
     store.delete(run.child(PARTIAL))
+    for folder in (run, run.child("_tmp"), run.child("_stats"), run.child("_quarantine")):
+        store.sweep(folder)
 
 
 def _listed(values: Sequence[object]) -> str:
@@ -175,10 +191,11 @@ def _load(kind: type[AnyRecord], store: Store, place: Uri) -> AnyRecord | None:
         data = store.read(place)
     except FileNotFoundError:
         return None
-    return _parsed(kind, data, place)
+    return parse_record(kind, data, place)
 
 
-def _parsed(kind: type[AnyRecord], data: bytes, place: Uri) -> AnyRecord:
+def parse_record(kind: type[AnyRecord], data: bytes, place: Uri) -> AnyRecord:
+    """What a stored object says. IntegrityError for other bytes, DataError for those of a later format."""
     try:
         return kind.model_validate(from_json(data))
     except ValueError as error:  # a ValidationError is one

@@ -29,7 +29,7 @@ from integrand.schemas.specs import AttributeSpec, FactoryModel, MeanBaseline, M
 from integrand.service.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.pools import Pool
-from integrand.service.preflight import Findings, Sample, examine, sample_rows
+from integrand.service.preflight import Findings, Sample, column_outputs, examine, sample_rows
 from integrand.service.runid import run_id
 from integrand.workers.embeddings import through_embeddings
 from integrand.workers.models import (
@@ -126,14 +126,17 @@ def survey(request: Request, pool: Pool) -> Survey:
     dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
     shapes = resolve_columns(dataset.schema, spec)
     facts = _model_facts(request)
-    means, statistics = _statistics(request, dataset, shapes, pool)
     device: Literal["cpu", "cuda"] = "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
     forward = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device)
     forward = through_embeddings(forward, spec)
-    shapes, rows = _sample(store, spec, dataset, shapes)
-    _refuse_lengths(spec, shapes)
-    sample = sample_rows(spec, shapes, rows, means, device, forward)
-    return Survey(dataset, shapes, facts, statistics, device, forward, sample)
+    tried, rows = _sample(store, spec, dataset, shapes)
+    _refuse_lengths(spec, tried)
+    sample, statistics = sample_rows(spec, tried, rows, [np.zeros(s.shape) for s in shapes], device, forward), None
+    if _means_wanted(request, dataset):  # of rows that are not bad, which a target can be to this model alone
+        outputs = column_outputs(spec, forward, sample)
+        means, statistics = dataset_means(store, spec, output, dataset, shapes, outputs, pool)
+        sample = sample_rows(spec, tried, rows, means, device, forward)
+    return Survey(dataset, tried, facts, statistics, device, forward, sample)
 
 
 def _device_warnings(spec: AttributeSpec, device: str) -> tuple[str, ...]:
@@ -161,15 +164,10 @@ def planned_code(store: Store, plan: Plan) -> CodeBundle:
     return code
 
 
-def _statistics(request: Request, dataset: Dataset, shapes: tuple[InputShape, ...], pool: Pool
-                ) -> tuple[Sequence[np.ndarray] | None, Statistics | None]:  # fmt: skip
-    """Dataset means where a baseline needs them; zeros stand in while the pre-pass has not run."""
-    if not any(isinstance(b, MeanBaseline) for b in request.spec.baselines):
-        return None, None
-    if dataset.estimated or not request.ingest:
-        return [np.zeros(s.shape) for s in shapes], None
-    output = request.store.parse(request.spec.output.uri, request.base)
-    return dataset_means(request.store, request.spec, output, dataset, shapes, pool)
+def _means_wanted(request: Request, dataset: Dataset) -> bool:
+    """Whether a baseline needs the dataset's means; zeros stand in while the pre-pass has not run."""
+    known = request.ingest and not dataset.estimated
+    return known and any(isinstance(b, MeanBaseline) for b in request.spec.baselines)
 
 
 def _sample(store: Store, spec: AttributeSpec, dataset: Dataset, shapes: tuple[InputShape, ...]

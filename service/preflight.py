@@ -20,6 +20,7 @@ from integrand.workers.autocast import HALVES, LEAST
 from integrand.workers.baselines import baseline_tensors
 from integrand.workers.batching import KEPT_BYTES_PER_ELEMENT, activation_bytes, step_batch_rows
 from integrand.workers.embeddings import IdsModel
+from integrand.workers.isolation import isolate
 from integrand.workers.outputs import Forward, check_output, target_table, transformed
 from integrand.workers.prepared import Prepared, assemble, closed_form, stepping, work_of
 from integrand.workers.quadrature import plain_rule
@@ -74,19 +75,33 @@ class Sample:
 
 def sample_rows(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, means: Sequence[np.ndarray] | None,
                 device: str, forward: Forward, most: int = 8) -> Sample:  # fmt: skip
-    """The first clean rows whose ids the model knows. Raises DataError with their reasons if every row tried is bad."""
+    """The first clean rows that the model takes. Raises DataError with their reasons if every row tried is bad."""
     rows = replace(rows, reasons=_judge_ids(forward, rows, device))
-    clean = [i for i, reason in enumerate(rows.reasons) if reason is None][:most]
+    clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
     if not clean:
         raise DataError("source", expected="at least one usable row among the first",
                         seen=f"{len(rows.reasons)} bad rows, the first: {rows.reasons[0]}",
                         next_step="mend the data, or name the right columns and shape under inputs")  # fmt: skip
-    index = torch.tensor(clean)
+    index = torch.tensor(_taken(forward, [t.to(device) for t in (*rows.inputs, *rows.forward_args)], clean, most))
     baselines = baseline_tensors(spec, shapes, rows, means)
     return Sample(tuple(x[index].to(device) for x in rows.inputs),
                   tuple((b if b.shape[0] == 1 else b[index]).to(device) for b in baselines),
                   tuple(a[index].to(device) for a in rows.forward_args),
                   None if rows.target is None else rows.target[index].to(device))  # fmt: skip
+
+
+def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most: int) -> list[int]:
+    """The first clean rows, without those on which the model raises; with them where it raises on each, as is told later."""
+
+    def attempt(part: slice) -> list[int]:
+        forward(*(a[clean[part]] for a in arguments))
+        return clean[part]
+
+    with _real_rows(arguments), torch.no_grad():
+        found = [row for rows in isolate(attempt, lambda error: [], slice(0, min(most, len(clean)))) for row in rows]
+        if not found and len(clean) > most:
+            found = [row for rows in isolate(attempt, lambda error: [], slice(most, len(clean))) for row in rows][:most]
+    return found or clean[:most]
 
 
 def _judge_ids(forward: Forward, rows: Rows, device: str) -> list[str | None]:
@@ -191,6 +206,14 @@ def first_pass(spec: AttributeSpec, model: Forward, sample: Sample) -> tuple[Sam
     table, width = _targets(spec, out, sample)
     check_output(out, sample.rows, table)
     return replace(sample, target=table), width, warnings
+
+
+def column_outputs(spec: AttributeSpec, model: Forward, sample: Sample) -> int | None:
+    """How many outputs a target column may name; None where no column names one."""
+    if not isinstance(spec.target, ColumnTarget):
+        return None
+    out, _ = _try_model(spec, model, sample)
+    return int(out.shape[-1]) if out.ndim == 2 else None
 
 
 def _try_model(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[Tensor, list[str]]:

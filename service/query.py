@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
@@ -38,6 +38,8 @@ from integrand.service.manifest import (
     read_quarantined,
 )
 from integrand.service.stats import read_committed
+from integrand.workers.decoding import forget_extensions
+from integrand.workers.encoding import plain_values
 from integrand.workers.reading import BAD, read_slices
 from integrand.workers.store import Access, Store
 
@@ -176,12 +178,7 @@ class Run:
 
     def rows(self, row_id: object) -> pd.DataFrame:
         """The output rows of one input row, or of all rows that share the id; empty if there is none."""
-        kind = self.schema.field("row_id").type
-        try:
-            value = pa.scalar(row_id).cast(kind)
-        except pa.ArrowException:
-            raise SpecError("row_id", expected=f"a value of type {kind}", seen=repr(row_id)) from None
-        return self.to_pandas(filters=pc.field("row_id") == value)
+        return self.to_pandas(filters=pc.field("row_id") == _as_id(row_id, self.schema.field("row_id").type))
 
     def where(self, sql: str) -> pd.DataFrame:
         """The rows for which a DuckDB boolean expression over the output columns is true.
@@ -251,7 +248,7 @@ class Run:
         return _filtered(output, expression).select(kept)
 
     def _frame(self, table: pa.Table) -> pd.DataFrame:
-        frame: pd.DataFrame = table.to_pandas()
+        frame = _in_pandas(table)
         frame.attrs["complete"] = self.complete
         return frame
 
@@ -260,6 +257,7 @@ class Run:
 def _fragment(store: Store, place: Uri) -> Iterator[ds.ParquetFileFragment]:
     """A committed object, open; whatever then is wrong with its bytes is an IntegrityError."""
     try:
+        forget_extensions()
         with store.open(place) as file:
             yield _FORMAT.make_fragment(file)
     except MemoryError:
@@ -267,6 +265,42 @@ def _fragment(store: Store, place: Uri) -> Iterator[ds.ParquetFileFragment]:
     except (pa.ArrowException, OSError) as error:
         raise IntegrityError(str(place), expected="the object as it was committed", seen=str(error).split("\n")[0],
                              next_step="move it away and run again: its shard is redone") from error  # fmt: skip
+
+
+# --- dates and times that pandas has not ------------------------------------------------------------------
+
+
+def _in_pandas(table: pa.Table) -> pd.DataFrame:
+    """A table as pandas has it; a column of dates or times beyond that holds what Python has, or stored integers."""
+    beyond = [name for name in table.column_names if not _pandas_has(table[name])]
+    frame: pd.DataFrame = table.drop_columns(beyond).to_pandas()
+    for name in beyond:
+        values = pd.Series(plain_values(table[name]), dtype=object)
+        frame.insert(table.column_names.index(name), name, values)
+    return frame
+
+
+def _pandas_has(column: pa.ChunkedArray) -> bool:
+    """Of a zone pandas takes any time, and raises when it is looked at: the first and the last are."""
+    kind = column.type
+    if not (pa.types.is_date(kind) or pa.types.is_time(kind) or (pa.types.is_timestamp(kind) and kind.tz)):
+        return True
+    ends = pc.min_max(column)
+    try:
+        column.to_pandas()
+        pa.array([ends["min"], ends["max"]], kind).to_pandas().map(str)
+    except (ValueError, OverflowError, NotImplementedError):
+        return False
+    return True
+
+
+def _as_id(row_id: object, kind: pa.DataType) -> pa.Scalar:
+    """A row id as it is stored; a date or time may be told as the integer that stores it."""
+    stored = (pa.int64() if kind.bit_width == 64 else pa.int32()) if pa.types.is_temporal(kind) else kind
+    for known in (kind, stored):
+        with suppress(pa.ArrowException):
+            return pa.scalar(row_id).cast(known).cast(kind)
+    raise SpecError("row_id", expected=f"a value of type {kind}", seen=repr(row_id))
 
 
 # --- conditions and columns --------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
@@ -20,7 +19,8 @@ from integrand.service.findings import Finding, Remark, Unchecked, reason
 from integrand.service.footers import RunFolder
 from integrand.service.jobs import without_shards
 from integrand.service.planner import pinned, planned_code
-from integrand.workers.encoding import NUMBERS, Results, results_of
+from integrand.workers.decoding import open_parquet
+from integrand.workers.encoding import NUMBERS, Results, plain_value, results_of
 from integrand.workers.job import Job
 from integrand.workers.models import check_trust
 from integrand.workers.reading import row_ids
@@ -81,7 +81,7 @@ def _drawn(folder: RunFolder, shards: Sequence[str], sample: int, seed: int) -> 
 def _compared(job: Job, folder: RunFolder, shard: Shard, rows: list[int]) -> Again:
     """Some rows of a shard as they are stored, and as they come out here."""
     place, times = folder.uri.child(shard_object(shard.id)), job.plan.targets_per_row
-    with folder.store.open(place) as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+    with folder.store.open(place) as file, open_parquet(file) as parquet:
         footer = ShardFooter.model_validate_json(parquet.metadata.metadata[FOOTER_KEY.encode()])
         table = parquet.read()
     failed = {i // times for i, s in enumerate(table["status"].to_pylist()) if s == RowStatus.failed}
@@ -133,7 +133,7 @@ def _close(then: Results, now: Results, row: int, *, tolerance: float) -> bool:
 
 
 def _finding(place: str, then: Results, now: Results, row: int) -> Finding:
-    return Finding(f"{place} row_id {then.row_id[row].as_py()!r} target {then.target[row].as_py()}",
+    return Finding(f"{place} row_id {plain_value(then.row_id[row])!r} target {then.target[row].as_py()}",
                    f"what the plan's model gives: {_told(now, row)}", f"{_told(then, row)}, as stored", _NEXT)  # fmt: skip
 
 

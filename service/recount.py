@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from integrand.schemas.errors import DataError, IntegrityError
@@ -24,15 +22,18 @@ from integrand.schemas.specs import AllTargets, IndexTarget, ScalarTarget
 from integrand.schemas.tables import PREFIX, RowStatus, output_schema
 from integrand.service.findings import Finding, Remark, Unchecked, reason
 from integrand.service.footers import RunFolder
+from integrand.workers.decoding import open_parquet
 from integrand.workers.encoding import (
     Results,
     attribution_fields,
     checksum,
+    plain_value,
     results_of,
     results_table,
     shard_footer,
     write_parquet,
 )
+from integrand.workers.identity import hash_ids
 from integrand.workers.reading import read_slices, row_ids
 
 _ARROW_SCHEMA = "ARROW:schema"
@@ -70,7 +71,7 @@ class Recounter:
     def recount(self, shard: Shard, where: str, data: bytes) -> Recount:
         """Everything that can be told from the bytes of one object; `where` names it."""
         try:
-            stored = _decoded(data)
+            stored = decoded(data)
         except (
             pa.ArrowException,
             OSError,
@@ -137,8 +138,8 @@ class Recounter:
         wrong = np.flatnonzero(_differ(results.row_id, planned))
         if len(wrong):
             row = int(wrong[0])
-            yield Finding(where, f"row_id {planned[row].as_py()!r} in row {row}, as in the source",
-                          f"{results.row_id[row].as_py()!r}; {len(wrong)} rows differ")  # fmt: skip
+            yield Finding(where, f"row_id {plain_value(planned[row])!r} in row {row}, as in the source",
+                          f"{plain_value(results.row_id[row])!r}; {len(wrong)} rows differ")  # fmt: skip
 
     def _planned_ids(self, shard: Shard) -> pa.Array:
         column, files = self.folder.plan.spec.source.row_id, self.folder.plan.files
@@ -146,8 +147,9 @@ class Recounter:
         return row_ids(files, shard.slices, table, column)
 
 
-def _decoded(data: bytes) -> Stored:
-    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+def decoded(data: bytes) -> Stored:
+    """The bytes of a shard's object, its columns of the types that they were written with."""
+    with open_parquet(pa.BufferReader(data)) as parquet:
         metadata = {key.decode(): value.decode() for key, value in (parquet.metadata.metadata or {}).items()}
         group_rows, table = parquet.metadata.row_group(0).num_rows, parquet.read()
     # Parquet has no seconds and no date64: their columns come back as another type than they were written with
@@ -248,16 +250,11 @@ def _byte_remarks(where: str, stored: Stored, data: bytes) -> Iterator[Remark]:
         return
     told = {key: stored.metadata[key] for key in (FOOTER_KEY, CHECKSUM_KEY) if key in stored.metadata}
     again = write_parquet(stored.table, told, stored.group_rows)
-    schema = pq.read_metadata(pa.BufferReader(again)).metadata[_ARROW_SCHEMA.encode()].decode()
+    schema = open_parquet(pa.BufferReader(again)).metadata.metadata[_ARROW_SCHEMA.encode()].decode()
     if len(again) != len(data) and schema == stored.arrow_schema:  # no flipped bit does that, another zstd may
         yield Unchecked(unchecked, "another build of pyarrow wrote them than is here")
     elif again != data:
         yield Finding(where, "the bytes that its rows and its footer are written as", "others")
-
-
-def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
-    """64 bits of each id, nulls left out: lines that could not be parsed have no id."""
-    return pd.util.hash_array(ids.drop_null().to_pandas().to_numpy())
 
 
 def _differ(seen: pa.Array, expected: pa.Array) -> NDArray[np.bool_]:

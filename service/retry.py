@@ -7,6 +7,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from integrand.schemas.errors import DataError
 from integrand.schemas.records import RunManifest
 from integrand.schemas.uris import Uri
 from integrand.service.jobs import OpenRun, check_build, finish, without_shards
@@ -14,7 +15,7 @@ from integrand.service.manifest import load_partial, load_plan
 from integrand.service.planner import planned_code
 from integrand.service.pools import make_pool
 from integrand.service.query import resolve_run
-from integrand.service.runner import read_ledger
+from integrand.service.runner import Ledger, read_ledger
 from integrand.service.terminal import Terminal
 from integrand.workers.models import check_trust
 from integrand.workers.store import Access, Store
@@ -41,6 +42,7 @@ def retry_quarantined(uri: str | os.PathLike[str] | Uri, *, name: str | None = N
     check_trust(run.plan.spec.model, trusted)
     check_build(run.plan, allow_mixed=False)
     setup = Setup(run.planned, run.plan_sha256, run.uri, access, trusted, planned_code(store, run.plan))
+    _check_there(run, ledger)
     shown.print(f"run {run.plan.run_id}: {len(ledger.quarantined)} quarantined shards are tried again", highlight=False)
     for shard in sorted(ledger.quarantined):
         ledger.release(shard)
@@ -49,6 +51,17 @@ def retry_quarantined(uri: str | os.PathLike[str] | Uri, *, name: str | None = N
         return finish(run, setup, workers, shown, partial.logical_date if partial else None)
     finally:
         workers.close()
+
+
+def _check_there(run: OpenRun, ledger: Ledger) -> None:
+    """DataError, before anything is released, if what the shards are made from is not where it was planned."""
+    files = [
+        run.plan.files[s.file].uri for shard in run.plan.shards if shard.id in ledger.quarantined for s in shard.slices
+    ]
+    for place in dict.fromkeys([*(a.uri for a in run.plan.artefacts), *files]):
+        if not run.store.exists(run.store.parse(place)):
+            raise DataError(place, expected="what the run reads, where it was planned", seen="nothing there",
+                            next_step="put it back")  # fmt: skip
 
 
 def _open(store: Store, uri: Uri) -> OpenRun:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -13,8 +12,7 @@ from integrand.schemas.errors import IntegrityError, TransientError
 from integrand.schemas.records import Attempt, Plan, Quarantined, Shard, ShardFooter, Trial, dump
 from integrand.schemas.uris import Uri
 from integrand.service.bisection import Range, next_trial
-from integrand.service.footers import THREADS
-from integrand.service.manifest import read_quarantined
+from integrand.service.manifest import read_attempts, read_quarantined
 from integrand.service.pools import Failure, Outcome, Pool
 from integrand.service.stats import Committed, merge, stats_of
 from integrand.workers.failpoints import reach
@@ -120,10 +118,8 @@ class Ledger:
 def read_ledger(store: Store, run: Uri, plan: Plan) -> Ledger:
     """The ledger as earlier drivers left it."""
     ledger = Ledger(store, run, plan)
-    with ThreadPoolExecutor(THREADS) as threads:
-        for data in threads.map(store.read, [entry.uri for entry in store.list(run.child("_attempts"))]):
-            attempt = Attempt.model_validate_json(data)
-            ledger.attempts.setdefault(attempt.shard, []).append(attempt)
+    for attempt in read_attempts(store, run):
+        ledger.attempts.setdefault(attempt.shard, []).append(attempt)
     ledger.quarantined.update({q.shard: q for q in read_quarantined(store, run)})
     return ledger
 
@@ -168,7 +164,10 @@ class Dispatch:
                 shard = self.waiting.popleft()
                 self._submit(worker, shard, self.waiting[0] if self.waiting else None)
             elif self.suspects and not self.in_flight:
-                self._try_alone(worker)
+                if self.alone in (None, worker):
+                    self._try_alone(worker)
+                else:  # it may hold the place that the fresh worker waits for
+                    self.pool.retire(worker)
             elif self.in_flight and not self.suspects:
                 self.pool.retire(worker)
 
@@ -187,7 +186,7 @@ class Dispatch:
         if self.alone is None and not self.ledger.condemned(self.suspects[0]):
             self.alone = worker
             self.pool.replace(worker)
-        elif self.alone in (None, worker):
+        else:
             self.alone = worker
             self._submit_alone(worker, self.suspects.popleft())
 
@@ -246,7 +245,7 @@ class Dispatch:
 
     def _too_many_quarantined(self) -> bool:
         most = self.plan.spec.limits.max_quarantined
-        return most is not None and len(self.ledger.quarantined) > most
+        return most is not None and len(self.ledger.quarantined.keys() - self.done) > most
 
     def tally(self) -> Tally:
         count = Counter(self.stats.statuses)
@@ -255,7 +254,7 @@ class Dispatch:
             shards_planned=len(self.plan.shards), rows_planned=self.rows_planned, shards_done=len(self.done),
             rows_done=self.stats.rows_in, rows_here=self.rows_here, evaluations=self.stats.evaluations,
             attributed=converged + count["not_converged"] + count["unchecked"], converged=converged,
-            quarantined=len(self.ledger.quarantined), seconds=time.monotonic() - self.started if self.started else 0.0,
+            quarantined=len(self.ledger.quarantined.keys() - self.done), seconds=time.monotonic() - self.started if self.started else 0.0,
             searched=next((s.id for s in self.in_flight.values() if isinstance(s, Trial)), None),
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from integrand.schemas.records import SourceFile
 from integrand.schemas.specs import Source
 from integrand.schemas.uris import Uri
 from integrand.workers.reading import inspect_file
-from integrand.workers.store import Entry, Store
+from integrand.workers.store import Entry, Store, split_glob
 
 READERS = 32
 """Footers read at once: they cost latency, not bandwidth."""
@@ -88,8 +88,7 @@ def _root(roots: Sequence[Uri], entries: Sequence[Entry]) -> str:
     def folder(root: Uri) -> str:
         if any(e.uri.path == root.path for e in entries):
             return os.path.dirname(root.path)
-        fixed = root.path.split("*")[0].split("?")[0].split("[")[0]
-        return root.path if fixed == root.path else os.path.dirname(fixed)
+        return split_glob(root)[0].path
 
     return os.path.commonpath([folder(r) or "/" for r in roots])
 

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from integrand.schemas.errors import DataError
 from integrand.schemas.records import Heartbeat, Numerics, Plan, Quantiles, RunManifest
 from integrand.schemas.tables import COLUMNS, PREFIX, WITHOUT_ATTRIBUTION, feature_names
 from integrand.service.progress import duration
@@ -195,6 +196,9 @@ def cell(value: object) -> str:
 def show_row(console: Console, run: Run, row_id: str, most: int) -> None:
     """Every target of one row: its diagnostics, and its largest attributions by name."""
     frame = run.rows(row_id)
+    if frame.empty:
+        raise DataError(f"row {row_id}", expected="the id of a row that is committed", seen="none such",
+                        next_step=f"see the ids with --where, or pd.read_parquet({str(run.uri.child('data'))!r})")  # fmt: skip
     for _, record in frame.iterrows():
         _facts(console, f"row {row_id}", [(str(c), cell(record[c])) for c in COLUMNS])
         if record["status"] in WITHOUT_ATTRIBUTION:

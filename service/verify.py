@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from integrand.schemas.errors import IntegrityError
@@ -32,14 +31,17 @@ from integrand.service.manifest import (
     load_manifest,
     load_partial,
     parse_plan,
+    read_attempts,
     read_plan,
     read_pointer,
     read_quarantined,
 )
 from integrand.service.query import resolve_run
-from integrand.service.recount import Recounter, hash_ids
+from integrand.service.recount import Recounter, decoded
 from integrand.service.runid import stored_run_id
 from integrand.service.stats import STATS, Committed, fold_footers, merge, read_block, stats_of
+from integrand.workers.encoding import plain_values
+from integrand.workers.identity import hash_ids
 from integrand.workers.store import Access, Entry, Store
 
 SAMPLE = 16
@@ -90,10 +92,12 @@ def verify_run(uri: str | os.PathLike[str] | Uri, *, name: str | None = None, sa
 
 
 def _verified(folder: RunFolder, sample: int, seed: int, trusted: tuple[str, ...]) -> Verification:
+    manifest, partial, broken = _manifests(folder)  # before the listing: the run may be finished meanwhile
     entries, foreign = _listed(folder)
     counted = _recounted(folder, entries)
-    manifest, partial, broken = _manifests(folder)
     given_up, unknown = _quarantined(folder)
+    released, unreadable = _released(folder)
+    told = manifest or _as_released(partial, released - {q.shard for q in given_up})
     again = None
     if sample:
         from integrand.service.reattribution import reattribute  # torch and the model are loaded for a sample alone
@@ -101,7 +105,7 @@ def _verified(folder: RunFolder, sample: int, seed: int, trusted: tuple[str, ...
         again = reattribute(folder, counted.sound, sample, seed, trusted)
     remarks: list[Remark] = [
         *_plan_remarks(folder.plan), *foreign, *counted.remarks, *_repeated(folder, counted), *broken,
-        *_manifest_remarks(folder, counted, manifest or partial, given_up), *unknown,
+        *_manifest_remarks(folder, counted, told, given_up), *unknown, *unreadable,
         *_block_remarks(folder, entries), *_pointer_remarks(folder, manifest), *(again.remarks if again else ()),
     ]  # fmt: skip
     return Verification(
@@ -189,9 +193,9 @@ def _repeated(folder: RunFolder, counted: _Counted) -> Iterator[Remark]:
     seen: Counter[object] = Counter()
     for shard in [shard for shard, own in counted.hashes.items() if len(own)]:
         data = folder.store.read(folder.uri.child(shard_object(shard)))
-        ids = pq.read_table(pa.BufferReader(data), columns=["row_id"])["row_id"].combine_chunks()
+        ids = decoded(data).table["row_id"].combine_chunks()
         ids = ids[:: folder.plan.targets_per_row].drop_null()
-        seen.update(ids.filter(pa.array(np.isin(hash_ids(ids), hashes[times > 1]))).to_pylist())
+        seen.update(plain_values(ids.filter(pa.array(np.isin(hash_ids(ids), hashes[times > 1])))))
     twice = [value for value, count in seen.items() if count > 1]
     if twice:
         yield Finding(f"{folder.uri}/data column row_id", "each row once", f"{len(twice)} ids more than once, for "
@@ -249,9 +253,25 @@ def _quarantined(folder: RunFolder) -> tuple[tuple[Quarantined, ...], list[Remar
                              f"shard {q.shard} of {q.rows} rows", "delete the record") for q in wrong]  # fmt: skip
 
 
+def _released(folder: RunFolder) -> tuple[set[str], list[Remark]]:
+    """Shards that a retry took out of quarantine; records of attempts that cannot be read would end the next driver."""
+    try:
+        return {a.shard for a in read_attempts(folder.store, folder.uri) if a.outcome == "released"}, []
+    except IntegrityError as error:
+        return set(), [finding_of(error)]
+
+
+def _as_released(partial: RunManifest | None, released: set[str]) -> RunManifest | None:
+    """A partial manifest as it were had it been written after a retry that came to nothing."""
+    if partial is None:
+        return None
+    kept = tuple(q for q in partial.quarantined if q.shard not in released)
+    return partial.model_copy(update={"quarantined": kept})
+
+
 def _block_remarks(folder: RunFolder, entries: dict[str, Entry]) -> Iterator[Remark]:
     """Caches of footers tell what these tell, as far as their members are what they were."""
-    for entry in folder.store.list(folder.uri.child(STATS), depth=1):
+    for entry in [e for e in folder.store.list(folder.uri.child(STATS), depth=1) if e.uri.name.endswith(".json")]:
         block = read_block(folder, entry)
         if block is None:
             yield Finding(str(entry.uri), "a block of footers of this plan", "other or broken bytes", "delete it")
@@ -271,7 +291,7 @@ def _sum_of_block(folder: RunFolder, entry: Entry, block: Block) -> Iterator[Rem
 
 
 def _pointer_remarks(folder: RunFolder, manifest: RunManifest | None) -> Iterator[Remark]:
-    """Every pointer beside the run leads to a complete run, and this job's to none of an earlier date."""
+    """Pointers to this run, and this job's, lead to a complete run; this job's to none of an earlier date."""
     store, root = folder.store, Uri(folder.uri.scheme, folder.uri.path.rsplit("/", 1)[0])
     names = [e.uri.name.removesuffix(".json") for e in store.list(root.child(LATEST), depth=1)]
     for name in names:
@@ -281,7 +301,8 @@ def _pointer_remarks(folder: RunFolder, manifest: RunManifest | None) -> Iterato
         except IntegrityError as error:
             yield finding_of(error)
             continue
-        if pointer and not store.exists(root.child(pointer.run_id, MANIFEST)):
+        concerns = pointer and (pointer.run_id == folder.plan.run_id or name == folder.plan.spec.name)
+        if pointer and concerns and not store.exists(root.child(pointer.run_id, MANIFEST)):
             yield Finding(place, "a complete run", f"{pointer.run_id}, which has no {MANIFEST}",
                           "delete the pointer and finish a run again")  # fmt: skip
         elif pointer and manifest and name == manifest.name and _lags(pointer, manifest):

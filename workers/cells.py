@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -18,6 +18,14 @@ from integrand.workers.reading import BAD
 BATCH_ROWS, BATCH_CHARACTERS = 1024, 16 << 20
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 Parse = Callable[[Any], Any]
+
+
+class _Sized(Protocol):
+    @property
+    def size(self) -> int: ...
+
+
+Taken = TypeVar("Taken", bound=_Sized)
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,14 @@ class Line:
 def record_batches(lines: Iterator[Line], names: list[str], types: dict[str, pa.DataType],
              shapes: dict[str, tuple[int, ...]]) -> Iterator[pa.RecordBatch]:  # fmt: skip
     """Batches of typed columns, of no more rows and characters than are held at once; the cuts change nothing."""
-    while taken := _some(lines):
+    while taken := some(lines):
         yield record_batch(taken, names, types, shapes)
 
 
-def _some(lines: Iterator[Line]) -> list[Line]:
-    taken, size = list[Line](), 0
-    for line in islice(lines, BATCH_ROWS):
+def some(lines: Iterator[Taken], rows: int = BATCH_ROWS) -> list[Taken]:
+    """The next rows, as many as are held at once."""
+    taken, size = list[Taken](), 0
+    for line in islice(lines, rows):
         taken.append(line)
         size += line.size
         if size >= BATCH_CHARACTERS:

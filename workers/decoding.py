@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from math import ceil
 
 import pyarrow as pa
@@ -19,6 +20,8 @@ from integrand.schemas.records import Slice
 
 BATCH_BYTES, BATCH_ROWS = 64 << 20, 1 << 14
 """A batch is decoded whole, so it is cut to what its row group's rows take on average."""
+_UNMEASURED_ROWS = 64
+"""Rows of a batch in which values of any length come as they are, and are measured only once they are there."""
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 _EXTENSIONS = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor",
                "ray.data.arrow_pickled_object")  # fmt: skip
@@ -45,6 +48,14 @@ def forget_extensions() -> None:
             continue  # nobody imported ray.data here
 
 
+def open_parquet(source: RawIOBase | pa.NativeFile, *, metadata: pq.FileMetaData | None = None,
+                 read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:  # fmt: skip
+    """Parquet of anyone's, a run folder's objects included, with Ray Data's types forgotten and checksums compared."""
+    forget_extensions()
+    return pq.ParquetFile(source, metadata=metadata, read_dictionary=list(read_dictionary), pre_buffer=True,
+                          page_checksum_verification=True)  # fmt: skip
+
+
 def string_columns(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
     """Those of the columns that hold plain strings or bytes."""
     return [name for name in columns if _is_text(schema.field(name).type)]
@@ -52,7 +63,8 @@ def string_columns(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
 
 def _is_text(kind: pa.DataType) -> bool:
     t = pa.types
-    return t.is_string(kind) or t.is_large_string(kind) or t.is_binary(kind) or t.is_large_binary(kind)
+    text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
+    return text or t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind)
 
 
 def decode(parquet: pq.ParquetFile, row_groups: Sequence[int], rows: Slice, schema: pa.Schema, budget: Budget
@@ -78,7 +90,34 @@ def decode(parquet: pq.ParquetFile, row_groups: Sequence[int], rows: Slice, sche
         kept += [_spelt_out(part, schema)] if part.num_rows else []
         if not wanted:
             return pa.Table.from_batches(kept, None if kept else schema)
-    raise DataError(budget.where, expected=f"{rows.rows} rows", seen=f"{rows.rows - wanted}", next_step="mend the file")
+    raise _fewer(budget, rows.rows, wanted)
+
+
+def decode_parts(parquet: pq.ParquetFile, row_groups: Sequence[int], schema: pa.Schema, budget: Budget
+                 ) -> Iterator[pa.Table]:  # fmt: skip
+    """All rows as `decode` gives them, some at a time. Raises DataError for one row that is above the budget."""
+    touched, lacking = [(group, held) for group, held in enumerate(row_groups) if held], sum(row_groups)
+    widths = _row_widths(parquet, touched, schema.names)
+    for batch in _batches(parquet, [group for group, _ in touched], widths, schema.names):
+        budget.tick()
+        lacking -= batch.num_rows
+        for part in _fitting(batch, schema.names, budget):
+            yield pa.Table.from_batches([_spelt_out(part, schema)])
+    if lacking:
+        raise _fewer(budget, sum(row_groups), lacking)
+
+
+def _fitting(batch: pa.RecordBatch, columns: Sequence[str], budget: Budget) -> Iterator[pa.RecordBatch]:
+    """The batch, halved until each part is no larger than a batch should be."""
+    size = sum(_decoded_bytes(batch.column(name)) for name in columns)
+    if batch.num_rows == 1 and size > budget.most:
+        raise _above(budget, 1, size)
+    if batch.num_rows == 1 or size <= min(BATCH_BYTES, budget.most):
+        yield batch
+    else:
+        half = batch.num_rows // 2
+        yield from _fitting(batch.slice(0, half), columns, budget)
+        yield from _fitting(batch.slice(half), columns, budget)
 
 
 def _touched(row_groups: Sequence[int], rows: Slice) -> tuple[list[tuple[int, int]], int]:
@@ -96,10 +135,19 @@ def _touched(row_groups: Sequence[int], rows: Slice) -> tuple[list[tuple[int, in
 
 def _batches(parquet: pq.ParquetFile, groups: Sequence[int], widths: Sequence[float], columns: list[str]
              ) -> Iterator[pa.RecordBatch]:  # fmt: skip
+    most = _UNMEASURED_ROWS if _any_length(parquet, columns) else BATCH_ROWS
     for group, width in zip(groups, widths, strict=True):
-        size = max(1, min(BATCH_ROWS, int(BATCH_BYTES // max(1.0, width))))
+        size = max(1, min(most, int(BATCH_BYTES // max(1.0, width))))
         # One thread: a worker was given its CPUs for the model, and its neighbours have theirs.
         yield from parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+
+
+def _any_length(parquet: pq.ParquetFile, columns: Sequence[str]) -> bool:
+    """Whether a column holds values of no known width that are not read as a dictionary: nested strings, some decimals."""
+    schema = parquet.schema_arrow
+    rest = tuple(f"{name}." for name in columns if not pa.types.is_dictionary(schema.field(name).type))
+    leaves = (parquet.schema.column(i) for i in range(len(parquet.schema)))
+    return any(leaf.physical_type == "BYTE_ARRAY" and f"{leaf.path}.".startswith(rest) for leaf in leaves)
 
 
 def _row_widths(parquet: pq.ParquetFile, touched: Sequence[tuple[int, int]], columns: Sequence[str]) -> list[float]:
@@ -130,6 +178,10 @@ def _spelt_out(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         if batch.column(i).type != field.type:
             batch = batch.set_column(i, field, batch.column(i).dictionary_decode().cast(field.type))
     return batch
+
+
+def _fewer(budget: Budget, rows: int, lacking: int) -> DataError:
+    return DataError(budget.where, expected=f"{rows} rows", seen=f"{rows - lacking}", next_step="mend the file")
 
 
 def _above(budget: Budget, rows: int, size: int) -> DataError:

@@ -195,7 +195,7 @@ def shard_digest(results: Results) -> str:
     """Logical digest of the rows: identity, target, status and every number, none of the timings or reasons."""
     numbers = np.stack([results.f_input, results.f_baseline, results.gap, results.error_estimate], 1)
     numbers[np.isnan(numbers)] = np.nan  # which NaN it is, a stored null does not tell
-    names = [repr(v).encode() for v in results.row_id.to_pylist()]
+    names = [repr(v).encode() for v in plain_values(results.row_id)]
     targets = [repr(v).encode() for v in results.target.to_pylist()]
     there = results.attributed
 
@@ -205,6 +205,24 @@ def shard_digest(results: Results) -> str:
         return b"\0".join(head) + b"\0" + numbers[i].tobytes() + values
 
     return digest_rows(row(i) for i in range(len(names)))
+
+
+def plain_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
+    """Each value as Python has it; a date or time that Python cannot hold is the integer that Arrow stores."""
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):
+        return [plain_value(value) for value in column]
+
+
+def plain_value(value: pa.Scalar) -> object:
+    """A date of the year 10000 is no date to Python, nor is a time in a zone that it does not know."""
+    try:
+        return value.as_py()
+    except (OverflowError, ValueError):
+        if not pa.types.is_temporal(value.type):
+            raise
+        return value.value
 
 
 def shard_footer(plan: Plan, plan_sha256: str, shard: Shard, results: Results, *,

@@ -15,9 +15,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from math import prod
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,22 +27,37 @@ from integrand.schemas.ids import canonical_json, digest_json
 from integrand.schemas.records import SourceFile
 from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ColumnTarget, ForwardArg, IdsInput, TensorInput
 from integrand.schemas.uris import Uri
-from integrand.workers.cells import BATCH_ROWS, Line, is_integer, is_utf8, record_batch, record_batches, shown
+from integrand.workers.cells import BATCH_ROWS, Line, is_integer, is_utf8, record_batch, record_batches, shown, some
 from integrand.workers.failpoints import reach
-from integrand.workers.reading import BAD, hive_values, inspect_file, partition_columns, value_columns, with_partitions
+from integrand.workers.reading import (
+    BAD,
+    CONTENT,
+    hive_values,
+    inspect_file,
+    partition_columns,
+    value_columns,
+    with_partitions,
+)
 from integrand.workers.store import Entry, Store
 
-INGEST_VERSION = 2
+INGEST_VERSION = 3
 """Raised whenever the pieces of the same file may change."""
 _PIECE_ROWS, _PIECE_VALUES = 50_000, 4 << 20
 _GROUP_ROWS = 10_000
 _LINE_BYTES, _COLUMNS = 64 << 20, 100_000
 _SAMPLE_BYTES = 1 << 18
-_CONTENT = b"integrand.content"
 
 Format = Literal["csv", "json_lines"]
 Result = TypeVar("Result")
-JsonRow = tuple[int, dict[str, Any] | None, str | None, int]
+
+
+class JsonRow(NamedTuple):
+    """One line: the object that it is, or the fault that left it without; `size` is what it took in the file."""
+
+    number: int
+    found: dict[str, Any] | None
+    fault: str | None
+    size: int
 
 
 @dataclass(frozen=True)
@@ -148,12 +163,15 @@ def finish_ingest(store: Store, folder: Uri, pieces: Sequence[SourceFile]) -> No
 
 
 def load_ingested(store: Store, folder: Uri) -> tuple[SourceFile, ...] | None:
-    """The pieces of a finished ingest, in source order, or None."""
+    """The pieces of a finished ingest, in source order and where the folder is now, or None."""
     try:
-        record = json.loads(store.read(_record(folder)))
+        pieces = [SourceFile.model_validate(piece) for piece in json.loads(store.read(_record(folder)))["files"]]
     except FileNotFoundError:
         return None
-    return tuple(SourceFile.model_validate(piece) for piece in record["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(str(_record(folder)), expected="the pieces of a source", seen=str(error)[:200],
+                             next_step=f"remove the folder {folder} and plan again") from None  # fmt: skip
+    return tuple(p.model_copy(update={"uri": str(folder.child(p.uri.rpartition("/")[2]))}) for p in pieces)
 
 
 def _record(folder: Uri) -> Uri:
@@ -188,18 +206,18 @@ def has_integer_ids(store: Store, task: IngestTask) -> bool:
 
 
 def head(store: Store, entry: Entry, path: str, format: Format, roles: Roles, rows: int = 64) -> pa.Table:
-    """The first rows as ingest would store them, to plan with; columns without a role are strings."""
+    """The first rows as ingest would store them, fewer of long ones, to plan with; columns without a role are strings."""
     task = IngestTask(entry, path, format, entry.uri, roles)
     with _opened(store, task) as stream:
         if format == "csv":
             names, lines = _csv_table(stream, entry.uri, None)
         else:
-            found = list(islice(_json_objects(stream, entry.uri), rows))
-            keys = (k for _, o, _, _ in found if o is not None for k in o)
+            found = some(_json_objects(stream, entry.uri), rows)
+            keys = (k for row in found if row.found is not None for k in row.found)
             names = [k for k in dict.fromkeys(keys) if k != BAD and is_utf8(k)]
             _check_width(names, entry.uri)
             lines = _picked(iter(found), names)
-        taken = list(islice(lines, rows))
+        taken = some(lines, rows)
     ids = [line.cells[names.index(roles.row_id)] for line in taken if roles.row_id in names and line.cells is not None]
     whole = _integer_ids(format, ids)
     types = dict.fromkeys(names, pa.string()) | {k: t for k, t in roles.types(whole).items() if k in names}
@@ -252,7 +270,7 @@ def _write_piece(store: Store, task: IngestTask, table: pa.Table, index: int, fi
     table = table.combine_chunks()
     content = _content(table)
     # The footer is what fingerprints a local piece, so it must change whenever a value does.
-    table = table.replace_schema_metadata({_CONTENT: content})
+    table = table.replace_schema_metadata({CONTENT: content})
     sink = io.BytesIO()
     pq.write_table(table, sink, row_group_size=_GROUP_ROWS, write_page_checksum=True)
     uri = task.folder.child(f"{hashlib.sha256(task.path.encode()).hexdigest()[:16]}-{index:05d}.parquet")
@@ -260,7 +278,7 @@ def _write_piece(store: Store, task: IngestTask, table: pa.Table, index: int, fi
         store.create(uri, sink.getvalue())
     reach("ingest.piece_written")
     piece, schema = inspect_file(store, store.info(uri), task.path)
-    if (schema.metadata or {}).get(_CONTENT) != content:
+    if (schema.metadata or {}).get(CONTENT) != content:
         raise IntegrityError(str(uri), expected=f"the piece from row {first_row} of {task.path}", seen="another one",
                              next_step=f"remove the folder {task.folder} and plan again")  # fmt: skip
     return piece.model_copy(update={"first_row": first_row})
@@ -291,11 +309,12 @@ def _table(stream: io.BufferedReader, task: IngestTask) -> tuple[list[str], Iter
     wanted = list(task.roles.types(False))
     if task.format == "json_lines":
         objects = _json_objects(stream, task.source.uri)
-        first = next(objects, (0, None, None, 0))
-        _check_width(first[1] or {}, task.source.uri)
-        others = [k for k in first[1] or () if k not in wanted and k not in partitions and k != BAD and is_utf8(k)]
+        first = next(objects, None)
+        keys = first.found or {} if first else {}
+        _check_width(keys, task.source.uri)
+        others = [k for k in keys if k not in wanted and k not in partitions and k != BAD and is_utf8(k)]
         names = [name for name in wanted if name not in partitions] + others
-        return names, _picked(chain([first] if first[0] else [], objects), names)
+        return names, _picked(chain([first] if first else [], objects), names)
     return _csv_table(stream, task.source.uri, {name: name in partitions for name in wanted})
 
 
@@ -384,12 +403,24 @@ def _json_objects(stream: io.BufferedReader, uri: Uri) -> Iterator[JsonRow]:
                             seen="a longer one", next_step="is this JSON lines? set source.format")  # fmt: skip
         text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if text.strip():
-            yield (number, *_json_object(text), len(line))
+            yield JsonRow(number, *_json_object(text), len(line))
+
+
+def _told_apart(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object none of whose keys is there twice: only the last value would be left."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"key {shown(next(key for key in counts if counts[key] > 1))} is given twice")
+    return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_told_apart)
 
 
 def _json_object(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
     try:
-        found = json.loads(line.decode())
+        found = _JSON.decode(line.decode())
     except (ValueError, RecursionError) as error:
         return None, f"broken JSON: {error}"[:200]
     return (found, None) if isinstance(found, dict) else (None, f"expected an object, seen {shown(found)}")

@@ -31,18 +31,20 @@ from integrand.schemas.specs import (
     Input,
     Numbers,
 )
-from integrand.workers.decoding import Budget, decode, forget_extensions, string_columns
+from integrand.workers.decoding import Budget, decode, decode_parts, open_parquet, string_columns
 from integrand.workers.scaling import spread
 from integrand.workers.store import Entry, Store
 
 BAD = "_bad"
 """Reserved column of ingested pieces: why the row could not be parsed, null for clean rows."""
+CONTENT = b"integrand.content"
+"""Key in the schema of an ingested piece: digest of its values. Only files that have it tell of bad rows."""
 _MAGIC = b"PAR1"
 _TAIL = 1 << 16
 _FOOTER_BYTES, _COLUMNS, _ROW_GROUPS = 64 << 20, 100_000, 100_000
 """A footer takes some 15 times its size once it is parsed."""
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-_INTEGER = re.compile(r"[+-]?\d{1,19}")
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -51,8 +53,7 @@ _INTEGER = re.compile(r"[+-]?\d{1,19}")
 def inspect_file(store: Store, entry: Entry, path: str) -> tuple[SourceFile, pa.Schema]:
     """One Parquet file, `path` below the source root, from its footer alone. Raises DataError for any other file."""
     tail = _footer(store, entry)
-    forget_extensions()
-    with _decoding(str(entry.uri)), pq.ParquetFile(pa.BufferReader(_MAGIC + tail)) as parquet:
+    with _decoding(str(entry.uri)), open_parquet(pa.BufferReader(_MAGIC + tail)) as parquet:
         metadata, schema = parquet.metadata, parquet.schema_arrow
     if metadata.num_columns > _COLUMNS or metadata.num_row_groups > _ROW_GROUPS:
         raise _broken(entry, f"{metadata.num_columns} columns and {metadata.num_row_groups} row groups, above the "
@@ -112,11 +113,12 @@ def hive_values(path: str) -> dict[str, str | None]:
 
 
 def partition_columns(paths: Iterable[str]) -> dict[str, pa.DataType]:
-    """Columns that the folders spell out: int64 if every file's value is an integer, else string."""
+    """Columns that the folders spell out, `_bad` apart: int64 if every file's value is an integer, else string."""
     seen: dict[str, list[str]] = {}
     for values in map(hive_values, {p.rsplit("/", 1)[0] + "/" for p in paths if "/" in p}):
         for key, value in values.items():
             seen.setdefault(key, []).extend([] if value is None else [value])
+    seen.pop(BAD, None)
     return {k: pa.int64() if v and all(map(_is_int64, v)) else pa.string() for k, v in sorted(seen.items())}
 
 
@@ -249,6 +251,9 @@ def resolve_forward_arg(schema: pa.Schema, arg: ForwardArg) -> tuple[int, ...]:
 
 def check_column(schema: pa.Schema, name: str) -> pa.DataType:
     """Type of a column. Raises SpecError with the nearest name if it is missing, or if it is there twice."""
+    if name == BAD:
+        raise SpecError(f"column `{BAD}`", expected="a column of another name", seen="the one that tells of bad rows",
+                        next_step="rename the column")  # fmt: skip
     found = schema.get_all_field_indices(name)
     if len(found) == 1:
         return schema.field(found[0]).type
@@ -279,11 +284,15 @@ def check_scalar(schema: pa.Schema, name: str) -> pa.DataType:
 
 
 def is_plain(kind: pa.DataType) -> bool:
-    """True for the types a row id may have: numbers, strings, bytes, dates and times."""
+    """True for the types a row id may have: numbers, strings, bytes, dates and times.
+
+    Not those that Arrow cannot compare (half floats, views), and no nanoseconds of a day, which Python's times lack.
+    """
     t = pa.types
-    text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
+    number = is_number(kind) and not t.is_float16(kind)
+    text = t.is_string(kind) or t.is_large_string(kind)
     data = t.is_binary(kind) or t.is_large_binary(kind) or t.is_fixed_size_binary(kind)
-    return is_number(kind) or text or data or t.is_temporal(kind) or t.is_null(kind)
+    return number or text or data or t.is_null(kind) or (t.is_temporal(kind) and kind != pa.time64("ns"))
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -384,6 +393,22 @@ def read_slices(store: Store, files: Sequence[SourceFile], slices: Sequence[Slic
     return table if columns is None else table.select([c for c in columns if c in table.column_names])
 
 
+def read_parts(store: Store, files: Sequence[SourceFile], columns: Sequence[str]) -> Iterator[tuple[Slice, pa.Table]]:
+    """All rows in their order, a few at a time as they are decoded: each part, not their sum, fits `decoded_bytes`.
+
+    Raises what `read_slices` raises.
+    """
+    partitions = partition_columns(f.path for f in files)
+    for i, file in [(i, f) for i, f in enumerate(files) if f.rows]:
+        start, budget = 0, Budget(file.uri, store.access.decoded_bytes, lambda: None)
+        with _opened(store, file, columns, budget.tick) as opened, _decoding(file.uri):
+            schema, added = _wanted(opened, columns, partitions)
+            for part in decode_parts(opened.parquet, file.row_groups, schema, budget):
+                rows = Slice(file=i, start=start, stop=start + part.num_rows)
+                yield rows, with_partitions(part, file.path, added)
+                start = rows.stop
+
+
 def row_ids(files: Sequence[SourceFile], slices: Sequence[Slice], table: pa.Table, row_id: str | None) -> pa.Array:
     """The rows' ids: their `row_id` column, or `<path>#<row>` with rows counted from 0 in the original file."""
     if row_id is not None:
@@ -416,7 +441,6 @@ def _opened(store: Store, file: SourceFile, columns: Sequence[str] | None, tick:
         raise _changed(file, "the file", "no file") from None
     if entry.size != file.size:
         raise _changed(file, f"{file.size} bytes", f"{entry.size} bytes")
-    forget_extensions()
     with _unchanged_meanwhile(store, file, entry):
         seen = fingerprint(store, entry)
         if seen != file.fingerprint:
@@ -428,13 +452,19 @@ def _opened(store: Store, file: SourceFile, columns: Sequence[str] | None, tick:
 @contextmanager
 def _parquet(file: SourceFile, source: io.RawIOBase, columns: Sequence[str] | None) -> Iterator[_Opened]:
     with _decoding(file.uri):
-        footer = pq.ParquetFile(source)
-        schema = footer.schema_arrow
+        footer = open_parquet(source)
+        schema = _data_columns(footer.schema_arrow)
         texts = string_columns(schema, [c for c in columns or schema.names if c in schema.names])
-        parquet = pq.ParquetFile(source, metadata=footer.metadata, read_dictionary=texts, pre_buffer=True,
-                                 page_checksum_verification=True)  # fmt: skip
+        parquet = open_parquet(source, metadata=footer.metadata, read_dictionary=texts)
     with parquet:
         yield _Opened(file, parquet, schema)
+
+
+def _data_columns(schema: pa.Schema) -> pa.Schema:
+    """A file's columns without a `_bad` that ingest did not write: nobody checked its type, and it marks no rows."""
+    there = schema.get_all_field_indices(BAD)
+    ours = CONTENT in (schema.metadata or {}) and [schema.field(i).type for i in there] == [pa.string()]
+    return schema if ours else pa.schema([field for field in schema if field.name != BAD])
 
 
 @contextmanager
@@ -470,6 +500,15 @@ def _changed(file: SourceFile, expected: str, seen: str) -> IntegrityError:
 
 def _read_slice(opened: _Opened, rows: Slice, columns: Sequence[str] | None, partitions: dict[str, pa.DataType],
                 budget: Budget) -> pa.Table:  # fmt: skip
+    schema, added = _wanted(opened, columns, partitions)
+    with _decoding(budget.where):
+        table = decode(opened.parquet, opened.file.row_groups, rows, schema, budget)
+    return with_partitions(table, opened.file.path, added)
+
+
+def _wanted(opened: _Opened, columns: Sequence[str] | None, partitions: dict[str, pa.DataType]
+            ) -> tuple[pa.Schema, dict[str, pa.DataType]]:  # fmt: skip
+    """Those of the columns (None: all) that the file holds, and those that its path tells."""
     file, stored = opened.file, opened.schema.names
     wanted = list(dict.fromkeys([*stored, *hive_values(file.path)])) if columns is None else list(columns)
     lacking = [c for c in wanted if c not in stored and c not in partitions and c != BAD]
@@ -477,9 +516,7 @@ def _read_slice(opened: _Opened, rows: Slice, columns: Sequence[str] | None, par
         raise DataError(file.uri, expected=f"column `{lacking[0]}`", seen=f"columns {', '.join(stored[:8])}",
                         next_step="plan again")  # fmt: skip
     schema = pa.schema([opened.schema.field(c) for c in wanted if c in stored])
-    with _decoding(budget.where):
-        table = decode(opened.parquet, file.row_groups, rows, schema, budget)
-    return with_partitions(table, file.path, {c: partitions[c] for c in wanted if c in partitions})
+    return schema, {c: partitions[c] for c in wanted if c in partitions}
 
 
 @contextmanager

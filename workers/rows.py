@@ -146,10 +146,11 @@ def _list_lengths(lists: pa.Array) -> NDArray[np.int64]:
 
 
 def _marked(table: pa.Table) -> Reasons:
-    """Reasons that ingest left, None elsewhere."""
-    if BAD in table.column_names and pa.types.is_string(table.column(BAD).type):
-        return list(table.column(BAD).to_pylist())
-    return [None] * table.num_rows
+    """Reasons that ingest left, None elsewhere. Parquet does not enforce that strings are UTF-8."""
+    if BAD not in table.column_names:
+        return [None] * table.num_rows
+    told = table.column(BAD).cast(pa.large_binary()).to_pylist()
+    return [None if reason is None else reason.decode(errors="backslashreplace") for reason in told]
 
 
 def _tensor(values: np.ndarray, bad: np.ndarray) -> Tensor:

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from threading import Event, Thread
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.ids import FOOTER_KEY, shard_object
 from integrand.schemas.records import Shard, ShardFooter, Trial
 from integrand.schemas.uris import Uri
+from integrand.workers.decoding import open_parquet
 from integrand.workers.encoding import encode, results_table, shard_footer
 from integrand.workers.failpoints import reach
 from integrand.workers.job import Job
@@ -104,6 +104,6 @@ def _stored_footer(job: Job, place: Uri) -> ShardFooter | None:
     """None where the object is no shard's."""
     try:
         with job.store.open(place) as file:
-            return ShardFooter.model_validate_json((pq.read_metadata(file).metadata or {})[FOOTER_KEY.encode()])
+            return ShardFooter.model_validate_json((open_parquet(file).metadata.metadata or {})[FOOTER_KEY.encode()])
     except (pa.ArrowException, OSError, KeyError, ValidationError):
         return None

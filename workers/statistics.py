@@ -16,10 +16,12 @@ from integrand.schemas.records import InputShape, Slice, SourceFile, Statistics
 from integrand.schemas.specs import AttributeSpec, IdsInput
 from integrand.schemas.uris import Uri
 from integrand.workers.reading import declared_columns, read_slices
-from integrand.workers.rows import length_buckets, to_rows
+from integrand.workers.rows import Rows, length_buckets, to_rows
 from integrand.workers.store import Store
 
 _BLOCK_ROWS = 1 << 16
+_summing = np.errstate(over="ignore", invalid="ignore")
+"""Sums beyond float64 are told by `check_means`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +34,13 @@ class Partial:
     sums: tuple[np.ndarray, ...]
 
 
+@_summing
 def partial_sums(store: Store, files: Sequence[SourceFile], file: int, row_group: int, spec: AttributeSpec,
-                 shapes: tuple[InputShape, ...]) -> Partial:  # fmt: skip
-    """The sums of one row group. A row that any input, target or argument makes bad does not count."""
+                 shapes: tuple[InputShape, ...], outputs: int | None = None) -> Partial:  # fmt: skip
+    """The sums of one row group. A row that any input, target or argument makes bad does not count.
+
+    outputs  how many the model has, where a column names the target: a row that names none of them is bad
+    """
     first = sum(files[file].row_groups[:row_group])
     last = first + files[file].row_groups[row_group]
     count, sums = 0, [np.zeros(s.shape, np.float64) for s in shapes]
@@ -43,13 +49,22 @@ def partial_sums(store: Store, files: Sequence[SourceFile], file: int, row_group
         table = read_slices(store, files, [block], declared_columns(spec))
         for bucket in length_buckets(table, spec, shapes):
             rows = to_rows(bucket.of(table), spec, bucket.shapes)
-            count += int(rows.clean.sum())
+            kept = _kept(rows, outputs)
+            count += int(kept.sum())
             for total, values, one in zip(sums, rows.inputs, spec.inputs, strict=True):
                 if not isinstance(one, IdsInput):
-                    total += values.numpy().sum(axis=0, dtype=np.float64)  # bad rows are zeros
+                    values[~kept] = 0  # as all bad rows are: a sum of fewer would round otherwise
+                    total += values.numpy().sum(axis=0, dtype=np.float64)
     return Partial(file, row_group, count, tuple(sums))
 
 
+def _kept(rows: Rows, outputs: int | None) -> np.ndarray:
+    if rows.target is None or outputs is None:
+        return rows.clean
+    return rows.clean & (rows.target < outputs).numpy()
+
+
+@_summing
 def fold_means(partials: Sequence[Partial]) -> tuple[np.ndarray, ...]:
     """Mean of each input, `[*shape]` float64, added up in (file, row group) order whatever order they came in.
 
@@ -67,9 +82,21 @@ def fold_means(partials: Sequence[Partial]) -> tuple[np.ndarray, ...]:
     return tuple(total / count for total in totals)
 
 
-def means_uri(root: Uri, files: Sequence[SourceFile], spec: AttributeSpec) -> Uri:
+def check_means(means: Sequence[np.ndarray], shapes: Sequence[InputShape]) -> None:
+    """DataError with the column, if the clean values of one are too large for their sum."""
+    for values, shape in zip(means, shapes, strict=True):
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            column = shape.columns[int(wrong[0]) if shape.named else 0]
+            raise DataError(f"mean baseline, column `{column}`", expected="values whose sum float64 can hold",
+                            seen=f"a mean of {values.flat[wrong[0]]}",
+                            next_step="mend the largest values, scale them, or choose another baseline")  # fmt: skip
+
+
+def means_uri(root: Uri, files: Sequence[SourceFile], spec: AttributeSpec, outputs: int | None = None) -> Uri:
     """Where the means of these files lie under the output root: named by all that can change them."""
     parts = spec.model_dump(mode="json", include={"inputs", "forward_args", "target", "baseline"})
+    parts |= {} if outputs is None else {"outputs": outputs}
     digest = digest_json([NUMERICS_VERSION, spec.compute.storage, parts,
                           [[f.path, f.first_row, f.size, f.fingerprint] for f in files]])  # fmt: skip
     return root.child("_ingest", digest[:32], f"mean-{digest[:32]}.safetensors")

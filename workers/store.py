@@ -28,6 +28,8 @@ from integrand.workers.failures import explained
 from integrand.workers.objects import Entry, Objects, S3Objects
 from integrand.workers.patience import Patience
 
+_SCRATCH = re.compile(r"_[0-9a-f]{32}\.tmp")
+
 
 @dataclass(frozen=True)
 class Access:
@@ -103,10 +105,10 @@ class Store:
         with explained(uri), suppress(FileNotFoundError):
             self._place(uri).delete(uri)
 
-    def sweep(self, scratch: Uri) -> None:
-        """Remove what killed writers left in a scratch folder of local files; there is none on object stores."""
-        if scratch.scheme == "file":
-            for entry in self.list(scratch, depth=1):
+    def sweep(self, folder: Uri) -> None:
+        """Remove the scratch files that killed writers left in a local folder; on object stores there are none."""
+        if folder.scheme == "file":
+            for entry in [e for e in self.list(folder, depth=1) if _SCRATCH.fullmatch(e.uri.name)]:
                 self.delete(entry.uri)
 
     def info(self, uri: Uri) -> Entry:
@@ -134,16 +136,16 @@ class Store:
         """The files that a file, folder or glob (`*`, `?`, `[...]`, `**`) stands for, sorted by path.
 
         Hidden names (`_x`, `.x`) below the folder, or below the fixed part of the glob, are left out, unless
-        the glob spells one itself. An existing file is meant literally, whatever characters its name has.
+        the glob spells one itself. An existing file or local folder is meant literally, whatever its name has in it.
         """
         with suppress(FileNotFoundError):
             return [self.info(pattern)]
-        fixed, rest = _split_glob(pattern)
+        fixed, rest = split_glob(pattern)
         if not rest:
             return _visible(pattern, self.list(pattern))
         depth = None if any("**" in name for name in rest) else len(rest)
-        matches = re.compile(glob_translate(pattern.path)).match
-        found = [entry for entry in self.list(fixed, depth=depth) if matches(entry.uri.path)]
+        matches, start = re.compile(glob_translate("/".join(rest))).match, len(fixed.path.rstrip("/")) + 1
+        found = [entry for entry in self.list(fixed, depth=depth) if matches(entry.uri.path[start:])]
         return found if any(_hidden(name) for name in rest) else _visible(fixed, found)
 
     def prove_creates(self, root: Uri) -> None:
@@ -217,6 +219,12 @@ class _Files:
             os.link(temporary, uri.path)
 
     def replace(self, uri: Uri, data: bytes) -> None:
+        try:
+            self._rename(uri, data)
+        except FileNotFoundError:  # swept likewise
+            self._rename(uri, data)
+
+    def _rename(self, uri: Uri, data: bytes) -> None:
         with _scratch_file(uri.path, data, None) as temporary:
             os.replace(temporary, uri.path)
 
@@ -330,11 +338,16 @@ def _visible(folder: Uri, entries: Entries) -> Entries:
     return [e for e in entries if not any(_hidden(name) for name in e.uri.path[start:].split("/"))]
 
 
-def _split_glob(pattern: Uri) -> tuple[Uri, list[str]]:
+def split_glob(pattern: Uri) -> tuple[Uri, list[str]]:
     """The folder that a glob is fixed to, and its path components from the first wildcard on."""
     names = pattern.path.split("/")
-    first = next((i for i, name in enumerate(names) if re.search(r"[*?\[]", name)), len(names))
+
+    def wild(i: int) -> bool:
+        literal = pattern.scheme == "file" and os.path.lexists("/".join(names[: i + 1]))
+        return bool(re.search(r"[*?\[]", names[i])) and not literal
+
+    first = next((i for i in range(len(names)) if wild(i)), len(names))
     return Uri(pattern.scheme, "/".join(names[:first]) or "/"), names[first:]
 
 
-__all__ = ["Access", "Entry", "Store"]
+__all__ = ["Access", "Entry", "Store", "split_glob"]

@@ -26,7 +26,7 @@ from integrand.workers.isolation import isolate
 from integrand.workers.job import Job
 from integrand.workers.report import beside
 from integrand.workers.rows import Bucket, Rows, length_buckets, to_rows
-from integrand.workers.targets import refuse_targets, target_column, target_table
+from integrand.workers.targets import refuse_targets, row_targets, target_column
 
 _LOOKUP_ROWS = 256
 """Rows whose ids are looked at in one pass before anything is computed."""
@@ -71,7 +71,7 @@ def attribute_rows(job: Job, rows: Rows, ids: pa.Array, tick: Callable[[], None]
     first, copied = distinct_rows(rows, baselines, clean)
     part = _take(rows, first), tuple(b if b.shape[0] == 1 else b[first] for b in baselines)
     device = [_placed(job, ts) for ts in (part[0].inputs, part[1], part[0].forward_args)]
-    table = target_table(job, part[0], device, per_row, tick)
+    table = row_targets(job, part[0], device, per_row, tick)
     found = _attributions_of(job, *device, table, tick)
     results = _scatter(job, ids, reasons, clean, copied, table, found)
     results = _lose(job, rows, results, lost) if lost else results

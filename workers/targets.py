@@ -28,7 +28,7 @@ def refuse_targets(job: Job, rows: Rows, reasons: list[str | None]) -> None:
             reasons[i] = reasons[i] or f"target {int(rows.target[i])} is outside 0..{width - 1}"
 
 
-def target_table(
+def row_targets(
     job: Job, rows: Rows, device: list[tuple[Tensor, ...]], per_row: int, tick: Callable[[], None]
 ) -> Tensor | None:
     """Output indices of every row and target, `[rows, targets, depth]`, or None for scalar outputs."""

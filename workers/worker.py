@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import socket
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -119,7 +120,11 @@ def load_job(setup: Setup) -> Job:
 
 
 def _arrow_type(name: str) -> pa.DataType | None:
-    """The type of a planned column; None for parametrised ones, which all files must share anyway."""
+    """The type that a plan names; None for those without a form of their own, which all files must share anyway."""
+    if zoned := re.fullmatch(r"timestamp\[(\w+), tz=(.+)\]", name):
+        return pa.timestamp(zoned[1], zoned[2])
+    if decimal := re.fullmatch(r"decimal(128|256)\((\d+), (-?\d+)\)", name):
+        return {"128": pa.decimal128, "256": pa.decimal256}[decimal[1]](int(decimal[2]), int(decimal[3]))
     try:
         return pa.type_for_alias(name)
     except ValueError:

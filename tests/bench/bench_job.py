@@ -98,7 +98,8 @@ def hire(spec: AttributeSpec, salt: str) -> Crew:
     began, store, pool = time.perf_counter(), Store(), RayPool(cpus=4)
     request = Request(spec, "/", store, TRUSTED, salt)
     plan, code = make_plan(request, pool)
-    run = open_folder(request, create_folder(request, plan, QUIET))
+    create_folder(request, plan, QUIET)
+    run = open_folder(request, plan.run_id)
     pool.start(
         Setup(run.planned, run.plan_sha256, run.uri, store.access, TRUSTED, code), spec.compute, len(plan.shards), 600
     )

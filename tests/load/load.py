@@ -200,7 +200,7 @@ def prepare(load: Load) -> None:
 def drive(load: Load, shards: int = sys.maxsize) -> Driven:
     """Open the run folder and run what is missing of it, but for an interruption after `shards`."""
     began, cpu = time.perf_counter(), time.process_time()
-    run = open_folder(load.request, load.uri)
+    run = open_folder(load.request, "run")
     setup = Setup(run.planned, run.plan_sha256, run.uri, Access(), (), CodeBundle())
     pool = NoOpPool(load.address, shards=shards, began=began)
     complete = False
@@ -229,7 +229,7 @@ def look_again_without(load: Load, count: int) -> float:
     lost = random.Random(0).sample(range(load.shards), count)
     for number in lost:
         Path(load.uri.child(shard_object(f"{number:05d}")).path).unlink()
-    run = open_folder(load.request, load.uri)
+    run = open_folder(load.request, "run")
     began = time.perf_counter()
     assert len(read_committed(run).shards) == load.shards - count
     return time.perf_counter() - began

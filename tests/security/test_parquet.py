@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from integrand.schemas.errors import DataError, SpecError
+from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import Slice, SourceFile
 from integrand.schemas.uris import Uri
 from integrand.service.cutting import cut
+from integrand.service.footers import read_footers
 from integrand.service.jobs import plan_job
+from integrand.service.query import open_run
+from integrand.service.verify import verify_run
 from integrand.workers import decoding, reading
 from integrand.workers.reading import check_number, check_scalar, inspect_file, read_slices
 from integrand.workers.store import Access, Store
@@ -105,6 +111,38 @@ def test_a_job_reads_its_storage_and_runs_nothing(job: JobFolder, tmp_path: Path
     assert (manifest.complete, manifest.statuses, mark.exists()) == (True, {"unchecked": 20}, False)
 
 
+READERS: dict[str, Callable[[Uri, str], object]] = {
+    "footers": lambda run, module: list(read_footers(Store(), run, ["00000"])),
+    "frame": lambda run, module: open_run(str(run)).to_pandas(),
+    "worst": lambda run, module: open_run(str(run)).worst(2),
+    "verification": lambda run, module: verify_run(str(run), sample=0),
+    "sample of it": lambda run, module: verify_run(str(run), sample=20, trusted=(module,)),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_reader_of_a_run_folder_runs_nothing(job: JobFolder, tmp_path: Path, hostile: None, name: str):
+    """Whoever may write to the output root may put such a file in the place of a shard's object."""
+    mark, manifest = tmp_path / "ran", job.run()
+    place = job.objects(manifest)[0]
+    own, table = pq.read_metadata(place).metadata, pq.read_table(place)
+    pa.register_extension_type(Hostile(pa.list_(pa.float32())))
+    lists = pa.array([[1.0]] * table.num_rows, pa.list_(pa.float32()))
+    table = table.append_column("x", crafted(mark, table.num_rows, lists))
+    pq.write_table(table.replace_schema_metadata({k: v for k, v in own.items() if k != b"ARROW:schema"}), place)
+    mark.unlink(missing_ok=True)
+    with suppress(IntegrityError):
+        READERS[name](job.run_uri(manifest), job.module)
+    assert not mark.exists()
+
+
+def test_parquet_is_opened_in_one_place():
+    root = Path(decoding.__file__).resolve().parents[1]
+    found = {p.relative_to(root).as_posix() for folder in ("workers", "service") for p in (root / folder).glob("*.py")
+             if re.search(r"pq\.(ParquetFile\(|read_)|make_fragment", p.read_text())}  # fmt: skip
+    assert found == {"workers/decoding.py", "service/query.py"}
+
+
 def test_model_code_that_imports_ray_data_changes_nothing(job: JobFolder, tmp_path: Path):
     """The real types, asked to unpickle as old files need it: the worker's reads come after the import."""
     import ray.data._internal.tensor_extensions.arrow as ray_types
@@ -132,6 +170,7 @@ ODD = {
     "opaque": pa.opaque(pa.float64(), "thing", "vendor"), "bool8": pa.bool8(),
     "tensor": pa.fixed_shape_tensor(pa.float32(), (2,)), "list": pa.list_(pa.int64()),
     "dictionary of lists": pa.dictionary(pa.int8(), pa.list_(pa.int64())),
+    "text view": pa.string_view(), "view": pa.binary_view(), "nanoseconds of a day": pa.time64("ns"),
 }  # fmt: skip
 
 
@@ -144,13 +183,19 @@ def test_types_that_are_not_on_the_list_are_refused_by_name(kind: pa.DataType):
         assert refused.value.seen == str(kind)
 
 
-PLAIN = [pa.int8(), pa.uint64(), pa.float16(), pa.bool_(), pa.decimal128(9, 2), pa.string(), pa.large_string(), pa.binary(),
-         pa.binary(16), pa.date32(), pa.timestamp("us", "UTC"), pa.time64("ns"), pa.dictionary(pa.int32(), pa.string())]  # fmt: skip
+PLAIN = [pa.int8(), pa.uint64(), pa.float32(), pa.bool_(), pa.decimal128(9, 2), pa.string(), pa.large_string(), pa.binary(),
+         pa.binary(16), pa.date32(), pa.timestamp("us", "UTC"), pa.time64("us"), pa.dictionary(pa.int32(), pa.string())]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", PLAIN, ids=str)
 def test_ids_of_plain_types_are_taken(kind: pa.DataType):
     assert check_scalar(pa.schema([("id", kind)]), "id") == kind
+
+
+def test_ids_that_arrow_cannot_compare_are_refused_while_planning(job: JobFolder):
+    job.write_rows(id=np.arange(20).astype(np.float16))
+    with pytest.raises(SpecError, match=r"column `id`(.|\n)*halffloat"):
+        job.plan()
 
 
 # --- memory --------------------------------------------------------------------------------------------------
@@ -228,6 +273,43 @@ def test_a_few_hundred_bytes_that_stand_for_three_gigabytes(tmp_path: Path):
     assert (outcome, grown < 200 * MiB) == ("refused 4096 rows × 700004 bytes", True), grown
     outcome, grown = read_in_child(file, 4000, 4010)
     assert (outcome, grown < 200 * MiB) == ("read 10", True), grown
+
+
+def test_views_of_text_are_measured_before_they_are_spelt_out(tmp_path: Path):
+    """The schema that Arrow leaves in a file may call strings views, which are no dictionaries to it."""
+    place, rows = tmp_path / "bomb.parquet", 4096
+    ids = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["x" * 700_000])
+    views = pa.schema([("id", pa.string_view())]).serialize().to_pybytes()
+    with pq.ParquetWriter(place, pa.schema([("id", ids.type)]), compression="brotli", store_schema=False) as writer:
+        writer.write_table(pa.table({"id": ids}))
+        writer.add_key_value_metadata({"ARROW:schema": base64.b64encode(views).decode()})
+    outcome, grown = read_in_child(inspected(place), 0, rows)
+    assert (outcome, grown < 200 * MiB) == ("refused 4096 rows × 700004 bytes", True), grown
+
+
+def test_strings_within_lists_are_measured_a_few_rows_at_a_time(tmp_path: Path):
+    rows = 4096
+    words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["x" * 700_000])
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32)), words)
+    pq.write_table(pa.table({"l": lists}), tmp_path / "bomb.parquet", compression="brotli", store_schema=False)
+    outcome, grown = read_in_child(inspected(tmp_path / "bomb.parquet"), 0, rows, 100 * MiB)
+    assert (outcome.startswith("refused 192 rows"), grown < 300 * MiB) == (True, True), (outcome, grown)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_column_of_the_name_that_tells_of_bad_rows_costs_nothing(tmp_path: Path, nested: bool):
+    rows = 4096
+    words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["x" * 700_000])
+    bad = pa.StructArray.from_arrays([words], ["s"]) if nested else words
+    pq.write_table(pa.table({"a": np.zeros(rows), "_bad": bad}), tmp_path / "t.parquet", compression="brotli",
+                   store_schema=False)  # fmt: skip
+    outcome, grown = read_in_child(inspected(tmp_path / "t.parquet"), 0, rows, columns=["a", "_bad"])
+    assert (outcome, grown < 100 * MiB) == ("read 4096", True), grown
+
+
+def test_a_column_of_that_name_marks_nobodys_rows(job: JobFolder):
+    job.write_rows(_bad=["<script>"] * 20)
+    assert job.run().statuses == {"unchecked": 20}
 
 
 def test_one_row_that_is_too_large(tmp_path: Path):

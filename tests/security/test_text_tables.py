@@ -68,6 +68,16 @@ def test_a_piece_that_is_too_large(tmp_path: Path, kind: Format):
 
 
 @pytest.mark.parametrize("kind", GOOD)
+def test_of_long_lines_few_are_planned_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Format):
+    one = task(tmp_path, kind, GOOD[kind])
+    whole = head(STORE, one.source, one.path, one.format, one.roles)
+    monkeypatch.setattr(cells, "BATCH_CHARACTERS", 500)
+    found = head(STORE, one.source, one.path, one.format, one.roles)
+    assert 0 < found.num_rows < 30 < whole.num_rows == 64
+    assert found.equals(whole.slice(0, found.num_rows))
+
+
+@pytest.mark.parametrize("kind", GOOD)
 def test_pieces_are_the_same_whatever_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Format):
     whole = ingest_file(STORE, task(tmp_path, kind, GOOD[kind]))
     monkeypatch.setattr(cells, "BATCH_CHARACTERS", 5000)

@@ -161,6 +161,23 @@ def test_first_rows_may_all_be_bad(job: JobFolder):
     assert manifest.statuses == {"bad_input": 40, "unchecked": 60}
 
 
+@pytest.mark.parametrize("target", [7, -1, None])
+def test_a_bad_target_takes_its_row_out_of_the_mean(job: JobFolder, target: int | None):
+    baselines = []
+    for far in (1.0, 1e6):
+        job.write_rows(a=[float(k) for k in range(19)] + [far], t=pa.array([0, 1] * 9 + [0, target], pa.int64()))
+        manifest = job.run(baseline={"kind": "mean"}, target={"kind": "column", "column": "t"})
+        assert manifest.statuses == {"bad_input": 1, "unchecked": 19}
+        baselines.append(job.rows(manifest)["f_baseline"][:19].tolist())
+    assert baselines[0] == baselines[1]
+
+
+def test_values_too_large_for_their_mean(job: JobFolder):
+    job.write_rows(b=[1.0] * 18 + [1.7e308] * 2)
+    with pytest.raises(DataError, match=r"column `b`(.|\n)*a mean of inf"):
+        job.run(baseline={"kind": "mean"}, compute={"precision": "float64"})
+
+
 def check(job: JobFolder, bad: list[int], reason: str, **changes: Any) -> None:
     """The rows `bad` have their reason and no attributions; every other row has both."""
     manifest = job.run(**changes)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from integrand.schemas.records import Attempt, Shard, Slice, Trial
-from integrand.service.bisection import MOST_LOSSES, READ_ONLY, Range, next_trial
+from integrand.service.bisection import READ_ONLY, Range, most_losses, next_trial
 
 
 def shard(rows: int) -> Shard:
@@ -70,7 +71,16 @@ def test_what_cannot_be_read_is_not_searched():
 def test_a_search_ends_when_too_much_was_lost():
     trial, attempts, _ = search(1000, set(range(1000)))
     assert trial is None
-    assert len(attempts) - 1 == MOST_LOSSES
+    assert len(attempts) - 1 == most_losses(1000)
+
+
+@pytest.mark.parametrize(("rows", "culprits"), [(1000, 6), (10_000, 6), (100_000, 6)])
+def test_some_culprits_of_a_large_shard_are_all_found(rows: int, culprits: int):
+    for seed in range(5):
+        wrong = set(random.Random(seed).sample(range(rows), culprits))
+        trial, _, _ = search(rows, wrong)
+        assert trial is not None
+        assert {c.row for c in trial.culprits} == wrong
 
 
 def test_losses_that_are_not_charged_blame_no_row():

@@ -115,6 +115,8 @@ def test_status_and_show_read_the_run(call, finished: JobFolder):
     assert (code, "top features" in text, "worst rows" in text) == (0, True, True)
     code, text = call("show", out, "--row", "3")
     assert (code, "largest attributions" in text) == (0, True)
+    code, text = call("show", out, "--row", "999")
+    assert (code, "row 999" in text) == (2, True)
     code, text = call("show", out, "--where", "status = 'bad_input'")
     assert (code, "c is NaN" in text or "NaN" in text) == (0, True)
     code, text = call("show", out, "--where", "nonsense ===")

@@ -18,6 +18,7 @@ from rich.console import Console
 from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.schemas.records import Pointer, RunManifest
 from integrand.service.jobs import limits_exceeded, run_job
+from integrand.service.verify import verify_run
 from tests.plugins import drivers
 from tests.plugins.jobs import JobFolder
 from tests.plugins.processes import Family, end, start, wait_until
@@ -178,6 +179,43 @@ def family() -> Iterator[Family]:
     found = Family()
     yield found
     found.kill()
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    (pa.timestamp("us", tz="UTC"), pa.timestamp("ns", tz="UTC")), (pa.decimal128(5, 0), pa.decimal128(9, 0)),
+    (pa.int32(), pa.int64()),
+], ids=str)  # fmt: skip
+def test_files_with_ids_of_like_types_make_one_table(job: JobFolder, one: pa.DataType, other: pa.DataType):
+    """Whatever reads the folder as one dataset needs one type."""
+    number = Decimal if pa.types.is_decimal(one) else int
+    job.write_rows(count=10, id=pa.array([number(i) for i in range(10)], one))
+    job.write_rows("more.parquet", count=10, id=pa.array([number(i) for i in range(10, 20)], other))
+    manifest = job.run()
+    assert pq.read_table(job.path / "out" / manifest.run_id / "data").num_rows == 20
+    assert verify_run(job.path / "out", sample=0).holds
+
+
+@pytest.mark.parametrize("moved", ["source", "weights", "text and output"])
+def test_a_run_is_taken_up_although_what_it_reads_has_moved(job: JobFolder, moved: str):
+    """Where things lie is no part of a run's identity."""
+    table = job.rows_of("rows.parquet")
+    changes: dict[str, Any] = {"source": {"uri": "data", "row_id": "id"}, "output": {"uri": "out"}}
+    if moved == "text and output":
+        (job.path / "data" / "rows.parquet").unlink()
+        table.to_csv(job.path / "data" / "rows.csv", index=False)
+    job.write_weights()
+    first = job.run(model=job.weighted(), **changes)
+    data = job.path / "out" / first.run_id
+    (data / "_manifest.json").unlink()
+    (data / "data" / "part-00001.parquet").unlink()
+    places = {"source": ("data", "elsewhere"), "weights": ("weights.safetensors", "w.safetensors"),
+              "text and output": ("out", "out2")}  # fmt: skip
+    (job.path / places[moved][0]).rename(job.path / places[moved][1])
+    changes |= {"source": {"source": {"uri": "elsewhere", "row_id": "id"}}, "weights": {},
+                "text and output": {"output": {"uri": "out2"}}}[moved]  # fmt: skip
+    weights = "w.safetensors" if moved == "weights" else "weights.safetensors"
+    again = job.run(model=job.weighted(weights), **changes)
+    assert (again.complete, again.run_id, again.digest) == (True, first.run_id, first.digest)
 
 
 @pytest.mark.ray

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -164,6 +168,31 @@ def test_a_missing_or_corrupt_model_file_is_refused(job: JobFolder):
     assert "weights-only state dict" in refusal(job, model=job.weighted("weights.pt"))
     job.write_weights()
     assert "the parameters of Model" in refusal(job, model=job.weighted() | {"arguments": {"outputs": 3}})
+
+
+@pytest.mark.parametrize("marks", [(0,), (0, 1, 2, 5), range(15)])
+def test_a_model_that_raises_on_some_of_the_first_rows_is_tried_on_others(job: JobFolder, marks: Sequence[int]):
+    """They are `failed` in the output, as any other rows would be."""
+    job.write_model("if (x[:, 0] >= 1000).any(): raise ValueError('not this row')\nreturn self.logits(x)")
+    job.write_rows(marks=tuple(marks))
+    manifest = job.run()
+    assert manifest.statuses == {"failed": len(marks), "unchecked": 20 - len(marks)}
+
+
+def test_a_model_that_crashes_while_it_is_tried_says_where(job: JobFolder):
+    job.write_model("ctypes.string_at(0)")
+    command = [
+        sys.executable,
+        "-m",
+        "integrand.service.cli",
+        "plan",
+        str(job.write_spec()),
+        "--trust-model-code",
+        job.module,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == -signal.SIGSEGV
+    assert f"{job.module}.py" in done.stderr
 
 
 @pytest.mark.parametrize(("kind", "trusted"), [("torchscript", "torchscript"), ("torch_export", "torch_export")])

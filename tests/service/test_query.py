@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import warnings
@@ -15,15 +16,22 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from rich.console import Console
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import Pointer
 from integrand.schemas.uris import Uri
 from integrand.service.footers import RunFolder
 from integrand.service.manifest import fold, point_latest, write_manifest
+from integrand.service.page import html_page
 from integrand.service.query import Run, open_run, resolve_run
+from integrand.service.spreadsheet import write_csv
 from integrand.service.stats import fold_footers
+from integrand.service.tables import show_row, show_rows
+from integrand.service.verify import verify_run
+from integrand.workers.encoding import plain_value
 from integrand.workers.store import Store
+from tests.plugins.jobs import JobFolder
 
 NOW = "2026-01-02T00:00:00+00:00"
 
@@ -264,6 +272,28 @@ def test_rows_by_id(finish: Callable) -> None:
     assert len(run.rows(5)) == 0
     with pytest.raises(SpecError, match="int64"):
         run.rows("no number")
+
+
+@pytest.mark.parametrize(("kind", "far"), [
+    (pa.date32(), 4_000_000), (pa.timestamp("ms", "Europe/Berlin"), 2**62), (pa.timestamp("us"), 2**62),
+    (pa.duration("s"), 2**62), (pa.time64("us"), 2**62),
+])  # fmt: skip
+def test_ids_beyond_pythons_dates_are_stored_and_told(tmp_path: Path, kind: pa.DataType, far: int) -> None:
+    job, width = JobFolder(tmp_path), pa.int32() if kind.bit_width == 32 else pa.int64()
+    job.write_rows(id=pa.array([*range(19), far], width).cast(kind))
+    job.write_model()
+    run = open_run(job.run_uri(job.run()))
+    assert run.manifest.statuses == {"unchecked": 20}
+    found = verify_run(run.uri, sample=20, trusted=(job.module,))
+    assert (found.findings, found.unchecked, found.sampled) == ((), (), 20)
+    assert len(run.rows(far)) == len(run.rows(str(far))) == len(run.where("f_input = f_input")) - 19 == 1
+    assert str(run.worst(3)["row_id"].iloc[0]) in html_page(run, 3)
+    page = io.StringIO()
+    show_rows(Console(file=page), run.to_pandas(inputs=True), "rows", 20)
+    show_row(Console(file=page), run, str(far), 3)
+    write_csv(page, run.tables())
+    names = [plain_value(pa.scalar(far, width).cast(kind)), run.to_pandas()["row_id"].iloc[-1]]
+    assert all(str(name) in page.getvalue() for name in names)
 
 
 def test_where_takes_a_duckdb_expression(finish: Callable) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from integrand.schemas.errors import IntegrityError, SpecError
+from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import Attempt, Pointer, RunManifest
 from integrand.schemas.uris import Uri
 from integrand.service.jobs import run_job
+from integrand.service.manifest import load_plan
 from integrand.service.retry import retry_quarantined
 from integrand.service.runner import read_ledger
 from integrand.service.verify import verify_run
@@ -142,6 +143,37 @@ def test_another_model_completes_no_run(partial: Partial, edit: Callable[[Partia
     with pytest.raises(IntegrityError):
         partial.retry()
     assert not (partial.folder / "_manifest.json").exists()
+
+
+def test_a_retry_that_came_to_nothing_leaves_a_folder_that_holds(partial: Partial):
+    """Its quarantine was released, and its partial manifest is of before."""
+    store, run = Store(), Uri("file", str(partial.folder))
+    ledger = read_ledger(store, run, load_plan(store, run)[0])
+    ledger.release("00001")
+    assert verify_run(partial.folder, sample=0).findings == ()
+    assert partial.retry() is not None, "not mended: it is given up once more"
+    assert verify_run(partial.folder, sample=0).findings == ()
+
+
+@pytest.mark.parametrize("name", ["data/rows.parquet", "weights.safetensors"])
+def test_nothing_is_released_that_could_not_be_read(partial: Partial, name: str):
+    (partial.job.path / name).rename(partial.job.path / "moved")
+    with pytest.raises(DataError, match="nothing there"):
+        partial.retry()
+    assert (partial.folder / "_quarantine" / "00001.json").exists()
+
+
+def test_a_record_beside_a_committed_shard_stops_no_run(partial: Partial):
+    """Another driver committed the shard after this one had given it up."""
+    record = (partial.folder / "_quarantine" / "00001.json").read_bytes()
+    partial.mend()
+    assert partial.retry() is not None
+    (partial.folder / "_manifest.json").unlink()
+    (partial.folder / "_quarantine" / "00001.json").write_bytes(record)
+    (partial.folder / "data" / "part-00002.parquet").unlink()
+    manifest = partial.job.run(model=partial.job.weighted(), limits={"max_quarantined": 0},
+                               compute={"shard_rows": 20, "batch_rows": 16, "attempts": 1})  # fmt: skip
+    assert (manifest.complete, manifest.run_id) == (True, partial.manifest.run_id)
 
 
 def test_nothing_is_released_without_trust(partial: Partial):

@@ -333,6 +333,20 @@ def test_too_many_quarantined_stop_the_run_early(ledger: Ledger):
     assert len(limited.quarantined) == 2
 
 
+def test_a_fresh_worker_is_given_the_place_of_one_that_waits(ledger: Ledger):
+    """There is room for one: what shall run alone comes up once the other has left."""
+
+    class OneRoom(ScriptedPool):
+        def wait(self, timeout_s: float) -> list[Outcome]:
+            if not self.busy and self.starting:
+                assert not self.ready, "two workers wait for each other"
+            return super().wait(timeout_s)
+
+    pool = OneRoom({"00000": ["killed_worker"] * 2}, workers=2, killers={"00000": {3}})
+    assert run(pool, ledger) == ALL
+    assert len(pool.ready) == 1
+
+
 def test_a_run_above_its_limit_is_not_taken_up_again(ledger: Ledger):
     run(ScriptedPool({"00000": ["raised"] * 9}), ledger)
     stopped = under(ledger, max_quarantined=0)

@@ -57,6 +57,15 @@ def test_a_list_keeps_its_order_and_names_each_file_once(place: Place):
     assert paths(place, "y/a.parquet") == ["a.parquet"]
 
 
+def test_a_folder_whose_name_looks_like_a_glob_is_itself(tmp_path: Path):
+    """Above the source too; below it, a glob is one."""
+    place = (Store(), Uri("file", str(tmp_path / "runs [2026] *?")))
+    fill(place, "a.parquet", "x/b.parquet", "x[1]/c.parquet")
+    assert paths(place, "") == ["a.parquet", "x/b.parquet", "x[1]/c.parquet"]
+    assert paths(place, "*/?.parquet") == ["x/b.parquet", "x[1]/c.parquet"]
+    assert paths(place, "x[1]/*.parquet") == ["c.parquet"]
+
+
 @pytest.mark.parametrize("again", ["x/../a.parquet", "link.parquet", "linked/a.parquet"])
 def test_one_file_under_two_names_is_refused(tmp_path: Path, again: str):
     """Its rows would be in the result twice."""

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from integrand.schemas.errors import SpecError
+from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.schemas.records import Pointer, dump
 from integrand.schemas.uris import Uri
 from integrand.service.findings import Finding
@@ -28,9 +28,10 @@ from integrand.service.footers import RunFolder
 from integrand.service.jobs import run_job
 from integrand.service.manifest import load_plan
 from integrand.service.recount import Recounter
+from integrand.service.runner import read_ledger
 from integrand.service.stats import write_block
 from integrand.service.verify import Verification, verify_run
-from integrand.workers.store import Store
+from integrand.workers.store import Entries, Store
 from tests.plugins.jobs import JobFolder
 from tests.plugins.tampering import Tampered, parquet_bytes, replaced
 
@@ -369,6 +370,46 @@ def test_a_pointer_astray_is_found(run: Tampered, name: str):
     pointer, expected = POINTERS[name]
     (run.path.parent / "_latest" / "test.json").write_bytes(dump(pointer))
     assert expected in told(verify(run))
+
+
+def test_a_pointer_of_another_job_is_not_this_runs_matter(run: Tampered):
+    (run.path.parent / "_latest" / "other.json").write_bytes(dump(POINTERS["to nothing"][0]))
+    assert verify(run).holds
+
+
+def test_scratch_of_a_killed_writer_is_no_finding(run: Tampered):
+    (run.path / "_stats").mkdir(exist_ok=True)
+    (run.path / "_stats" / f"_{'0' * 32}.tmp").write_bytes(b"half a blo")
+    assert verify(run).holds
+
+
+def test_an_attempt_that_cannot_be_read_is_found(run: Tampered):
+    """It would end the next driver."""
+    place = run.path / "_attempts" / "00000" / "0001.json"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b'{"shard": "00')
+    assert str(place) in told(verify(run))
+    with pytest.raises(IntegrityError, match=r"0001\.json"):
+        read_ledger(Store(), run.uri, load_plan(Store(), run.uri)[0])
+
+
+def test_a_run_that_is_finished_while_it_is_verified_holds(run: Tampered, monkeypatch: pytest.MonkeyPatch):
+    """Its last object and its manifest come after the look at what is there."""
+    kept = {p: p.read_bytes() for p in (run.path / "data" / "part-00001.parquet", run.path / "_manifest.json")}
+    for path in kept:
+        path.unlink()
+    listed = Store.list
+
+    def finishing(store: Store, folder: Uri, *, depth: int | None = None) -> Entries:
+        found = listed(store, folder, depth=depth)
+        if folder.name == "data":
+            for path, data in kept.items():
+                path.write_bytes(data)
+        return found
+
+    monkeypatch.setattr(Store, "list", finishing)
+    found = verify(run)
+    assert (found.findings, found.state) == ((), "unfinished")
 
 
 def test_a_pointer_that_lags_behind_is_found(run: Tampered):

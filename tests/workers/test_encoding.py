@@ -102,6 +102,26 @@ def test_the_digest_does_not_see_what_a_retry_may_change() -> None:
     assert shard_digest(other) == shard_digest(results(8))
 
 
+@pytest.mark.parametrize(("ids", "digest"), [
+    (pa.array(range(4), pa.date32()), "d7b1cb6d1d619279"), (pa.array(range(4), pa.timestamp("us")), "f71f662e8423692f"),
+])  # fmt: skip
+def test_the_digest_of_dates_stays(ids: pa.Array, digest: str) -> None:
+    assert shard_digest(replace(results(4), row_id=ids)).startswith(digest)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.date32(), pa.timestamp("us"), pa.timestamp("s", "Europe/Berlin"), pa.duration("s")]
+)
+def test_dates_beyond_pythons_count_one_by_one(kind: pa.DataType) -> None:
+    """Nor does the name of a date depend on a neighbour that Python has not."""
+    width = pa.int32() if kind.bit_width == 32 else pa.int64()
+    far = [2**31 - 1, 2**31 - 2] if width == pa.int32() else [2**62, 2**62 + 1]
+    whole = replace(results(4), row_id=pa.array([0, *far, 1], width).cast(kind))
+    assert fold_digests([shard_digest(take(whole, part)) for part in ([0, 3], [1, 2])]) == shard_digest(whole)
+    other = replace(whole, row_id=pa.array([0, far[0], far[1] - 2, 1], width).cast(kind))
+    assert shard_digest(other) != shard_digest(whole)
+
+
 # --- bytes -----------------------------------------------------------------------------------------------------
 
 

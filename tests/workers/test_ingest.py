@@ -101,6 +101,15 @@ def test_json_lines(tmp_path: Path) -> None:
     assert found[5]["_bad"].startswith("line 7: broken JSON")
 
 
+@pytest.mark.parametrize("twice", ['{"id": 2, "age": 1, "id": 3}', '{"id": 2, "other": [{"id": 1, "id": 1}]}'])
+def test_of_a_key_given_twice_no_value_is_chosen(tmp_path: Path, twice: str) -> None:
+    lines = '{"id": 1, "age": 1, "other": {"id": 1}}\n' + twice + "\n"
+    one = task(tmp_path, "a.jsonl", lines, Roles(numbers=("age",), row_id="id"))
+    found = rows(ingest(STORE, [one]))
+    assert [(r["id"], r["_bad"]) for r in found] == [(1, None), (None, "line 2: broken JSON: key 'id' is given twice")]
+    assert head(STORE, one.source, one.path, one.format, one.roles)["_bad"].to_pylist() == [r["_bad"] for r in found]
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_lists(tmp_path: Path, name: str) -> None:
     values = [[1, 2.5, None, 4], None, [[1, 2], [3, 4]], [[1, 2, 3], [4]], "x", [1, "two"]]

@@ -20,6 +20,7 @@ from integrand.schemas.records import InputShape, Slice, SourceFile
 from integrand.schemas.specs import AttributeSpec, ColumnsInput, TensorInput, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.workers.reading import (
+    CONTENT,
     check_column,
     declared_columns,
     hive_values,
@@ -224,6 +225,32 @@ def test_partitions_become_columns(tmp_path: Path) -> None:
     assert read_slices(STORE, files, slices[:1], ["year"])["year"].to_pylist() == [2024, 2024]
     schema = source_schema(files, [table.schema] * 3, ["x", "year"])
     assert schema == pa.schema([("x", pa.float64()), ("place", pa.string()), ("year", pa.int64())])
+
+
+@pytest.mark.parametrize("value", ["+5", "\u0661", "5 ", "1_0", "0x5", "9223372036854775808"])
+def test_a_folder_that_is_not_quite_an_integer_is_text(tmp_path: Path, value: str) -> None:
+    """What Python takes for digits, Arrow does not."""
+    file = put(tmp_path, f"delta={value}/0.parquet", parquet_bytes(pa.table({"x": [1.0]})))
+    assert read_slices(STORE, [file], [Slice(file=0, start=0, stop=1)], ["delta"])["delta"].to_pylist() == [value]
+    assert partition_columns(["delta=-5/a", "delta=007/a"]) == {"delta": pa.int64()}
+
+
+def test_only_pieces_that_ingest_wrote_tell_of_bad_rows(tmp_path: Path) -> None:
+    table, rows = pa.table({"x": [1.0], "_bad": ["a note of the user's"]}), [Slice(file=0, start=0, stop=1)]
+    own = put(tmp_path, "_bad=x/0.parquet", parquet_bytes(table))
+    folder = put(tmp_path, "_bad=x/1.parquet", parquet_bytes(table.drop_columns("_bad")))
+    odd = table.set_column(1, "_bad", pa.array([["a", "b"]]))
+    posing = put(tmp_path, "2.parquet", parquet_bytes(odd.replace_schema_metadata({CONTENT: b"not a digest"})))
+    for file in (own, folder, posing):
+        assert read_slices(STORE, [file], rows, ["x", "_bad"]).column_names == ["x"]
+        assert read_slices(STORE, [file], rows, None).column_names == ["x"]
+    piece = put(tmp_path, "3.parquet", parquet_bytes(table.replace_schema_metadata({CONTENT: b"digest"})))
+    assert read_slices(STORE, [piece], rows, ["x", "_bad"]) == table
+
+
+def test_the_column_that_tells_of_bad_rows_is_no_feature() -> None:
+    with pytest.raises(SpecError, match="rename the column"):
+        check_column(pa.schema([("_bad", pa.float64())]), "_bad")
 
 
 def test_a_column_in_the_file_wins_over_its_folder(tmp_path: Path) -> None:

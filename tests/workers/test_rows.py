@@ -124,6 +124,13 @@ def test_what_ingest_found_comes_first() -> None:
     assert convert(table, AB).reasons == [None, "line 3: broken JSON"]
 
 
+def test_a_reason_in_other_bytes_than_text_is_told_as_it_is() -> None:
+    bad = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff")]
+    )
+    assert convert(pa.table({"a": [1.0], "b": [2.0], "_bad": bad}), AB).reasons == ["a\\xff"]
+
+
 def test_scaling_by_number_feature_and_channel() -> None:
     table = pa.table({"p": pa.array([[10, 20, 30, 40, 50, 60, 70, 80]], pa.list_(pa.uint8()))})
     rows = convert(table, [{"name": "image", "column": "p", "shape": [2, 2, 2], "divide": 10, "mean": [1, 2],

@@ -18,11 +18,11 @@ from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.records import SourceFile
 from integrand.schemas.specs import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
-from integrand.workers import statistics
-from integrand.workers.identity import check_row_ids
-from integrand.workers.reading import inspect_file, resolve_columns
+from integrand.workers import identity, statistics
+from integrand.workers.identity import check_row_ids, hash_ids
+from integrand.workers.reading import CONTENT, inspect_file, resolve_columns
 from integrand.workers.statistics import Partial, fold_means, means_uri, partial_sums, read_means, write_means
-from integrand.workers.store import Store
+from integrand.workers.store import Access, Store
 
 STORE = Store()
 
@@ -90,6 +90,17 @@ def test_the_order_of_computation_changes_no_bit(values: list[float], shuffle: r
     assert fold_means(partials)[0].tobytes() == expected
 
 
+def test_rows_that_name_no_output_do_not_count(tmp_path: Path) -> None:
+    table = dataset(0, 20).set_column(3, "y", pa.array([0, 1] * 9 + [2, 0]))
+    files, job = [put(tmp_path, "0.parquet", table)], spec(target={"kind": "column", "column": "y"})
+    shapes = resolve_columns(table.schema, job)
+    counted = [fold_means([partial_sums(STORE, files, 0, g, job, shapes, n) for g in range(2)]) for n in (3, 2)]
+    kept = table.filter(pa.array([i != 18 for i in range(20)]))
+    for (features, lists), rows in zip(counted, (table, kept), strict=True):
+        np.testing.assert_allclose(features[1], rows["b"].to_numpy().mean() / 2, rtol=1e-6)
+        np.testing.assert_allclose(lists, np.array(rows["l"].to_pylist()).mean(0), rtol=1e-5)
+
+
 def test_a_source_without_a_clean_row(tmp_path: Path) -> None:
     table = dataset(0, 5).set_column(0, "a", pa.array([float("nan")] * 5))
     with pytest.raises(DataError, match="clean row"):
@@ -118,7 +129,8 @@ def test_the_place_of_the_means_follows_what_can_change_them(tmp_path: Path) -> 
     column = spec(target={"kind": "column", "column": "y"})
     uris = {str(means_uri(root, f, s)) for f, s in [(files, spec()), (other, spec()), (files, column),
             (files, spec(compute={"precision": "float64"})), (files, spec(compute={"workers": 9}))]}  # fmt: skip
-    assert len(uris) == 4
+    uris |= {str(means_uri(root, files, column, outputs)) for outputs in (2, 3)}
+    assert len(uris) == 6
 
 
 def test_row_ids_that_are_null_or_twice(tmp_path: Path) -> None:
@@ -137,8 +149,67 @@ def test_row_ids_that_are_null_or_twice(tmp_path: Path) -> None:
 
 
 def test_a_line_without_an_id_is_excused(tmp_path: Path) -> None:
-    table = pa.table({"id": pa.array(["a", None, None]), "_bad": [None, "line 3: broken", "line 4: broken"]})
+    table = pa.table({"id": pa.array(["a", None, None]), "_bad": [None, "line 3: broken", "line 4: broken"]},
+                     metadata={CONTENT: b"a piece"})  # fmt: skip
     check_row_ids(STORE, [put(tmp_path, "0.parquet", table)], "id")
     table = table.set_column(1, "_bad", pa.array([None, "line 3: broken", None]))
     with pytest.raises(DataError, match="1 null"):
         check_row_ids(STORE, [put(tmp_path, "0.parquet", table)], "id")
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.int64(), pa.string(), pa.binary(9), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_more_ids_than_a_shard_may_take(tmp_path: Path, kind: pa.DataType) -> None:
+    """40 kB of ids or more, by the kilobyte."""
+    tight, names = Store(Access(decoded_bytes=1000)), [f"{i:09d}" for i in range(5000)]
+    ids = pa.array(range(5000)) if kind == pa.int64() else pa.array(names).cast(pa.binary()).cast(kind)
+    files = [put(tmp_path, "0.parquet", pa.table({"id": ids}), 1500)]
+    check_row_ids(tight, files, "id")
+    files.append(put(tmp_path, "1.parquet", pa.table({"id": ids[4321:4322]})))
+    with pytest.raises(
+        DataError, match=r"1 ids .*4321' at 0.parquet#4321 and 1.parquet#0|1 ids .* 4321 at 0.parquet#4321"
+    ):
+        check_row_ids(tight, files, "id")
+
+
+def test_one_id_that_is_larger_than_a_shard_may_be(tmp_path: Path) -> None:
+    file = put(tmp_path, "0.parquet", pa.table({"id": ["a", "b" * 2000, "c"]}))
+    with pytest.raises(DataError, match="at most 1000 bytes"):
+        check_row_ids(Store(Access(decoded_bytes=1000)), [file], "id")
+
+
+def test_an_id_is_the_same_in_files_of_unlike_types(tmp_path: Path) -> None:
+    kinds = pa.int32(), pa.int64(), pa.float64()
+    files = [
+        put(tmp_path, f"{k}.parquet", pa.table({"id": pa.array([k, -7 - k], kind)})) for k, kind in enumerate(kinds)
+    ]
+    check_row_ids(STORE, files, "id")
+    for kind in kinds:
+        again = put(tmp_path, "9.parquet", pa.table({"id": pa.array([50, -7], kind)}))
+        with pytest.raises(DataError, match=r"1 ids .* -7(.0)? at 0.parquet#1 and 9.parquet#1"):
+            check_row_ids(STORE, [*files, again], "id")
+
+
+def test_ids_are_one_of_a_kind_whatever_they_hash_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two hashes for all ids, each of them is compared."""
+    monkeypatch.setattr(identity, "hash_ids", lambda ids: hash_ids(ids) % np.uint64(2))
+    files = [put(tmp_path, "0.parquet", pa.table({"id": [f"id {i}" for i in range(25)]}))]
+    check_row_ids(STORE, files, "id")
+    files.append(put(tmp_path, "1.parquet", pa.table({"id": ["id 99", "id 24"]})))
+    with pytest.raises(DataError, match=r"'id 24' at 0.parquet#24 and 1.parquet#1"):
+        check_row_ids(STORE, files, "id")
+
+
+IDS = [pa.array([1, -1, None, 1], kind) for kind in (pa.int8(), pa.float16(), pa.float64(), pa.decimal32(5, 2), pa.decimal128(9, 2),
+       pa.decimal256(50), pa.date32(), pa.timestamp("us", "UTC"), pa.time64("us"), pa.duration("s"))] + [
+    pa.array([b"abc", b"\xff\x00c", None, b"abc"], kind) for kind in (pa.binary(), pa.large_binary(), pa.binary(3))] + [
+    pa.array([True, False, None, True]), pa.array(["a", "", None, "a"]), pa.array([2**62, -(2**62), None, 2**62], pa.timestamp("s")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ids", IDS, ids=lambda ids: str(ids.type))
+def test_every_type_of_id_has_hashes(ids: pa.Array) -> None:
+    one, other, again = hash_ids(ids)
+    assert (one == again, one == other) == (True, False)
+    assert hash_ids(ids[1:]).tolist() == [other, again]
