@@ -37,7 +37,7 @@ class Source(Part):
     """Where the rows are: files, folders or globs of Parquet, CSV or JSON lines."""
 
     uri: str | tuple[str, ...] = Field(description="A file, folder or glob, or a list of them; local or s3://.")
-    row_id: str | None = Field(None, description="Column that names a row; without it `<relative path>#<row>`.")
+    row_id: str | None = Field(None, description="Column that names each row once, nulls and NaN refused; without it `<relative path>#<row>`.")
     format: Literal["auto", "parquet", "csv", "json_lines"] = Field(
         "auto", description="File format; auto goes by the extension (.parquet .pq .csv .jsonl .ndjson)."
     )
@@ -360,7 +360,7 @@ class WorkerRange(Part):
 
 
 class Compute(Part):
-    """How the work is spread. Only `precision`, `compile`, `threads`, `batch_rows` and `savings` can change a bit of the result."""
+    """How the work is spread. Only `precision`, `compile`, `batch_rows`, `savings` and `threads`, which default to the CPUs of a worker, can change a bit of the result."""
 
     workers: Annotated[
         Annotated[int, Field(ge=1), Tag("count")] | Annotated[WorkerRange, Tag("WorkerRange")],

@@ -1,4 +1,4 @@
-"""Row ids over the whole source: null and duplicate ones are reported before any work is done."""
+"""Row ids over the whole source: null, NaN and duplicate ones are reported before any work is done."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_row_ids(store: Store, files: Sequence[SourceFile], column: str) -> Non
     seen = [_look(ids, rows, values, there) for rows, values, there in ids.parts()]
     nulls, garbled = sum(s.nulls for s in seen), next((s.garbled for s in seen if s.garbled), None)
     if nulls:
-        raise ids.wrong("an id in every row", f"{nulls} null, the first at {next(s.null for s in seen if s.null)}")
+        raise ids.wrong("an id in every row", f"{nulls} null or NaN, the first at {next(s.null for s in seen if s.null)}")
     if garbled:
         raise ids.wrong("ids in UTF-8", f"other bytes at {garbled}")
     kinds = {s.kind for s in seen if len(s.hashes)}
@@ -79,7 +79,7 @@ def check_row_ids(store: Store, files: Sequence[SourceFile], column: str) -> Non
 
 
 def _look(ids: _Column, rows: Slice, values: pa.Array, there: pa.Array) -> _Seen:
-    null = pc.indices_nonzero(pc.and_(values.is_null(), there))
+    null = pc.indices_nonzero(pc.and_(values.is_null(nan_is_null=True), there))
     garbled = _first_garbled(values)
     return _Seen(kind=values.type, hashes=hash_ids(values), nulls=len(null),
                  null=ids.place(rows, null[0].as_py()) if len(null) else None,
