@@ -15,9 +15,10 @@ from integrand.schemas.specs import AttributeSpec
 from integrand.schemas.uris import Uri
 from integrand.service.pools import Pool
 from integrand.service.sources import Listing, list_source, read_footers
+from integrand.workers.columns import declared_columns
 from integrand.workers.ingest import Format as TextFormat
 from integrand.workers.ingest import IngestTask, estimate_rows, head, ingest, ingest_digest, load_ingested, roles_of
-from integrand.workers.reading import declared_columns, source_schema
+from integrand.workers.reading import source_schema
 from integrand.workers.statistics import (
     Partial,
     check_means,

@@ -31,6 +31,7 @@ from integrand.service.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.pools import Pool
 from integrand.service.preflight import Findings, Sample, column_outputs, examine, sample_rows
 from integrand.service.runid import run_id
+from integrand.workers.columns import declared_columns, resolve_columns, row_bytes
 from integrand.workers.embeddings import through_embeddings
 from integrand.workers.models import (
     CodeBundle,
@@ -43,7 +44,7 @@ from integrand.workers.models import (
     pack_code,
 )
 from integrand.workers.outputs import Forward
-from integrand.workers.reading import declared_columns, read_slices, resolve_columns, row_bytes
+from integrand.workers.reading import read_slices
 from integrand.workers.rows import Rows, length_buckets, to_rows
 from integrand.workers.store import Store
 from integrand.workers.worker import pin_numerics, versions

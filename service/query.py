@@ -38,9 +38,10 @@ from integrand.service.manifest import (
     read_quarantined,
 )
 from integrand.service.stats import read_committed
+from integrand.workers.columns import BAD
 from integrand.workers.decoding import forget_extensions
 from integrand.workers.encoding import plain_values
-from integrand.workers.reading import BAD, read_slices
+from integrand.workers.reading import read_slices
 from integrand.workers.store import Access, Store
 
 Filters: TypeAlias = list[tuple[str, str, object]] | list[list[tuple[str, str, object]]] | ds.Expression

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
-from integrand.workers.reading import BAD
+from integrand.workers.columns import BAD
 
 BATCH_ROWS, BATCH_CHARACTERS = 1024, 16 << 20
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from integrand.schemas.errors import DataError
 from integrand.schemas.records import Slice, SourceFile
+from integrand.workers.columns import BAD
 from integrand.workers.encoding import plain_value
-from integrand.workers.reading import BAD, read_parts, row_ids
+from integrand.workers.reading import read_parts, row_ids
 from integrand.workers.store import Store
 
 _NEXT = "drop source.row_id to identify rows by file and position, or mend the ids"

@@ -28,16 +28,9 @@ from integrand.schemas.records import SourceFile
 from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ColumnTarget, ForwardArg, IdsInput, TensorInput
 from integrand.schemas.uris import Uri
 from integrand.workers.cells import BATCH_ROWS, Line, is_integer, is_utf8, record_batch, record_batches, shown, some
+from integrand.workers.columns import BAD, value_columns
 from integrand.workers.failpoints import reach
-from integrand.workers.reading import (
-    BAD,
-    CONTENT,
-    hive_values,
-    inspect_file,
-    partition_columns,
-    value_columns,
-    with_partitions,
-)
+from integrand.workers.reading import CONTENT, hive_values, inspect_file, partition_columns, with_partitions
 from integrand.workers.store import Entry, Store
 
 INGEST_VERSION = 3

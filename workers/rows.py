@@ -24,7 +24,7 @@ from integrand.schemas.specs import (
     Input,
     TensorInput,
 )
-from integrand.workers.reading import BAD, is_number, list_sizes, unnest, value_columns
+from integrand.workers.columns import BAD, is_number, list_sizes, unnest, value_columns
 from integrand.workers.scaling import scale, spread
 
 __all__ = ["PADDING", "Bucket", "Rows", "length_buckets", "scale", "spread", "to_rows"]

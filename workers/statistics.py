@@ -15,7 +15,8 @@ from integrand.schemas.ids import NUMERICS_VERSION, digest_json
 from integrand.schemas.records import InputShape, Slice, SourceFile, Statistics
 from integrand.schemas.specs import AttributeSpec, IdsInput
 from integrand.schemas.uris import Uri
-from integrand.workers.reading import declared_columns, read_slices
+from integrand.workers.columns import declared_columns
+from integrand.workers.reading import read_slices
 from integrand.workers.rows import Rows, length_buckets, to_rows
 from integrand.workers.store import Store
 

@@ -27,7 +27,8 @@ from integrand.service.jobs import plan_job
 from integrand.service.query import open_run
 from integrand.service.verify import verify_run
 from integrand.workers import decoding, reading
-from integrand.workers.reading import check_number, check_scalar, inspect_file, read_slices
+from integrand.workers.columns import check_number, check_scalar
+from integrand.workers.reading import inspect_file, read_slices
 from integrand.workers.store import Access, Store
 from tests.plugins.jobs import JobFolder
 

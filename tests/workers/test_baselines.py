@@ -15,7 +15,7 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs import parse_spec
 from integrand.workers.baselines import baseline_tensors
-from integrand.workers.reading import resolve_columns
+from integrand.workers.columns import resolve_columns
 from integrand.workers.rows import to_rows
 from integrand.workers.shard import read_shard, run_shard
 

@@ -23,6 +23,7 @@ from integrand.schemas.records import Slice, SourceFile
 from integrand.schemas.specs import parse_spec
 from integrand.schemas.uris import Uri
 from integrand.workers import ingest as ingesting
+from integrand.workers.columns import resolve_columns
 from integrand.workers.ingest import (
     Format,
     IngestTask,
@@ -35,7 +36,7 @@ from integrand.workers.ingest import (
     load_ingested,
     roles_of,
 )
-from integrand.workers.reading import partition_columns, read_slices, resolve_columns, row_ids
+from integrand.workers.reading import partition_columns, read_slices, row_ids
 from integrand.workers.rows import to_rows
 from integrand.workers.store import Store
 

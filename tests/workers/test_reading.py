@@ -19,16 +19,13 @@ from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import InputShape, Slice, SourceFile
 from integrand.schemas.specs import AttributeSpec, ColumnsInput, TensorInput, parse_spec
 from integrand.schemas.uris import Uri
+from integrand.workers.columns import check_column, declared_columns, resolve_columns, resolve_input
 from integrand.workers.reading import (
     CONTENT,
-    check_column,
-    declared_columns,
     hive_values,
     inspect_file,
     partition_columns,
     read_slices,
-    resolve_columns,
-    resolve_input,
     row_ids,
     source_schema,
 )

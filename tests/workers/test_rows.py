@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs import AttributeSpec, ColumnsInput, parse_spec
-from integrand.workers.reading import resolve_columns
+from integrand.workers.columns import resolve_columns
 from integrand.workers.rows import Rows, length_buckets, scale, spread, to_rows
 
 

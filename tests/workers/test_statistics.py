@@ -19,8 +19,9 @@ from integrand.schemas.records import SourceFile
 from integrand.schemas.specs import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.workers import identity, statistics
+from integrand.workers.columns import resolve_columns
 from integrand.workers.identity import check_row_ids, hash_ids
-from integrand.workers.reading import CONTENT, inspect_file, resolve_columns
+from integrand.workers.reading import CONTENT, inspect_file
 from integrand.workers.statistics import Partial, fold_means, means_uri, partial_sums, read_means, write_means
 from integrand.workers.store import Access, Store
 
