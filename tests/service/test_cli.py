@@ -138,6 +138,20 @@ def test_an_unfinished_run_is_told_apart(call, finished: JobFolder):
     assert (code, "unfinished" in text, "driver last heard" in text) == (0, True, False)
 
 
+def test_a_retry_holds_the_run_to_its_limits(call, finished: JobFolder):
+    """As the run did: complete, and yet not what was asked for."""
+    finished.write_rows(count=40, row_group_size=20, write_page_checksum=True, b=[float("nan"), *range(39)])
+    sound = finished.flip_bit("rows.parquet", 1)
+    finished.write_spec(limits={"max_bad_share": 0}, compute={"shard_rows": 20, "batch_rows": 16, "attempts": 1})
+    assert run_spec(call, finished)[0] == 3
+    (finished.path / "data" / "rows.parquet").write_bytes(sound)
+    (folder,) = (p.parent for p in (finished.path / "out").glob("*/_partial.json"))
+    code, text = call("retry-quarantined", str(folder), "--pool", "local", "--trust-model-code", finished.module)
+    assert (code, "limits.max_bad_share" in text, (folder / "_manifest.json").exists()) == (3, True, True)
+    code, text = call("retry-quarantined", str(folder), "--pool", "local", "--trust-model-code", finished.module)
+    assert (code, f"nothing is quarantined in {folder}" in text) == (0, True)
+
+
 def test_places_with_brackets_are_printed_as_they_are(call, finished: JobFolder):
     """Such as rich would take for markup."""
     finished.write_spec(output={"uri": "out[/b][red]x"})
