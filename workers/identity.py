@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -97,6 +96,8 @@ def _common(kinds: set[pa.DataType]) -> pa.DataType:
 
 def hash_ids(ids: pa.Array) -> Hashes:
     """64 bits of each id, nulls left out: of its bytes as Arrow stores them, which ids of one type share if equal."""
+    import pandas as pd  # 40 MB, which drivers and workers do without where no column names the rows
+
     known = ids.drop_null()
     known = known.cast(pa.uint8()) if pa.types.is_boolean(known.type) else known
     if not len(known):

@@ -44,6 +44,13 @@ def test_ray_is_never_asked_how_a_job_is():
     assert [source for source in SOURCES if imports_of(source, "ray.job_submission", "ray.util.state")] == []
 
 
+def test_drivers_and_workers_start_without_pandas():
+    """A tenth of a driver's memory, which is bounded."""
+    modules = "integrand.service.jobs, integrand.service.pools, integrand.workers.actor"
+    loaded = run_python(f"import sys, {modules}; print('pandas' in sys.modules)")
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "False"), loaded.stderr
+
+
 @pytest.mark.parametrize("source", READING)
 def test_reading_results_names_neither_torch_nor_ray(source: str):
     assert imports_of(source, "torch", "ray") == []
