@@ -67,9 +67,8 @@ def check_row_ids(store: Store, files: Sequence[SourceFile], column: str) -> Non
     seen = [_look(ids, rows, values, there) for rows, values, there in ids.parts()]
     nulls, garbled = sum(s.nulls for s in seen), next((s.garbled for s in seen if s.garbled), None)
     if nulls:
-        raise ids.wrong(
-            "an id in every row", f"{nulls} null or NaN, the first at {next(s.null for s in seen if s.null)}"
-        )
+        first = next(s.null for s in seen if s.null)
+        raise ids.wrong("an id in every row, which no null and no NaN is", f"{nulls} null, the first at {first}")
     if garbled:
         raise ids.wrong("ids in UTF-8", f"other bytes at {garbled}")
     kinds = {s.kind for s in seen if len(s.hashes)}
