@@ -230,7 +230,7 @@ def test_what_took_a_worker_away(error: Exception, ended: Ended | None, kind: st
 def test_lost_workers_are_replaced_and_only_the_row_that_kills_alone_is_failed(
     ray_run: Run, folder: JobFolder, undisturbed: RunManifest, tmp_path: Path
 ):
-    manifest = ray_run("kill hang:once kill:once", compute=compute(stall_s=4, workers=2))
+    manifest = ray_run("kill hang:once kill:once", compute=compute(stall_s=10, workers=2))
     assert (manifest.complete, manifest.quarantined) == (True, ())
     assert attempts(folder, manifest, tmp_path) == {
         "00002": [("killed_worker", True, False)] * 2 + [("killed_worker", True, True)] * 4,
