@@ -116,6 +116,13 @@ class Numerics(Record):
     autocast: Literal["bfloat16", "float16"] | None = Field(None, description="Dtype under which gradients are taken.")
     compile: bool = Field(False, description="Whether what takes gradients is compiled.")
     tf32: bool = Field(False, description="Whether CUDA may round float32 factors to TF32.")
+    takes_rows: int | None = Field(
+        None, description="Rows that the model takes at once, where it takes no other number."
+    )
+    portable: bool = Field(False, description="Whether kernels are those that every x86 CPU with AVX2 has.")
+    kernels: str | None = Field(
+        None, description="Processor and kernels in force while planning; no part of the run's id."
+    )
 
 
 class Statistics(Record):
@@ -171,6 +178,11 @@ class Plan(Record):
     half_error: Quantiles | None = Field(
         None, description="What autocast does to the first rows: relative L1 distance from float32 at 15 Gauss nodes."
     )
+    model_state: str | None = Field(
+        None, description="Digest of what the factory built, in a few digits: the same on all processors."
+    )
+    model_bits: str | None = Field(None, description="Digest of every bit of it: the same where kernels are.")
+    lowered: str | None = Field(None, description="Why a row's bits may depend on its place; None where they do not.")
     salt: str = ""
     created: str
     versions: dict[str, str]
@@ -205,7 +217,7 @@ class ShardFooter(Record):
     padded_evaluations: int
     duplicates: int = Field(0, description="Rows equal to an earlier one in every bit: copied, not computed again.")
     digest: str = Field(description="Logical digest of the rows, foldable over shards.")
-    determinism: Determinism = "bitwise"
+    determinism: Determinism = Field("bitwise", description="`tolerance` where this shard is not as the plan meant it.")
     lowered: str | None = Field(None, description="Why the level is `tolerance`, said of this shard.")
     batch_rows: int
     seconds: dict[str, float]

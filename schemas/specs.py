@@ -362,7 +362,7 @@ class WorkerRange(Part):
 
 
 class Compute(Part):
-    """How the work is spread. Only `precision`, `compile`, `batch_rows`, `savings` and `threads`, which default to the CPUs of a worker, can change a bit of the result."""
+    """How the work is spread. Only `precision`, `reproducible`, `compile`, `batch_rows`, `savings` and `threads`, which default to the CPUs of a worker, can change a bit of the result."""
 
     workers: Annotated[
         Annotated[int, Field(ge=1), Tag("count")] | Annotated[WorkerRange, Tag("WorkerRange")],
@@ -375,6 +375,10 @@ class Compute(Part):
         "float32", description="Dtype of model, inputs and gradients. bfloat16, float16: gradients are taken under "
         "autocast, all else stays float32; six evaluations more tell each adaptive row's rounding, and nothing below a "
         "few percent (bfloat16) or permille (float16) is certified.")  # fmt: skip
+    reproducible: Literal["prefer", "require", "portable"] = Field(
+        "prefer", description="Whether a row keeps its bits wherever it is computed. prefer: where kernels let it; else the "
+        "run says `tolerance` and why. require: at the price of smaller step batches, and no resuming where kernels differ. "
+        "portable: require, on kernels that every x86 CPU with AVX2 has.")  # fmt: skip
     compile: bool = Field(
         False, description="Compile the model with torch.compile where gradients are taken; needs a C++ compiler."
     )

@@ -40,7 +40,12 @@ Trust = Annotated[list[str], typer.Option("--trust-model-code", metavar="PREFIX"
                                           help="Module prefix whose model code may run; repeatable.")]  # fmt: skip
 Fresh = Annotated[str, typer.Option("--fresh", metavar="SALT", help="Any text: a new run of the same job.")]
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster; default: RAY_ADDRESS, else one here.")]
-PoolKind = Annotated[str, typer.Option("--pool", help="`ray`, or `local` for one worker in this process.")]
+PoolKind = Annotated[
+    str,
+    typer.Option(
+        "--pool", help="`ray`; `local` for one worker in this process; `auto`: local for small jobs without a cluster."
+    ),
+]
 OpenRay = Annotated[bool, typer.Option("--allow-unauthenticated-ray", help="Use a cluster that takes anybody's calls.")]
 Named = Annotated[str | None, typer.Option("--name", help="Which job, where an output root holds several.")]
 Out = Annotated[str | None, typer.Option("--out", metavar="URI", help="Where the demo writes; default ./out.")]
@@ -92,7 +97,7 @@ def run(
     spec: SpecFile,
     trust: Trust = [],  # noqa: B006 — typer copies it
     address: Address = None,
-    pool: PoolKind = "ray",
+    pool: PoolKind = "auto",
     fresh: Fresh = "",
     allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Resume on another torch build.")] = False,
     open_ray: OpenRay = False,
@@ -194,7 +199,7 @@ def show(
         tables.show_rows(out, opened.where(where), f"rows where {where}", top)
     else:
         tables.show_frame(out, opened.top_features(top), "top features", top)
-        tables.show_rows(out, opened.worst(top), "worst rows", 2 * top)
+        tables.show_worst(out, opened, top)
 
 
 @demo.command("digits")
@@ -215,10 +220,11 @@ def demo_synthetic(out: Out = None) -> None:
         raise typer.Exit(synthetic(out, _operator([]).access))
 
 
-def _pool_kind(pool: str) -> Literal["ray", "local"]:
-    if pool not in ("ray", "local"):
-        raise typer.BadParameter("use `ray` or `local`", param_hint="--pool")
-    return "local" if pool == "local" else "ray"
+def _pool_kind(pool: str) -> Literal["auto", "ray", "local"]:
+    for kind in ("auto", "ray", "local"):
+        if pool == kind:
+            return kind
+    raise typer.BadParameter("use `auto`, `ray` or `local`", param_hint="--pool")
 
 
 def _operator(trust: list[str], open_ray: bool = False) -> Operator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,10 +30,16 @@ from integrand.workers.statistics import (
 )
 from integrand.workers.store import Store
 
+LONG_HEAD = 100_000
+"""Lines of a text file that are looked at before it is split; fewer of long ones."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What is planned over; `split` from text, for which `head` and `estimated_rows` stand in before that is done."""
+    """What is planned over; `split` from text, for which `head` and `estimated_rows` stand in before that is done.
+
+    longer  reads on, where no row of the head is usable
+    """
 
     files: tuple[SourceFile, ...]
     schema: pa.Schema
@@ -41,6 +47,7 @@ class Dataset:
     head: pa.Table | None = None
     estimated_rows: int = 0
     split: bool = False
+    longer: Callable[[], pa.Table] | None = None
 
     @property
     def estimated(self) -> bool:
@@ -67,7 +74,8 @@ def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, form: Tex
         first, path = listing.files[0]
         sample = head(store, first, path, form, roles)
         rows = sum(estimate_rows(store, e, form) for e, _ in listing.files)
-        return Dataset((), sample.schema, identity, sample, rows, split=True)
+        return Dataset((), sample.schema, identity, sample, rows, split=True,
+                       longer=partial(head, store, first, path, form, roles, LONG_HEAD))  # fmt: skip
     tasks = [IngestTask(e, path, form, folder, roles) for e, path in listing.files]
     pieces = ingest(store, tasks, pool.map)
     found = Listing("parquet", tuple((store.info(store.parse(p.uri)), p.path) for p in pieces))

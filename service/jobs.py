@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
 
 import torch
 from rich.console import Console
@@ -25,7 +24,7 @@ from integrand.service.manifest import (
     write_manifest,
 )
 from integrand.service.planner import Request, make_plan
-from integrand.service.pools import LocalPool, Pool, make_pool
+from integrand.service.pools import EitherPool, LocalPool, Pool, PoolKind, make_pool
 from integrand.service.runner import Dispatch, Ledger, Tally, read_ledger
 from integrand.service.sidecars import Sidecars
 from integrand.service.stats import Committed, read_committed
@@ -52,12 +51,12 @@ def plan_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] =
 
 
 def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = (), access: Access = Access(),
-            pool: Literal["ray", "local"] = "ray", address: str | None = None, salt: str = "",
+            pool: PoolKind = "auto", address: str | None = None, salt: str = "",
             allow_mixed: bool = False, allow_unauthenticated_ray: bool = False, logical_date: str | None = None,
             console: Console | None = None) -> RunManifest:  # fmt: skip
     """Plan a job, run what is missing of it, and return its manifest, complete or not.
 
-    pool          `ray` actors, or `local`: one worker in this process
+    pool          `ray` actors; `local`: one worker in this process; `auto`: this process for small jobs without a cluster
     address       of a Ray cluster; None starts one on this machine
     allow_mixed   resume on another torch build, at determinism level `tolerance`
     allow_unauthenticated_ray  use a cluster off loopback although it takes anybody's calls
@@ -83,12 +82,21 @@ def _plan_run(request: Request, pool: Pool, console: Console) -> tuple[Plan, Cod
     """Make the plan and its run folder. The stored shards count from then on: twice 100,000 would take much memory."""
     planned, code = make_plan(request, pool)
     _announce(planned, console)
-    create_folder(request, planned, console)
+    begun = create_folder(request, planned, console)
+    if isinstance(pool, EitherPool) and pool.settle(_work_s(planned), begun=begun):
+        console.print(
+            "it runs in this process: Ray would take longer to start (--pool ray keeps models that crash apart)"
+        )
     return planned.model_copy(update={"shards": ()}), code
 
 
+def _work_s(plan: Plan) -> float:
+    """Projected seconds in one process."""
+    return plan.projection.seconds * plan.spec.compute.worker_range.max
+
+
 def _announce(plan: Plan, console: Console) -> None:
-    console.print(f"run {plan.run_id}: {plan.rows} rows in {len(plan.shards)} shards, about "
+    console.print(f"run {plan.run_id}: {plan.rows:,} rows in {len(plan.shards):,} shards, about "
                   f"{progress.duration(plan.projection.seconds)} of work", highlight=False)  # fmt: skip
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
@@ -102,11 +110,12 @@ class OpenRun(RunFolder):
     planned: bytes
 
 
-def create_folder(request: Request, planned: Plan, console: Console) -> None:
-    """The run folder of a plan, created with it unless the run was begun before."""
+def create_folder(request: Request, planned: Plan, console: Console) -> bool:
+    """The run folder of a plan, created with it unless the run was begun before; whether it was."""
     store = request.store
     uri = store.parse(request.spec.output.uri, request.base).child(planned.run_id)
-    if not store.exists(uri.child("_plan.json")):
+    begun = store.exists(uri.child("_plan.json"))
+    if not begun:
         if planned.spec.source.row_id is not None:
             check_row_ids(store, planned.files, planned.spec.source.row_id)
         try:
@@ -114,6 +123,7 @@ def create_folder(request: Request, planned: Plan, console: Console) -> None:
         except FileExistsError:  # another driver was first with the same run: its plan counts
             console.print(f"run {planned.run_id} was planned by another driver")
     reach("plan.created")
+    return begun
 
 
 def open_folder(request: Request, run_id: str, fresh: Plan | None = None) -> OpenRun:

@@ -92,7 +92,7 @@ def fold(plan: Plan, plan_sha256: str, committed: Committed, quarantined: Sequen
 
     `created` is the time of folding, ISO 8601.
     """
-    stats, lowered = committed.stats, _lowered(committed.stats)
+    stats, lowered = committed.stats, _lowered(plan, committed.stats)
     missing = tuple(s.id for s in plan.shards if s.id not in committed.shards)
     left = set(missing)
     return RunManifest(
@@ -137,12 +137,13 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(str(v) for v in values)
 
 
-def _lowered(stats: Stats) -> tuple[str, ...]:
-    """Why the run is not bitwise: its shards were made in unlike environments, or say so themselves."""
+def _lowered(plan: Plan, stats: Stats) -> tuple[str, ...]:
+    """Why the run is not bitwise: it was planned so, its shards were made in unlike environments, or say so themselves."""
     environments, said = stats.environments, stats.lowered_reasons
     mixed = [f"its rows come from {len(environments)} environments: {'; '.join(environments)}"]
     more = [f"and {stats.lowered - len(said)} more shards"] if stats.lowered > len(said) else []
-    return (*(mixed if len(environments) > 1 else []), *said, *more)
+    planned = [plan.lowered] if plan.lowered else []
+    return (*planned, *(mixed if len(environments) > 1 else []), *said, *more)
 
 
 def _check_same(run: Uri, ours: RunManifest, stored: RunManifest | None) -> None:

@@ -10,7 +10,7 @@ import jinja2
 import pandas as pd
 
 from integrand.schemas.records import Quarantined
-from integrand.service.tables import cell, manifest_facts, telling
+from integrand.service.tables import cell, manifest_facts, nothing_to_see, telling
 from integrand.service.terminal import visible
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ def _page(run: Run, top: int) -> Page:
     if manifest.shards_done:
         features = run.top_features(top)
         largest = max(features["mean_abs"].max() if len(features) else 0.0, 1e-300)
-        sheets = [_sheet("Top features", features, tuple(float(v / largest) for v in features["mean_abs"])),
-                  _sheet("Worst rows", telling(run.worst(top)))]  # fmt: skip
+        sheets = [_sheet("Top features", features, tuple(float(v / largest) for v in features["mean_abs"]))]
+        quiet = nothing_to_see(manifest)
+        worst = telling(run.worst(top)) if quiet is None else pd.DataFrame({"rows": [quiet]})
+        sheets.append(_sheet("Worst rows", worst))
     return Page(f"{manifest.name} · run {manifest.run_id}", tuple(manifest_facts(manifest)), tuple(sheets),
                 manifest.quarantined, manifest.warnings)  # fmt: skip
 

@@ -22,19 +22,22 @@ from integrand.schemas.records import (
     Plan,
     Projection,
     Shard,
-    Slice,
     Statistics,
 )
 from integrand.schemas.specs import AttributeSpec, FactoryModel, MeanBaseline, Model, TopKTarget
 from integrand.service.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.pools import Pool
-from integrand.service.preflight import Findings, Sample, column_outputs, examine, sample_rows
+from integrand.service.preflight import Findings, column_outputs, examine
 from integrand.service.runid import run_id
+from integrand.service.sample import Sample, find_rows, looks, real_rows, sample_rows
+from integrand.workers import kernels
 from integrand.workers.columns import declared_columns, resolve_columns, row_bytes
-from integrand.workers.embeddings import through_embeddings
+from integrand.workers.embeddings import IdsModel, through_embeddings
 from integrand.workers.models import (
     CodeBundle,
+    Loaded,
+    another_model,
     check_shipped,
     check_trust,
     code_digest,
@@ -43,13 +46,11 @@ from integrand.workers.models import (
     model_artefacts,
     pack_code,
 )
-from integrand.workers.outputs import Forward
-from integrand.workers.reading import read_slices
-from integrand.workers.rows import Rows, length_buckets, to_rows
+from integrand.workers.outputs import Forward, on_copies
+from integrand.workers.portions import Portions, find_portion, in_portions
+from integrand.workers.rows import Rows
 from integrand.workers.store import Store
-from integrand.workers.worker import pin_numerics, versions
-
-SAMPLE_ROWS, SAMPLE_FILES = 16, 4
+from integrand.workers.worker import pin_numerics, processor, versions
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,11 @@ def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
     """
     spec, store = request.spec, request.store
     check_trust(spec.model, request.trusted)
+    settle_kernels(spec)
     store.prove_creates(store.parse(spec.output.uri, request.base))
     with pinned(_thread_count(spec)):
         job = survey(request, pool)
+        _check_factory(spec, job)
         findings = examine(spec, job.forward, job.sample)
     dataset, shapes, facts = job.dataset, job.shapes, job.facts
     numerics = Numerics(numerics_version=NUMERICS_VERSION, batch_rows=findings.batch_rows, threads=_thread_count(spec),
@@ -91,16 +94,20 @@ def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
                         folded=tuple((p.layer, p.norm) for p in findings.savings.folded),
                         frontier=findings.savings.frontier,
                         autocast=None if findings.exact else spec.compute.autocast,
-                        compile=spec.compute.compile and not findings.exact)  # fmt: skip
+                        compile=spec.compute.compile and not findings.exact,
+                        takes_rows=job.portion,
+                        portable=spec.compute.reproducible == "portable", kernels=processor(job.device))  # fmt: skip
     shards = _cut(spec, dataset, shapes, findings, store.access.decoded_bytes)
-    code = facts.code_sha256, facts.code.digest
+    code, state = (facts.code_sha256, facts.code.digest), job.loaded.state
+    roughly, exactly = (state.roughly, state.exactly) if state else (None, None)
     plan = Plan(
-        run_id=run_id(spec, dataset.identity, facts.artefacts, code, numerics, request.salt), spec=_absolute(request),
-        files=dataset.files, identity=dataset.identity if dataset.split else (), code_bundle=facts.code.digest,
+        run_id=run_id(spec, dataset.identity, facts.artefacts, code, numerics, request.salt, state=roughly),
+        spec=_absolute(request), model_state=roughly, model_bits=exactly, lowered=findings.lowered, files=dataset.files, identity=dataset.identity if dataset.split else (), code_bundle=facts.code.digest,
         source_columns=declared_columns(spec), row_id_type=str(_row_id_type(spec, dataset.schema)), inputs=shapes,
         numerics=numerics, artefacts=facts.artefacts, code_sha256=facts.code_sha256, statistics=job.statistics,
         shards=shards, projection=_projection(spec, dataset, shapes, shards, findings),
-        warnings=findings.warnings + _device_warnings(spec, job.device),
+        warnings=(*job.loaded.notes, *findings.warnings, *_device_warnings(spec, job.device),
+                  *_kernel_warnings(findings)),
         left_out=findings.savings.left_out, half_error=findings.half_error, salt=request.salt,
         created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions(job.device),
     )  # fmt: skip
@@ -116,8 +123,14 @@ class Survey:
     facts: ModelFacts
     statistics: Statistics | None
     device: Literal["cpu", "cuda"]
+    loaded: Loaded
     forward: Forward
     sample: Sample
+
+    @property
+    def portion(self) -> int | None:
+        """Rows that the model takes at once, where it takes no other number."""
+        return self.forward.rows if isinstance(self.forward, Portions) else None
 
 
 def survey(request: Request, pool: Pool) -> Survey:
@@ -126,18 +139,73 @@ def survey(request: Request, pool: Pool) -> Survey:
     output = store.parse(spec.output.uri, request.base)
     dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
     shapes = resolve_columns(dataset.schema, spec)
+    pool.prepare()
     facts = _model_facts(request)
     device: Literal["cpu", "cuda"] = "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    forward = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device)
-    forward = through_embeddings(forward, spec)
-    tried, rows = _sample(store, spec, dataset, shapes)
+    loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device, twice=True)
+    forward = through_embeddings(loaded.forward, spec)
+    tried, rows = find_rows(spec, shapes, looks(store, spec, dataset), device, forward)
     _refuse_lengths(spec, tried)
+    forward = in_portions(forward, _portion(spec, forward, loaded, rows, device))
     sample, statistics = sample_rows(spec, tried, rows, [np.zeros(s.shape) for s in shapes], device, forward), None
     if _means_wanted(request, dataset):  # of rows that are not bad, which a target can be to this model alone
         outputs = column_outputs(spec, forward, sample)
         means, statistics = dataset_means(store, spec, output, dataset, shapes, outputs, pool)
         sample = sample_rows(spec, tried, rows, means, device, forward)
-    return Survey(dataset, tried, facts, statistics, device, forward, sample)
+    return Survey(dataset, tried, facts, statistics, device, loaded, forward, sample)
+
+
+def settle_kernels(spec: AttributeSpec) -> None:
+    """Ask for portable kernels where the spec does. Raises SpecError where this process or its processor has others."""
+    if spec.compute.reproducible != "portable":
+        return
+    where = "compute.reproducible: portable"
+    if spec.compute.gpus_per_worker:
+        raise SpecError(where, expected="a job on CPUs", seen="compute.gpus_per_worker", next_step="take `require`")
+    kernels.ask(kernels.PORTABLE, insist=True)
+    found = kernels.in_force()
+    if not found.portable:
+        raise SpecError(where, expected=f"the kernels {kernels.portable_name()}", seen=str(found) or "none of x86",
+                        next_step="start the job in a process of its own, since kernels are chosen at their first use, on x86 "
+                        "with AVX2 and a torch with MKL")  # fmt: skip
+
+
+def _portion(spec: AttributeSpec, forward: Forward, loaded: Loaded, rows: Rows, device: str) -> int | None:
+    """Rows that the model must be given, where it does not take any number. With ids it is not divided."""
+    clean = np.flatnonzero(rows.clean)
+    if not len(clean) or isinstance(forward, IdsModel):
+        return None
+    asked = [n for n in (spec.compute.batch_rows, loaded.rows) if isinstance(n, int)]
+    return find_portion(forward, [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)], asked)
+
+
+def _check_factory(spec: AttributeSpec, job: Survey) -> None:
+    """Raises SpecError for a factory whose second model says something else, by numbers that are kept in no tensor."""
+    again, build, arguments = job.loaded.again, job.loaded.build, (*job.sample.inputs, *job.sample.forward_args)
+    if again is None or build is None or not isinstance(spec.model, FactoryModel):
+        return
+
+    def outputs(model: Forward) -> object:
+        with real_rows(arguments), torch.no_grad():
+            return on_copies(in_portions(through_embeddings(model, spec), job.portion), *arguments)
+
+    if _same(outputs(job.loaded.forward), outputs(again)):
+        return
+    if not _same(outputs(build()), outputs(build())):  # new ones: a model that counts its calls is told as such later
+        raise another_model(spec.model, "other outputs of the second one for the same rows")
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two outputs are equal; what is no tensor is told later."""
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return True
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def _kernel_warnings(findings: Findings) -> tuple[str, ...]:
+    """That kernels were asked for which may round rows by their place, where the trial has not shown it already."""
+    told = kernels.objection(kernels.in_force())
+    return () if told is None or findings.lowered else (told,)
 
 
 def _device_warnings(spec: AttributeSpec, device: str) -> tuple[str, ...]:
@@ -169,34 +237,6 @@ def _means_wanted(request: Request, dataset: Dataset) -> bool:
     """Whether a baseline needs the dataset's means; zeros stand in while the pre-pass has not run."""
     known = request.ingest and not dataset.estimated
     return known and any(isinstance(b, MeanBaseline) for b in request.spec.baselines)
-
-
-def _sample(store: Store, spec: AttributeSpec, dataset: Dataset, shapes: tuple[InputShape, ...]
-            ) -> tuple[tuple[InputShape, ...], Rows]:  # fmt: skip
-    """A few rows from the start of several files, or from their middle where none of those is usable.
-
-    Rolling features begin with nulls: such rows are `bad_input` in the output, and no reason to refuse the job.
-    """
-    if dataset.head is not None:
-        return _of_one_length(dataset.head, spec, shapes)
-    found = _of_one_length(_sample_table(store, spec, dataset, 0.0), spec, shapes)
-    return found if found[1].clean.any() else _of_one_length(_sample_table(store, spec, dataset, 0.5), spec, shapes)
-
-
-def _of_one_length(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
-                   ) -> tuple[tuple[InputShape, ...], Rows]:  # fmt: skip
-    """The rows of the padded length that most clean rows have, the longer of equals; and the inputs' shapes there."""
-    buckets = length_buckets(table, spec, shapes)
-    found = [(b.shapes, to_rows(b.of(table), spec, b.shapes)) for b in buckets]
-    return max(reversed(found), key=lambda one: int(one[1].clean.sum()))
-
-
-def _sample_table(store: Store, spec: AttributeSpec, dataset: Dataset, place: float) -> pa.Table:
-    filled = [(i, f) for i, f in enumerate(dataset.files) if f.rows]
-    chosen = filled[:: max(1, len(filled) // SAMPLE_FILES)][:SAMPLE_FILES]
-    starts = [(i, int(place * f.rows), f.rows) for i, f in chosen]
-    slices = [Slice(file=i, start=start, stop=min(rows, start + SAMPLE_ROWS)) for i, start, rows in starts]
-    return read_slices(store, dataset.files, slices, declared_columns(spec))
 
 
 def _refuse_lengths(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:

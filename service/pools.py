@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -24,6 +25,7 @@ from integrand.service.clusters import RAY_TOKEN, protect_token, require_authent
 from integrand.service.devices import REPEATABLE
 from integrand.service.lookout import Lookout, probe
 from integrand.service.losses import Ended, Failure, failure_of, loss_of, lost_context
+from integrand.workers import kernels
 from integrand.workers.worker import Beat, Setup, Worker
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ class Pool(Protocol):
 
     def map(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
         """Run a pre-pass function over items, results in order."""
+
+    def prepare(self) -> None:
+        """Begin what takes time and needs no plan, beside whatever the caller does; `map` and `start` wait for it."""
 
     def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None:
         """Ask for workers that load the plan's model; raises what stops them from starting."""
@@ -85,6 +90,9 @@ class LocalPool:
 
     def map(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
         return [function(item) for item in items]
+
+    def prepare(self) -> None:
+        pass
 
     def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None:
         self._setup, self._worker = setup, Worker(setup)
@@ -153,6 +161,18 @@ class RayPool:
     _failed_starts: int = 0
     _fewest: int = 0
     _lookout: Lookout | None = None
+    _starter: ThreadPoolExecutor | None = None
+    _joining: Future[None] | None = None
+
+    def prepare(self) -> None:
+        """Start the local cluster in a thread: 3 s, most of which it waits. One elsewhere is up already.
+
+        The thread stays as long as the cluster: Linux kills what was told to die with its parent once the thread ends that
+        made it, and Ray tells its daemons so.
+        """
+        if self.address is None and self._joining is None:
+            self._starter = ThreadPoolExecutor(1, "ray")
+            self._joining = self._starter.submit(self._init)
 
     def map(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
         """Ray tasks, at most 64 in flight. They only create what is absent, so Ray may retry them."""
@@ -178,12 +198,20 @@ class RayPool:
         import ray
         from ray.util.client import ray as client
 
-        if not ray.is_initialized():
-            with _sigterm_kept():
-                self._join()
+        if self._joining is None:
+            self._init()
+        else:
+            self._joining.result()
         if self._lookout is None and not client.is_connected():  # type: ignore[no-untyped-call]
             node: Any = ray._private.worker._global_node  # Ray has no public name for its socket
             self._lookout = Lookout(ray.get_runtime_context().gcs_address, node.raylet_socket_name)
+
+    def _init(self) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            with _sigterm_kept():
+                self._join()
 
     def _join(self) -> None:
         import ray
@@ -236,9 +264,19 @@ class RayPool:
         self._setup = ray.put(setup)
         remote: Any = ShardActor  # ray.remote hides what it returns from type checkers
         self._actors = remote.options(num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker,
-                                      runtime_env={"env_vars": REPEATABLE} if compute.gpus_per_worker else None)  # fmt: skip
+                                      runtime_env=self._environment(compute))  # fmt: skip
         for worker in range(wanted):
             self._seat(worker)
+
+    def _environment(self, compute: Compute) -> dict[str, dict[str, str]] | None:
+        """What workers need in their environment before they start. A cluster of our own has it from this process.
+
+        A worker with an environment of its own is no prestarted one, and takes 0.7 s longer.
+        """
+        variables = REPEATABLE if compute.gpus_per_worker else {}
+        if self.address is not None or compute.reproducible == "portable":
+            variables = {**variables, **kernels.asked()}
+        return {"env_vars": variables} if variables else None
 
     def _seat(self, worker: int) -> None:
         actor = self._actors.remote()
@@ -404,15 +442,71 @@ class RayPool:
     def close(self) -> None:
         import ray
 
+        if self._joining is not None:
+            wait([self._joining])
         if self._lookout is not None:
             self._lookout.close()
-        if not ray.is_initialized():
-            return
-        for seat in self._seats.values():
-            ray.kill(seat.actor)
-        self._seats.clear()
-        if not self.address:
-            ray.shutdown()
+        if ray.is_initialized():
+            for seat in self._seats.values():
+                ray.kill(seat.actor)
+            self._seats.clear()
+            if not self.address:
+                ray.shutdown()
+        if self._starter is not None:
+            self._starter.shutdown()
+
+
+SMALL_S = 20.0
+"""Work of one process below which starting Ray and its workers, some 8 s, is not worth while."""
+_FEW_ITEMS = 8
+
+
+class EitherPool:
+    """This process for a small job, Ray for any other: settled once the job is planned, and until then Ray only for many items."""
+
+    def __init__(self, workers: RayPool) -> None:
+        self._workers, self._local = workers, LocalPool()
+        self._chosen: Pool = workers
+        self._on_ray = False
+
+    def settle(self, work_s: float, *, begun: bool) -> bool:
+        """Choose; whether it is this process. A run that was begun before goes to Ray: it may have died of its rows here."""
+        small = work_s < SMALL_S and not begun
+        self._chosen = self._local if small else self._workers
+        return small
+
+    def map(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
+        if len(items) <= _FEW_ITEMS:
+            return self._local.map(function, items)
+        self._on_ray = True
+        return self._workers.map(function, items)
+
+    def prepare(self) -> None:
+        pass
+
+    def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None:
+        self._on_ray |= self._chosen is self._workers
+        self._chosen.start(setup, compute, shards, stall_s)
+
+    def idle(self) -> list[int]:
+        return self._chosen.idle()
+
+    def submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
+        self._chosen.submit(worker, shard, prefetch)
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        return self._chosen.wait(timeout_s)
+
+    def replace(self, worker: int) -> None:
+        self._chosen.replace(worker)
+
+    def retire(self, worker: int) -> None:
+        self._chosen.retire(worker)
+
+    def close(self) -> None:
+        self._local.close()
+        if self._on_ray:
+            self._workers.close()
 
 
 @contextmanager
@@ -473,13 +567,20 @@ def _resources() -> str:
     return ", ".join(f"{found.get(k, 0):g} {k}" for k in ("CPU", "GPU"))
 
 
-def make_pool(kind: Literal["ray", "local"], address: str | None, compute: Compute, *,
-              allow_unauthenticated_ray: bool = False) -> Pool:  # fmt: skip
-    """The pool for a job; a local Ray is given room for as many workers as the job may ask for."""
+PoolKind = Literal["auto", "ray", "local"]
+
+
+def make_pool(kind: PoolKind, address: str | None, compute: Compute, *, allow_unauthenticated_ray: bool = False
+              ) -> Pool:  # fmt: skip
+    """The pool for a job; a local Ray is given room for as many workers as the job may ask for.
+
+    `auto` is Ray where there is a cluster or a GPU is asked for, and an EitherPool elsewhere.
+    """
     if kind == "local":
         return LocalPool()
     cpus = compute.worker_range.max * compute.cpus_per_worker
-    return RayPool(address, cpus=cpus, allow_unauthenticated=allow_unauthenticated_ray)
+    workers = RayPool(address, cpus=cpus, allow_unauthenticated=allow_unauthenticated_ray)
+    return EitherPool(workers) if kind == "auto" and address is None and not compute.gpus_per_worker else workers
 
 
-__all__ = ["Failure", "LocalPool", "Outcome", "Pool", "RayPool", "make_pool"]
+__all__ = ["EitherPool", "Failure", "LocalPool", "Outcome", "Pool", "PoolKind", "RayPool", "make_pool"]

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from integrand.schemas.errors import DataError, IntegrandError, SpecError
-from integrand.schemas.records import InputShape, Quantiles
+from integrand.schemas.errors import SpecError
+from integrand.schemas.records import Quantiles
 from integrand.schemas.specs import Accuracy, Adaptive, AttributeSpec, ColumnTarget, Exact, FixedSteps, TopKTarget
-from integrand.service.trials import check_compiled, repeats_bits, rounding_seen, seconds_per_batch, step_batch
-from integrand.workers.attribution import attribute, no_closed_form, unused_inputs
+from integrand.service.batches import Form, Question, choose_batch
+from integrand.service.sample import Sample, real_rows
+from integrand.service.trials import check_compiled, rounding_seen, seconds_per_batch, step_batch
+from integrand.workers.attribution import attribute, no_closed_form
 from integrand.workers.autocast import HALVES, LEAST
-from integrand.workers.baselines import baseline_tensors
 from integrand.workers.batching import KEPT_BYTES_PER_ELEMENT, activation_bytes, step_batch_rows
-from integrand.workers.embeddings import IdsModel
-from integrand.workers.isolation import isolate
-from integrand.workers.outputs import Forward, check_output, target_table, transformed
+from integrand.workers.outputs import Forward, check_output, on_copies, target_table, transformed
+from integrand.workers.portions import Portions
 from integrand.workers.prepared import Prepared, assemble, closed_form, stepping, work_of
+from integrand.workers.probing import unused_inputs
 from integrand.workers.quadrature import plain_rule
-from integrand.workers.repeatability import Batch, measure_repeatability
-from integrand.workers.rows import Rows
-from integrand.workers.savings import Savings, choose, without_hoisting
+from integrand.workers.savings import Savings, choose, with_alignment, without_hoisting
 from integrand.workers.spectrum import FIRST
 from integrand.workers.tracks import live_rows
 
@@ -36,7 +33,7 @@ TRIAL_S = 10.0
 
 @dataclass(frozen=True)
 class Findings:
-    """What the trial showed."""
+    """What the trial showed; `lowered` is why a row's bits depend on its place, None where they do not."""
 
     batch_rows: int
     outputs: int | None
@@ -49,84 +46,7 @@ class Findings:
     exact: bool
     savings: Savings
     half_error: Quantiles | None
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """A few clean rows as the model will get them."""
-
-    inputs: tuple[Tensor, ...]
-    baselines: tuple[Tensor, ...]
-    forward_args: tuple[Tensor, ...]
-    target: Tensor | None
-
-    @property
-    def rows(self) -> int:
-        return self.inputs[0].shape[0]
-
-    def repeat(self, rows: int) -> Sample:
-        """The same rows over and over, `rows` in all."""
-        index = torch.arange(rows) % self.rows
-        return Sample(tuple(x[index] for x in self.inputs),
-                      tuple(b if b.shape[0] == 1 else b[index] for b in self.baselines),
-                      tuple(a[index] for a in self.forward_args),
-                      None if self.target is None else self.target[index])  # fmt: skip
-
-
-def sample_rows(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, means: Sequence[np.ndarray] | None,
-                device: str, forward: Forward, most: int = 8) -> Sample:  # fmt: skip
-    """The first clean rows that the model takes. Raises DataError with their reasons if every row tried is bad."""
-    rows = replace(rows, reasons=_judge_ids(forward, rows, device))
-    clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
-    if not clean:
-        raise DataError("source", expected="at least one usable row among the first",
-                        seen=f"{len(rows.reasons)} bad rows, the first: {rows.reasons[0]}",
-                        next_step="mend the data, or name the right columns and shape under inputs")  # fmt: skip
-    index = torch.tensor(_taken(forward, [t.to(device) for t in (*rows.inputs, *rows.forward_args)], clean, most))
-    baselines = baseline_tensors(spec, shapes, rows, means)
-    return Sample(tuple(x[index].to(device) for x in rows.inputs),
-                  tuple((b if b.shape[0] == 1 else b[index]).to(device) for b in baselines),
-                  tuple(a[index].to(device) for a in rows.forward_args),
-                  None if rows.target is None else rows.target[index].to(device))  # fmt: skip
-
-
-def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most: int) -> list[int]:
-    """The first clean rows, without those on which the model raises; with them where it raises on each, as is told later."""
-
-    def attempt(part: slice) -> list[int]:
-        forward(*(a[clean[part]] for a in arguments))
-        return clean[part]
-
-    with _real_rows(arguments), torch.no_grad():
-        found = [row for rows in isolate(attempt, lambda error: [], slice(0, min(most, len(clean)))) for row in rows]
-        if not found and len(clean) > most:
-            found = [row for rows in isolate(attempt, lambda error: [], slice(most, len(clean))) for row in rows][:most]
-    return found or clean[:most]
-
-
-def _judge_ids(forward: Forward, rows: Rows, device: str) -> list[str | None]:
-    """The rows' reasons, with those of ids that the model does not know."""
-    clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
-    if not isinstance(forward, IdsModel) or not clean:
-        return rows.reasons
-    arguments = [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)]
-    with _real_rows(arguments):
-        unknown = dict(zip(clean, forward.unknown_ids(*arguments), strict=True))
-    return [reason or unknown.get(i) for i, reason in enumerate(rows.reasons)]
-
-
-@contextmanager
-def _real_rows(arguments: Sequence[Tensor]) -> Iterator[None]:
-    """Whatever the model raises on real rows is the job's fault."""
-    try:
-        yield
-    except IntegrandError:
-        raise
-    except (Exception, SystemExit) as error:
-        shapes = [list(a.shape) for a in arguments]
-        raise SpecError("model", expected="a forward pass over real rows", next_step="check shape, columns and dtypes "
-                        "of inputs and forward_args, and that the model takes them in this order",
-                        seen=f"{type(error).__name__}: {str(error)[:300]}, for arguments of shape {shapes}") from error  # fmt: skip
+    lowered: str | None = None
 
 
 def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
@@ -135,18 +55,28 @@ def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
     exact, savings = rewriting(spec, model, sample)
     prepared = ready(spec, model, sample, savings, exact=exact)
     row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
-    batch_rows = _batch_rows(spec, row_bytes)
+    planned = _batch_rows(spec, row_bytes, model)
     if spec.compute.compile:
-        check_compiled(step_batch(prepared, sample, batch_rows))
-    planned, batch_rows = batch_rows, _repeatable_rows(spec, prepared, sample, batch_rows)
-    if batch_rows < planned:
-        warnings.append(f"batch_rows is {batch_rows}, not {planned}: with more, a row's last bits depend on its place")
+        check_compiled(step_batch(prepared, sample, planned))
+    remedy = partial(_aligned, spec, model, sample, savings, exact=exact)
+    chosen = choose_batch(Question(spec, Form(prepared, savings), sample, remedy), planned)
+    prepared, batch_rows = chosen.form.prepared, chosen.rows
+    warnings += chosen.warnings
     half_error = rounding_seen(prepared, sample, batch_rows) if prepared.half else None
     warnings += _rounding_warnings(spec, half_error) if half_error else []
     batch_s = seconds_per_batch(step_batch(prepared, sample, batch_rows))
     evaluations, seconds = _cost(spec, prepared, sample, batch_rows, batch_s)
     return Findings(batch_rows, width, row_bytes, batch_s, evaluations, seconds,
-                    _memory(spec, sample, row_bytes, batch_rows), tuple(warnings), exact, savings, half_error)  # fmt: skip
+                    _memory(spec, sample, row_bytes, batch_rows), tuple(warnings), exact, chosen.form.savings, half_error,
+                    chosen.lowered)  # fmt: skip
+
+
+def _aligned(spec: AttributeSpec, model: Forward, sample: Sample, savings: Savings, *, exact: bool) -> Form | None:
+    """The model with linear layers of whole vectors; None where that is no way."""
+    if exact or spec.compute.savings == "none":
+        return None
+    found = with_alignment(model, savings, sample.inputs, sample.baselines, sample.forward_args, sample.target)
+    return None if found is None else Form(ready(spec, model, sample, found, exact=False), found)
 
 
 def ready(spec: AttributeSpec, model: Forward, sample: Sample, savings: Savings, *, exact: bool) -> Prepared:
@@ -218,8 +148,8 @@ def column_outputs(spec: AttributeSpec, model: Forward, sample: Sample) -> int |
 
 def _try_model(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[Tensor, list[str]]:
     points = [x.clone().requires_grad_() for x in sample.inputs]
-    with _real_rows([*points, *sample.forward_args]), torch.enable_grad():
-        out = forward(*points, *sample.forward_args)
+    with real_rows([*points, *sample.forward_args]), torch.enable_grad():
+        out = on_copies(forward, *points, *sample.forward_args)
     if not isinstance(out, Tensor):
         check_output(out, sample.rows, None)
     if not torch.isfinite(out).all():
@@ -233,7 +163,7 @@ def _try_model(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[T
     warnings += [
         f"the output does not depend on input `{spec.inputs[i].name}`: its attributions are zeros" for i in unused
     ]
-    gradients = torch.autograd.grad(forward(*points, *sample.forward_args).sum(), points, allow_unused=True)
+    gradients = torch.autograd.grad(on_copies(forward, *points, *sample.forward_args).sum(), points, allow_unused=True)
     if all(g is None or not g.any() for g in gradients):
         warnings.append("every gradient is zero on the first rows: is the output rounded, clamped or saturated?")
     return out.detach(), warnings
@@ -269,41 +199,16 @@ def _column_targets(targets: Tensor, width: int, column: str) -> Tensor:
     return targets.where(inside, targets[inside][0])[:, None]
 
 
-def _batch_rows(spec: AttributeSpec, row_bytes: int) -> int:
+def _batch_rows(spec: AttributeSpec, row_bytes: int, model: Forward) -> int:
     if spec.compute.batch_rows != "auto":
         return spec.compute.batch_rows
+    if isinstance(model, Portions):
+        return model.rows
     if row_bytes > spec.compute.memory:
         raise SpecError("compute.memory", expected=f"at least {row_bytes / 2**20:.0f} MiB: what one row keeps for its "
                         "backward pass", seen=f"{spec.compute.memory / 2**20:.0f} MiB",
                         next_step="raise compute.memory, or run where there is more")  # fmt: skip
     return step_batch_rows(row_bytes, spec.compute.memory)
-
-
-def _repeatable_rows(spec: AttributeSpec, prepared: Prepared, sample: Sample, size: int) -> int:
-    """`size`, or a half of it as often as a row's bits depend on its place among so many.
-
-    Raises SpecError for random and batch-coupled models, and for a fixed `compute.batch_rows` that breaks bits.
-    """
-    found = measure_repeatability(prepared, _path_points(sample), max(2, size))
-    found.check()
-    if size == 1 or (found.bitwise and (prepared.step is None or repeats_bits(step_batch(prepared, sample, size)))):
-        return size
-    if spec.compute.batch_rows != "auto":
-        raise SpecError("compute.batch_rows", expected="a step batch in which a row's bits do not depend on its place",
-                        seen=f"{size} rows, that round a row's result differently from place to place",
-                        next_step="take `auto` or a multiple of 16: kernels treat the last rows of others differently")  # fmt: skip
-    return _repeatable_rows(spec, prepared, sample, size // 2)
-
-
-def _path_points(sample: Sample) -> Batch:
-    """Each row at three places between its baseline and itself, where step batches will be."""
-
-    def at(alpha: float) -> tuple[Tensor, ...]:
-        return tuple(torch.lerp(b, x, alpha) for x, b in zip(sample.inputs, sample.baselines, strict=True))
-
-    points = tuple(torch.cat(p) for p in zip(at(1.0), at(0.5), at(0.25), strict=True))
-    return Batch(points, tuple(a.repeat(3, *[1] * (a.ndim - 1)) for a in sample.forward_args),
-                 None if sample.target is None else sample.target.repeat(3, 1))  # fmt: skip
 
 
 def _cost(

@@ -18,9 +18,9 @@ PLAIN_EVERY_S = 5.0
 
 def describe(tally: Tally) -> str:
     """Rows/s, evaluations per row, converged share and time left, in one line."""
-    parts = [f"{tally.rows_done}/{tally.rows_planned} rows", f"{tally.rows_per_second:.4g} rows/s"]
+    parts = [f"{tally.rows_done:,}/{tally.rows_planned:,} rows", f"{_pace(tally.rows_per_second)} rows/s"]
     if tally.attributed:
-        parts.append(f"{tally.evaluations / tally.attributed:.1f} evaluations/row")
+        parts.append(f"{tally.evaluations / tally.attributed:,.1f} evaluations/row")
         parts.append(f"converged {tally.converged / tally.attributed:.1%}")
     if tally.quarantined:
         parts.append(f"{tally.quarantined} shards quarantined")
@@ -28,6 +28,11 @@ def describe(tally: Tally) -> str:
         parts.append(f"trying shard {tally.searched} in parts: its rows take workers away")
     parts.append(f"ETA {duration(tally.eta_s)}")
     return ", ".join(parts)
+
+
+def _pace(value: float) -> str:
+    """Three digits or more, with separators."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: float | None) -> str:
@@ -64,7 +69,7 @@ def _plain(console: Console) -> Callable[[Tally], None]:
         news = (tally.shards_done, tally.searched or searched) != (shards, searched)
         if ended or (news and time.monotonic() - at >= PLAIN_EVERY_S):
             shown = time.monotonic(), tally.shards_done, tally.searched or searched
-            told = f"{tally.shards_done}/{tally.shards_planned} shards, {describe(tally)}"
+            told = f"{tally.shards_done:,}/{tally.shards_planned:,} shards, {describe(tally)}"
             console.print(told, highlight=False, soft_wrap=True)
 
     return show

@@ -93,7 +93,9 @@ def _compared(job: Job, folder: RunFolder, shard: Shard, rows: list[int]) -> Aga
     source = read_shard(job, some)
     ids = row_ids(job.plan.files, some.slices, source, job.plan.spec.source.row_id)
     then, now = results_of(job.plan, table.take(pa.array(numbers))), attribute_table(job, source, ids, lambda: None)
-    exactly = footer.determinism == "bitwise" and footer.environment == environment(job.versions)
+    exactly = (
+        job.plan.lowered is None and footer.determinism == "bitwise" and footer.environment == environment(job.versions)
+    )
     same = _same_bits if exactly else partial(_close, tolerance=TOLERANCE[job.plan.numerics.precision])
     differ = [i for i in range(len(numbers)) if not same(then, now, i)]
     return Again(len(kept), len(kept) if exactly else 0, tuple(_finding(str(place), then, now, i) for i in differ))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 from rich.console import Console
 
@@ -13,7 +12,7 @@ from integrand.schemas.uris import Uri
 from integrand.service.jobs import OpenRun, check_build, finish, without_shards
 from integrand.service.manifest import load_partial, load_plan
 from integrand.service.planner import planned_code
-from integrand.service.pools import make_pool
+from integrand.service.pools import PoolKind, make_pool
 from integrand.service.query import resolve_run
 from integrand.service.runner import Ledger, read_ledger
 from integrand.service.terminal import Terminal
@@ -23,7 +22,7 @@ from integrand.workers.worker import Setup
 
 
 def retry_quarantined(uri: str | os.PathLike[str] | Uri, *, name: str | None = None, trusted: tuple[str, ...] = (),
-                      access: Access = Access(), pool: Literal["ray", "local"] = "ray", address: str | None = None,
+                      access: Access = Access(), pool: PoolKind = "ray", address: str | None = None,
                       allow_unauthenticated_ray: bool = False, console: Console | None = None
                       ) -> RunManifest | None:  # fmt: skip
     """Release every quarantined shard and run what is missing: the manifest, complete or not; None if none was given up.

@@ -13,12 +13,12 @@ FileId = tuple[str, int, str]
 
 
 def run_id(spec: AttributeSpec, files: Sequence[FileId], artefacts: Sequence[Artefact], code: Sequence[str | None],
-           numerics: Numerics, salt: str, *, stored: bool = False) -> str:  # fmt: skip
+           numerics: Numerics, salt: str, *, state: str | None = None, stored: bool = False) -> str:  # fmt: skip
     """Digest of spec, data, model and numerics: not the output, name, workers, attempts, deadlines or shard size.
 
-    Where weights and sources lie does not matter, what they hold does. The torch build is not part of it: resuming
-    on another build is refused, or lowers the level of determinism. `code` are the digests of the entrypoint's package
-    and of what is shipped. Of `stored` records a field that they were written without does not count.
+    Where weights and sources lie does not matter, what they hold does. The torch build is not part of it, nor are the
+    kernels in force: resuming on others is refused, or lowers the level of determinism. `code` are the digests of the
+    entrypoint's package and of what is shipped, `state` that of the model that the factory built. Of `stored` records a field that they were written without does not count.
     """
     parts = {"inputs", "forward_args", "target", "baseline", "accuracy"}
     places = {"weights", "uri", "code"}
@@ -29,10 +29,20 @@ def run_id(spec: AttributeSpec, files: Sequence[FileId], artefacts: Sequence[Art
         "artefacts": [a.sha256 for a in artefacts],
         "code": list(code),
         "files": [list(f) for f in files],
-        "numerics": numerics.model_dump(mode="json", exclude={"torch_build"}, exclude_unset=stored),
+        "numerics": _choices(numerics, stored=stored),
         "salt": salt,
     }
+    identity |= {} if state is None else {"state": state}
     return digest_json(identity)[:24]
+
+
+def _choices(numerics: Numerics, *, stored: bool) -> dict[str, object]:
+    """The numerical choices that a job has the same on every machine; those of later versions only where they were made."""
+    chosen: dict[str, object] = numerics.model_dump(
+        mode="json", exclude={"torch_build", "kernels"}, exclude_unset=stored
+    )
+    later = {"takes_rows": None, "portable": False}
+    return {name: value for name, value in chosen.items() if name not in later or value != later[name]}
 
 
 def stored_run_id(plan: Plan) -> str | None:
@@ -41,4 +51,4 @@ def stored_run_id(plan: Plan) -> str | None:
         return None
     files = plan.identity or tuple((f.path, f.size, f.fingerprint) for f in plan.files)
     return run_id(plan.spec, files, plan.artefacts, (plan.code_sha256, plan.code_bundle), plan.numerics, plan.salt,
-                  stored=True)  # fmt: skip
+                  state=plan.model_state, stored=True)  # fmt: skip

@@ -46,15 +46,28 @@ def list_source(store: Store, source: Source, base: str) -> Listing:
     known = sorted(k for k in kinds if k is not None)
     kept = [e for e in found.values() if entry_format(source, e.uri) is not None]
     if not kept:
-        raise DataError(f"source {', '.join(source.uris)}", expected="Parquet, CSV or JSON lines files",
-                        seen=f"{len(found)} other files" if found else "no files",
-                        next_step="check source.uri, or set source.format")  # fmt: skip
+        raise _no_data(source, list(found.values()))
     if len(known) > 1:
         raise DataError("source", expected="files of one format", seen=", ".join(known),
                         next_step="narrow source.uri with a glob such as table/*.parquet")  # fmt: skip
     _check_distinct(kept)
     top = _root(roots, kept)
     return Listing(known[0], tuple((e, e.uri.path.removeprefix(top).lstrip("/")) for e in kept))
+
+
+def _no_data(source: Source, others: Sequence[Entry]) -> DataError:
+    names = sorted(entry.uri.name for entry in others)
+    step = "check source.uri, or set source.format"
+    if any(name.endswith((".gz", ".bz2", ".zst", ".xz", ".zip")) for name in names):
+        step = "decompress them, or write Parquet, which compresses by itself"
+    elif any(name.endswith((".tsv", ".tab")) for name in names):
+        step = "write CSV with commas, or Parquet: pandas.read_csv(..., sep='\\t').to_parquet(...)"
+    elif any(name.endswith(".json") for name in names):
+        step = "one object in each line is JSON lines: name it .jsonl, or set source.format: json_lines"
+    seen = f"{len(names)} other files, such as {names[0]}" if names else "no files"
+    return DataError(
+        f"source {', '.join(source.uris)}", expected="Parquet, CSV or JSON lines files", seen=seen, next_step=step
+    )
 
 
 def _check_distinct(entries: Sequence[Entry]) -> None:

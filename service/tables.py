@@ -35,20 +35,34 @@ def show_plan(console: Console, plan: Plan) -> None:
     cost, guess = plan.projection, " (estimated: not split yet)" if plan.projection.estimated else ""
     chosen = plan.numerics
     facts = [
-        ("rows", f"{plan.rows}" if plan.shards else f"~{_rows(plan) // plan.targets_per_row}{guess}"),
-        ("shards", f"{len(plan.shards)} of at most {max(s.rows for s in plan.shards)} rows" if plan.shards else "cut by run"),
-        *([("source files", str(len(plan.files)))] if plan.files else []), ("targets per row", str(plan.targets_per_row)),
+        ("rows", f"{plan.rows:,}" if plan.shards else f"~{_rows(plan) // plan.targets_per_row:,}{guess}"),
+        ("shards", f"{len(plan.shards):,} of at most {max(s.rows for s in plan.shards):,} rows" if plan.shards else "cut by run"),
+        *([("source files", f"{len(plan.files):,}")] if plan.files else []), ("targets per row", f"{plan.targets_per_row:,}"),
         ("output", f"~{size(cost.output_bytes)}"), ("memory per worker", f"~{size(cost.memory_bytes)}"),
-        ("cost per row", f"{cost.evaluations_per_row:.1f} evaluations, {cost.seconds_per_row * 1e3:.3g} ms on one worker"),
+        ("cost per row", f"{_evaluations(plan)}, {cost.seconds_per_row * 1e3:.3g} ms on one worker"),
         ("estimated time", f"{duration(cost.seconds)} with {plan.spec.compute.worker_range.max} workers"),
         ("device hours", f"{cost.seconds_per_row * _rows(plan) / 3600:.3g}"),
-        ("step batch", f"{chosen.batch_rows} rows, {chosen.threads} threads, {_precision(chosen)} on {chosen.device}"),
-        *_way(plan),
-        ("torch", chosen.torch_build),
+        *_step_batch(chosen), *_way(plan),
+        ("determinism", f"tolerance: {plan.lowered}" if plan.lowered else f"bitwise ({plan.spec.compute.reproducible})"),
+        ("kernels", chosen.kernels or "not recorded"), ("torch", chosen.torch_build),
     ]  # fmt: skip
     _facts(console, f"plan {plan.run_id} ({plan.spec.name})", facts)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow")
+
+
+def _evaluations(plan: Plan) -> str:
+    exact, mean = plan.numerics.exact, plan.projection.evaluations_per_row
+    return "no gradient evaluation" if exact else f"{mean:,.1f} evaluations"
+
+
+def _step_batch(chosen: Numerics) -> list[tuple[str, str]]:
+    """Nothing where there are none: in closed form."""
+    if chosen.exact:
+        return [("threads", f"{chosen.threads}, {_precision(chosen)} on {chosen.device}")]
+    at_once = f", given to the model {chosen.takes_rows} at a time" if chosen.takes_rows else ""
+    told = f"{chosen.batch_rows:,} rows{at_once}, {chosen.threads} threads, {_precision(chosen)} on {chosen.device}"
+    return [("step batch", told)]
 
 
 def _precision(chosen: Numerics) -> str:
@@ -107,10 +121,10 @@ def manifest_facts(manifest: RunManifest) -> list[tuple[str, str]]:
     """Names and values, completeness first; statuses are indented."""
     state = "complete" if manifest.complete else "partial" if manifest.quarantined else "unfinished"
     return [
-        ("state", state), ("shards", f"{manifest.shards_done} of {manifest.shards_planned}"),
-        ("rows in", f"{manifest.rows_in} of {manifest.rows_planned}"), ("rows out", str(manifest.rows_out)),
-        *((f"  {status}", str(count)) for status, count in manifest.statuses.items()),
-        ("converged", f"{manifest.converged_share:.1%}"), ("evaluations/row", f"{manifest.evaluations_per_row:.1f}"),
+        ("state", state), ("shards", f"{manifest.shards_done:,} of {manifest.shards_planned:,}"),
+        ("rows in", f"{manifest.rows_in:,} of {manifest.rows_planned:,}"), ("rows out", f"{manifest.rows_out:,}"),
+        *((f"  {status}", f"{count:,} ({count / max(1, manifest.rows_out):.1%})") for status, count in manifest.statuses.items()),
+        ("converged", f"{manifest.converged_share:.1%}"), ("evaluations/row", f"{manifest.evaluations_per_row:,.1f}"),
         ("|gap|", quantiles(manifest.gap)), ("error estimate", quantiles(manifest.error)),
         ("determinism", "; ".join([manifest.determinism, *manifest.determinism_reasons])),
         ("digest", manifest.digest[:16]),
@@ -130,8 +144,8 @@ def show_verification(console: Console, found: Verification) -> None:
         console.print(f"not checked: {unchecked}", style="yellow", highlight=False)
     held = "holds" if found.holds else f"does not hold: {len(found.findings)} findings"
     console.print(f"{found.state} run {found.run}: what was checked {held}", highlight=False)
-    console.print(f"{found.rows} output rows in {found.shards} shards were read; {found.sampled} input rows were attributed "
-                  f"again, {found.bitwise} of them compared in every bit", highlight=False)  # fmt: skip
+    console.print(f"{found.rows:,} output rows in {found.shards:,} shards were read; {found.sampled:,} input rows were attributed "
+                  f"again, {found.bitwise:,} of them compared in every bit", highlight=False)  # fmt: skip
 
 
 def show_heartbeat(console: Console, run: Run) -> None:
@@ -159,6 +173,27 @@ def size(count: int) -> str:
             return f"{value:.3g} {unit}"
         value /= 1024
     return f"{value:.3g} TiB"
+
+
+LEAST_TOLD = 1e-5
+"""Relative error below which no row of a closed form is worth a look: it is float32's own."""
+
+
+def show_worst(console: Console, run: Run, top: int) -> None:
+    """The rows of largest error and gap; one line where rounding is all there is."""
+    quiet = nothing_to_see(run.manifest)
+    if quiet is None:
+        show_rows(console, run.worst(top), "worst rows", 2 * top)
+    else:
+        console.print(f"worst rows: {quiet}", highlight=False)
+
+
+def nothing_to_see(manifest: RunManifest) -> str | None:
+    """Why no row stands out, in words; None where one may."""
+    exact, largest = manifest.numerics is not None and manifest.numerics.exact, manifest.error.max
+    if not exact or largest is None or largest > LEAST_TOLD:
+        return None
+    return f"none is worth a look: the integral was taken in closed form, and no error estimate is above {largest:.1e}"
 
 
 ROW_COLUMNS = ["row_id", "target", "status", "f_input", "gap", "error_estimate", "evaluations", "worst_by", "reason"]

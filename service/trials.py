@@ -18,7 +18,7 @@ from integrand.workers.engine import Evaluator, Problem, lifted, step_gradients
 from integrand.workers.prepared import Prepared
 
 if TYPE_CHECKING:
-    from integrand.service.preflight import Sample
+    from integrand.service.sample import Sample
 
 ROUNDS = 3
 JUDGED_AT = FixedSteps(steps=15)
@@ -36,26 +36,26 @@ def step_batch(prepared: Prepared, sample: Sample, batch_rows: int) -> Problem:
 
 def seconds_per_batch(problem: Problem) -> float:
     """Median seconds of one gradient step batch, after a first one. Nothing that decides a value may use it."""
-    _gradients(problem)
+    gradients(problem)
     times = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
-        _gradients(problem).sum().item()  # waits for the device
+        gradients(problem).sum().item()  # waits for the device
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
 
 def repeats_bits(problem: Problem) -> bool:
     """Whether each row's gradient is the same once more, and at the other end of the batch."""
-    found = _gradients(problem)
+    found = gradients(problem)
     return all(torch.equal(found.nan_to_num(), other.nan_to_num())
-               for other in (_gradients(problem), _gradients(problem, turned=True).flip(0)))  # fmt: skip
+               for other in (gradients(problem), gradients(problem, turned=True).flip(0)))  # fmt: skip
 
 
 def check_compiled(problem: Problem) -> None:
     """Compile by running once. Raises SpecError where that fails."""
     try:
-        _gradients(problem)
+        gradients(problem)
     except Exception as error:  # the model has run before, and a compiler may raise anything
         raise SpecError("compute.compile", expected="a model that torch.compile takes, and a compiler for what it writes",
                         seen=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
@@ -81,7 +81,7 @@ def _attributions(prepared: Prepared, sample: Sample, batch_rows: int) -> Tensor
     return torch.cat([a.reshape(sample.rows, -1).double().cpu() for a in found.attributions], 1)
 
 
-def _gradients(problem: Problem, *, turned: bool = False) -> Tensor:
+def gradients(problem: Problem, *, turned: bool = False) -> Tensor:
     """Gradients of one step batch, its rows spread over their paths; `turned`: the last one first."""
     rows = torch.arange(problem.batch_rows, device=problem.device)
     alphas = torch.linspace(0, 1, problem.batch_rows, dtype=torch.float64, device=problem.device)

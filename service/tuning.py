@@ -11,7 +11,8 @@ import torch
 from integrand.schemas.specs import AttributeSpec
 from integrand.service.planner import Request, pinned, survey
 from integrand.service.pools import LocalPool
-from integrand.service.preflight import Sample, first_pass, ready, rewriting
+from integrand.service.preflight import first_pass, ready, rewriting
+from integrand.service.sample import Sample
 from integrand.service.trials import seconds_per_batch, step_batch
 from integrand.workers.batching import activation_bytes
 from integrand.workers.models import check_trust

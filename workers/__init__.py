@@ -6,6 +6,10 @@ from typing import Any
 if __name__ == "workers":
     raise ImportError("import integrand.workers, not the source folder workers; run `pip install -e .` first")
 
+from integrand.workers.kernels import ask
+
+ask()  # before MKL's first call, which whoever uses this package makes after importing it
+
 _HOMES = {
     "Access": "store", "Store": "store",
     "Attribution": "attribution", "attribute": "attribution", "prepare": "attribution", "at_embedding": "embeddings",

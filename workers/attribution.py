@@ -5,8 +5,8 @@ The same function runs in a notebook and inside every shard of a job.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Real
 
@@ -16,22 +16,25 @@ from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.specs import Accuracy, Adaptive, Exact, FixedSteps
+from integrand.schemas.tables import RowStatus
 from integrand.workers.adaptive import integrate_adaptively
 from integrand.workers.autocast import measure_rounding
 from integrand.workers.batching import SMALLEST, activation_bytes, step_batch_rows
-from integrand.workers.closed import integrate_network
-from integrand.workers.engine import Evaluator, Floats, Problem, endpoint_values, independent_of_inputs, lifted
+from integrand.workers.closed import TOLERANCE, integrate_network
+from integrand.workers.engine import Evaluator, Floats, Problem, endpoint_values, lifted
 from integrand.workers.fixed import integrate_fixed
+from integrand.workers.kernels import warn_once
 from integrand.workers.loop import Verdicts
-from integrand.workers.outputs import Forward, Target, check_output, target_tables
+from integrand.workers.outputs import Forward, Target, target_tables
 from integrand.workers.prepared import Prepared, assemble, closed_form, work_of
+from integrand.workers.probing import Call, check_eval, check_rows_apart, explained, probe
 from integrand.workers.quadrature import plain_rule
 from integrand.workers.report import Attribution, Report, Tensors
 from integrand.workers.savings import choose
 from integrand.workers.shallow import ShallowNetwork
 from integrand.workers.spectrum import FIRST
 
-__all__ = ["Attribution", "attribute", "prepare", "unused_inputs"]
+__all__ = ["Attribution", "attribute", "prepare"]
 NOTEBOOK_MEMORY = 512 << 20
 
 
@@ -65,13 +68,19 @@ def attribute(forward: Forward, inputs: Tensors, *, baselines: Tensors | float |
         arguments = _forward_args(forward_args, xs)
         targets = target_tables(target, xs[0].shape[0])
         targets = None if targets is None else targets.to(xs[0].device)
+        call = Call(forward, xs, bs, arguments, targets, batch_rows)
         if not checked:
-            _check_eval(forward)
-            _probe(forward, xs, arguments, targets)
-        size = _notebook_batch(forward, xs, arguments, chosen) if batch_rows is None else batch_rows
+            warn_once()
+            check_eval(forward)
+            probe(call)
+        with explained(call, 2 * min(2, call.rows)):
+            size = _notebook_batch(forward, xs, arguments, chosen) if batch_rows is None else batch_rows
         problem = Problem(forward, xs, bs, arguments, targets, size, tick)
         report = Report(problem)
-        padded, used = _explain(problem, chosen, _prepared(forward, problem, chosen), report)
+        with nullcontext() if checked else explained(call, size):
+            padded, used = _explain(problem, chosen, _prepared(forward, problem, chosen), report)
+        if not checked and (report.status == RowStatus.not_converged).any():
+            check_rows_apart(call)
         return report.result(inputs, several=isinstance(target, list), padded=padded, batch_rows=used)
 
 
@@ -86,7 +95,7 @@ def prepare(model: nn.Module, inputs: Tensors, *, baselines: Tensors | float | N
     with torch.inference_mode(False):
         xs = _tensors("inputs", inputs)
         _check_inputs(xs)
-        _check_eval(model)
+        check_eval(model)
         bs, arguments, targets = (
             _baselines(xs, baselines),
             _forward_args(forward_args, xs),
@@ -106,7 +115,8 @@ def _explain(problem: Problem, accuracy: Accuracy, prepared: Prepared, report: R
     if not len(clean):
         return 0, problem.batch_rows
     if not isinstance(accuracy, FixedSteps) and prepared.network is not None:
-        verdicts, ends = integrate_network(prepared.network, problem, clean)
+        tolerance = accuracy.tolerance if isinstance(accuracy, Adaptive) else TOLERANCE
+        verdicts, ends = integrate_network(prepared.network, problem, clean, tolerance)
         report.set_endpoints(clean, *ends)
         report.set_unmoved(clean)
         report.take(verdicts, accuracy)
@@ -192,14 +202,6 @@ def _check_inputs(xs: Sequence[Tensor]) -> None:
                             next_step="give every input the same rows and device")  # fmt: skip
 
 
-def _check_eval(forward: Forward) -> None:
-    if isinstance(forward, nn.Module):
-        training = [name or type(module).__name__ for name, module in forward.named_modules() if module.training]
-        if training:
-            raise SpecError("model", expected="eval mode: in train mode rows change each other's results",
-                            seen=f"train mode in {', '.join(training[:3])}", next_step="call model.eval() first")  # fmt: skip
-
-
 def _baselines(xs: tuple[Tensor, ...], baselines: Tensors | float | None) -> tuple[Tensor, ...]:
     if _is_number(baselines):
         return tuple(torch.full_like(x[:1], float(baselines or 0)) for x in xs)  # type: ignore[arg-type]
@@ -228,30 +230,6 @@ def _forward_args(forward_args: Tensors, xs: Sequence[Tensor]) -> tuple[Tensor, 
             raise SpecError(f"forward_args[{i}]", expected=f"{xs[0].shape[0]} rows", seen=f"shape {list(a.shape)}",
                             next_step="close over what is the same for all rows: lambda x: model(x, mask)")  # fmt: skip
     return given
-
-
-def _probe(forward: Forward, xs: tuple[Tensor, ...], arguments: tuple[Tensor, ...], targets: Tensor | None) -> None:
-    """Check the output's shape and every target once, and which inputs the output depends on."""
-    row = [x[:1].clone().requires_grad_() for x in xs]
-    with torch.enable_grad():
-        out = forward(*row, *[a[:1] for a in arguments])
-        for table in [None] if targets is None else targets.unbind(1):
-            check_output(out, 1, None if table is None else table[:1])
-            check_output(out.detach().expand(xs[0].shape[0], *out.shape[1:]), xs[0].shape[0], table)
-        unused = unused_inputs(out, row)
-    if unused:
-        warnings.warn(f"the output does not depend on inputs {unused}: they get zeros", stacklevel=3)
-
-
-def unused_inputs(out: Tensor, inputs: Sequence[Tensor]) -> list[int]:
-    """Numbers of the inputs without a gradient path from `out`. Raises SpecError when no input has one."""
-    if not out.requires_grad:
-        raise independent_of_inputs()
-    gradients = torch.autograd.grad(out.sum(), list(inputs), allow_unused=True)
-    unused = [i for i, g in enumerate(gradients) if g is None]
-    if len(unused) == len(inputs):
-        raise independent_of_inputs()
-    return unused
 
 
 def _notebook_batch(forward: Forward, xs: tuple[Tensor, ...], arguments: tuple[Tensor, ...],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from integrand.workers.grid import COLUMNS
-from integrand.workers.outputs import Forward
+from integrand.workers.outputs import Forward, on_copies
 from integrand.workers.spectrum import FIRST
 from integrand.workers.tracks import live_rows
 
@@ -42,8 +42,8 @@ def _kept(forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Ten
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        out = forward(*[torch.cat([x.detach()] * times).requires_grad_() for x in inputs],
-                      *[torch.cat([a] * times) for a in forward_args])  # fmt: skip
+        out = on_copies(forward, *[torch.cat([x.detach()] * times).requires_grad_() for x in inputs],
+                        *[torch.cat([a] * times) for a in forward_args])  # fmt: skip
     del out  # alive until here, so that no storage was freed and its address counted twice
     return sum(kept.values())
 

@@ -13,17 +13,22 @@ from integrand.workers.exact import ExactIntegral, integrate_exactly
 from integrand.workers.loop import Verdicts
 from integrand.workers.shallow import ShallowNetwork
 
-STATUSES = np.array([RowStatus.nonfinite, RowStatus.ok], object)
+STATUSES = np.array([RowStatus.nonfinite, RowStatus.ok, RowStatus.at_precision_floor], object)
 ROUNDING = 4.0
 """Rounding of the attributions as they are stored, in units of the machine epsilon of their dtype."""
+TOLERANCE = 1e-2
+"""Relative error above which rounding has spoilt a row, where no tolerance was asked for: terms that cancel do that."""
 
 
-def integrate_network(network: ShallowNetwork, problem: Problem, rows: Tensor
+def integrate_network(network: ShallowNetwork, problem: Problem, rows: Tensor, tolerance: float = TOLERANCE
                       ) -> tuple[Iterator[Verdicts], tuple[Floats, Floats]]:  # fmt: skip
-    """Verdicts by target, and f(x) and f(x') as the closed form has them, [rows, targets]. No gradient is evaluated."""
+    """Verdicts by target, and f(x) and f(x') as the closed form has them, [rows, targets]. No gradient is evaluated.
+
+    A row above the tolerance is what rounding allows.
+    """
     found = [_integrate(network, problem, rows, target) for target in range(problem.targets_per_row)]
     ends = np.stack([f.f_input for f in found], 1), np.stack([f.f_baseline for f in found], 1)
-    return (_verdicts(problem, rows, target, f) for target, f in enumerate(found)), ends
+    return (_verdicts(problem, rows, target, f, tolerance) for target, f in enumerate(found)), ends
 
 
 def _integrate(network: ShallowNetwork, problem: Problem, rows: Tensor, target: int) -> ExactIntegral:
@@ -32,13 +37,20 @@ def _integrate(network: ShallowNetwork, problem: Problem, rows: Tensor, target: 
                              None if table is None else table[:, 0], tick=problem.tick)  # fmt: skip
 
 
-def _verdicts(problem: Problem, rows: Tensor, target: int, found: ExactIntegral) -> Verdicts:
+def _verdicts(problem: Problem, rows: Tensor, target: int, found: ExactIntegral, tolerance: float) -> Verdicts:
+    """Of all rows; those with x = x' are settled already, and settled again the same way: zeros, gap 0, error 0."""
     total, size = found.attributions.sum(1), np.abs(found.attributions).sum(1)
-    gap = total - (found.f_input - found.f_baseline)
-    moved = np.flatnonzero((size > 0) | ~np.isfinite(total))
     with np.errstate(invalid="ignore"):
-        error = np.abs(gap[moved]) / np.where(size[moved] > 0, size[moved], 1.0) + ROUNDING * problem.epsilon
-    zeros = np.zeros(len(moved), np.int64)
-    statuses = STATUSES[np.isfinite(gap[moved]).astype(np.int64)]
-    places = rows.cpu().numpy()[moved]
-    return Verdicts(places, zeros + target, statuses, found.attributions[moved], gap[moved], error, zeros, zeros)
+        gap = total - (found.f_input - found.f_baseline)
+    error = _errors(gap, size, ROUNDING * problem.epsilon)
+    finite = np.isfinite(gap) & np.isfinite(size)
+    statuses = STATUSES[np.select([~finite, error <= tolerance], [0, 1], 2)]
+    zeros = np.zeros(len(rows), np.int64)
+    return Verdicts(rows.cpu().numpy(), zeros + target, statuses, found.attributions, gap, error, zeros, zeros)
+
+
+def _errors(gap: Floats, size: Floats, rounding: float) -> Floats:
+    """Relative errors: the gap's share of ‖a‖₁ and the rounding of stored numbers; 0 where there is nothing to round."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.abs(gap) / size + rounding
+    return np.where((size == 0) & (gap == 0), 0.0, relative)

@@ -124,10 +124,27 @@ def check_column(schema: pa.Schema, name: str) -> pa.DataType:
         return schema.field(found[0]).type
     known = [n for n in schema.names if n != BAD]
     near = difflib.get_close_matches(name, known, 1, 0.5)
+    if _struct_of(schema, name) is not None:
+        raise SpecError(f"column `{name}`", expected="a column of its own", seen=f"a field of the struct `{_struct_of(schema, name)}`",
+                        next_step="write the struct's fields as columns: pyarrow's table.flatten() names them so")  # fmt: skip
     listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
     raise SpecError(f"column `{name}`", expected="one column of this name in the source",
                     seen=f"{len(found)} of them; the source has {listed or 'no columns'}",
                     next_step=f"did you mean `{near[0]}`?" if near else "name one of its columns")  # fmt: skip
+
+
+def _struct_of(schema: pa.Schema, name: str) -> str | None:
+    """The struct column that a dotted name leads into; None where it leads nowhere."""
+    for place in (i for i, mark in enumerate(name) if mark == "."):
+        outer, inner = name[:place], name[place + 1 :].split(".")[0]
+        found = schema.get_all_field_indices(outer)
+        if (
+            found
+            and pa.types.is_struct(schema.field(found[0]).type)
+            and schema.field(found[0]).type.get_field_index(inner) >= 0
+        ):
+            return outer
+    return None
 
 
 def check_number(schema: pa.Schema, name: str) -> pa.DataType:
@@ -136,6 +153,7 @@ def check_number(schema: pa.Schema, name: str) -> pa.DataType:
     if is_number(kind):
         return kind
     step = "give it as `column:` with a shape" if unnest(kind)[1] else "encode it as numbers first"
+    step = "write the struct's fields as columns: pyarrow's table.flatten()" if pa.types.is_struct(kind) else step
     raise SpecError(f"column `{name}`", expected="a numeric column", seen=str(kind), next_step=step)
 
 
@@ -161,8 +179,9 @@ def is_plain(kind: pa.DataType) -> bool:
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """True for the types a feature may have: integers, floats, booleans and decimals."""
+    """True for the types a feature may have: integers, floats, booleans and decimals, in dictionaries too."""
     t = pa.types
+    kind = kind.value_type if t.is_dictionary(kind) else kind
     return t.is_integer(kind) or t.is_floating(kind) or t.is_boolean(kind) or t.is_decimal(kind)
 
 

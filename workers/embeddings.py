@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.specs import AttributeSpec, IdsInput
-from integrand.workers.outputs import Forward
+from integrand.workers.outputs import Forward, on_copies
 from integrand.workers.rows import PADDING
 
 Lookup = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -110,7 +110,7 @@ def look_up(model: nn.Module, named: dict[str, nn.Module], arguments: Sequence[T
         return output
 
     with torch.no_grad(), suppress(_AllSeen):
-        _run(model, named, keep, arguments)
+        _run(model, named, keep, [a.clone() for a in arguments])  # models write into masks too
     return found
 
 
@@ -138,7 +138,7 @@ def ids_outside(
         with torch.no_grad(), suppress(_AllSeen), ExitStack() as handles:
             for name, module in awaited.items():
                 handles.callback(module.register_forward_pre_hook(hook(name, module.num_embeddings)).remove)
-            model(*arguments)
+            on_copies(model, *arguments)
     return found
 
 

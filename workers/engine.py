@@ -117,7 +117,7 @@ class Evaluator:
         """Outputs at some rows of `points` (one row where all share it): [rows, ...]."""
 
         def run(piece: Tensor) -> Tensor:
-            at = [p.expand(len(piece), *p.shape[1:]) if p.shape[0] == 1 else p[piece] for p in points]
+            at = [p.expand(len(piece), *p.shape[1:]).clone() if p.shape[0] == 1 else p[piece] for p in points]
             out = self.problem.forward(*at, *self.problem.arguments(piece))
             for target in range(self.problem.targets_per_row if check else 0):
                 out = check_output(out, len(piece), self.problem.table(piece, target))

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.overrides import TorchFunctionMode
 
+from integrand.workers.outputs import on_copies
+
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
@@ -47,7 +49,7 @@ def foldable_pairs(
     if not any(map(_is_norm, module.modules())):
         return ()
     with torch.no_grad(), _Recorder() as tape:
-        module(*[x.clone() for x in inputs], *forward_args)  # a model may change its argument in place
+        on_copies(module, *inputs, *forward_args)
     if tape.reads_values:
         return ()
     uses = Counter(id(t) for call in tape.calls for t in call.reads)

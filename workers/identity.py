@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from integrand.schemas.errors import DataError
 from integrand.schemas.records import Slice, SourceFile
 from integrand.workers.columns import BAD
 from integrand.workers.encoding import plain_value
-from integrand.workers.reading import read_parts, row_ids
+from integrand.workers.reading import common_type, read_parts, row_ids
 from integrand.workers.store import Store
 
 _NEXT = "drop source.row_id to identify rows by file and position, or mend the ids"
@@ -89,8 +90,7 @@ def _look(ids: _Column, rows: Slice, values: pa.Array, there: pa.Array) -> _Seen
 
 def _common(kinds: set[pa.DataType]) -> pa.DataType:
     """The type that the planner gives to a column of these types."""
-    schemas = [pa.schema([("id", kind)]) for kind in sorted(kinds, key=str)]
-    return pa.unify_schemas(schemas, promote_options="permissive").field("id").type
+    return reduce(common_type, sorted(kinds, key=str))
 
 
 def hash_ids(ids: pa.Array) -> Hashes:

@@ -31,6 +31,7 @@ from integrand.workers.cells import BATCH_ROWS, Line, is_integer, is_utf8, recor
 from integrand.workers.columns import BAD, value_columns
 from integrand.workers.failpoints import reach
 from integrand.workers.reading import CONTENT, hive_values, inspect_file, partition_columns, with_partitions
+from integrand.workers.signatures import HEAD, recognise, separator
 from integrand.workers.store import Entry, Store
 
 INGEST_VERSION = 3
@@ -45,12 +46,16 @@ Result = TypeVar("Result")
 
 
 class JsonRow(NamedTuple):
-    """One line: the object that it is, or the fault that left it without; `size` is what it took in the file."""
+    """One line: the object that it is, or the fault that left it without; `size` is what it took in the file.
+
+    `text` is how a line without an object begins.
+    """
 
     number: int
     found: dict[str, Any] | None
     fault: str | None
     size: int
+    text: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -204,8 +209,12 @@ def head(store: Store, entry: Entry, path: str, format: Format, roles: Roles, ro
     with _opened(store, task) as stream:
         if format == "csv":
             names, lines = _csv_table(stream, entry.uri, None)
+            lacking = [name for name in roles.types(False) if name not in names and name not in hive_values(path)]
+            if lacking and len(names) == 1 and separator(names[0]):
+                raise _wrong_header(entry.uri, names, f"`{lacking[0]}`")
         else:
             found = some(_json_objects(stream, entry.uri), rows)
+            _check_objects(found[0] if found else None, list(roles.types(False)), entry.uri)
             keys = (k for row in found if row.found is not None for k in row.found)
             names = [k for k in dict.fromkeys(keys) if k != BAD and is_utf8(k)]
             _check_width(names, entry.uri)
@@ -233,7 +242,14 @@ def _integer_ids(format: Format, cells: Iterable[Any]) -> bool:
 
 
 def _opened(store: Store, task: IngestTask) -> io.BufferedReader:
-    return io.BufferedReader(store.open(task.source.uri, etag=task.source.etag), 1 << 20)
+    """The file as bytes. Raises DataError for one that is no text."""
+    stream = io.BufferedReader(store.open(task.source.uri, etag=task.source.etag), 1 << 20)
+    known = recognise(stream.peek(HEAD)[:HEAD])
+    if known is not None:
+        stream.close()
+        named = "CSV" if task.format == "csv" else "JSON lines"
+        raise DataError(str(task.source.uri), expected=f"{named} in UTF-8", seen=known[0], next_step=known[1])
+    return stream
 
 
 def _piece_rows(roles: Roles) -> int:
@@ -304,6 +320,7 @@ def _table(stream: io.BufferedReader, task: IngestTask) -> tuple[list[str], Iter
         objects = _json_objects(stream, task.source.uri)
         first = next(objects, None)
         keys = first.found or {} if first else {}
+        _check_objects(first, wanted, task.source.uri)
         _check_width(keys, task.source.uri)
         others = [k for k in keys if k not in wanted and k not in partitions and k != BAD and is_utf8(k)]
         names = [name for name in wanted if name not in partitions] + others
@@ -330,10 +347,45 @@ def _csv_table(stream: io.BufferedReader, uri: Uri, wanted: dict[str, bool] | No
     twice = sorted(name for name, count in Counter(columns).items() if count > 1)
     lacking = [c for c, optional in (wanted or {}).items() if c not in places and not optional]
     if twice or lacking:
-        raise DataError(str(uri), expected="column " + (f"`{lacking[0]}`" if lacking else f"`{twice[0]}` once"),
-                        seen=f"the header {','.join(columns)[:200]}", next_step="mend the header")  # fmt: skip
+        raise _wrong_header(uri, columns, f"`{lacking[0]}`" if lacking else f"`{twice[0]}` once")
     names = [c for c in dict.fromkeys([*(wanted or ()), *columns]) if c in places and c != BAD]
     return names, _csv_lines(rows, len(columns), [places[c] for c in names])
+
+
+def _wrong_header(uri: Uri, columns: Sequence[str], expected: str) -> DataError:
+    header = ",".join(columns)
+    mark = separator(header) if len(columns) == 1 else None
+    if mark is None:
+        return DataError(
+            str(uri), expected=f"column {expected}", seen=f"the header {header[:200]}", next_step="mend the header"
+        )
+    named = {"\t": "tabs", ";": "semicolons", "|": "bars"}[mark]
+    return DataError(str(uri), expected=f"CSV with commas, and column {expected}", seen=f"a header with {named}: {header[:200]!r}",
+                     next_step=f"write it with commas: pandas.read_csv(..., sep={mark!r}).to_csv(..., index=False), or Parquet")  # fmt: skip
+
+
+def _check_objects(first: JsonRow | None, wanted: Sequence[str], uri: Uri) -> None:
+    """Raises DataError for a JSON document that is no lines of objects, and for columns that lie within an object."""
+    if first is None:
+        return
+    begins = first.text.strip()
+    array = begins[:1] == b"[" and begins[1:].lstrip()[:1] in (b"", b"{", b"[")
+    if first.found is None and (array or begins == b"{"):
+        raise DataError(str(uri), expected="JSON lines: one object in each line",
+                        seen=f"a JSON document: {'an array' if array else 'an object over several lines'}",
+                        next_step="write lines: jq -c '.[]', or df.to_json(..., orient='records', lines=True)")  # fmt: skip
+    nested = next((name for name in wanted if _within(first.found or {}, name)), None)
+    if nested is not None:
+        raise DataError(str(uri), expected=f"column `{nested}` as a key of its own", seen=f"a field of the object `{nested.split('.')[0]}`",
+                        next_step="flatten the objects: pandas.json_normalize(...).to_json(..., orient='records', lines=True)")  # fmt: skip
+
+
+def _within(found: dict[str, Any], name: str) -> bool:
+    """Whether a dotted name leads into objects, and is no key itself."""
+    value: Any = found
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return name not in found and "." in name and value is not None
 
 
 def _check_width(columns: Collection[str], uri: Uri) -> None:
@@ -396,7 +448,8 @@ def _json_objects(stream: io.BufferedReader, uri: Uri) -> Iterator[JsonRow]:
                             seen="a longer one", next_step="is this JSON lines? set source.format")  # fmt: skip
         text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if text.strip():
-            yield JsonRow(number, *_json_object(text), len(line))
+            found, fault = _json_object(text)
+            yield JsonRow(number, found, fault, len(line), b"" if fault is None else text[:HEAD])
 
 
 def _told_apart(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -420,5 +473,6 @@ def _json_object(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _picked(objects: Iterator[JsonRow], names: list[str]) -> Iterator[Line]:
-    for number, found, fault, size in objects:
-        yield Line(number, None if found is None else [found.get(name) for name in names], fault, size)
+    for row in objects:
+        cells = None if row.found is None else [row.found.get(name) for name in names]
+        yield Line(row.number, cells, row.fault, row.size)

@@ -16,23 +16,27 @@ import sys
 import tempfile
 import traceback
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load
-from torch import nn
+from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, SpecError
 from integrand.schemas.ids import digest_bytes
 from integrand.schemas.records import Artefact
 from integrand.schemas.specs import ExportedModel, FactoryModel, Model, ScriptedModel
 from integrand.schemas.uris import Uri
+from integrand.workers.modes import leave_training, training_parts
 from integrand.workers.outputs import Forward
+from integrand.workers.state import State, read_state
 from integrand.workers.store import Store
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+Program = TypeVar("Program")
 _UNPACKED: dict[str, Path] = {}
 
 
@@ -181,24 +185,108 @@ def _read(store: Store, uri: Uri) -> bytes:
         raise DataError(f"model file {uri}", expected="a readable file", seen="nothing there") from None
 
 
-def load_model(store: Store, model: Model, artefacts: tuple[Artefact, ...], precision: str, device: str) -> Forward:
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model as it was loaded.
+
+    forward  the model as a callable, in eval mode with frozen parameters
+    state    what its factory built: parameters, buffers, tensors; None of a program, whose file has a digest
+    notes    what was done to it that its author may want to know
+    again    what the factory built a second time, where that was asked for
+    build    builds it anew
+    rows     the most rows that an exported program declares, where it does
+    """
+
+    forward: Forward
+    state: State | None = None
+    notes: tuple[str, ...] = ()
+    again: Forward | None = None
+    build: Callable[[], Forward] | None = None
+    rows: int | None = None
+
+
+def load_model(store: Store, model: Model, artefacts: tuple[Artefact, ...], precision: str, device: str, *,
+               twice: bool = False) -> Loaded:  # fmt: skip
     """The model as a callable on tensors of `precision`, in eval mode with frozen parameters.
 
-    Raises IntegrityError if a file is not the planned one, SpecError if it does not load or is in train mode. The
-    caller has passed `check_trust`.
+    twice  build it once more, to see that a factory makes the same model every time
+
+    Raises IntegrityError if a file is not the planned one, SpecError if it does not load, was exported in train mode, or
+    is another model the second time. The caller has passed `check_trust`.
     """
     data = _verified(store, artefacts[0]) if artefacts else b""
     dtype = DTYPES[precision]
     if isinstance(model, FactoryModel):
-        return _freeze(_build(model, data), dtype, device)
+        return _built(model, data, dtype, device, twice=twice)
     if isinstance(model, ScriptedModel):
-        return _freeze(_loaded(model.uri, lambda: torch.jit.load(io.BytesIO(data), map_location=device)), dtype, device)
+        script = _loaded(model.uri, lambda: torch.jit.load(io.BytesIO(data), map_location=device))
+        notes = _leave_training(script, "the TorchScript program was")
+        return Loaded(_freeze(script, dtype, device), notes=notes)
     assert isinstance(model, ExportedModel)
-    program = _loaded(model.uri, lambda: torch.export.load(io.BytesIO(data)).module())
-    exported = program.to(device=device, dtype=dtype)
-    for parameter in exported.parameters():
-        parameter.requires_grad_(False)
-    return lambda *arguments: exported(*arguments)
+    program = _loaded(model.uri, lambda: torch.export.load(io.BytesIO(data)))
+    exported = _loaded(model.uri, program.module)
+    _leave_training(exported, "")
+    _freeze(exported, dtype, device)
+    return Loaded(lambda *arguments: exported(*arguments), rows=_declared_rows(program))
+
+
+def _declared_rows(program: torch.export.ExportedProgram) -> int | None:
+    """The most rows that the first argument may have; None without a bound."""
+    names = program.graph_signature.user_inputs
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    if not shapes or not shapes[0]:
+        return None
+    rows = shapes[0][0]
+    if isinstance(rows, int):
+        return rows
+    bounds = program.range_constraints.get(rows.node.expr)
+    return int(bounds.upper) if bounds is not None and bounds.upper.is_finite and bounds.upper < 1 << 30 else None
+
+
+def _built(model: FactoryModel, data: bytes, dtype: torch.dtype, device: str, *, twice: bool) -> Loaded:
+    module = _build(model, data)
+    notes, state = _leave_training(module, "the factory returned the model"), read_state(module)
+    forward = _freeze(module, dtype, device)
+    if not twice:
+        return Loaded(forward, state, notes)
+    second = _build(model, data)
+    _leave_training(second, "")
+    _check_same(model, state.bits, read_state(second).bits)
+
+    def build() -> Forward:
+        anew = _build(model, data)
+        _leave_training(anew, "")
+        return _freeze(anew, dtype, device)
+
+    return Loaded(forward, state, notes, _freeze(second, dtype, device), build)
+
+
+def _check_same(model: FactoryModel, first: Mapping[str, str], second: Mapping[str, str]) -> None:
+    differ = [name for name in first if second.get(name) != first[name]] or [
+        name for name in second if name not in first
+    ]
+    if differ:
+        raise another_model(model, f"`{differ[0]}`" + (f" and {len(differ) - 1} more" if len(differ) > 1 else "")
+                            + " with other values the second time")  # fmt: skip
+
+
+def another_model(model: FactoryModel, seen: str) -> SpecError:
+    """For a factory that builds another model whenever it is called: every worker would explain its own."""
+    return SpecError(f"model.entrypoint {model.entrypoint}", expected="the same model from every call: each worker makes one",
+                     seen=seen, next_step="load all weights (model.weights, or in the factory); where random ones are meant, "
+                     "call torch.manual_seed in the factory")  # fmt: skip
+
+
+def _leave_training(module: nn.Module, who: str) -> tuple[str, ...]:
+    """Put the module into eval mode; a note if that changed it. Raises SpecError for what was exported in train mode."""
+    trained = training_parts(module)
+    leave_training(module)
+    left = training_parts(module)
+    if left:
+        raise SpecError("model", expected="eval mode: in train mode rows change each other's results",
+                        seen=f"train mode in {', '.join(left[:3])}",
+                        next_step="call model.eval() before torch.export.export")  # fmt: skip
+    return (f"{who} in train mode ({', '.join(trained[:3])}): it runs in eval mode",) if trained else ()
 
 
 def _verified(store: Store, artefact: Artefact) -> bytes:
@@ -249,15 +337,32 @@ def _load_weights(module: nn.Module, name: str, data: bytes) -> None:
     except Exception as error:  # an unpickler that meets junk may raise anything
         raise DataError(f"model.weights {name}", expected="safetensors or a weights-only state dict",
                         seen=f"{type(error).__name__}: {str(error)[:200]}",
-                        next_step="save with safetensors.torch.save_file(model.state_dict(), ...)") from error  # fmt: skip
+                        next_step="save with safetensors.torch.save_model(model, ...)") from error  # fmt: skip
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(_with_tied(module, state))
     except (RuntimeError, TypeError, AttributeError) as error:  # AttributeError: its keys are no strings
         raise SpecError(f"model.weights {name}", expected=f"the parameters of {type(module).__name__}",
-                        seen=str(error)[:400], next_step="save that module's own state_dict()") from error  # fmt: skip
+                        seen=str(error)[:400], next_step="save that module's own weights: safetensors.torch.save_model(model, "
+                        "...)") from error  # fmt: skip
 
 
-def _loaded(uri: str, load: Callable[[], nn.Module]) -> nn.Module:
+def _with_tied(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with every name of a tensor that the module has under several: safetensors keep one of them."""
+    if not isinstance(state, dict):
+        return state  # load_state_dict says what is wrong with it
+    own = module.state_dict(keep_vars=True)
+    names: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        names.setdefault(id(tensor), []).append(name)
+    given = dict(state)
+    for shared in names.values():
+        there = next((name for name in shared if name in state), None)
+        if there is not None:
+            given |= {name: state[there] for name in shared if name not in state}
+    return given
+
+
+def _loaded(uri: str, load: Callable[[], Program]) -> Program:
     try:
         return load()
     except Exception as error:  # so may these two
@@ -267,11 +372,6 @@ def _loaded(uri: str, load: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _freeze(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
-    training = [name or type(module).__name__ for name, m in module.named_modules() if m.training]
-    if training:
-        raise SpecError("model", expected="eval mode: in train mode rows change each other's results",
-                        seen=f"train mode in {', '.join(training[:3])}",
-                        next_step="return model.eval() from the factory")  # fmt: skip
     placed = module.to(device=device, dtype=dtype)
     for parameter in placed.parameters():  # script modules have no requires_grad_ of their own
         parameter.requires_grad_(False)

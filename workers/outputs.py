@@ -20,6 +20,11 @@ _TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def on_copies(forward: Forward, *arguments: Tensor) -> Tensor:
+    """`forward` at copies of the arguments: a model may write into what it is given, and a leaf refuses that."""
+    return forward(*[a.clone() for a in arguments])
+
+
 def transformed(forward: Forward, transform: str) -> Forward:
     """`forward` followed by a named output transform; `none` returns it unchanged."""
     if transform == "none":
@@ -73,7 +78,8 @@ def check_output(out: object, rows: int, table: Tensor | None) -> Tensor:
                         next_step="wrap the model so that it returns the tensor to explain")  # fmt: skip
     if out.ndim == 0 or out.shape[0] != rows:
         raise SpecError("model output", expected=f"one entry per row: [{rows}, ...]", seen=f"shape {list(out.shape)}",
-                        next_step="return outputs per row; export with a dynamic first dimension")  # fmt: skip
+                        next_step="return outputs per row: no .squeeze() that may take the rows' dimension (use "
+                        ".squeeze(-1)), no sum or mean over rows; export with a dynamic first dimension")  # fmt: skip
     if not out.is_floating_point():
         raise SpecError("model output", expected="floating point", seen=str(out.dtype),
                         next_step="return scores or probabilities, before argmax, rounding or casts")  # fmt: skip
@@ -81,11 +87,10 @@ def check_output(out: object, rows: int, table: Tensor | None) -> Tensor:
         if out[0].numel() != 1:
             raise SpecError("target", expected="an output index, since the model has several outputs",
                             seen=f"no target and output shape [rows, {', '.join(map(str, out.shape[1:]))}]",
-                            next_step=f"name a target from 0 to {out.shape[-1] - 1}")  # fmt: skip
+                            next_step=_name_one(out))  # fmt: skip
         return out
     if out.ndim - 1 != table.shape[1]:
-        raise SpecError("target", expected=f"{out.ndim - 1} indices per row for output shape {list(out.shape)}",
-                        seen=f"{table.shape[1]}", next_step="a scalar output takes no target")  # fmt: skip
+        raise _wrong_depth(out, table.shape[1])
     limits = torch.tensor(out.shape[1:], device=table.device, dtype=torch.int64)
     wrong = ((table < 0) | (table >= limits)).any(1).nonzero()
     if len(wrong):
@@ -94,6 +99,28 @@ def check_output(out: object, rows: int, table: Tensor | None) -> Tensor:
         raise SpecError(f"target of row {row}", expected=f"from {', '.join('0' * len(limits))} to {last}", seen=seen,
                         next_step=f"name an output that exists: outputs are [rows, {', '.join(map(str, out.shape[1:]))}]")  # fmt: skip
     return out
+
+
+def _name_one(out: Tensor) -> str:
+    if out.ndim == 2:
+        return f"name a target from 0 to {out.shape[-1] - 1}"
+    first, *others = (str(n - 1) for n in out.shape[1:])
+    return f"name one element as a tuple, from ({', '.join('0' * (out.ndim - 1))}) to ({', '.join([first, *others])})"
+
+
+def _wrong_depth(out: Tensor, depth: int) -> SpecError:
+    """For targets of `depth` indices where the output has another number of dimensions after its rows."""
+    sizes = ", ".join(map(str, out.shape[1:]))
+    if out.ndim == 1:
+        step = "a scalar output takes no target"
+    elif out.ndim - 1 > depth:
+        place = ", ".join(["target", *"0" * (out.ndim - 1 - depth)])
+        step = (f"outputs are [rows, {sizes}]: name one element as a tuple, target=({place}), or wrap the model so that it "
+                "returns one number per row and class, such as model(x).flatten(2).mean(-1)")  # fmt: skip
+    else:
+        step = f"outputs are [rows, {sizes}]: give {out.ndim - 1} of them"
+    return SpecError("target", expected=f"{out.ndim - 1} indices per row for output shape {list(out.shape)}",
+                     seen=str(depth), next_step=step)  # fmt: skip
 
 
 def select(out: Tensor, table: Tensor | None) -> Tensor:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -19,8 +21,9 @@ import pyarrow.parquet as pq
 
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError
 from integrand.schemas.records import Slice, SourceFile
-from integrand.workers.columns import BAD
+from integrand.workers.columns import BAD, is_number
 from integrand.workers.decoding import Budget, decode, decode_parts, open_parquet, string_columns
+from integrand.workers.signatures import HEAD, recognise
 from integrand.workers.store import Entry, Store
 
 CONTENT = b"integrand.content"
@@ -70,6 +73,9 @@ def _footer(store: Store, entry: Entry) -> bytes:
         raise _broken(entry, "an encrypted footer")
     if entry.size < 12 or tail[-4:] != _MAGIC:
         head = store.read_tail(entry.uri, entry.size, entry.size) if entry.size <= _TAIL else _head(store, entry)
+        known = None if head[:4] == _MAGIC else recognise(head[:HEAD])
+        if known is not None:
+            raise DataError(str(entry.uri), expected="a Parquet file", seen=known[0], next_step=known[1])
         raise _broken(entry, "a truncated file" if head[:4] == _MAGIC else "other bytes than Parquet")
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length + 4 > entry.size:
@@ -81,7 +87,7 @@ def _footer(store: Store, entry: Entry) -> bytes:
 
 def _head(store: Store, entry: Entry) -> bytes:
     with store.open(entry.uri) as file:
-        return file.read(4) or b""
+        return file.read(HEAD) or b""
 
 
 def _broken(entry: Entry, seen: str) -> DataError:
@@ -118,26 +124,75 @@ def with_partitions(table: pa.Table, path: str, types: dict[str, pa.DataType]) -
 
 
 def source_schema(files: Sequence[SourceFile], schemas: Sequence[pa.Schema], columns: Sequence[str]) -> pa.Schema:
-    """The columns of all files together, partition columns last.
+    """All columns: those of `columns` in one type for all files, others as the first file has them, partition columns last.
 
-    Raises DataError where a column is of unlike types, or one of `columns` is in some files and not in others.
+    Raises DataError where one of `columns` is of unlike types, or is in some files and not in others. What a job does not
+    read may be of any type, and there any number of times.
     """
-    merged = schemas[0]
-    for file, schema in zip(files, schemas, strict=True):
-        try:
-            merged = pa.unify_schemas([merged, schema.remove_metadata()], promote_options="permissive")
-        except pa.ArrowException as error:
-            raise DataError(file.uri, expected=f"the column types of {files[0].uri}", seen=str(error),
-                            next_step="write all files with one schema") from error  # fmt: skip
-    for name in set(columns) & set(merged.names) - {BAD}:
-        lacking = [f for f, s in zip(files, schemas, strict=True)
-                   if name not in s.names and name not in hive_values(f.path)]  # fmt: skip
-        if lacking:
-            raise DataError(lacking[0].uri, expected=f"column `{name}`, as in the other files",
-                            seen=f"no such column here ({len(lacking)} of {len(files)} files lack it)",
-                            next_step="write all files with one schema")  # fmt: skip
-    extra = [pa.field(k, t) for k, t in partition_columns(f.path for f in files).items() if k not in merged.names]
+    taken = set(columns) - {BAD}
+    fields = [field for schema in schemas for field in schema.remove_metadata()]
+    first = {field.name: field for field in reversed(fields)}
+    names = list(dict.fromkeys(field.name for field in fields))
+    merged: list[pa.Field] = []
+    for name in names:
+        if name in taken:
+            _check_everywhere(files, schemas, name)
+            times = max(len(schema.get_all_field_indices(name)) for schema in schemas)
+            merged += [_common_field(files, schemas, name)] * times
+        else:
+            merged.append(first[name])
+    extra = [pa.field(k, t) for k, t in partition_columns(f.path for f in files).items() if k not in names]
     return pa.schema([*merged, *extra])
+
+
+def _check_everywhere(files: Sequence[SourceFile], schemas: Sequence[pa.Schema], name: str) -> None:
+    lacking = [
+        f for f, s in zip(files, schemas, strict=True) if name not in s.names and name not in hive_values(f.path)
+    ]
+    if lacking:
+        raise DataError(lacking[0].uri, expected=f"column `{name}`, as in the other files",
+                        seen=f"no such column here ({len(lacking)} of {len(files)} files lack it)",
+                        next_step="write all files with one schema")  # fmt: skip
+
+
+def _common_field(files: Sequence[SourceFile], schemas: Sequence[pa.Schema], name: str) -> pa.Field:
+    """A column in the type that holds what every file has in it."""
+    found: pa.DataType | None = None
+    for file, schema in zip(files, schemas, strict=True):
+        for place in schema.get_all_field_indices(name):
+            kind = schema.field(place).type
+            try:
+                found = kind if found is None else common_type(found, kind)
+            except pa.ArrowException:
+                raise DataError(file.uri, expected=f"column `{name}` as {found}, its type in {files[0].uri}", seen=str(kind),
+                                next_step="write all files with one schema") from None  # fmt: skip
+    return pa.field(name, found)
+
+
+def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type that holds the values of two, whatever their encoding. Raises ArrowTypeError for unlike ones."""
+    if one == other:
+        return one
+    kinds = [_plain(one), _plain(other)]
+    schemas = [pa.schema([("x", kind)]) for kind in kinds]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        if all(map(is_number, kinds)):  # booleans or decimals beside other numbers
+            return pa.float64()
+        raise
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type without the choices of whoever wrote it: dictionaries, 64-bit offsets, views."""
+    t = pa.types
+    if t.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if t.is_large_string(kind) or t.is_string_view(kind):
+        return pa.string()
+    if t.is_large_binary(kind) or t.is_binary_view(kind):
+        return pa.binary()
+    return pa.list_(_plain(kind.value_type)) if t.is_large_list(kind) else kind
 
 
 def _is_int64(text: str) -> bool:
@@ -163,8 +218,27 @@ def read_slices(store: Store, files: Sequence[SourceFile], slices: Sequence[Slic
                 parts[k] = _read_slice(opened, slices[k], columns, partitions, Budget(where, left, tick))
                 left -= parts[k].nbytes
     with _decoding(", ".join(sorted({files[s.file].uri for s in slices})[:3])):
-        table = pa.concat_tables([parts[k] for k in range(len(slices))], promote_options="permissive")
+        table = _joined([parts[k] for k in range(len(slices))], lenient=columns is None)
     return table if columns is None else table.select([c for c in columns if c in table.column_names])
+
+
+def _joined(parts: Sequence[pa.Table], *, lenient: bool) -> pa.Table:
+    """Tables below each other, columns of unlike encodings in their common type; of unlike types as text, if `lenient`."""
+    names = dict.fromkeys(name for part in parts for name in part.column_names)
+    kinds = {name: [part.schema.field(name).type for part in parts if name in part.column_names] for name in names}
+    unlike = {name: _type_of_all(found, lenient=lenient) for name, found in kinds.items() if len(set(found)) > 1}
+    cast = [part.cast(pa.schema([field.with_type(unlike.get(field.name, field.type)) for field in part.schema]))
+            for part in parts] if unlike else parts  # fmt: skip
+    return pa.concat_tables(cast, promote_options="permissive")
+
+
+def _type_of_all(kinds: Sequence[pa.DataType], *, lenient: bool) -> pa.DataType:
+    try:
+        return reduce(common_type, kinds)
+    except pa.ArrowException:
+        if lenient:
+            return pa.string()
+        raise
 
 
 def read_parts(store: Store, files: Sequence[SourceFile], columns: Sequence[str]) -> Iterator[tuple[Slice, pa.Table]]:
@@ -228,7 +302,8 @@ def _parquet(file: SourceFile, source: io.RawIOBase, columns: Sequence[str] | No
     with _decoding(file.uri):
         footer = open_parquet(source)
         schema = _data_columns(footer.schema_arrow)
-        texts = string_columns(schema, [c for c in columns or schema.names if c in schema.names])
+        once = [c for c in columns or schema.names if len(schema.get_all_field_indices(c)) == 1]
+        texts = string_columns(schema, once)
         parquet = open_parquet(source, metadata=footer.metadata, read_dictionary=texts)
     with parquet:
         yield _Opened(file, parquet, schema)
@@ -284,7 +359,8 @@ def _wanted(opened: _Opened, columns: Sequence[str] | None, partitions: dict[str
             ) -> tuple[pa.Schema, dict[str, pa.DataType]]:  # fmt: skip
     """Those of the columns (None: all) that the file holds, and those that its path tells."""
     file, stored = opened.file, opened.schema.names
-    wanted = list(dict.fromkeys([*stored, *hive_values(file.path)])) if columns is None else list(columns)
+    once = [name for name, times in Counter(stored).items() if times == 1]  # what is there twice has no name of its own
+    wanted = list(dict.fromkeys([*once, *hive_values(file.path)])) if columns is None else list(columns)
     lacking = [c for c in wanted if c not in stored and c not in partitions and c != BAD]
     if lacking:
         raise DataError(file.uri, expected=f"column `{lacking[0]}`", seen=f"columns {', '.join(stored[:8])}",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
-from integrand.workers.outputs import Forward, select
+from integrand.workers.outputs import Forward, on_copies, select
 
 ROUNDING = 1000.0
 """Relative change of an output, in units of machine epsilon, that the order of additions may explain."""
@@ -61,6 +61,11 @@ class Repeatability:
         return self.outputs > ROUNDING * self.epsilon or self.gradients > FLIPS
 
     @property
+    def steady(self) -> bool:
+        """Whether rows get the same results up to rounding, wherever they are and however often they run."""
+        return not self.draws and self.again <= ROUNDING * self.epsilon and not self.coupled
+
+    @property
     def bitwise(self) -> bool:
         return self.again == self.outputs == self.gradients == 0.0
 
@@ -76,7 +81,8 @@ class Repeatability:
             raise SpecError("model", expected="rows that do not depend on the rows beside them in a batch",
                             seen=f"a row that changed {moved} of the largest with its neighbours or its place",
                             next_step="batch norm without running statistics, statistics, sorting or softmax over the "
-                            "batch, or expert capacity do this: use running statistics and per-row operations")  # fmt: skip
+                            "batch, expert capacity, or rows that are the nodes of one graph do this: use running "
+                            "statistics and per-row operations, and make each graph one row")  # fmt: skip
 
 
 def measure_repeatability(forward: Forward, batch: Batch, size: int, *, gradients: bool = True) -> Repeatability:
@@ -92,7 +98,7 @@ def measure_repeatability(forward: Forward, batch: Batch, size: int, *, gradient
     outcome = _Outcome.of(forward, base, gradients)
     moved = [other.distance(outcome.take(index)) for other, index in _elsewhere(forward, base, gradients)]
     again = max(_Outcome.of(forward, base, gradients).distance(outcome))
-    return Repeatability(_draws(forward, base.take(torch.arange(2))), again, max(m[0] for m in moved), max(m[1] for m in moved),
+    return Repeatability(_draws(forward, base), again, max(m[0] for m in moved), max(m[1] for m in moved),
                          float(torch.finfo(batch.points[0].dtype).eps))  # fmt: skip
 
 
@@ -106,7 +112,7 @@ class _Outcome:
     @staticmethod
     def of(forward: Forward, batch: Batch, gradients: bool) -> _Outcome:
         with torch.no_grad():
-            outputs = forward(*batch.points, *batch.forward_args).reshape(batch.rows, -1)
+            outputs = on_copies(forward, *batch.points, *batch.forward_args).reshape(batch.rows, -1)
         return _Outcome(outputs, _gradients(forward, batch) if gradients else outputs[:, :0])
 
     def take(self, index: Tensor) -> _Outcome:
@@ -119,7 +125,7 @@ class _Outcome:
 def _gradients(forward: Forward, batch: Batch) -> Tensor:
     with torch.enable_grad():
         points = [p.detach().clone().requires_grad_() for p in batch.points]
-        values = select(forward(*points, *batch.forward_args), batch.targets)
+        values = select(on_copies(forward, *points, *batch.forward_args), batch.targets)
         found = torch.autograd.grad(values.sum(), points, allow_unused=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(batch.rows, -1)
                       for g, p in zip(found, points, strict=True)], 1)  # fmt: skip
@@ -164,6 +170,6 @@ def _draws(forward: Forward, batch: Batch) -> bool:
 def _drawn(forward: Forward, batch: Batch, streams: Sequence[torch.Generator], seed: int) -> list[Tensor | None]:
     """State of each stream after a pass from `seed`; None where the pass left it alone."""
     before = [stream.manual_seed(seed).get_state() for stream in streams]
-    forward(*batch.points, *batch.forward_args)
+    on_copies(forward, *batch.points, *batch.forward_args)
     return [None if torch.equal(stream.get_state(), state) else stream.get_state()
             for stream, state in zip(streams, before, strict=True)]  # fmt: skip

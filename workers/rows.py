@@ -306,6 +306,8 @@ def _kept(values: pa.Array, mask: np.ndarray) -> pa.Array:
 
 
 def _storage(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type):
+        return column.cast(column.type.value_type)
     if not isinstance(column.type, pa.BaseExtensionType):
         return column
     return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)

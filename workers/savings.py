@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import IntegrityError
+from integrand.workers.aligning import align, alignable
 from integrand.workers.folding import Pair, fold, foldable_pairs
 from integrand.workers.hoisting import JUDGED_WORK, Hoisted, Work, hoist, worthwhile
-from integrand.workers.outputs import Forward, select
+from integrand.workers.outputs import Forward, on_copies, select
 
-FOLD, LAYOUT, HOIST = "fold_batch_norm", "channels_last", "hoist_affine"
+FOLD, LAYOUT, ALIGN, HOIST = "fold_batch_norm", "channels_last", "aligned_linear", "hoist_affine"
 NAMES = (FOLD, LAYOUT, HOIST)
-"""In the order of their application: folding first, since a hoisted prefix is then smaller."""
+"""In the order of their application: folding first, since a hoisted prefix is then smaller. Aligned layers, before it,
+save nothing: they are taken for the sake of bits alone, where kernels ask for them."""
 AGREEMENT = 1e-9
 """Largest difference in float64, relative to a row's largest element."""
 ALPHAS = (0.171, 0.437, 0.713, 0.941)
@@ -81,6 +83,20 @@ def choose(forward: Forward, inputs: Sequence[Tensor], baselines: Sequence[Tenso
     return replace(kept, left_out=tuple((name, reasons[name]) for name in NAMES if name in reasons))
 
 
+def with_alignment(forward: Forward, kept: Savings, inputs: Sequence[Tensor], baselines: Sequence[Tensor],
+                   forward_args: Sequence[Tensor] = (), table: Tensor | None = None) -> Savings | None:  # fmt: skip
+    """The savings with layers of whole vectors too; None where no layer has other widths or results differ."""
+    sample = _sample(inputs, baselines, forward_args, table)
+    if not isinstance(forward, nn.Module) or sample is None or not alignable(forward):
+        return None
+    names = tuple(name for name in (FOLD, LAYOUT, ALIGN, HOIST) if name in (*kept.names, ALIGN))
+    try:
+        found, objection = _try(_reference(forward, sample), names, kept.folded)
+    except Exception:  # noqa: BLE001 - the model's own code, in float64
+        return None
+    return replace(found, left_out=kept.left_out) if objection is None else None
+
+
 def without_hoisting(savings: Savings, reason: str) -> Savings:
     """The savings but for the hoisted prefix."""
     if HOIST not in savings.names:
@@ -110,6 +126,8 @@ def _rewrite(forward: Forward, names: Sequence[str], pairs: Sequence[Pair], inpu
         forward = fold(forward, pairs)
     if LAYOUT in names:
         forward = lay_out(forward, inputs)
+    if ALIGN in names:
+        forward = align(forward)
     return Rewritten(forward, hoist(forward, inputs, forward_args) if HOIST in names else None)
 
 
@@ -258,7 +276,9 @@ def _integrand(rewritten: Rewritten, sample: _Sample) -> tuple[Tensor, Tensor]:
     hoisted, start, stop = rewritten.hoisted, sample.baselines, sample.inputs
     if hoisted is not None:
         with torch.no_grad():
-            start, stop = (hoisted.prefix(*points, *sample.forward_args) for points in (start, stop))
+            start, stop = (
+                hoisted.prefix(*points, *(a.clone() for a in sample.forward_args)) for points in (start, stop)
+            )
     points = [_between(a, b).requires_grad_() for a, b in zip(start, stop, strict=True)]
     out, gradients = _gradients(hoisted.tail if hoisted else rewritten.forward, points, sample)
     pulled = hoisted.pull(gradients, sample.forward_args) if hoisted else gradients
@@ -267,7 +287,7 @@ def _integrand(rewritten: Rewritten, sample: _Sample) -> tuple[Tensor, Tensor]:
 
 def _gradients(forward: Forward, points: Sequence[Tensor], sample: _Sample) -> tuple[Tensor, list[Tensor]]:
     with torch.enable_grad():
-        out = forward(*points, *sample.forward_args)
+        out = on_copies(forward, *points, *sample.forward_args)
         found = torch.autograd.grad(select(out, sample.table).sum(), points, allow_unused=True)
     return _flat([out.detach()]), [torch.zeros_like(p) if g is None else g for g, p in zip(found, points, strict=True)]
 

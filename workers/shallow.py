@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from integrand.workers.outputs import Forward
+from integrand.workers.outputs import Forward, on_copies
 
 MOST_HIDDEN = 2
 SLACK = 64
@@ -97,7 +97,7 @@ def agrees(network: ShallowNetwork, forward: Forward, x: Tensor) -> bool:
 
     Guards against what structure does not show, such as an input of another rank or an overridden forward.
     """
-    rows, out = x.reshape(len(x), -1).double().cpu(), forward(x)
+    rows, out = x.reshape(len(x), -1).double().cpu(), on_copies(forward, x)
     if rows.shape[1] != network.features or tuple(out.shape) not in _shapes(network, len(x)):
         return False
     error = (out.double().cpu().reshape(len(x), -1) - network.preactivations(rows)[-1]).abs()

@@ -18,12 +18,15 @@ import torch
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.records import Plan, Shard, ShardFooter, Trial
 from integrand.schemas.uris import Uri
+from integrand.workers import kernels
 from integrand.workers.embeddings import through_embeddings
 from integrand.workers.failpoints import reach
 from integrand.workers.job import Job
 from integrand.workers.models import CodeBundle, check_shipped, check_trust, code_digest, install_code, load_model
+from integrand.workers.portions import in_portions
 from integrand.workers.prepared import prepare_planned
 from integrand.workers.shard import read_shard, run_shard, try_rows
+from integrand.workers.state import State
 from integrand.workers.statistics import read_means
 from integrand.workers.store import Access, Store
 
@@ -109,10 +112,15 @@ def load_job(setup: Setup) -> Job:
     if not same_build and not setup.allow_mixed:
         raise IntegrityError("torch build", expected=plan.numerics.torch_build, seen=torch.__version__,
                              next_step="use the planned build, or --allow-mixed and lose bitwise equality")  # fmt: skip
-    pin_numerics(plan.numerics.threads)
     device = plan.numerics.device
-    forward = load_model(store, model, plan.artefacts, plan.numerics.precision, device)
-    forward = through_embeddings(forward, plan.spec)
+    if plan.numerics.portable:
+        kernels.ask(kernels.PORTABLE, insist=True)
+    pin_numerics(plan.numerics.threads)
+    if not setup.allow_mixed:
+        _check_kernels(plan, device)
+    loaded = load_model(store, model, plan.artefacts, plan.numerics.precision, device)
+    _check_state(plan, loaded.state, device)
+    forward = in_portions(through_embeddings(loaded.forward, plan.spec), plan.numerics.takes_rows)
     means = read_means(store, store.parse(plan.statistics.uri), plan.statistics.sha256) if plan.statistics else None
     prepared = prepare_planned(forward, plan.spec, plan.inputs, plan.numerics)
     return Job(plan, setup.plan_sha256, store, setup.run, forward, prepared, means, device,
@@ -129,6 +137,28 @@ def _arrow_type(name: str) -> pa.DataType | None:
         return pa.type_for_alias(name)
     except ValueError:
         return None
+
+
+def _check_kernels(plan: Plan, device: str) -> None:
+    """IntegrityError for other kernels than the plan's, where the spec insists on bits: they would be other ones here."""
+    insisted, planned, seen = plan.spec.compute.reproducible, plan.numerics.kernels, processor(device)
+    if insisted != "prefer" and planned not in (None, seen):
+        raise IntegrityError(f"kernels, for compute.reproducible: {insisted}", expected=f"{planned}, as planned", seen=seen,
+                             next_step="plan and run on like machines, take `portable` for x86 of several kinds, or "
+                             "--allow-mixed (level `tolerance`)")  # fmt: skip
+
+
+def _check_state(plan: Plan, found: State | None, device: str) -> None:
+    """IntegrityError for a factory that built another model here: in any bit where kernels are the planned ones."""
+    if found is None or plan.model_state is None:
+        return
+    exact = plan.numerics.kernels == processor(device)
+    planned, seen = (plan.model_bits, found.exactly) if exact else (plan.model_state, found.roughly)
+    if planned != seen:
+        raise IntegrityError("model", expected=f"the parameters that were planned, digest {str(planned)[:16]}…",
+                             seen=f"{seen[:16]}…: the factory built another model here",
+                             next_step="let it depend on nothing but its arguments, code and weights: no random or machine's "
+                             "own state; or plan again")  # fmt: skip
 
 
 def _check_code(plan: Plan) -> None:
@@ -155,9 +185,9 @@ def versions(device: str) -> dict[str, str]:
 
 
 def processor(device: str) -> str:
-    """The CPU's vendor, which MKL goes by, its architecture and the vector instructions torch uses; any CUDA device."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    cpu = [_cpu_vendor(), platform.machine(), capability if capability != "DEFAULT" else ""]
+    """The CPU's architecture and kernels, and its vendor where they go by it; any CUDA device."""
+    found = kernels.in_force()
+    cpu = ["" if found.portable else _cpu_vendor(), platform.machine(), str(found)]
     name = " ".join(part for part in cpu if part)
     return f"{name} with {torch.cuda.get_device_name()}" if device == "cuda" else name
 

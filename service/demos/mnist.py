@@ -216,7 +216,7 @@ def squares(flat: pd.Series[Any]) -> npt.NDArray[Any]:
 def notes(rows: pd.DataFrame) -> list[str]:
     """What became of each row, as the line under its map."""
     found = zip(rows["status"], rows["error_estimate"], strict=True)
-    return [f"{status}, error {error:.0e}" for status, error in found]
+    return [f"{status}, error {error:.1%}" for status, error in found]
 
 
 def ink_shares(rows: pd.DataFrame, *, reach: int) -> tuple[float, float]:

@@ -21,7 +21,9 @@ STOPS = (-1.0, -0.55, 0.0, 0.55, 1.0)
 COLOURS = np.array([(5, 48, 97), (67, 147, 195), (255, 255, 255), (214, 96, 77), (103, 0, 31)], dtype=np.float64)
 CAP_PERCENTILE = 99
 MARGIN, GAP, SCALE = 36, 12, 4
-HEADER, STRIP_TITLE, STRIP_NOTE, FOOTER = 98, 28, 46, 66
+HEADER, STRIP_TITLE, STRIP_NOTE, FOOTER = 98, 28, 50, 66
+NOTE = 13
+"""Size of the letters under a picture: two lines fit."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,20 @@ def _draw_strip(canvas: Image.Image, strip: Strip, top: int) -> None:
         large = Image.fromarray(pixels).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
         canvas.paste(large, (x, y))
         draw.rectangle((x - 1, y - 1, x + width, y + height), outline=RULE)
-        draw.text((x, y + height + 5), note, QUIET, font(13))
+        draw.multiline_text((x, y + height + 5), fitted(draw, note, width), QUIET, font(NOTE), spacing=2)
         x += width + GAP
+
+
+def fitted(draw: ImageDraw.ImageDraw, note: str, width: int) -> str:
+    """A note in as many lines as keep it within the width of its picture, where its words do."""
+    lines: list[str] = []
+    for word in note.split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and draw.textlength(longer, font(NOTE)) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)
 
 
 def _draw_colour_bar(canvas: Image.Image, top: int, *, width: int = 320, height: int = 14) -> None:

@@ -229,7 +229,7 @@ def our_job(
 
 def run_once(folder: Path, count: int, activation: str, kind: str, salt: str) -> None:
     spec = job(folder, count, activation, ADAPTIVE if kind == "adaptive" else SAME_NODES, 2, count // 16)
-    manifest = run_job(spec, trusted=TRUSTED, salt=salt, console=QUIET)
+    manifest = run_job(spec, trusted=TRUSTED, salt=salt, console=QUIET, pool="ray")
     assert manifest.complete
 
 

@@ -120,7 +120,7 @@ class Driver:
 
 def start(soak: Soak, spec: Path, salt: str, log: Path) -> Driver:
     family = Family()
-    command = [sys.executable, "-m", "integrand.service.cli", "run", str(spec), "--fresh", salt,
+    command = [sys.executable, "-m", "integrand.service.cli", "run", str(spec), "--pool", "ray", "--fresh", salt,
                "--trust-model-code", soak.job.module]  # fmt: skip
     environment = family.environment(INTEGRAND_CONFIG=str(soak.folder / "config.toml"), **{SLEEP: "0.1"})
     with open(log, "ab") as output:

@@ -57,7 +57,8 @@ class Family:
 
 def start(family: Family, job: JobFolder, spec: Path, *options: str, before: Sequence[str] = (), **environment: str
           ) -> subprocess.Popen[str]:  # fmt: skip
-    """`integrand run` in a process of its own, maybe under a program that comes before it."""
+    """`integrand run` in a process of its own, maybe under a program that comes before it, on Ray unless options say otherwise."""
+    pool = () if "--pool" in options else ("--pool", "ray")
     command = [
         *before,
         sys.executable,
@@ -68,7 +69,7 @@ def start(family: Family, job: JobFolder, spec: Path, *options: str, before: Seq
         "--trust-model-code",
         job.module,
     ]
-    return subprocess.Popen([*command, *options], env=family.environment(**environment), cwd="/", text=True,
+    return subprocess.Popen([*command, *pool, *options], env=family.environment(**environment), cwd="/", text=True,
                             start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 

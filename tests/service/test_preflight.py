@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -22,8 +23,8 @@ return torch.where(place[:, None] <= 0.8 * len(x), gate * chosen, x[:, :2])"""
 """Each of two experts takes its first rows; the others pass unchanged."""
 
 COUNTER = """self.calls = getattr(self, "calls", 0) + 1
-return self.logits(x) * (1 + self.calls // 12)"""
-"""The scale grows with every twelfth call."""
+return self.logits(x) * (1 + self.calls // 4)"""
+"""The scale grows with every fourth call."""
 
 COMPUTE = {"shard_rows": 10, "batch_rows": 16}
 
@@ -41,7 +42,6 @@ def test_a_good_model_passes_without_a_warning(job: JobFolder):
 @pytest.mark.parametrize(
     ("forward", "mode", "message"),
     [
-        ("return self.logits(x)", "", "train mode in"),
         ("return torch.dropout(self.logits(x), 0.5, True)", ".eval()", "two runs that differ"),
         ("return self.logits(x) + torch.randn(1)", ".eval()", "two runs that differ"),
         ("return self.logits(x + 0.1 * torch.randn_like(x))", ".eval()", "two runs that differ"),
@@ -96,20 +96,93 @@ def test_a_doubtful_model_is_warned_about(job: JobFolder, forward: str, message:
 
 BY_PLACE = "return self.logits(x) + 1e-7 * (torch.arange(len(x)) % 2)[:, None]"
 """A last bit that goes with a row's place in the batch, as matrix kernels at odd sizes leave it."""
+BY_MANY = "return self.logits(x) + 1e-7 * (len(x) > 128) * (torch.arange(len(x)) % 2)[:, None]"
+"""The same, in batches of more than 128 rows alone."""
+LARGE = "return self.logits(x) + 1e-7 * (len(x) > 512) * (torch.arange(len(x)) % 2)[:, None]"
 
 
-def test_a_step_batch_that_breaks_bits_is_refused(job: JobFolder):
+@pytest.mark.parametrize("compute", [{}, {"batch_rows": 32}], ids=["auto", "asked for"])
+def test_bits_that_are_preferred_cost_no_cliff(job: JobFolder, compute: dict[str, Any]):
+    """The full step batch, at level tolerance, and the reason in plan, manifest and status."""
     job.write_model(BY_PLACE)
-    message = refusal(job, compute={"batch_rows": 16})
+    plan, manifest = job.plan(compute=compute), job.run(compute=compute)
+    size = compute.get("batch_rows", 1024)
+    assert plan.numerics.batch_rows == manifest.numerics.batch_rows == size
+    assert manifest.determinism == "tolerance"
+    assert manifest.determinism_reasons == (plan.lowered,)
+    assert f"place in a step batch of {size:,} rows" in str(plan.lowered)
+    (warning,) = plan.warnings
+    assert "`compute.reproducible: require`" in warning or "MKL_CBWR" in warning
+
+
+@pytest.mark.parametrize(("forward", "size", "level"), [
+    (LARGE, 512, "bitwise"), (BY_MANY, 1024, "tolerance"),
+], ids=["somewhat smaller", "much smaller"])  # fmt: skip
+def test_preferred_bits_are_worth_a_somewhat_smaller_step_batch(job: JobFolder, forward: str, size: int, level: str):
+    job.write_model(forward)
+    manifest = job.run(compute={})
+    assert (manifest.numerics.batch_rows, manifest.determinism) == (size, level)
+
+
+@pytest.mark.parametrize(("forward", "size"), [(BY_PLACE, 1), (BY_MANY, 128), ("return self.logits(x)", 1024)])
+@pytest.mark.parametrize("level", ["require", "portable"])
+def test_required_bits_take_the_largest_step_batch_that_keeps_them(job: JobFolder, forward: str, size: int, level: str,
+                                                                   monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+    """And say what it costs. Portable kernels are another matter: see test_kernels."""
+    monkeypatch.setattr("integrand.service.planner.settle_kernels", lambda spec: None)
+    job.write_model(forward)
+    plan = job.plan(compute={"reproducible": level})
+    assert (plan.numerics.batch_rows, plan.lowered) == (size, None)
+    told = [w for w in plan.warnings if w.startswith(f"batch_rows is {size}, not 1,024")]
+    assert len(told) == (size < 1024)
+    assert all("times as long" in w for w in told)
+
+
+def test_a_step_batch_that_breaks_required_bits_is_refused(job: JobFolder):
+    job.write_model(BY_PLACE)
+    message = refusal(job, compute={"batch_rows": 16, "reproducible": "require"})
+    assert "batch_rows is 16" in message
+    assert "`batch_rows: auto`" in message
+    assert "`reproducible: prefer`" in message
+
+
+FIXED = """hidden = torch.zeros(1, {rows}, 8, dtype=x.dtype)
+if len(x) not in {taken}:
+    raise RuntimeError(f"Expected hidden[0] size (1, {{len(x)}}, 8), got [1, {rows}, 8]")
+return self.logits(x)"""
+
+
+@pytest.mark.parametrize(("taken", "size", "portion"), [
+    ((8,), 8, 8), ((5,), 5, 5), ((100,), 100, 100), (range(2, 17), 16, None), (range(1, 5), 4, 4),
+], ids=["8", "5", "100", "2 to 16", "up to 4"])  # fmt: skip
+def test_a_model_that_takes_some_numbers_of_rows_gets_those(job: JobFolder, taken: Any, size: int, portion: int | None):
+    job.write_model("return self.logits(x)")
+    expected = job.rows(job.run(compute={}))["attr.a"].to_numpy()
+    job.write_model(FIXED.format(rows=8, taken=taken))
+    manifest = job.run(compute={})
+    assert (manifest.numerics.batch_rows, manifest.numerics.takes_rows) == (size, portion)
+    np.testing.assert_allclose(job.rows(manifest)["attr.a"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_number_of_rows_that_nobody_guesses_is_asked_for(job: JobFolder):
+    job.write_model(FIXED.format(rows=77, taken=(77,)))
+    message = refusal(job, compute={})
+    assert "batches of 1 to 1,024 other rows" in message
     assert "compute.batch_rows" in message
-    assert "multiple of 16" in message
+    assert job.run(compute={"batch_rows": 77}).numerics.batch_rows == 77
 
 
-def test_the_automatic_step_batch_shrinks_until_bits_hold(job: JobFolder):
-    job.write_model(BY_PLACE)
-    plan = job.plan(compute={})
-    assert plan.numerics.batch_rows == 1
-    assert any(w.startswith("batch_rows is 1, not") for w in plan.warnings)
+def test_a_step_batch_that_the_model_does_not_take_is_refused(job: JobFolder):
+    job.write_model(FIXED.format(rows=8, taken=range(1, 40)))
+    message = refusal(job, compute={"batch_rows": 64})
+    assert "RuntimeError for batches of 64 rows" in message
+    assert "compute.batch_rows" in message
+
+
+def test_a_model_in_train_mode_is_put_into_eval_mode_once(job: JobFolder):
+    job.write_model("return self.logits(x)", "")
+    assert [w for w in job.plan().warnings if "train mode" in w] == list(job.plan().warnings)
+    assert job.run().complete
 
 
 def test_an_unused_input_is_named_and_gets_zeros(job: JobFolder):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import os
 import pickle
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, SpecError
@@ -26,6 +28,7 @@ from integrand.service.jobs import plan_job
 from integrand.workers.attribution import attribute
 from integrand.workers.models import (
     CodeBundle,
+    Loaded,
     check_trust,
     code_digest,
     install_code,
@@ -82,7 +85,7 @@ def factory(entrypoint: str = "toy_models:build", **fields: Any) -> FactoryModel
 
 
 def loaded(model: Model, folder: Path, precision: str = "float32") -> Forward:
-    return load_model(STORE, model, model_artefacts(STORE, model, str(folder)), precision, "cpu")
+    return load_model(STORE, model, model_artefacts(STORE, model, str(folder)), precision, "cpu").forward
 
 
 # --- trust ---------------------------------------------------------------------------------------------------
@@ -214,7 +217,6 @@ def test_changed_weights_are_an_integrity_error(code: Path) -> None:
 
 
 @pytest.mark.parametrize(("entrypoint", "message"), [
-    ("toy_models:training", r"eval mode(.|\n)*train mode in (0|1|Sequential)(.|\n)*model\.eval"),
     ("toy_models:function", r"torch\.nn\.Module"), ("toy_models:nothing", "no callable `nothing`"),
     ("toy_models:not_callable", "a callable"), ("toy_missing:build", "No module named 'toy_missing'"),
     ("toy_models.deeper:build", "'toy_models' is not a package"), ("toy_models:build_wrongly", r"ZeroDivision(.|\n)*toy_models\.py:\d+"),
@@ -273,10 +275,123 @@ def test_bytes_that_are_no_program(tmp_path: Path, model: Any, content: bytes) -
         loaded(model, tmp_path)
 
 
-def test_a_script_in_train_mode_is_refused(tmp_path: Path) -> None:
+def opened(model: Model, folder: Path, *, twice: bool = False) -> Loaded:
+    return load_model(STORE, model, model_artefacts(STORE, model, str(folder)), "float32", "cpu", twice=twice)
+
+
+def test_a_script_in_train_mode_is_put_into_eval_mode_and_says_so(tmp_path: Path) -> None:
     torch.jit.script(nn.Sequential(nn.Linear(3, 2), nn.Dropout())).save(tmp_path / "m.pt")
-    with pytest.raises(SpecError, match="eval mode"):
-        loaded(ScriptedModel(uri="m.pt"), tmp_path)
+    found = opened(ScriptedModel(uri="m.pt"), tmp_path)
+    assert torch.equal(found.forward(X), found.forward(X))
+    assert ["train mode" in note for note in found.notes] == [True]
+
+
+def test_a_frozen_script_has_no_mode_and_loads(tmp_path: Path) -> None:
+    model = net()
+    torch.jit.freeze(torch.jit.script(model)).save(tmp_path / "m.pt")
+    found = opened(ScriptedModel(uri="m.pt"), tmp_path)
+    torch.testing.assert_close(found.forward(X), model(X))
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(8)], ids=["dropout", "batch norm"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_exported_in_train_mode_is_refused(tmp_path: Path, layer: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2))
+    for mode in (True, False):
+        program = torch.export.export(model.train(mode), (X,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+        torch.export.save(program, tmp_path / "m.pt2")
+        with pytest.raises(SpecError, match=r"train mode(.|\n)*before torch\.export") if mode else nullcontext():
+            opened(ExportedModel(uri="m.pt2"), tmp_path)
+
+
+# --- what a factory builds -------------------------------------------------------------------------------------
+
+
+def test_a_factory_that_trains_is_put_into_eval_mode_and_says_so(code: Path) -> None:
+    found = opened(factory("toy_models:training"), code)
+    assert isinstance(found.forward, nn.Module)
+    assert not any(m.training for m in found.forward.modules())
+    assert ["train mode" in note for note in found.notes] == [True]
+    assert opened(factory(), code).notes == ()
+
+
+@pytest.mark.parametrize("body", [
+    "return nn.Linear(3, 2).eval()",
+    "m = nn.BatchNorm1d(3).eval(); m.running_mean.normal_(); return nn.Sequential(m, nn.Flatten())",
+    "m = Scaled(); m.scale = torch.randn(3); return m",
+    "m = Scaled(); m.parts = [np.random.default_rng().normal(size=3)]; return m",
+], ids=["parameters", "buffers", "a tensor kept as an attribute", "an array in a list"])  # fmt: skip
+def test_a_factory_that_builds_another_model_each_time_is_refused(code: Path, body: str) -> None:
+    (code / "toy_random.py").write_text(
+        "import numpy as np\nimport torch\nfrom torch import nn\n\nclass Scaled(nn.Module):\n    scale = 1.0\n\n"
+        f"    def forward(self, x):\n        return x * self.scale\n\ndef build():\n    {body}\n"
+    )
+    with pytest.raises(SpecError, match=r"the same model from every call(.|\n)*manual_seed"):
+        opened(factory("toy_random:build"), code, twice=True)
+    assert opened(factory("toy_random:build"), code).state != opened(factory("toy_random:build"), code).state
+
+
+def test_the_state_tells_models_apart_and_equal_ones_not(code: Path) -> None:
+    one, other = (opened(factory(), code).state for _ in range(2))
+    wider = opened(factory(arguments={"width": 6}), code).state
+    assert one is not None
+    assert other is not None
+    assert wider is not None
+    assert (one.exactly, one.roughly) == (other.exactly, other.roughly)
+    assert len({one.exactly, wider.exactly}) == len({one.roughly, wider.roughly}) == 2
+
+
+def test_parameters_that_are_made_later_are_refused(code: Path) -> None:
+    (code / "toy_lazy.py").write_text("from torch import nn\n\ndef build():\n    return nn.LazyLinear(2).eval()\n")
+    with pytest.raises(SpecError, match="first forward pass"):
+        opened(factory("toy_lazy:build"), code)
+
+
+TIED = """
+import torch
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+        self.second.weight = self.first.weight
+        self.third = self.first
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.third(self.second(torch.tanh(self.first(x))))))
+
+def build():
+    return Tied().eval()
+"""
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "w.pt"])
+def test_tied_weights_load_under_any_of_their_names(code: Path, name: str) -> None:
+    """`save_model` and Hugging Face keep one name of a tensor; a state dict has them all."""
+    (code / "toy_tied.py").write_text(TIED)
+    importlib.invalidate_caches()
+    torch.manual_seed(3)
+    model = importlib.import_module("toy_tied").build()
+    if name == "model.safetensors":
+        save_model(model, str(code / name))
+    elif name == "state.safetensors":  # the other names than those that save_model keeps
+        kept = {"second.weight", "third.bias", "second.bias", "last.weight", "last.bias"}
+        save_file({k: v for k, v in model.state_dict().items() if k in kept}, code / name)
+    else:
+        torch.save(model.state_dict(), code / name)
+    found = loaded(factory("toy_tied:build", weights=name), code)
+    torch.testing.assert_close(found(X), model(X), rtol=0, atol=0)
+
+
+def test_weights_that_are_missing_under_all_names_are_missing(code: Path) -> None:
+    (code / "toy_tied.py").write_text(TIED)
+    importlib.invalidate_caches()
+    state = importlib.import_module("toy_tied").build().state_dict()
+    save_file({k: v for k, v in state.items() if k in ("last.weight", "last.bias")}, code / "w.safetensors")
+    with pytest.raises(SpecError, match=r"Missing(.|\n)*first\.weight(.|\n)*save_model"):
+        loaded(factory("toy_tied:build", weights="w.safetensors"), code)
 
 
 # --- shipped code ----------------------------------------------------------------------------------------------

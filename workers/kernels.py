@@ -1,0 +1,128 @@
+"""Which kernels a processor's arithmetic takes: asked for before their first use, read back, and named.
+
+MKL picks a kernel by how its arguments lie in memory: rows that do not fill whole vectors then get other last bits at
+odd places of a batch (on an AMD EPYC, 88 of 128 small networks). Its conditional numerical reproducibility, with
+STRICT, does not (oneMKL developer guide, "Obtaining Numerically Reproducible Results"). MKL, oneDNN and ATen each read
+one variable of the environment, once, at their first use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+MKL, ATEN, ONEDNN = "MKL_CBWR", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"
+STRICT: Mapping[str, str] = MappingProxyType({MKL: "AUTO,STRICT"})
+"""What every process of ours asks for."""
+PORTABLE: Mapping[str, str] = MappingProxyType({MKL: "COMPATIBLE", ATEN: "avx2", ONEDNN: "AVX2"})
+"""What gives x86 processors of any vendor and generation the same bits, if they have AVX2.
+
+COMPATIBLE is the one branch of MKL that is the same on processors of Intel and others: those take no other by name.
+"""
+_BRANCHES = {1: "OFF", 2: "AUTO", 3: "COMPATIBLE", 4: "SSE2", 6: "SSSE3", 7: "SSE4_1", 8: "SSE4_2", 9: "AVX", 10: "AVX2",
+             11: "AVX512_MIC", 12: "AVX512", 13: "AVX512_MIC_E1", 14: "AVX512_E1"}  # fmt: skip
+_STRICT, _ALL = 0x10000, -1
+"""From mkl_types.h: the flag beside a branch, and the question for both."""
+_LIBRARIES = ("libtorch_cpu.so", "libmkl_rt.so.2", "libmkl_rt.so", "libtorch_cpu.dylib")
+_READERS = ("mkl_serv_cbwr_get", "MKL_CBWR_Get")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What is in force in this process.
+
+    mkl     MKL's branch, as `AUTO,STRICT`; empty where torch has no MKL
+    aten    the vector instructions of ATen's own loops, as `AVX512`; `DEFAULT` without any
+    onednn  the most that oneDNN was told to use; empty for all that there is
+    """
+
+    mkl: str
+    aten: str
+    onednn: str
+
+    @property
+    def strict(self) -> bool:
+        """Whether MKL leaves alignment out of account; so does what has no MKL, as far as anybody knows."""
+        return self.mkl in ("", "COMPATIBLE") or self.mkl.endswith(",STRICT")
+
+    @property
+    def portable(self) -> bool:
+        """Whether these are the kernels that any x86 processor with AVX2 has."""
+        return self.mkl == PORTABLE[MKL] and self.aten == "AVX2" and self.onednn == PORTABLE[ONEDNN]
+
+    def __str__(self) -> str:
+        limit = f"oneDNN up to {self.onednn}" if self.onednn else ""
+        named = [f"MKL {self.mkl}" if self.mkl else "", limit, self.aten if self.aten != "DEFAULT" else ""]
+        return " ".join(part for part in named if part)
+
+
+def ask(wanted: Mapping[str, str] = STRICT, *, insist: bool = False) -> None:
+    """Put what is wanted into the environment of this process and its children; a setting that is there stays.
+
+    insist  replace settings too
+    """
+    for name, value in wanted.items():
+        if insist or name not in os.environ:
+            os.environ[name] = value
+
+
+def asked() -> dict[str, str]:
+    """What this process asks for: for the environment of workers elsewhere."""
+    return {name: os.environ[name] for name in (MKL, ATEN, ONEDNN) if name in os.environ}
+
+
+def in_force() -> Kernels:
+    """Read back. MKL and ATen settle for what is asked now, if they have not been used before."""
+    import torch  # not at the top: readers of results import this package without it
+
+    mkl = _branch(torch.__file__) if torch.backends.mkl.is_available() else ""
+    return Kernels(mkl, torch.backends.cpu.get_cpu_capability(), os.environ.get(ONEDNN, ""))
+
+
+def _branch(torch_file: str) -> str:
+    """MKL's branch in its own words; where it cannot be read, what was asked for, and that."""
+    for name in _LIBRARIES:
+        beside = Path(torch_file).parent / "lib" / name
+        try:
+            library = ctypes.CDLL(str(beside) if beside.exists() else name)
+        except OSError:
+            continue
+        reader = next((getattr(library, r) for r in _READERS if hasattr(library, r)), None)
+        if reader is not None:
+            return _told(reader(_ALL))
+    return f"{os.environ.get(MKL, 'OFF')} as asked"
+
+
+def _told(code: int) -> str:
+    branch = _BRANCHES.get(code & ~_STRICT, f"branch {code & ~_STRICT}")
+    return f"{branch},STRICT" if code & _STRICT else branch
+
+
+def portable_name() -> str:
+    return str(Kernels(PORTABLE[MKL], "AVX2", PORTABLE[ONEDNN]))
+
+
+def objection(found: Kernels) -> str | None:
+    """Why rows may get other last bits at other places of a batch, and what to do; None for strict kernels."""
+    if found.strict:
+        return None
+    wanted = os.environ.get(MKL, "")
+    if wanted == STRICT[MKL]:
+        return (f"MKL was used before integrand was imported, so {MKL}={wanted} came too late and it is {found.mkl}: a row's "
+                "last bits may depend on its place; import integrand.workers first, or set it before Python starts")  # fmt: skip
+    return (f"{MKL}={wanted} is your own setting: kernels of MKL {found.mkl} may round a row by its place; unset it for "
+            f"{STRICT[MKL]}")  # fmt: skip
+
+
+@cache
+def warn_once() -> None:
+    """Say in a notebook what `objection` says, the first time."""
+    told = objection(in_force())
+    if told:
+        warnings.warn(told, stacklevel=3)
