@@ -99,7 +99,12 @@ def run(
     address: Address = None,
     pool: PoolKind = "auto",
     fresh: Fresh = "",
-    allow_mixed: Annotated[bool, typer.Option("--allow-mixed", help="Resume on another torch build.")] = False,
+    allow_mixed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mixed", help="Resume on another torch build, or on other kernels where bits are required."
+        ),
+    ] = False,
     open_ray: OpenRay = False,
     logical_date: Annotated[str | None, typer.Option("--logical-date", help="ISO date that orders `_latest`.")] = None,
 ) -> None:

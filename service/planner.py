@@ -133,8 +133,8 @@ class Survey:
         return self.forward.rows if isinstance(self.forward, Portions) else None
 
 
-def survey(request: Request, pool: Pool) -> Survey:
-    """Read a few rows and load the model, which the caller has passed through `check_trust`."""
+def survey(request: Request, pool: Pool, *, twice: bool = True) -> Survey:
+    """Read a few rows and load the model, which the caller has passed through `check_trust`; `twice`: to see that it is one."""
     spec, store = request.spec, request.store
     output = store.parse(spec.output.uri, request.base)
     dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
@@ -142,7 +142,7 @@ def survey(request: Request, pool: Pool) -> Survey:
     pool.prepare()
     facts = _model_facts(request)
     device: Literal["cpu", "cuda"] = "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device, twice=True)
+    loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device, twice=twice)
     forward = through_embeddings(loaded.forward, spec)
     tried, rows = find_rows(spec, shapes, looks(store, spec, dataset), device, forward)
     _refuse_lengths(spec, tried)

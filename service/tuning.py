@@ -61,7 +61,7 @@ def tune_job(
     check_trust(spec.model, trusted)
     threads = sorted({1, torch.get_num_threads()})
     with pinned(1):
-        job = survey(Request(spec, base, Store(access), trusted, ingest=False), LocalPool())
+        job = survey(Request(spec, base, Store(access), trusted, ingest=False), LocalPool(), twice=False)
         sample = first_pass(spec, job.forward, job.sample)[0]
         trials: list[Trial] = []
         for savings in _CHOICES:

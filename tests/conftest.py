@@ -31,7 +31,7 @@ from integrand.workers.encoding import Results, encode, results_table, shard_foo
 from integrand.workers.reading import inspect_file, read_slices
 from integrand.workers.store import Store
 
-pytest_plugins = ["tests.plugins.requirements", "tests.plugins.jobs", "tests.plugins.listener", "tests.plugins.proxy",
+pytest_plugins = ["tests.plugins.requirements", "tests.plugins.strictness", "tests.plugins.jobs", "tests.plugins.listener", "tests.plugins.proxy",
                   "tests.plugins.seaweed"]  # fmt: skip
 
 

@@ -179,9 +179,8 @@ def is_plain(kind: pa.DataType) -> bool:
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """True for the types a feature may have: integers, floats, booleans and decimals, in dictionaries too."""
+    """True for the types a feature may have: integers, floats, booleans and decimals."""
     t = pa.types
-    kind = kind.value_type if t.is_dictionary(kind) else kind
     return t.is_integer(kind) or t.is_floating(kind) or t.is_boolean(kind) or t.is_decimal(kind)
 
 

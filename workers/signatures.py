@@ -25,13 +25,16 @@ def recognise(head: bytes) -> tuple[str, str] | None:
         if head.startswith(signature):
             return name, step
     plain = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if b"\0" in head[:HEAD]:
-        evenly = head[1::2].count(0) > len(head) // 4 or head[::2].count(0) > len(head) // 4
-        return ("text in UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8") if evenly else (
-            "binary data", "name a Parquet, CSV or JSON lines file")  # fmt: skip
+    if _alternates(head[:8]) or _alternates(head[:8][::-1]):
+        return "text in UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"
     if plain.startswith((b"<!DOCTYPE", b"<html", b"<?xml")):
         return "HTML or XML", "is this the page that leads to the file? name the file itself"
     return None
+
+
+def _alternates(some: bytes) -> bool:
+    """Whether every second byte is zero and no other: letters of UTF-16, whose mark was left out."""
+    return len(some) == 8 and not any(some[1::2]) and all(some[::2])
 
 
 def separator(header: str) -> str | None:

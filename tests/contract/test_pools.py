@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from ray import exceptions
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError, TransientError
 from integrand.schemas.records import Plan, RunManifest
+from integrand.schemas.specs import Compute
 from integrand.service.losses import Ended, loss_of
+from integrand.service.pools import EitherPool, LocalPool, RayPool, make_pool
 from tests.plugins.jobs import JobFolder
 
 MARKS = (25, 45, 55)
@@ -266,3 +268,76 @@ def test_what_stops_workers_from_starting_keeps_its_type(ray_run: Run, job: JobF
 def test_too_few_workers_are_told_with_what_the_cluster_has(ray_run: Run):
     with pytest.raises(TransientError, match=r"2 CPU[\s\S]*compute.workers"):
         ray_run(compute=compute(workers=2, cpus_per_worker=1.5, start_s=1))
+
+
+# --- models that differ from process to process ----------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_a_factory_that_builds_another_model_in_each_process_is_refused(job: JobFolder, tmp_path: Path, cluster: str):
+    """Planning calls it twice and sees one model; a worker sees another, and says so before a row is computed."""
+    place = job.path / f"{job.module}.py"
+    place.write_text(place.read_text().replace("torch.manual_seed(0)", "torch.manual_seed(os.getpid())"))
+    with pytest.raises(IntegrityError, match="the factory built another model here"):
+        job.run("ray", address=cluster, output={"uri": str(tmp_path)})
+    assert not list(tmp_path.glob("*/data/*"))
+
+
+@pytest.mark.ray
+def test_workers_of_a_cluster_get_the_kernels_that_were_planned(ray_run: Run, tmp_path: Path):
+    manifest = ray_run(compute=compute(reproducible="require", workers=2))
+    assert manifest.numerics is not None
+    assert [name.split(" on ")[1] for name in manifest.environments] == [manifest.numerics.kernels]
+
+
+# --- the pool that is chosen once a job is planned -------------------------------------------------------------
+
+
+class Spy(LocalPool):
+    def __init__(self, used: list[str], name: str) -> None:
+        super().__init__()
+        self.used, self.name = used, name
+
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        self.used.append(f"map on {self.name}")
+        return super().map(function, items)
+
+    def close(self) -> None:
+        self.used.append(f"close {self.name}")
+        super().close()
+
+
+@pytest.mark.parametrize(("work_s", "begun", "here"), [(1.0, False, True), (30.0, False, False), (1.0, True, False)])
+def test_small_jobs_that_are_new_run_in_this_process(work_s: float, begun: bool, here: bool):
+    used: list[str] = []
+    pool = EitherPool(Spy(used, "ray"))
+    assert pool.settle(work_s, begun=begun) == here
+    assert pool.map(str, [1, 2]) == ["1", "2"]
+    assert used == []
+    assert pool.map(str, list(range(9))) == list("012345678")
+    pool.close()
+    assert used == ["map on ray", "close ray"]
+
+
+def test_a_job_is_settled_by_its_plan_and_by_what_was_left(job: JobFolder, capsys: pytest.CaptureFixture[str]):
+    """Small and new: here. Begun before, and maybe lost with its process: on Ray."""
+    first = job.run("auto")
+    assert "runs in this process" in capsys.readouterr().out
+    folder = job.path / "out" / first.run_id
+    (folder / "_manifest.json").unlink()
+    (folder / "data" / "part-00001.parquet").unlink()
+    settled: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EitherPool, "settle", lambda self, work_s, *, begun: settled.append(begun) or True)
+        patch.setattr(EitherPool, "_chosen", property(lambda self: self._local, lambda self, pool: None), raising=False)
+        again = job.run("auto")
+    assert settled == [True]
+    assert again.digest == first.digest
+
+
+@pytest.mark.parametrize(("kind", "address", "gpus", "made"), [
+    ("auto", None, 0, EitherPool), ("auto", "auto", 0, RayPool), ("auto", None, 1, RayPool), ("ray", None, 0, RayPool),
+    ("local", None, 0, LocalPool),
+])  # fmt: skip
+def test_which_pool_a_job_gets(kind: Any, address: str | None, gpus: int, made: type):
+    assert type(make_pool(kind, address, Compute(gpus_per_worker=gpus))) is made

@@ -116,7 +116,6 @@ REFUSED: dict[str, tuple[Break, type[Exception], str]] = {
     "output nowhere": (spec(output={"uri": "/proc/none/out"}), DataError, "can be written"),
     "unknown target": (spec(target={"kind": "index", "index": 9}), SpecError, "from 0 to 1"),
     "unknown scheme": (spec(source={"uri": "http://127.0.0.1:1/x"}), SpecError, "http://"),
-    "train mode": (lambda job: job.write_model(mode="") and {}, SpecError, "eval mode"),
 }  # fmt: skip
 
 

@@ -82,12 +82,38 @@ def test_plan_tells_how_the_integral_is_taken(call, finished: JobFolder):
     assert "channels_last: no 2-d or 3-d convolution" in text
     shallow = "nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()"
     (finished.path / f"{finished.module}.py").write_text(
-        f"from torch import nn\n\ndef build():\n    return {shallow}\n"
+        f"import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return {shallow}\n"
     )
     for accuracy, told in (({"kind": "adaptive"}, "in closed form, without step batches, as `adaptive` does"),
                            ({"kind": "exact"}, "in closed form, without step batches")):  # fmt: skip
         finished.write_spec(accuracy=accuracy)
-        assert told in call("plan", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module)[1]
+        text = call("plan", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module)[1]
+        assert told in text
+        assert "no gradient evaluation" in text
+        assert "step batch " not in text
+
+
+def test_a_run_in_closed_form_has_no_worst_rows(call, finished: JobFolder, tmp_path: Path):
+    """Twenty lines of 1e-16 said nothing."""
+    (finished.path / f"{finished.module}.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return nn.Linear(3, 2).eval()\n"
+    )
+    finished.write_spec(accuracy={"kind": "exact"}, name="closed")
+    assert run_spec(call, finished)[0] == 0
+    code, text = call("show", str(finished.path / "out"), "--name", "closed", "--html", str(tmp_path / "run.html"))
+    assert code == 0
+    assert [line for line in text.splitlines() if line.startswith("worst rows: none is worth a look")]
+    assert "worst_by" not in text
+    assert "none is worth a look" in (tmp_path / "run.html").read_text()
+
+
+def test_numbers_are_told_with_separators_and_shares(call, finished: JobFolder):
+    finished.write_rows(count=12_345)
+    finished.write_spec(compute={"shard_rows": 5000}, source={"uri": "data"}, accuracy={"kind": "fixed", "steps": 2})
+    assert "12,345" in call("plan", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module)[1]
+    text = run_spec(call, finished)[1]
+    assert "12,345 of 12,345" in text
+    assert "12,345 (100.0%)" in text
 
 
 def test_tune_prints_lines_for_the_spec(call, finished: JobFolder):

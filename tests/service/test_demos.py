@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from integrand.schemas.specs import ConstantBaseline
@@ -299,3 +299,14 @@ def test_synthetic_picture_puts_the_truth_on_its_line() -> None:
     corner = np.s_[140:240, 100:200]  # top left of the first panel: measured high where the truth is low
     assert (np.asarray(drawn)[corner].min(axis=2) > 180).all()
     assert (np.asarray(off)[corner].min(axis=2) < 100).any()
+
+
+@pytest.mark.parametrize("note", ["not_converged, error 1.9%", "ok, error 0.9%", "at_precision_floor, error 12.3%"])
+def test_a_note_keeps_within_its_picture(note: str) -> None:
+    """`not_converged, error 2e-02` ran into the note beside it."""
+    draw = ImageDraw.Draw(Image.new("RGB", (400, 60)))
+    width = 28 * picture.SCALE
+    lines = picture.fitted(draw, note, width).split("\n")
+    assert " ".join(lines) == note
+    assert len(lines) <= 2
+    assert all(draw.textlength(line, picture.font(picture.NOTE)) <= width + picture.GAP / 2 for line in lines)

@@ -14,6 +14,7 @@ ADAPTIVE = {"kind": "adaptive", "tolerance": 0.05}
 
 
 TEXT = """
+import torch
 from torch import nn
 
 class Text(nn.Module):
@@ -25,6 +26,7 @@ class Text(nn.Module):
         return self.last(self.words(tokens).tanh().sum(1))
 
 def build():
+    torch.manual_seed(0)
     return Text().eval()
 """
 

@@ -151,3 +151,44 @@ def test_versions_of_what_can_change_bits() -> None:
     assert set(found) == {"torch", "integrand", "pyarrow", "numpy", "processor"}
     assert found["torch"] == torch.__version__
     assert all(found.values())
+
+
+# --- the model that the factory builds, and the kernels that run it ------------------------------------------------
+
+
+def planned(setup: Setup, **changes: object) -> Setup:
+    plan = Plan.model_validate_json(setup.plan)
+    return replace(setup, plan=dump(plan.model_copy(update=changes)))
+
+
+def test_a_factory_that_builds_another_model_here_is_refused(make_setup: MakeSetup) -> None:
+    setup = make_setup(TABLE)
+    for changes in ({"model_bits": "0" * 64}, {"model_state": "0" * 64, "model_bits": "0" * 64}):
+        with pytest.raises(IntegrityError, match=r"the factory built another model here(.|\n)*no random"):
+            load_job(planned(setup, **changes))
+
+
+def test_on_other_kernels_the_model_may_differ_by_rounding_and_no_more(make_setup: MakeSetup) -> None:
+    """Seeded initial values are rounded by the processor's kernels."""
+    elsewhere = changed(make_setup(TABLE), kernels="another processor")
+    load_job(planned(elsewhere, model_bits="0" * 64))
+    with pytest.raises(IntegrityError, match="another model"):
+        load_job(planned(elsewhere, model_state="0" * 64))
+
+
+def test_a_plan_from_before_models_were_digested_runs(make_setup: MakeSetup) -> None:
+    load_job(planned(make_setup(TABLE), model_bits=None, model_state=None))
+
+
+@pytest.mark.parametrize("level", ["prefer", "require"])
+def test_other_kernels_are_refused_where_bits_are_required(make_setup: MakeSetup, level: str) -> None:
+    setup = make_setup(TABLE, compute={"batch_rows": 16, "shard_rows": 10, "reproducible": level})
+    elsewhere = changed(setup, kernels="another processor")
+    if level == "prefer":
+        load_job(elsewhere)
+        return
+    with pytest.raises(
+        IntegrityError, match=r"reproducible: require(.|\n)*another processor, as planned(.|\n)*--allow-mixed"
+    ):
+        load_job(elsewhere)
+    load_job(replace(elsewhere, allow_mixed=True))
