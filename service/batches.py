@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import IntegrandError, SpecError
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs import AttributeSpec, Exact
 from integrand.service.sample import Sample
 from integrand.service.trials import gradients, repeats_bits, seconds_per_batch, step_batch
+from integrand.workers.attribution import attribute
 from integrand.workers.engine import is_out_of_memory
+from integrand.workers.exact import BLOCK
 from integrand.workers.kernels import in_force, objection
 from integrand.workers.prepared import Prepared
 from integrand.workers.repeatability import Batch, Repeatability, measure_repeatability
@@ -88,6 +90,35 @@ def choose_batch(asked: Question, planned: int) -> StepBatch:
         raise _refused(size)
     reason = f"a row's last bits depend on its place in a step batch of {size:,} rows ({_moved(found)})"
     return StepBatch(asked.form, size, reason, (f"{reason}; {_advice()}",))
+
+
+def judge_closed_form(asked: Question, planned: int) -> StepBatch:
+    """For an integral in closed form, which takes no step batches: whether its rows keep their bits, in any order.
+
+    Raises SpecError where they do not and bits are insisted on, and for models that mix rows.
+    """
+    measure_repeatability(asked.form.prepared, path_points(asked.sample), 16).check()
+    if _same_in_any_order(asked):
+        return StepBatch(asked.form, planned)
+    reason = f"a row's last bits depend on its place among the {BLOCK} that the closed form takes at once"
+    if asked.insisting:
+        raise SpecError(f"compute.reproducible: {asked.spec.compute.reproducible}", expected="rows that keep their bits",
+                        seen=reason, next_step=f"take `prefer`; {_advice()}")  # fmt: skip
+    return StepBatch(asked.form, planned, reason, (f"{reason}; {_advice()}",))
+
+
+def _same_in_any_order(asked: Question) -> bool:
+    """The sample's rows over and over, attributed in order and in reverse."""
+    rows = asked.sample.repeat(3 * BLOCK // 4)
+    order = torch.arange(rows.rows).flip(0)
+    there, back = (attribute(asked.form.prepared, one.inputs, baselines=one.baselines, target=one.target, checked=True,
+                             accuracy=Exact(), batch_rows=FEWEST) for one in (rows, rows.take(order)))  # fmt: skip
+    numbers = ("f_input", "f_baseline", "gap", "error_estimate")  # in float64: attributions may be rounded to float32
+    pairs = [
+        *zip(there.attributions, back.attributions, strict=True),
+        *((getattr(there, n), getattr(back, n)) for n in numbers),
+    ]
+    return all(torch.equal(a.nan_to_num(), b[order].nan_to_num()) for a, b in pairs)
 
 
 def _smaller(asked: Question, size: int) -> StepBatch | None:

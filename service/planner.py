@@ -88,21 +88,14 @@ def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
         _check_factory(spec, job)
         findings = examine(spec, job.forward, job.sample)
     dataset, shapes, facts = job.dataset, job.shapes, job.facts
-    numerics = Numerics(numerics_version=NUMERICS_VERSION, batch_rows=findings.batch_rows, threads=_thread_count(spec),
-                        precision=spec.compute.storage, device=job.device, torch_build=torch.__version__,
-                        outputs=findings.outputs, exact=findings.exact, savings=findings.savings.names,
-                        folded=tuple((p.layer, p.norm) for p in findings.savings.folded),
-                        frontier=findings.savings.frontier,
-                        autocast=None if findings.exact else spec.compute.autocast,
-                        compile=spec.compute.compile and not findings.exact,
-                        takes_rows=job.portion,
-                        portable=spec.compute.reproducible == "portable", kernels=processor(job.device))  # fmt: skip
+    numerics = _numerics(spec, job, findings)
     shards = _cut(spec, dataset, shapes, findings, store.access.decoded_bytes)
     code, state = (facts.code_sha256, facts.code.digest), job.loaded.state
     roughly, exactly = (state.roughly, state.exactly) if state else (None, None)
     plan = Plan(
         run_id=run_id(spec, dataset.identity, facts.artefacts, code, numerics, request.salt, state=roughly),
-        spec=_absolute(request), model_state=roughly, model_bits=exactly, lowered=findings.lowered, files=dataset.files, identity=dataset.identity if dataset.split else (), code_bundle=facts.code.digest,
+        spec=_absolute(request), model_state=roughly, model_bits=exactly, lowered=findings.lowered,
+        files=dataset.files, identity=dataset.identity if dataset.split else (), code_bundle=facts.code.digest,
         source_columns=declared_columns(spec), row_id_type=str(_row_id_type(spec, dataset.schema)), inputs=shapes,
         numerics=numerics, artefacts=facts.artefacts, code_sha256=facts.code_sha256, statistics=job.statistics,
         shards=shards, projection=_projection(spec, dataset, shapes, shards, findings),
@@ -112,6 +105,19 @@ def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
         created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions(job.device),
     )  # fmt: skip
     return plan, facts.code
+
+
+def _numerics(spec: AttributeSpec, job: Survey, findings: Findings) -> Numerics:
+    """Every choice that can change a bit."""
+    compute, savings = spec.compute, findings.savings
+    return Numerics(
+        numerics_version=NUMERICS_VERSION, batch_rows=findings.batch_rows, threads=_thread_count(spec),
+        precision=compute.storage, device=job.device, torch_build=torch.__version__, outputs=findings.outputs,
+        exact=findings.exact, savings=savings.names, folded=tuple((p.layer, p.norm) for p in savings.folded),
+        frontier=savings.frontier, autocast=None if findings.exact else compute.autocast,
+        compile=compute.compile and not findings.exact, takes_rows=job.portion,
+        portable=compute.reproducible == "portable", kernels=processor(job.device),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Quantiles
 from integrand.schemas.specs import Accuracy, Adaptive, AttributeSpec, ColumnTarget, Exact, FixedSteps, TopKTarget
-from integrand.service.batches import Form, Question, choose_batch
+from integrand.service.batches import Form, Question, choose_batch, judge_closed_form
 from integrand.service.sample import Sample, real_rows
 from integrand.service.trials import check_compiled, rounding_seen, seconds_per_batch, step_batch
 from integrand.workers.attribution import attribute, no_closed_form
@@ -58,8 +58,8 @@ def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
     planned = _batch_rows(spec, row_bytes, model)
     if spec.compute.compile:
         check_compiled(step_batch(prepared, sample, planned))
-    remedy = partial(_aligned, spec, model, sample, savings, exact=exact)
-    chosen = choose_batch(Question(spec, Form(prepared, savings), sample, remedy), planned)
+    asked = Question(spec, Form(prepared, savings), sample, partial(_aligned, spec, model, sample, savings))
+    chosen = judge_closed_form(asked, planned) if exact else choose_batch(asked, planned)
     prepared, batch_rows = chosen.form.prepared, chosen.rows
     warnings += chosen.warnings
     half_error = rounding_seen(prepared, sample, batch_rows) if prepared.half else None
@@ -71,9 +71,9 @@ def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
                     chosen.lowered)  # fmt: skip
 
 
-def _aligned(spec: AttributeSpec, model: Forward, sample: Sample, savings: Savings, *, exact: bool) -> Form | None:
+def _aligned(spec: AttributeSpec, model: Forward, sample: Sample, savings: Savings) -> Form | None:
     """The model with linear layers of whole vectors; None where that is no way."""
-    if exact or spec.compute.savings == "none":
+    if spec.compute.savings == "none":
         return None
     found = with_alignment(model, savings, sample.inputs, sample.baselines, sample.forward_args, sample.target)
     return None if found is None else Form(ready(spec, model, sample, found, exact=False), found)

@@ -46,7 +46,10 @@ class Sample:
 
     def repeat(self, rows: int) -> Sample:
         """The same rows over and over, `rows` in all."""
-        index = torch.arange(rows) % self.rows
+        return self.take(torch.arange(rows) % self.rows)
+
+    def take(self, index: Tensor) -> Sample:
+        """The rows of these numbers."""
         return Sample(tuple(x[index] for x in self.inputs),
                       tuple(b if b.shape[0] == 1 else b[index] for b in self.baselines),
                       tuple(a[index] for a in self.forward_args),

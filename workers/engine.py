@@ -287,7 +287,8 @@ def _backward(
 def independent_of_inputs() -> SpecError:
     return SpecError("model output", expected="an output that depends on the inputs through differentiable operations",
                      seen="no gradient path to any input",
-                     next_step="remove detach(), no_grad(), argmax or rounding between input and output")  # fmt: skip
+                     next_step="remove detach(), no_grad(), argmax or rounding between input and output; explain a "
+                     "TorchScript program as it was before optimize_for_inference")  # fmt: skip
 
 
 def _between(baseline: Tensor, x: Tensor, alphas: Tensor) -> Tensor:

@@ -116,7 +116,9 @@ def _flops(forward: Forward, points: Sequence[Tensor], forward_args: Sequence[Te
 
     leaves = [p.detach().clone().requires_grad_() for p in points]
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        out = forward(*[p * 1 for p in leaves], *forward_args)  # its hooks fail on gradients to a module's own argument
+        out = forward(
+            *[p * 1 for p in leaves], *[a.clone() for a in forward_args]
+        )  # its hooks fail on gradients to a module's own argument
         torch.autograd.grad(out.sum(), leaves, allow_unused=True)
     return int(counter.get_total_flops())
 

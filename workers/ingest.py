@@ -208,7 +208,7 @@ def head(store: Store, entry: Entry, path: str, format: Format, roles: Roles, ro
     task = IngestTask(entry, path, format, entry.uri, roles)
     with _opened(store, task) as stream:
         if format == "csv":
-            names, lines = _csv_table(stream, entry.uri, None)
+            names, lines = _csv_table(stream, entry.uri, dict.fromkeys(roles.types(False), True))
             lacking = [name for name in roles.types(False) if name not in names and name not in hive_values(path)]
             if lacking and len(names) == 1 and separator(names[0]):
                 raise _wrong_header(entry.uri, names, f"`{lacking[0]}`")
@@ -328,7 +328,7 @@ def _table(stream: io.BufferedReader, task: IngestTask) -> tuple[list[str], Iter
     return _csv_table(stream, task.source.uri, {name: name in partitions for name in wanted})
 
 
-def _csv_table(stream: io.BufferedReader, uri: Uri, wanted: dict[str, bool] | None) -> tuple[list[str], Iterator[Line]]:
+def _csv_table(stream: io.BufferedReader, uri: Uri, wanted: dict[str, bool]) -> tuple[list[str], Iterator[Line]]:
     """Names and rows of a CSV file with a header; `wanted` maps a column to whether it may be missing."""
     # Lists of numbers in a cell outgrow the default of 128 KiB. The setting is the csv module's own and global.
     csv.field_size_limit(_LINE_BYTES)
@@ -344,11 +344,12 @@ def _csv_table(stream: io.BufferedReader, uri: Uri, wanted: dict[str, bool] | No
                         next_step="write the file as UTF-8")  # fmt: skip
     _check_width(columns, uri)
     places = {name: k for k, name in enumerate(columns)}
-    twice = sorted(name for name, count in Counter(columns).items() if count > 1)
-    lacking = [c for c, optional in (wanted or {}).items() if c not in places and not optional]
+    counts = Counter(columns)
+    twice = sorted(name for name in wanted if counts[name] > 1)  # what nobody reads may be there twice
+    lacking = [c for c, optional in wanted.items() if c not in places and not optional]
     if twice or lacking:
         raise _wrong_header(uri, columns, f"`{lacking[0]}`" if lacking else f"`{twice[0]}` once")
-    names = [c for c in dict.fromkeys([*(wanted or ()), *columns]) if c in places and c != BAD]
+    names = [c for c in dict.fromkeys([*wanted, *columns]) if c in places and c != BAD]
     return names, _csv_lines(rows, len(columns), [places[c] for c in names])
 
 

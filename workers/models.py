@@ -6,6 +6,7 @@ Model code runs only where the operator named its module prefix; every artefact'
 from __future__ import annotations
 
 import atexit
+import copy
 import hashlib
 import importlib
 import importlib.machinery
@@ -246,7 +247,7 @@ def _declared_rows(program: torch.export.ExportedProgram) -> int | None:
 def _built(model: FactoryModel, data: bytes, dtype: torch.dtype, device: str, *, twice: bool) -> Loaded:
     module = _build(model, data)
     notes, state = _leave_training(module, "the factory returned the model"), read_state(module)
-    forward = _freeze(module, dtype, device)
+    forward = _placed(module, dtype, device)
     if not twice:
         return Loaded(forward, state, notes)
     second = _build(model, data)
@@ -256,9 +257,9 @@ def _built(model: FactoryModel, data: bytes, dtype: torch.dtype, device: str, *,
     def build() -> Forward:
         anew = _build(model, data)
         _leave_training(anew, "")
-        return _freeze(anew, dtype, device)
+        return _placed(anew, dtype, device)
 
-    return Loaded(forward, state, notes, _freeze(second, dtype, device), build)
+    return Loaded(forward, state, notes, _placed(second, dtype, device), build)
 
 
 def _check_same(model: FactoryModel, first: Mapping[str, str], second: Mapping[str, str]) -> None:
@@ -369,6 +370,13 @@ def _loaded(uri: str, load: Callable[[], Program]) -> Program:
         raise DataError(f"model {uri}", expected="a program that this torch can load",
                         seen=f"{type(error).__name__}: {str(error)[:200]}",
                         next_step="save it again with the torch build of the workers") from error  # fmt: skip
+
+
+def _placed(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
+    """A factory's module on the device and in the dtype, as a copy if it has to move: the factory may keep its own."""
+    held = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    moves = any(t.dtype != dtype or t.device.type != device for t in held)
+    return _freeze(copy.deepcopy(module) if moves else module, dtype, device)
 
 
 def _freeze(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:

@@ -19,7 +19,16 @@ from integrand.workers.repeatability import Batch, measure_repeatability
 MOST_ROWS = 4096
 """A pass over all rows of a call is tried only up to so many."""
 _JUDGED_ROWS = 8
-_DTYPE_WORDS = ("same dtype", "scalar type", "but found Double", "but found Float", "but got Float", "but got Double")
+_DTYPE_WORDS = (
+    "same dtype",
+    "scalar type",
+    "but found Double",
+    "but found Float",
+    "but got Float",
+    "but got Double",
+    "type (double)",
+    "type (float)",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +183,9 @@ def _other_dtype(call: Call, error: Exception) -> SpecError:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """What an error says, in one line; of a long one its end, where TorchScript puts the cause."""
+    told = " ".join(str(error).split())
+    return told if len(told) <= 300 else f"{told[:100]} … {told[-200:]}"
 
 
 def _shapes(arguments: Sequence[Tensor]) -> list[list[int]]:

@@ -140,6 +140,7 @@ def spoilt(draw: st.DrawFn) -> dict[int, str]:
     return {row: draw(kinds[row >= TRIED]) for row in sorted(rows)}
 
 
+@pytest.mark.needs_strict_kernels
 @settings(max_examples=8, deadline=None)
 @given(wrong=spoilt())
 def test_any_wrong_rows_among_sound_ones(sound: Sound, wrong: dict[int, str]):
@@ -187,6 +188,7 @@ def check_aggregates(run: Run, found: pd.DataFrame) -> None:
     assert set(run.worst(ROWS)["row_id"]) <= set(good["row_id"])
 
 
+@pytest.mark.needs_strict_kernels
 def test_every_kind_of_wrong_row_beside_the_others(sound: Sound):
     check(sound, dict(zip(range(TRIED, ROWS), FAULTS, strict=False)))
 

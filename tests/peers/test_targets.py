@@ -79,6 +79,7 @@ def test_a_target_that_does_not_fit_is_refused_and_named(shape: tuple[int, ...],
     assert refused.value.next_step
 
 
+@pytest.mark.needs_strict_kernels
 @pytest.mark.parametrize("kind", ["index", "table", "tuple"])
 def test_a_batch_with_targets_is_its_rows_one_by_one(kind: str) -> None:
     """Case 27."""

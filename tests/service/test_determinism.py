@@ -108,3 +108,52 @@ def test_a_run_taken_up_on_another_cpu_is_level_tolerance_and_says_why(job: JobF
     assert set(mixed.environments) == {f"torch {torch.__version__} on {name}" for name in (here, lesser)}
     found = verify_run(folder, sample=20, trusted=(job.module,))
     assert (found.findings, found.sampled, found.bitwise) == ((), 20, 10)
+
+
+def cli(job: JobFolder, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`integrand run` in this process' place: kernels are chosen once in the life of one."""
+    command = [sys.executable, "-m", "integrand.service.cli", "run", str(job.path / "spec.yaml"), "--pool", "local",
+               "--trust-model-code", job.module, *options]  # fmt: skip
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+
+
+def manifest_in(job: JobFolder) -> RunManifest:
+    (place,) = (job.path / "out").glob("*/_manifest.json")
+    return RunManifest.model_validate_json(place.read_bytes())
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="needs a CPU with vector instructions")
+def test_a_run_that_requires_bits_is_not_taken_up_on_other_kernels(job: JobFolder):
+    """As on another torch build: refused without --allow-mixed, which lowers the level."""
+    job.write_spec(compute={"shard_rows": 10, "reproducible": "require"})
+    assert cli(job).returncode == 0
+    first = manifest_in(job)
+    folder = job.path / "out" / first.run_id
+    (folder / "_manifest.json").unlink()
+    (folder / "data" / "part-00001.parquet").unlink()
+    refused = cli(job, ATEN_CPU_CAPABILITY="default")
+    assert refused.returncode == 6
+    assert "reproducible: require" in refused.stderr
+    assert "--allow-mixed" in refused.stderr
+    assert cli(job, "--allow-mixed", ATEN_CPU_CAPABILITY="default").returncode == 0
+    mixed = manifest_in(job)
+    assert (mixed.run_id, mixed.determinism, len(mixed.environments)) == (first.run_id, "tolerance", 2)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+                    reason="needs MKL, and a CPU with AVX2")  # fmt: skip
+def test_portable_bits_do_not_depend_on_what_the_machine_would_choose(job: JobFolder):
+    """A run begun under one choice is taken up under another, and stays bitwise: this stands for two generations of x86."""
+    job.write_spec(compute={"shard_rows": 10, "reproducible": "portable"})
+    assert cli(job, MKL_CBWR="AUTO,STRICT").returncode == 0
+    first = manifest_in(job)
+    folder = job.path / "out" / first.run_id
+    (folder / "_manifest.json").unlink()
+    (folder / "data" / "part-00001.parquet").unlink()
+    done = cli(job, MKL_CBWR="", ATEN_CPU_CAPABILITY="default", ONEDNN_MAX_CPU_ISA="SSE41")
+    assert done.returncode == 0, done.stderr
+    again = manifest_in(job)
+    assert (again.run_id, again.determinism, again.digest) == (first.run_id, "bitwise", first.digest)
+    assert again.numerics is not None
+    assert again.numerics.portable
+    assert [name.split(" on ")[1] for name in again.environments] == [again.numerics.kernels]

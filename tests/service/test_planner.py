@@ -157,6 +157,7 @@ def test_planning_twice_gives_the_same_plan(job: JobFolder):
     assert Plan.model_validate_json(dump(one)) == one
 
 
+@pytest.mark.needs_strict_kernels
 def test_every_choice_is_resolved(job: JobFolder):
     made = job.plan(compute={"workers": 2})
     assert made.numerics.batch_rows >= 8

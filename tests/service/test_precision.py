@@ -59,6 +59,7 @@ def test_float64_is_float64_all_the_way(job: JobFolder) -> None:
     assert found["f_input"].nunique() == 20
 
 
+@pytest.mark.needs_strict_kernels
 def test_a_model_that_casts_down_is_told(job: JobFolder) -> None:
     job.write_model("return self.logits(x).float()")
     assert any(
@@ -68,6 +69,7 @@ def test_a_model_that_casts_down_is_told(job: JobFolder) -> None:
     assert job.plan(compute=compute()).warnings == ()
 
 
+@pytest.mark.needs_strict_kernels
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_half_precision_is_measured_warned_of_and_recorded(job: JobFolder, name: str) -> None:
     plan = job.plan(accuracy=ADAPTIVE, compute=compute(precision=name))

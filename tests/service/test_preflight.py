@@ -35,6 +35,7 @@ def refusal(job: JobFolder, **changes: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.needs_strict_kernels
 def test_a_good_model_passes_without_a_warning(job: JobFolder):
     assert job.plan().warnings == ()
 
@@ -146,6 +147,26 @@ def test_a_step_batch_that_breaks_required_bits_is_refused(job: JobFolder):
     assert "`reproducible: prefer`" in message
 
 
+SHALLOW = (
+    "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return nn.Linear(3, 2).eval()\n"
+)
+
+
+@pytest.mark.needs_strict_kernels
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_closed_form_is_held_to_its_own_bits(job: JobFolder, keeps: bool, monkeypatch: pytest.MonkeyPatch):
+    """It takes no step batches: what matters is a row's place among those it takes at once."""
+    (job.path / f"{job.module}.py").write_text(SHALLOW)
+    if not keeps:
+        monkeypatch.setattr("integrand.service.batches._same_in_any_order", lambda asked: False)
+    plan = job.plan(accuracy={"kind": "exact"}, compute={})
+    assert (plan.numerics.exact, plan.lowered is None, plan.warnings == ()) == (True, keeps, keeps)
+    if not keeps:
+        assert "that the closed form takes at once" in refusal(
+            job, accuracy={"kind": "exact"}, compute={"reproducible": "require"}
+        )
+
+
 FIXED = """hidden = torch.zeros(1, {rows}, 8, dtype=x.dtype)
 if len(x) not in {taken}:
     raise RuntimeError(f"Expected hidden[0] size (1, {{len(x)}}, 8), got [1, {rows}, 8]")
@@ -179,6 +200,7 @@ def test_a_step_batch_that_the_model_does_not_take_is_refused(job: JobFolder):
     assert "compute.batch_rows" in message
 
 
+@pytest.mark.needs_strict_kernels
 def test_a_model_in_train_mode_is_put_into_eval_mode_once(job: JobFolder):
     job.write_model("return self.logits(x)", "")
     assert [w for w in job.plan().warnings if "train mode" in w] == list(job.plan().warnings)
@@ -192,6 +214,7 @@ def test_an_unused_input_is_named_and_gets_zeros(job: JobFolder):
     assert (job.rows(job.run(inputs=inputs))["attr.id"] == 0).all()
 
 
+@pytest.mark.needs_strict_kernels
 def test_an_input_that_some_row_uses_is_not_called_unused(job: JobFolder):
     """A gradient of zero at a saturated point is no proof that the input is unused."""
     job.write_model("return self.logits(x) + more[0].clamp(max=-1)")
@@ -314,6 +337,7 @@ def test_first_rows_without_a_usable_one_are_refused_with_the_reason(job: JobFol
     assert "a is null" in refusal(job)
 
 
+@pytest.mark.needs_strict_kernels
 def test_bad_first_rows_are_skipped(job: JobFolder):
     job.write_rows(a=[float("nan")] * 10 + [1.0] * 10)
     assert job.plan().warnings == ()

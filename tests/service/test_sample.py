@@ -160,6 +160,15 @@ def test_what_a_job_does_not_read_may_be_there_twice_or_be_lacking(job: JobFolde
         job.plan(source={"uri": "data/c.parquet"}, inputs=[{"name": "x", "columns": ["a", "z"]}])
 
 
+@pytest.mark.parametrize("ingest", [True, False])
+def test_a_text_column_that_nobody_reads_may_be_there_twice(job: JobFolder, ingest: bool) -> None:
+    (job.path / "data" / "rows.parquet").unlink()
+    (job.path / "data" / "rows.csv").write_text("a,z,b,z,c\n1,x,2,y,3\n")
+    assert job.plan(source={"uri": "data"}, ingest=ingest).numerics.outputs == 2
+    with pytest.raises((DataError, SpecError), match="`z`"):
+        job.plan(source={"uri": "data"}, inputs=[{"name": "x", "columns": ["a", "z"]}], ingest=ingest)
+
+
 @pytest.mark.parametrize("kinds", [
     (pa.string(), pa.dictionary(pa.int8(), pa.string())), (pa.large_string(), pa.string()),
     (pa.dictionary(pa.int32(), pa.string()), pa.large_string()), (pa.int32(), pa.int64()),

@@ -239,6 +239,7 @@ def test_ten_steps_do_not_lose_a_tenth(rule: Any) -> None:
 # --- targets, inputs and baselines --------------------------------------------------------------------------------
 
 
+@pytest.mark.needs_strict_kernels
 def test_each_row_has_its_own_target() -> None:
     """Case 27: one call with a target per row equals a call per row."""
     net, x, targets = mlp(outputs=4), rows(6), torch.tensor([3, 0, 1, 1, 2, 3])

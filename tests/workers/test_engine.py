@@ -275,6 +275,7 @@ def explain(model: nn.Module, chosen: list[int], accuracy: Any) -> Attribution:
     )
 
 
+@pytest.mark.needs_strict_kernels
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("accuracy", [Adaptive(tolerance=1e-3, max_evaluations=100), FixedSteps(rule="right", steps=11)],
                          ids=str)  # fmt: skip

@@ -250,6 +250,7 @@ def test_inputs_of_any_rank_and_float32_give_float64_attributions():
 # --- bits ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs_strict_kernels
 @pytest.mark.parametrize("hidden", [[50], [50, 45]], ids=str)
 @pytest.mark.parametrize("shared", [True, False])
 def test_bits_depend_on_nothing_but_the_row(hidden: list[int], shared: bool):

@@ -27,6 +27,7 @@ from integrand.schemas.specs import ExportedModel, FactoryModel, Model, Scripted
 from integrand.service.jobs import plan_job
 from integrand.workers.attribution import attribute
 from integrand.workers.models import (
+    DTYPES,
     CodeBundle,
     Loaded,
     check_trust,
@@ -340,6 +341,21 @@ def test_the_state_tells_models_apart_and_equal_ones_not(code: Path) -> None:
     assert wider is not None
     assert (one.exactly, one.roughly) == (other.exactly, other.roughly)
     assert len({one.exactly, wider.exactly}) == len({one.roughly, wider.roughly}) == 2
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_factory_may_keep_its_module_and_hand_it_out_again(code: Path, precision: str) -> None:
+    """As one that caches does: what it keeps stays what it is."""
+    (code / "toy_kept.py").write_text(
+        "from torch import nn\n\nKEPT = nn.Linear(3, 2)\n\ndef build():\n    return KEPT\n"
+    )
+    kept, model = [], factory("toy_kept:build")
+    for twice in (True, False, True):
+        found = load_model(STORE, model, (), precision, "cpu", twice=twice)
+        assert found.state is not None
+        assert found.forward(X.to(DTYPES[precision])).dtype == DTYPES[precision]
+        kept.append(found.state.exactly)
+    assert len(set(kept)) == 1
 
 
 def test_parameters_that_are_made_later_are_refused(code: Path) -> None:

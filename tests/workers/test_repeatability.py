@@ -177,6 +177,7 @@ def ordinary() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     }  # fmt: skip
 
 
+@pytest.mark.needs_strict_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ordinary())
 def test_ordinary_models_keep_every_bit(name: str, dtype: torch.dtype) -> None:

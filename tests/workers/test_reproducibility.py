@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from integrand.schemas.specs import Adaptive, FixedSteps
 from integrand.workers.attribution import Attribution, attribute
 
+pytestmark = pytest.mark.needs_strict_kernels
 COUNT = 20
 BAD = {3: float("nan"), 11: float("inf")}
 """Rows that are no input, among the good ones."""

@@ -56,6 +56,7 @@ def values(found: pa.Table) -> np.ndarray:
     return np.stack([found.column(name).to_numpy() for name in ATTRIBUTIONS], 1)
 
 
+@pytest.mark.needs_strict_kernels
 def test_a_shard_holds_what_attribute_says(make_job: MakeJob) -> None:
     source = table()
     job = make_job(source)
@@ -73,6 +74,7 @@ def test_a_shard_holds_what_attribute_says(make_job: MakeJob) -> None:
                                found.column("gap").to_numpy(), atol=1e-14)  # fmt: skip
 
 
+@pytest.mark.needs_strict_kernels
 @pytest.mark.parametrize("shard_rows", [1, 7, 30])
 def test_no_bit_depends_on_the_cut(make_job: MakeJob, shard_rows: int) -> None:
     compute = {"batch_rows": 16, "precision": "float32"}
