@@ -18,7 +18,7 @@ PLAIN_EVERY_S = 5.0
 
 def describe(tally: Tally) -> str:
     """Rows/s, evaluations per row, converged share and time left, in one line."""
-    parts = [f"{tally.rows_done:,}/{tally.rows_planned:,} rows", f"{_pace(tally.rows_per_second)} rows/s"]
+    parts = [f"{tally.rows_done:,}/{tally.rows_planned:,} rows", f"{pace(tally.rows_per_second)} rows/s"]
     if tally.attributed:
         parts.append(f"{tally.evaluations / tally.attributed:,.1f} evaluations/row")
         parts.append(f"converged {tally.converged / tally.attributed:.1%}")
@@ -30,7 +30,7 @@ def describe(tally: Tally) -> str:
     return ", ".join(parts)
 
 
-def _pace(value: float) -> str:
+def pace(value: float) -> str:
     """Three digits or more, with separators."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 

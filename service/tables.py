@@ -15,7 +15,7 @@ from rich.table import Table
 from integrand.schemas.errors import DataError
 from integrand.schemas.records import Heartbeat, Numerics, Plan, Quantiles, RunManifest
 from integrand.schemas.tables import COLUMNS, PREFIX, WITHOUT_ATTRIBUTION, feature_names
-from integrand.service.progress import duration
+from integrand.service.progress import duration, pace
 
 if TYPE_CHECKING:
     from integrand.service.query import Run
@@ -109,7 +109,7 @@ def show_manifest(console: Console, manifest: RunManifest) -> None:
     """Completeness of the run first, then statuses, diagnostics and what was given up."""
     _facts(console, f"run {manifest.run_id} ({manifest.name})", manifest_facts(manifest))
     for shard in manifest.quarantined:
-        console.print(f"quarantined shard {shard.shard} ({shard.rows} rows, {shard.attempts} attempts): {shard.reason}",
+        console.print(f"quarantined shard {shard.shard} ({shard.rows:,} rows, {shard.attempts} attempts): {shard.reason}",
                       style="red")  # fmt: skip
     if manifest.quarantined:
         console.print("mend the cause, then `integrand retry-quarantined` this run", style="yellow")
@@ -154,8 +154,8 @@ def show_heartbeat(console: Console, run: Run) -> None:
         beat = Heartbeat.model_validate_json(run.store.read(run.uri.child("_progress.json")))
     except (FileNotFoundError, ValidationError):  # advice that is broken is none
         return
-    console.print(f"driver last heard at {beat.at}: {beat.shards_done}/{beat.shards_planned} shards, "
-                  f"{beat.rows_per_second:.4g} rows/s, ETA {duration(beat.eta_s)}", highlight=False)  # fmt: skip
+    console.print(f"driver last heard at {beat.at}: {beat.shards_done:,}/{beat.shards_planned:,} shards, "
+                  f"{pace(beat.rows_per_second)} rows/s, ETA {duration(beat.eta_s)}", highlight=False)  # fmt: skip
 
 
 def quantiles(found: Quantiles) -> str:

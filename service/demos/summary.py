@@ -29,7 +29,9 @@ def show(
     console: Console, manifest: RunManifest, rows: pd.DataFrame, findings: Lines, *, run: str, picture: str
 ) -> None:
     """Print statuses, accuracy, cost and findings of a run, the lines to copy, and where the picture is."""
-    table = Table("", "", title=f"{manifest.name}: {manifest.rows_out} rows, run {manifest.run_id}", show_header=False)
+    table = Table(
+        "", "", title=f"{manifest.name}: {manifest.rows_out:,} rows, run {manifest.run_id}", show_header=False
+    )
     for section in (status_lines(manifest), reason_lines(rows), error_lines(rows), cost_lines(manifest), findings):
         for name, value in section:
             table.add_row(name, value)
@@ -43,7 +45,7 @@ def show(
 def status_lines(manifest: RunManifest) -> Lines:
     """Rows by status, most frequent first."""
     counts = sorted(manifest.statuses.items(), key=lambda item: -item[1])
-    return tuple((f"rows {status}", f"{count}") for status, count in counts if count)
+    return tuple((f"rows {status}", f"{count:,}") for status, count in counts if count)
 
 
 def reason_lines(rows: pd.DataFrame) -> Lines:
