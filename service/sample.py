@@ -141,9 +141,10 @@ def _first_reason(look: Look, lengths: Sequence[_Length]) -> str:
 
 def sample_rows(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, means: Sequence[np.ndarray] | None,
                 device: str, forward: Forward, most: int = 8) -> Sample:  # fmt: skip
-    """The first clean rows that the model takes, of rows of which some are clean."""
+    """The first clean rows that the model takes, of rows of which some are clean; a single one twice: no batch has one."""
     clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
-    index = torch.tensor(_taken(forward, [t.to(device) for t in (*rows.inputs, *rows.forward_args)], clean, most))
+    taken = _taken(forward, [t.to(device) for t in (*rows.inputs, *rows.forward_args)], clean, most)
+    index = torch.tensor(taken * 2 if len(taken) == 1 else taken)
     baselines = baseline_tensors(spec, shapes, rows, means)
     return Sample(tuple(x[index].to(device) for x in rows.inputs),
                   tuple((b if b.shape[0] == 1 else b[index]).to(device) for b in baselines),
@@ -158,6 +159,8 @@ def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most
         on_copies(forward, *(a[clean[part]] for a in arguments))
         return clean[part]
 
+    if len(clean) == 1:
+        return clean
     with real_rows(arguments), torch.no_grad():
         found = [row for rows in isolate(attempt, lambda error: [], slice(0, min(most, len(clean)))) for row in rows]
         if not found and len(clean) > most:

@@ -40,6 +40,13 @@ def test_rows_that_are_rarely_complete_are_no_reason_to_refuse_a_job(
     assert manifest.statuses == {"bad_input": ROWS - len(clean), "unchecked": len(clean)}
 
 
+def test_a_single_clean_row_is_tried_like_others(job: JobFolder) -> None:
+    """Twice, since no step batch has one row: a squeezed output, or a program for two rows or more, is none of its fault."""
+    sparse(job, [17])
+    job.write_model("if len(x) < 2:\n    raise RuntimeError('two at least')\nreturn self.logits(x).squeeze()")
+    assert job.run(compute={}).statuses == {"bad_input": ROWS - 1, "unchecked": 1}
+
+
 def test_without_a_clean_row_the_first_bad_one_is_told_and_all_are_counted(job: JobFolder) -> None:
     sparse(job, [], files=4)
     with pytest.raises(DataError, match=r"4,000 bad rows, and no other; the first: 0\.parquet#0: a is null"):
