@@ -182,6 +182,9 @@ class Plan(Record):
         None, description="Digest of what the factory built, in a few digits: the same on all processors."
     )
     model_bits: str | None = Field(None, description="Digest of every bit of it: the same where kernels are.")
+    model_outputs: tuple[float, ...] | None = Field(
+        None, description="What the model says of two made-up rows; None where it takes more than plain inputs."
+    )
     lowered: str | None = Field(None, description="Why a row's bits may depend on its place; None where they do not.")
     salt: str = ""
     created: str

@@ -58,7 +58,7 @@ class Question:
 
     @property
     def insisting(self) -> bool:
-        return self.spec.compute.reproducible != "prefer"
+        return insists(self.spec)
 
     @property
     def free(self) -> bool:
@@ -98,7 +98,7 @@ def judge_closed_form(asked: Question, planned: int) -> StepBatch:
     Raises SpecError where they do not and bits are insisted on, and for models that mix rows.
     """
     measure_repeatability(asked.form.prepared, path_points(asked.sample), 16).check()
-    if _same_in_any_order(asked):
+    if keeps_order(asked.form.prepared, asked.sample):
         return StepBatch(asked.form, planned)
     reason = f"a row's last bits depend on its place among the {BLOCK} that the closed form takes at once"
     if asked.insisting:
@@ -107,11 +107,16 @@ def judge_closed_form(asked: Question, planned: int) -> StepBatch:
     return StepBatch(asked.form, planned, reason, (f"{reason}; {_advice()}",))
 
 
-def _same_in_any_order(asked: Question) -> bool:
-    """The sample's rows over and over, attributed in order and in reverse."""
-    rows = asked.sample.repeat(3 * BLOCK // 4)
+def insists(spec: AttributeSpec) -> bool:
+    """Whether a job would rather not run than lose bits."""
+    return spec.compute.reproducible != "prefer"
+
+
+def keeps_order(prepared: Prepared, sample: Sample) -> bool:
+    """Whether rows in closed form are the same in reverse order: the sample's, over and over."""
+    rows = sample.repeat(3 * BLOCK // 4)
     order = torch.arange(rows.rows).flip(0)
-    there, back = (attribute(asked.form.prepared, one.inputs, baselines=one.baselines, target=one.target, checked=True,
+    there, back = (attribute(prepared, one.inputs, baselines=one.baselines, target=one.target, checked=True,
                              accuracy=Exact(), batch_rows=FEWEST) for one in (rows, rows.take(order)))  # fmt: skip
     numbers = ("f_input", "f_baseline", "gap", "error_estimate")  # in float64: attributions may be rounded to float32
     pairs = [

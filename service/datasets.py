@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,16 @@ from integrand.service.pools import Pool
 from integrand.service.sources import Listing, list_source, read_footers
 from integrand.workers.columns import declared_columns
 from integrand.workers.ingest import Format as TextFormat
-from integrand.workers.ingest import IngestTask, estimate_rows, head, ingest, ingest_digest, load_ingested, roles_of
+from integrand.workers.ingest import (
+    IngestTask,
+    Roles,
+    estimate_rows,
+    head,
+    ingest,
+    ingest_digest,
+    load_ingested,
+    roles_of,
+)
 from integrand.workers.reading import source_schema
 from integrand.workers.statistics import (
     Partial,
@@ -38,7 +47,7 @@ LONG_HEAD = 100_000
 class Dataset:
     """What is planned over; `split` from text, for which `head` and `estimated_rows` stand in before that is done.
 
-    longer  reads on, where no row of the head is usable
+    longer  reads on, file after file, where no row of the head is usable
     """
 
     files: tuple[SourceFile, ...]
@@ -47,7 +56,7 @@ class Dataset:
     head: pa.Table | None = None
     estimated_rows: int = 0
     split: bool = False
-    longer: Callable[[], pa.Table] | None = None
+    longer: Callable[[], Iterator[pa.Table]] | None = None
 
     @property
     def estimated(self) -> bool:
@@ -75,12 +84,18 @@ def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, form: Tex
         sample = head(store, first, path, form, roles)
         rows = sum(estimate_rows(store, e, form) for e, _ in listing.files)
         return Dataset((), sample.schema, identity, sample, rows, split=True,
-                       longer=partial(head, store, first, path, form, roles, LONG_HEAD))  # fmt: skip
+                       longer=partial(_heads, store, listing, form, roles))  # fmt: skip
     tasks = [IngestTask(e, path, form, folder, roles) for e, path in listing.files]
     pieces = ingest(store, tasks, pool.map)
     found = Listing("parquet", tuple((store.info(store.parse(p.uri)), p.path) for p in pieces))
     _, schemas = read_footers(store, found)
     return Dataset(pieces, source_schema(pieces, schemas, declared_columns(spec)), identity, split=True)
+
+
+def _heads(store: Store, listing: Listing, form: TextFormat, roles: Roles) -> Iterator[pa.Table]:
+    """The first lines of every file, as ingest would store them."""
+    for entry, path in listing.files:
+        yield head(store, entry, path, form, roles, LONG_HEAD)
 
 
 def dataset_means(store: Store, spec: AttributeSpec, output: Uri, dataset: Dataset, shapes: tuple[InputShape, ...],

@@ -85,7 +85,7 @@ def _plan_run(request: Request, pool: Pool, console: Console) -> tuple[Plan, Cod
     begun = create_folder(request, planned, console)
     if isinstance(pool, EitherPool) and pool.settle(_work_s(planned), begun=begun):
         console.print(
-            "it runs in this process: Ray would take longer to start (--pool ray keeps models that crash apart)"
+            "it runs in this process, faster than Ray starts; if the model takes the process along, the same command goes on with Ray"
         )
     return planned.model_copy(update={"shards": ()}), code
 

@@ -143,6 +143,11 @@ def _lowered(plan: Plan, stats: Stats) -> tuple[str, ...]:
     mixed = [f"its rows come from {len(environments)} environments: {'; '.join(environments)}"]
     more = [f"and {stats.lowered - len(said)} more shards"] if stats.lowered > len(said) else []
     planned = [plan.lowered] if plan.lowered else []
+    kernels = plan.numerics.kernels
+    if kernels and len(environments) == 1 and not environments[0].endswith(f" on {kernels}"):
+        planned.append(
+            f"its rows come from {environments[0]}, whose kernels were not tried: it was planned on {kernels}"
+        )
     return (*planned, *(mixed if len(environments) > 1 else []), *said, *more)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -35,6 +35,7 @@ from integrand.workers import kernels
 from integrand.workers.columns import declared_columns, resolve_columns, row_bytes
 from integrand.workers.embeddings import IdsModel, through_embeddings
 from integrand.workers.models import (
+    DTYPES,
     CodeBundle,
     Loaded,
     another_model,
@@ -49,6 +50,7 @@ from integrand.workers.models import (
 from integrand.workers.outputs import Forward, on_copies
 from integrand.workers.portions import Portions, find_portion, in_portions
 from integrand.workers.rows import Rows
+from integrand.workers.state import probe_outputs
 from integrand.workers.store import Store
 from integrand.workers.worker import pin_numerics, processor, versions
 
@@ -85,7 +87,7 @@ def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
     store.prove_creates(store.parse(spec.output.uri, request.base))
     with pinned(_thread_count(spec)):
         job = survey(request, pool)
-        _check_factory(spec, job)
+        job = _one_model(spec, job)
         findings = examine(spec, job.forward, job.sample)
     dataset, shapes, facts = job.dataset, job.shapes, job.facts
     numerics = _numerics(spec, job, findings)
@@ -94,7 +96,7 @@ def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
     roughly, exactly = (state.roughly, state.exactly) if state else (None, None)
     plan = Plan(
         run_id=run_id(spec, dataset.identity, facts.artefacts, code, numerics, request.salt, state=roughly),
-        spec=_absolute(request), model_state=roughly, model_bits=exactly, lowered=findings.lowered,
+        spec=_absolute(request), model_state=roughly, model_bits=exactly, model_outputs=_outputs(spec, job), lowered=findings.lowered,
         files=dataset.files, identity=dataset.identity if dataset.split else (), code_bundle=facts.code.digest,
         source_columns=declared_columns(spec), row_id_type=str(_row_id_type(spec, dataset.schema)), inputs=shapes,
         numerics=numerics, artefacts=facts.artefacts, code_sha256=facts.code_sha256, statistics=job.statistics,
@@ -185,8 +187,20 @@ def _portion(spec: AttributeSpec, forward: Forward, loaded: Loaded, rows: Rows, 
     return find_portion(forward, [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)], asked)
 
 
+def _outputs(spec: AttributeSpec, job: Survey) -> tuple[float, ...] | None:
+    """What workers hold their model against, for numbers that a factory keeps in no tensor."""
+    if job.loaded.state is None or spec.forward_args or spec.ids_inputs:
+        return None
+    return probe_outputs(job.forward, [s.shape for s in job.shapes], DTYPES[spec.compute.storage], job.device)
+
+
+def _one_model(spec: AttributeSpec, job: Survey) -> Survey:
+    """The survey without the second model. SpecError if that says something else, by numbers that are kept in no tensor."""
+    _check_factory(spec, job)
+    return replace(job, loaded=replace(job.loaded, again=None, build=None))
+
+
 def _check_factory(spec: AttributeSpec, job: Survey) -> None:
-    """Raises SpecError for a factory whose second model says something else, by numbers that are kept in no tensor."""
     again, build, arguments = job.loaded.again, job.loaded.build, (*job.sample.inputs, *job.sample.forward_args)
     if again is None or build is None or not isinstance(spec.model, FactoryModel):
         return

@@ -470,8 +470,10 @@ class EitherPool:
         self._on_ray = False
 
     def settle(self, work_s: float, *, begun: bool) -> bool:
-        """Choose; whether it is this process. A run that was begun before goes to Ray: it may have died of its rows here."""
-        small = work_s < SMALL_S and not begun
+        """Choose; whether it is this process. A run that was begun before goes to Ray, for it may have died of its rows
+        here; so does one whose pre-passes have started Ray.
+        """
+        small = work_s < SMALL_S and not begun and not self._on_ray
         self._chosen = self._local if small else self._workers
         return small
 

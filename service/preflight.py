@@ -12,7 +12,7 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Quantiles
 from integrand.schemas.specs import Accuracy, Adaptive, AttributeSpec, ColumnTarget, Exact, FixedSteps, TopKTarget
-from integrand.service.batches import Form, Question, choose_batch, judge_closed_form
+from integrand.service.batches import Form, Question, choose_batch, insists, judge_closed_form, keeps_order
 from integrand.service.sample import Sample, real_rows
 from integrand.service.trials import check_compiled, rounding_seen, seconds_per_batch, step_batch
 from integrand.workers.attribution import attribute, no_closed_form
@@ -54,6 +54,10 @@ def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
     sample, width, warnings = first_pass(spec, model, sample)
     exact, savings = rewriting(spec, model, sample)
     prepared = ready(spec, model, sample, savings, exact=exact)
+    if exact and isinstance(spec.accuracy, Adaptive) and insists(spec) and not keeps_order(prepared, sample):
+        exact, savings = False, _savings(spec, model, sample)  # step batches may keep the bits that it does not
+        prepared = ready(spec, model, sample, savings, exact=False)
+        warnings.append("the closed form is not taken: a row's last bits depend on its place there")
     row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
     planned = _batch_rows(spec, row_bytes, model)
     if spec.compute.compile:
@@ -107,10 +111,14 @@ def rewriting(spec: AttributeSpec, model: Forward, sample: Sample) -> tuple[bool
     reason = _no_closed_form(spec, model, sample)
     if isinstance(spec.accuracy, Exact) and reason is not None:
         raise no_closed_form(reason)
-    if reason is None or spec.compute.savings == "none":
-        return reason is None, Savings()
+    return (True, Savings()) if reason is None else (False, _savings(spec, model, sample))
+
+
+def _savings(spec: AttributeSpec, model: Forward, sample: Sample) -> Savings:
+    if spec.compute.savings == "none":
+        return Savings()
     found = choose(model, sample.inputs, sample.baselines, sample.forward_args, sample.target, work_of(spec.accuracy))
-    return False, without_hoisting(found, "forward_args differ from row to row") if sample.forward_args else found
+    return without_hoisting(found, "forward_args differ from row to row") if sample.forward_args else found
 
 
 def _no_closed_form(spec: AttributeSpec, model: Forward, sample: Sample) -> str | None:

@@ -22,6 +22,7 @@ from integrand.workers.embeddings import IdsModel
 from integrand.workers.isolation import isolate
 from integrand.workers.outputs import Forward, on_copies
 from integrand.workers.portions import SIZES
+from integrand.workers.probing import one_line
 from integrand.workers.reading import read_parts, read_slices
 from integrand.workers.rows import Rows, length_buckets, to_rows
 from integrand.workers.store import Store
@@ -72,9 +73,11 @@ def looks(store: Store, spec: AttributeSpec, dataset: Dataset) -> Iterator[Look]
     output, and no reason to refuse the job.
     """
     if dataset.head is not None:
-        yield _beginning(dataset.head)
-        if dataset.longer is not None:
-            yield _beginning(dataset.longer())
+        yield Look("the first row", dataset.head, dataset.head.num_rows)
+        seen = 0
+        for table in dataset.longer() if dataset.longer else ():
+            seen += table.num_rows
+            yield Look("the first row", table, seen)
         return
     columns = declared_columns(spec)
     filled = [(i, f) for i, f in enumerate(dataset.files) if f.rows]
@@ -88,10 +91,6 @@ def looks(store: Store, spec: AttributeSpec, dataset: Dataset) -> Iterator[Look]
     for part, table in read_parts(store, dataset.files, columns):
         seen += table.num_rows
         yield Look(_name(dataset, part), table, seen)
-
-
-def _beginning(table: pa.Table) -> Look:
-    return Look("the first row", table, table.num_rows)
 
 
 def _name(dataset: Dataset, rows: Slice) -> str:
@@ -115,7 +114,8 @@ def find_rows(spec: AttributeSpec, shapes: tuple[InputShape, ...], found: Iterat
         if seen >= MOST_LOOKED_AT:
             break
     raise DataError("source", expected="at least one usable row", seen=f"{seen:,} bad rows, and no other; the first: {told}",
-                    next_step="mend the data, or name the right columns and shape under inputs")  # fmt: skip
+                    next_step="mend the data, or name the right columns and shape under inputs; a plan of text that is not "
+                    "split yet sees the first lines of each file, with --ingest all")  # fmt: skip
 
 
 _Length = tuple[NDArray[np.int64], tuple[InputShape, ...], Rows]
@@ -188,8 +188,10 @@ def real_rows(arguments: Sequence[Tensor]) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         shapes = [list(a.shape) for a in arguments]
+        divided = all(a.is_floating_point() for a in arguments)  # whatever has ids is not
+        other = f", and for other batches of 1 to {max(SIZES):,} rows" if divided else ""
         raise SpecError("model", expected="a forward pass over real rows", next_step="check shape, columns and dtypes "
-                        "of inputs and forward_args, and that the model takes them in this order; one that takes a single "
-                        "number of rows needs compute.batch_rows",
-                        seen=f"{type(error).__name__}: {str(error)[:300]}, for arguments of shape {shapes}; batches of 1 to "
-                        f"{max(SIZES):,} other rows were tried too") from error  # fmt: skip
+                        "of inputs and forward_args, compute.precision for a program whose dtype is fixed, and that the model "
+                        "takes them in this order; one that takes a single number of rows needs compute.batch_rows, and no ids",
+                        seen=f"{type(error).__name__}: {one_line(error)}, for arguments of shape {shapes}{other}"
+                        ) from error  # fmt: skip

@@ -25,6 +25,7 @@ from typing import TypeVar
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, SpecError
 from integrand.schemas.ids import digest_bytes
@@ -340,11 +341,27 @@ def _load_weights(module: nn.Module, name: str, data: bytes) -> None:
                         seen=f"{type(error).__name__}: {str(error)[:200]}",
                         next_step="save with safetensors.torch.save_model(model, ...)") from error  # fmt: skip
     try:
-        module.load_state_dict(_with_tied(module, state))
+        _check_keys(module, module.load_state_dict(_with_tied(module, state), strict=False))
     except (RuntimeError, TypeError, AttributeError) as error:  # AttributeError: its keys are no strings
         raise SpecError(f"model.weights {name}", expected=f"the parameters of {type(module).__name__}",
                         seen=str(error)[:400], next_step="save that module's own weights: safetensors.torch.save_model(model, "
                         "...)") from error  # fmt: skip
+
+
+def _check_keys(module: nn.Module, found: _IncompatibleKeys) -> None:
+    """RuntimeError, as torch raises, for names without a tensor, but for those that lie in memory which another filled."""
+    own = module.state_dict(keep_vars=True)
+    missing = set(found.missing_keys)
+    filled = {_memory(tensor) for name, tensor in own.items() if name not in missing}
+    lacking = [name for name in found.missing_keys if name not in own or _memory(own[name]) not in filled]
+    told = [f"{what} key(s): {', '.join(names[:8])}" for what, names in
+            (("Missing", lacking), ("Unexpected", found.unexpected_keys)) if names]  # fmt: skip
+    if told:
+        raise RuntimeError("; ".join(told))
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _with_tied(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,10 +7,11 @@ tell. A frozen TorchScript module has no mode left: it was frozen in eval mode.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 import torch
 from torch import fx, nn
+
+from integrand.schemas.errors import SpecError
 
 _SWITCHES = ("train", "training")
 """Names of the argument by which dropout, batch norm and their kind train."""
@@ -22,15 +23,25 @@ def training_parts(module: nn.Module) -> list[str]:
     for name, part in _parts(module):
         if is_exported(part):
             found += [f"{name}.{node}" if name else node for node in _training_nodes(part)]
-        elif getattr(part, "training", False):
+        elif getattr(part, "training", False) and not _holds_exported(part):
             found.append(name or type(part).__name__)
     return found
 
 
+def _holds_exported(module: nn.Module) -> bool:
+    """Whether `eval()` cannot be called, since it would reach an exported part; what lies beside that is looked at by itself."""
+    return any(is_exported(part) for _, part in _parts(module))
+
+
 def leave_training(module: nn.Module) -> None:
     """Put a module into eval mode, but for exported parts, which have no other."""
-    with suppress(NotImplementedError):  # of an exported part
+    try:
         module.eval()
+    except NotImplementedError:  # of an exported part
+        pass
+    except Exception as error:  # the model's own code
+        raise SpecError("model", expected="a module that can be put into eval mode",
+                        seen=f"{type(error).__name__}: {str(error)[:200]}", next_step="mend its train()") from error  # fmt: skip
     for _, part in _parts(module):
         if not is_exported(part) and getattr(part, "training", False):
             part.training = False

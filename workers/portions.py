@@ -13,7 +13,7 @@ from integrand.workers.outputs import Forward
 _USUAL = (8, 16)
 """A model that takes both is taken to take any number."""
 _TRIED_ROWS = 4
-SIZES = (*range(16, 0, -1), 1024, 512, 256, 128, 100, 64, 50, 32)
+SIZES = (*range(16, 0, -1), 1024, 512, 256, 200, 128, 100, 96, 64, 50, 48, 32, 24, 20)
 """Numbers of rows to try of a model that does not take any number, the likeliest first."""
 
 
@@ -47,7 +47,16 @@ def find_portion(forward: Forward, arguments: Sequence[Tensor], asked: Sequence[
     if any(all(takes(forward, row, n) is None for n in _USUAL) for row in singles):
         return None
     numbers = dict.fromkeys([*asked, *SIZES])
-    return next((n for n in numbers for row in singles if takes(forward, row, n) is None), None)
+    return next((n for n in numbers for row in singles if _gives(forward, row, n)), None)
+
+
+def _gives(forward: Forward, arguments: Sequence[Tensor], rows: int) -> bool:
+    """Whether the model gives one output for each of so many rows: one row may have been broadcast to more."""
+    if takes(forward, arguments, rows) is not None:
+        return False
+    with torch.no_grad():
+        out = forward(*[a[:1].expand(rows, *a.shape[1:]).clone() for a in arguments])
+    return isinstance(out, Tensor) and out.ndim > 0 and out.shape[0] == rows
 
 
 def takes(forward: Forward, arguments: Sequence[Tensor], rows: int) -> Exception | None:

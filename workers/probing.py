@@ -14,6 +14,7 @@ from integrand.schemas.errors import IntegrandError, SpecError
 from integrand.workers.engine import independent_of_inputs, is_out_of_memory
 from integrand.workers.modes import is_exported, training_parts
 from integrand.workers.outputs import Forward, check_output, on_copies
+from integrand.workers.portions import SIZES
 from integrand.workers.repeatability import Batch, measure_repeatability
 
 MOST_ROWS = 4096
@@ -28,6 +29,7 @@ _DTYPE_WORDS = (
     "but got Double",
     "type (double)",
     "type (float)",
+    "does not match weight dtype",
 )
 
 
@@ -55,10 +57,10 @@ class Call:
         """Whether the model runs on that many rows."""
         try:
             with torch.no_grad():
-                on_copies(self.forward, *self.some(rows, copies=True))
+                out = on_copies(self.forward, *self.some(rows, copies=True))
         except Exception:  # noqa: BLE001 - the model's own code, which may raise anything
             return False
-        return True
+        return isinstance(out, Tensor) and out.ndim > 0 and out.shape[0] == rows
 
 
 def check_eval(forward: Forward) -> None:
@@ -124,7 +126,7 @@ def explain(call: Call, size: int, error: Exception) -> SpecError:
     if any(map(call.takes, _sizes(call, size))):
         return _particular(call, size, error)
     return SpecError("model", expected="a forward pass over the rows given",
-                     seen=f"{type(error).__name__}: {_line(error)}, for arguments of shape {_shapes(call.some(size))}",
+                     seen=f"{type(error).__name__}: {one_line(error)}, for arguments of shape {_shapes(call.some(size))}",
                      next_step="check shape and dtype of inputs and forward_args, and that the model takes them in this "
                      "order: call it yourself on two rows")  # fmt: skip
 
@@ -155,14 +157,14 @@ def _particular(call: Call, size: int, error: Exception) -> SpecError:
             return coupled
     return SpecError("model", expected="a model that takes step batches of any number of rows",
                      seen=f"it takes {_numbers(taken)} rows, of up to {max(_sizes(call, size))} tried, and not {size}: "
-                     f"{type(error).__name__}: {_line(error)}",
-                     next_step=f"is a hidden state or a view of fixed size, or .squeeze()? make it follow x.shape[0]; or attribute "
+                     f"{type(error).__name__}: {one_line(error)}",
+                     next_step=f"is a hidden state, a view or an export of fixed size in it? make it follow x.shape[0]; or attribute "
                      f"in batches that it takes: batch_rows={taken[-1]}")  # fmt: skip
 
 
 def _sizes(call: Call, size: int) -> list[int]:
     """Numbers of rows to try, in order."""
-    return sorted({*range(1, 17), 32, 64, 128, min(call.rows, MOST_ROWS), size})
+    return sorted({*SIZES, min(call.rows, MOST_ROWS), size})
 
 
 def _numbers(values: Sequence[int]) -> str:
@@ -177,12 +179,12 @@ def _other_dtype(call: Call, error: Exception) -> SpecError:
         found = {str(p.dtype)[6:] for p in call.forward.parameters() if p.is_floating_point()}
         parameters = ", ".join(sorted(found - {rows})) or parameters
     return SpecError("inputs", expected=f"rows, model and forward_args of one dtype; the model has {parameters}",
-                     seen=f"rows in {rows}: {_line(error)}",
+                     seen=f"rows in {rows}: {one_line(error)}",
                      next_step="cast the model to that of the rows with model.float() or model.double(), or the rows with "
                      "x.double()")  # fmt: skip
 
 
-def _line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, in one line; of a long one its end, where TorchScript puts the cause."""
     told = " ".join(str(error).split())
     return told if len(told) <= 300 else f"{told[:100]} … {told[-200:]}"

@@ -174,13 +174,13 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     if one == other:
         return one
     kinds = [_plain(one), _plain(other)]
-    schemas = [pa.schema([("x", kind)]) for kind in kinds]
-    try:
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    except pa.ArrowException:
-        if all(map(is_number, kinds)):  # booleans or decimals beside other numbers
+    numbers = all(map(is_number, kinds))
+    if numbers:  # a boolean beside other numbers is 0 or 1, in their own type
+        kinds = [pa.int8() if pa.types.is_boolean(kind) else kind for kind in kinds]
+        if [pa.types.is_decimal(kind) for kind in kinds].count(True) == 1:
             return pa.float64()
-        raise
+    schemas = [pa.schema([("x", kind)]) for kind in kinds]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

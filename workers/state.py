@@ -7,8 +7,9 @@ So there are two digests: of every bit, and of a few digits, which rounding does
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -16,8 +17,13 @@ from torch import Tensor, nn
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.ids import digest_json
+from integrand.workers.outputs import Forward
 
 _CHUNK = 64 << 20
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that every module has: its registries are read by name."""
+_PROBED, _ROUNDING = 32, 1e-3
+"""Outputs that are compared, and the largest difference between kernels, relative to the largest output."""
 _PATTERN = 65_537
 """Values of one stretch that is projected; a prime, so that no layout of a tensor repeats with it."""
 
@@ -50,6 +56,29 @@ def read_state(module: nn.Module) -> State:
         bits[name] = _digest(plain)
         digits[name] = _digits(plain) if plain.is_floating_point() else bits[name]
     return State(bits, digits)
+
+
+def probe_outputs(
+    forward: Forward, shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: str
+) -> tuple[float, ...] | None:
+    """What a model says of two made-up rows, the first outputs: numbers that it keeps in no tensor show there.
+
+    None where it does not run on them, or says something else the second time.
+    """
+    rows = [torch.linspace(-1, 1, 2 * prod(shape), dtype=dtype, device=device).reshape(2, *shape) for shape in shapes]
+    try:
+        with torch.no_grad():
+            first, second = (forward(*[x.clone() for x in rows]).double().cpu().reshape(-1)[:_PROBED] for _ in range(2))
+    except Exception:  # noqa: BLE001 - the model's own code, on rows that it was not made for
+        return None
+    same = torch.equal(first, second) and bool(torch.isfinite(first).all())
+    return tuple(first.tolist()) if same else None
+
+
+def same_outputs(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two processes' outputs are equal up to what kernels round."""
+    scale = max(map(abs, (*one, *other)), default=0.0)
+    return len(one) == len(other) and all(abs(a - b) <= _ROUNDING * scale for a, b in zip(one, other, strict=True))
 
 
 def _digits(tensor: Tensor) -> str:
@@ -85,22 +114,21 @@ def _attributes(part: nn.Module) -> Mapping[str, Tensor]:
     """Tensors and arrays that a module keeps without registering them, in lists and dicts too."""
     found: dict[str, Tensor] = {}
     for name, value in vars(part).items():
-        if not name.startswith("_"):
-            _collect(found, name, value)
+        if name not in _OF_TORCH:
+            _collect(found, name, value, depth=3)
     return found
 
 
-def _collect(found: dict[str, Tensor], name: str, value: object) -> None:
+def _collect(found: dict[str, Tensor], name: str, value: object, depth: int) -> None:
     if isinstance(value, Tensor):
-        found[name] = value
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        found[name] = torch.from_numpy(np.ascontiguousarray(value))
-    elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            _collect(found, f"{name}.{place}", item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _collect(found, f"{name}.{key}", item)
+        if not value.is_nested:
+            found[name] = value
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+        found[name] = torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
+    elif isinstance(value, list | tuple | dict) and depth:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            _collect(found, f"{name}.{key}", item, depth - 1)
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -108,7 +136,7 @@ def _plain(tensor: Tensor) -> Tensor:
     plain = tensor.detach()
     plain = plain.to_dense() if plain.layout != torch.strided else plain
     plain = plain.int_repr() if plain.is_quantized else plain
-    return plain.cpu().contiguous()
+    return plain.resolve_conj().resolve_neg().cpu().contiguous()
 
 
 def _bytes(tensor: Tensor) -> Iterator[memoryview]:

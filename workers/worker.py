@@ -22,11 +22,20 @@ from integrand.workers import kernels
 from integrand.workers.embeddings import through_embeddings
 from integrand.workers.failpoints import reach
 from integrand.workers.job import Job
-from integrand.workers.models import CodeBundle, check_shipped, check_trust, code_digest, install_code, load_model
+from integrand.workers.models import (
+    DTYPES,
+    CodeBundle,
+    check_shipped,
+    check_trust,
+    code_digest,
+    install_code,
+    load_model,
+)
+from integrand.workers.outputs import Forward
 from integrand.workers.portions import in_portions
 from integrand.workers.prepared import prepare_planned
 from integrand.workers.shard import read_shard, run_shard, try_rows
-from integrand.workers.state import State
+from integrand.workers.state import State, probe_outputs, same_outputs
 from integrand.workers.statistics import read_means
 from integrand.workers.store import Access, Store
 
@@ -121,6 +130,7 @@ def load_job(setup: Setup) -> Job:
     loaded = load_model(store, model, plan.artefacts, plan.numerics.precision, device)
     _check_state(plan, loaded.state, device)
     forward = in_portions(through_embeddings(loaded.forward, plan.spec), plan.numerics.takes_rows)
+    _check_outputs(plan, forward, device)
     means = read_means(store, store.parse(plan.statistics.uri), plan.statistics.sha256) if plan.statistics else None
     prepared = prepare_planned(forward, plan.spec, plan.inputs, plan.numerics)
     return Job(plan, setup.plan_sha256, store, setup.run, forward, prepared, means, device,
@@ -145,7 +155,7 @@ def _check_kernels(plan: Plan, device: str) -> None:
     if insisted != "prefer" and planned not in (None, seen):
         raise IntegrityError(f"kernels, for compute.reproducible: {insisted}", expected=f"{planned}, as planned", seen=seen,
                              next_step="plan and run on like machines, take `portable` for x86 of several kinds, or "
-                             "--allow-mixed (level `tolerance`)")  # fmt: skip
+                             "--allow-mixed (level `tolerance`); --fresh SALT plans anew here")  # fmt: skip
 
 
 def _check_state(plan: Plan, found: State | None, device: str) -> None:
@@ -159,6 +169,19 @@ def _check_state(plan: Plan, found: State | None, device: str) -> None:
                              seen=f"{seen[:16]}…: the factory built another model here",
                              next_step="let it depend on nothing but its arguments, code and weights: no random or machine's "
                              "own state; or plan again")  # fmt: skip
+
+
+def _check_outputs(plan: Plan, forward: Forward, device: str) -> None:
+    """IntegrityError for a model that says something else here, whatever it keeps that in."""
+    if plan.model_outputs is None:
+        return
+    shapes, dtype = [s.shape for s in plan.inputs], DTYPES[plan.numerics.precision]
+    seen = probe_outputs(forward, shapes, dtype, device)
+    if seen is None or not same_outputs(plan.model_outputs, seen):
+        raise IntegrityError("model", expected=f"the outputs that were planned for two made-up rows, {plan.model_outputs[:3]} …",
+                             seen=f"{seen and seen[:3]} …: the factory built another model here",
+                             next_step="let it depend on nothing but its arguments, code and weights: no random or process's "
+                             "own numbers")  # fmt: skip
 
 
 def _check_code(plan: Plan) -> None:

@@ -274,10 +274,17 @@ def test_too_few_workers_are_told_with_what_the_cluster_has(ray_run: Run):
 
 
 @pytest.mark.ray
-def test_a_factory_that_builds_another_model_in_each_process_is_refused(job: JobFolder, tmp_path: Path, cluster: str):
+@pytest.mark.parametrize("change", [
+    ("torch.manual_seed(0)", "torch.manual_seed(os.getpid())"),
+    ("return self.logits(x)", "return self.logits(x) * (1 + os.getpid() % 97)"),
+], ids=["parameters", "a number of Python's"])  # fmt: skip
+def test_a_factory_that_builds_another_model_in_each_process_is_refused(job: JobFolder, tmp_path: Path, cluster: str,
+                                                                        change: tuple[str, str]):  # fmt: skip
     """Planning calls it twice and sees one model; a worker sees another, and says so before a row is computed."""
+    job.write_model("return self.logits(x)")
     place = job.path / f"{job.module}.py"
-    place.write_text(place.read_text().replace("torch.manual_seed(0)", "torch.manual_seed(os.getpid())"))
+    assert change[0] in place.read_text()
+    place.write_text(place.read_text().replace(*change))
     with pytest.raises(IntegrityError, match="the factory built another model here"):
         job.run("ray", address=cluster, output={"uri": str(tmp_path)})
     assert not list(tmp_path.glob("*/data/*"))

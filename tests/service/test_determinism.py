@@ -110,6 +110,19 @@ def test_a_run_taken_up_on_another_cpu_is_level_tolerance_and_says_why(job: JobF
     assert (found.findings, found.sampled, found.bitwise) == ((), 20, 10)
 
 
+def test_rows_of_kernels_that_were_not_tried_are_not_called_bitwise(tmp_path: Path, write_run: Callable):
+    """A driver that died before its first shard, taken up where kernels round by place: one environment, not the planned."""
+    run = write_run(Store(), Uri("file", str(tmp_path)))
+    folder = RunFolder(Store(), run.uri, run.plan, run.plan_sha256)
+    levels = {}
+    for kernels in ("an unrecorded processor", "another"):
+        plan = run.plan.model_copy(update={"numerics": run.plan.numerics.model_copy(update={"kernels": kernels})})
+        levels[kernels] = fold(plan, run.plan_sha256, fold_footers(folder, run.footers.values()), created="now")
+    assert levels["an unrecorded processor"].determinism == "bitwise"
+    assert levels["another"].determinism == "tolerance"
+    assert "were not tried: it was planned on another" in levels["another"].determinism_reasons[0]
+
+
 def cli(job: JobFolder, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`integrand run` in this process' place: kernels are chosen once in the life of one."""
     command = [sys.executable, "-m", "integrand.service.cli", "run", str(job.path / "spec.yaml"), "--pool", "local",

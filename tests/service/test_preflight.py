@@ -158,7 +158,7 @@ def test_a_closed_form_is_held_to_its_own_bits(job: JobFolder, keeps: bool, monk
     """It takes no step batches: what matters is a row's place among those it takes at once."""
     (job.path / f"{job.module}.py").write_text(SHALLOW)
     if not keeps:
-        monkeypatch.setattr("integrand.service.batches._same_in_any_order", lambda asked: False)
+        monkeypatch.setattr("integrand.service.batches.keeps_order", lambda prepared, sample: False)
     plan = job.plan(accuracy={"kind": "exact"}, compute={})
     assert (plan.numerics.exact, plan.lowered is None, plan.warnings == ()) == (True, keeps, keeps)
     if not keeps:
@@ -188,7 +188,7 @@ def test_a_model_that_takes_some_numbers_of_rows_gets_those(job: JobFolder, take
 def test_a_number_of_rows_that_nobody_guesses_is_asked_for(job: JobFolder):
     job.write_model(FIXED.format(rows=77, taken=(77,)))
     message = refusal(job, compute={})
-    assert "batches of 1 to 1,024 other rows" in message
+    assert "other batches of 1 to 1,024 rows" in message
     assert "compute.batch_rows" in message
     assert job.run(compute={"batch_rows": 77}).numerics.batch_rows == 77
 

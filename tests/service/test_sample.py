@@ -80,6 +80,14 @@ def test_a_text_file_is_read_on_where_its_head_has_no_clean_row(job: JobFolder, 
     assert job.plan(source={"uri": "data"}, ingest=ingest).numerics.outputs == 2
 
 
+@pytest.mark.parametrize("ingest", [True, False])
+def test_other_text_files_are_looked_into(job: JobFolder, ingest: bool) -> None:
+    (job.path / "data" / "rows.parquet").unlink()
+    for part in range(5):
+        (job.path / "data" / f"{part}.csv").write_text("a,b,c\n" + (",2,3\n" * 50 if part < 4 else "1,2,3\n"))
+    assert job.plan(source={"uri": "data"}, ingest=ingest).numerics.outputs == 2
+
+
 # --- text that is no text of ours --------------------------------------------------------------------------------
 
 TEXTS: dict[str, tuple[str, bytes, str]] = {

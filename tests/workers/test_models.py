@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_model as load_safetensors
 from safetensors.torch import save_file, save_model
 from torch import nn
 
@@ -399,6 +400,26 @@ def test_tied_weights_load_under_any_of_their_names(code: Path, name: str) -> No
         torch.save(model.state_dict(), code / name)
     found = loaded(factory("toy_tied:build", weights=name), code)
     torch.testing.assert_close(found(X), model(X), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("body", [
+    "s.b.weight.data = s.a.weight.data", "s.b.register_buffer('kept', s.a.weight.data)",
+], ids=["data", "a buffer"])  # fmt: skip
+def test_tensors_in_one_memory_load_as_safetensors_load_them(code: Path, body: str) -> None:
+    (code / "toy_memory.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    s = nn.Module()\n"
+        f"    s.a, s.b = nn.Linear(3, 3), nn.Linear(3, 3)\n    {body}\n    made = nn.Sequential(s.a, s.b)\n    return made.eval()\n"
+    )
+    importlib.invalidate_caches()
+    torch.manual_seed(5)
+    model = importlib.import_module("toy_memory").build()
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    save_model(model, str(code / "w.safetensors"))
+    yardstick = importlib.import_module("toy_memory").build()
+    load_safetensors(yardstick, str(code / "w.safetensors"))
+    found = loaded(factory("toy_memory:build", weights="w.safetensors"), code)
+    torch.testing.assert_close(found(X), yardstick(X), rtol=0, atol=0)
 
 
 def test_weights_that_are_missing_under_all_names_are_missing(code: Path) -> None:

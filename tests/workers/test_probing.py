@@ -118,7 +118,7 @@ def test_programs_without_a_mode_give_what_their_module_gives() -> None:
     model = net(2)
     program = torch.export.export(model, (X,), dynamic_shapes=({0: torch.export.Dim("rows")},)).module()
     expected = attribute(model, X, target=1).attributions
-    for same in (program, torch.jit.freeze(torch.jit.script(model))):
+    for same in (program, nn.Sequential(program), torch.jit.freeze(torch.jit.script(model))):
         torch.testing.assert_close(attribute(same, X, target=1).attributions, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -192,3 +192,13 @@ def test_other_kernels_are_refused_where_bits_are_required(make_setup: MakeSetup
     ):
         load_job(elsewhere)
     load_job(replace(elsewhere, allow_mixed=True))
+
+
+def test_a_model_that_says_something_else_here_is_refused_whatever_it_keeps_that_in(make_setup: MakeSetup) -> None:
+    """Python's own numbers are in no digest: two made-up rows tell."""
+    setup = make_setup(TABLE)
+    plan = Plan.model_validate_json(setup.plan)
+    assert plan.model_outputs is not None
+    load_job(planned(setup, model_outputs=tuple(v * (1 + 1e-6) for v in plan.model_outputs)))
+    with pytest.raises(IntegrityError, match="another model here"):
+        load_job(planned(setup, model_outputs=tuple(v * 1.1 + 0.1 for v in plan.model_outputs)))
