@@ -58,7 +58,8 @@ def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
         exact, savings = False, _savings(spec, model, sample)  # step batches may keep the bits that it does not
         prepared = ready(spec, model, sample, savings, exact=False)
         warnings.append("the closed form is not taken: a row's last bits depend on its place there")
-    row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
+    with real_rows([*sample.inputs, *sample.forward_args]):  # twice as many rows are tried here
+        row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
     planned = _batch_rows(spec, row_bytes, model)
     if spec.compute.compile:
         check_compiled(step_batch(prepared, sample, planned))

@@ -337,7 +337,8 @@ def _csv_table(stream: io.BufferedReader, uri: Uri, wanted: dict[str, bool]) -> 
     rows = _CsvRows(text, uri)
     header = next(rows, Line(1, None, "an empty file"))
     if header.cells is None:
-        raise DataError(str(uri), expected="CSV with a header line", seen=header.fault or "", next_step="add one")
+        raise DataError(str(uri), expected="CSV with a header line", seen=header.fault or "",
+                        next_step="add one; where semicolons or tabs stand between the names, write commas")  # fmt: skip
     columns = list(header.cells)
     if not is_utf8("".join(columns)):
         raise DataError(str(uri), expected="a header in UTF-8", seen=ascii(",".join(columns))[:200],

@@ -167,6 +167,22 @@ def test_a_closed_form_is_held_to_its_own_bits(job: JobFolder, keeps: bool, monk
         )
 
 
+IDS = """
+import torch
+from torch import nn
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.last = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, ids):
+        return self.last(self.words(ids).tanh().sum(1) + torch.zeros(8, 4))
+
+def build():
+    return Words().eval()
+"""
 FIXED = """hidden = torch.zeros(1, {rows}, 8, dtype=x.dtype)
 if len(x) not in {taken}:
     raise RuntimeError(f"Expected hidden[0] size (1, {{len(x)}}, 8), got [1, {rows}, 8]")
@@ -191,6 +207,13 @@ def test_a_number_of_rows_that_nobody_guesses_is_asked_for(job: JobFolder):
     assert "other batches of 1 to 1,024 rows" in message
     assert "compute.batch_rows" in message
     assert job.run(compute={"batch_rows": 77}).numerics.batch_rows == 77
+
+
+def test_a_model_of_ids_that_takes_one_number_of_rows_is_refused_and_no_traceback(job: JobFolder):
+    job.write_rows(tokens=[[1, 2, 3]] * 20)
+    (job.path / f"{job.module}.py").write_text(IDS)
+    inputs = [{"name": "tokens", "ids": "tokens", "embedding": "words"}]
+    assert "compute.batch_rows, and no ids" in refusal(job, inputs=inputs, compute={})
 
 
 def test_a_step_batch_that_the_model_does_not_take_is_refused(job: JobFolder):

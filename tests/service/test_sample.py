@@ -92,6 +92,7 @@ def test_other_text_files_are_looked_into(job: JobFolder, ingest: bool) -> None:
 
 TEXTS: dict[str, tuple[str, bytes, str]] = {
     "semicolons": ("a.csv", b"a;b;c\n1;2;3\n", r"commas(.|\n)*semicolons: 'a;b;c'"),
+    "semicolons between quotes": ("a.csv", b'"a";"b";"c"\n1;2;3\n', r"header(.|\n)*semicolons or tabs"),
     "tabs": ("a.csv", b"a\tb\tc\n1\t2\t3\n", r"commas(.|\n)*tabs"),
     "bars": ("a.csv", b"a|b|c\n1|2|3\n", r"commas(.|\n)*bars"),
     "a .tsv": ("a.tsv", b"a\tb\tc\n1\t2\t3\n", r"a\.tsv(.|\n)*CSV with commas"),
