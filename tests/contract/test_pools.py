@@ -322,6 +322,7 @@ def test_small_jobs_that_are_new_run_in_this_process(work_s: float, begun: bool,
     assert pool.map(str, [1, 2]) == ["1", "2"]
     assert used == []
     assert pool.map(str, list(range(9))) == list("012345678")
+    assert not pool.settle(1.0, begun=False), "Ray is up: it is used"
     pool.close()
     assert used == ["map on ray", "close ray"]
 

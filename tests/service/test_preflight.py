@@ -158,10 +158,13 @@ def test_a_closed_form_is_held_to_its_own_bits(job: JobFolder, keeps: bool, monk
     """It takes no step batches: what matters is a row's place among those it takes at once."""
     (job.path / f"{job.module}.py").write_text(SHALLOW)
     if not keeps:
-        monkeypatch.setattr("integrand.service.batches.keeps_order", lambda prepared, sample: False)
+        for place in ("batches", "preflight"):
+            monkeypatch.setattr(f"integrand.service.{place}.keeps_order", lambda prepared, sample: False)
     plan = job.plan(accuracy={"kind": "exact"}, compute={})
     assert (plan.numerics.exact, plan.lowered is None, plan.warnings == ()) == (True, keeps, keeps)
     if not keeps:
+        step = job.plan(compute={"reproducible": "require"}, accuracy={"kind": "adaptive"})
+        assert (step.numerics.exact, step.lowered) == (False, None), "step batches keep what the closed form does not"
         assert "that the closed form takes at once" in refusal(
             job, accuracy={"kind": "exact"}, compute={"reproducible": "require"}
         )

@@ -46,6 +46,13 @@ def test_the_number_is_found(taken: Collection[int], asked: tuple[int, ...], por
     assert find_portion(Picky(taken), [X, torch.ones(7)], asked) == portion
 
 
+@pytest.mark.parametrize("rows", [24, 200, 1024])
+def test_one_row_that_is_broadcast_to_more_is_no_portion(rows: int) -> None:
+    """A state of 24 rows takes one row too, and gives 24."""
+    state = torch.zeros(rows, 2)
+    assert find_portion(lambda x: x + state, [X], ()) == rows
+
+
 def test_a_row_on_which_the_model_raises_is_another_matter() -> None:
     assert find_portion(Picky(range(100), refused=0.0), [X, torch.ones(7)], ()) is None
     assert find_portion(Picky((8,), refused=0.0), [X, torch.ones(7)], ()) == 8

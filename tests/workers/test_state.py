@@ -80,3 +80,16 @@ def test_tensors_of_every_kind_have_a_digest(tensor: torch.Tensor) -> None:
     made = nn.Identity()
     made.kept = tensor
     assert read_state(made).exactly == read_state(made).exactly
+
+
+def test_attributes_that_are_no_plain_tensors_are_no_obstacle() -> None:
+    made = nn.Identity()
+    made.register_buffer("turned", torch.tensor([1 + 2j, 3j]).conj())
+    made.wide, made.big = np.ones(2, np.longdouble), np.arange(3, dtype=">f4")
+    made.cycle = [1]
+    made.cycle.append(made.cycle)
+    made._hidden = torch.ones(2)
+    names = set(read_state(made).bits)
+    assert {"turned", ".big", "._hidden"} <= names
+    made._hidden = torch.zeros(2)
+    assert read_state(made).exactly != read_state(nn.Identity()).exactly
