@@ -177,7 +177,8 @@ def test_on_other_kernels_the_model_may_differ_by_rounding_and_no_more(make_setu
 
 
 def test_a_plan_from_before_models_were_digested_runs(make_setup: MakeSetup) -> None:
-    load_job(planned(make_setup(TABLE), model_bits=None, model_state=None))
+    job = load_job(planned(make_setup(TABLE), model_bits=None, model_state=None, model_outputs=None))
+    assert torch.isfinite(job.forward(torch.ones(1, 3, dtype=torch.float64))).all()
 
 
 @pytest.mark.parametrize("level", ["prefer", "require"])
