@@ -206,8 +206,9 @@ def _check_factory(spec: AttributeSpec, job: Survey) -> None:
         return
 
     def outputs(model: Forward) -> object:
-        with real_rows(arguments), torch.no_grad():
-            return on_copies(in_portions(through_embeddings(model, spec), job.portion), *arguments)
+        forward = in_portions(through_embeddings(model, spec), job.portion)
+        with real_rows(forward, arguments), torch.no_grad():
+            return on_copies(forward, *arguments)
 
     if _same(outputs(job.loaded.forward), outputs(again)):
         return

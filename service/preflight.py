@@ -58,7 +58,7 @@ def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
         exact, savings = False, _savings(spec, model, sample)  # step batches may keep the bits that it does not
         prepared = ready(spec, model, sample, savings, exact=False)
         warnings.append("the closed form is not taken: a row's last bits depend on its place there")
-    with real_rows([*sample.inputs, *sample.forward_args]):  # twice as many rows are tried here
+    with real_rows(model, [*sample.inputs, *sample.forward_args]):  # twice as many rows are tried here
         row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
     planned = _batch_rows(spec, row_bytes, model)
     if spec.compute.compile:
@@ -157,7 +157,7 @@ def column_outputs(spec: AttributeSpec, model: Forward, sample: Sample) -> int |
 
 def _try_model(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[Tensor, list[str]]:
     points = [x.clone().requires_grad_() for x in sample.inputs]
-    with real_rows([*points, *sample.forward_args]), torch.enable_grad():
+    with real_rows(forward, [*points, *sample.forward_args]), torch.enable_grad():
         out = on_copies(forward, *points, *sample.forward_args)
     if not isinstance(out, Tensor):
         check_output(out, sample.rows, None)

@@ -21,7 +21,7 @@ from integrand.workers.columns import declared_columns
 from integrand.workers.embeddings import IdsModel
 from integrand.workers.isolation import isolate
 from integrand.workers.outputs import Forward, on_copies
-from integrand.workers.portions import SIZES
+from integrand.workers.portions import SIZES, runs
 from integrand.workers.probing import one_line
 from integrand.workers.reading import read_parts, read_slices
 from integrand.workers.rows import Rows, length_buckets, to_rows
@@ -161,7 +161,7 @@ def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most
 
     if len(clean) == 1:
         return clean
-    with real_rows(arguments), torch.no_grad():
+    with real_rows(forward, arguments), torch.no_grad():
         found = [row for rows in isolate(attempt, lambda error: [], slice(0, min(most, len(clean)))) for row in rows]
         if not found and len(clean) > most:
             found = [row for rows in isolate(attempt, lambda error: [], slice(most, len(clean))) for row in rows][:most]
@@ -174,13 +174,13 @@ def _judge_ids(forward: Forward, rows: Rows, device: str) -> list[str | None]:
     if not isinstance(forward, IdsModel) or not clean:
         return rows.reasons
     arguments = [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)]
-    with real_rows(arguments):
+    with real_rows(forward, arguments):
         unknown = dict(zip(clean, forward.unknown_ids(*arguments), strict=True))
     return [reason or unknown.get(i) for i, reason in enumerate(rows.reasons)]
 
 
 @contextmanager
-def real_rows(arguments: Sequence[Tensor]) -> Iterator[None]:
+def real_rows(forward: Forward, arguments: Sequence[Tensor]) -> Iterator[None]:
     """Whatever the model raises on real rows is the job's fault."""
     try:
         yield
@@ -188,10 +188,17 @@ def real_rows(arguments: Sequence[Tensor]) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         shapes = [list(a.shape) for a in arguments]
-        divided = all(a.is_floating_point() for a in arguments)  # whatever has ids is not
-        other = f", and for other batches of 1 to {max(SIZES):,} rows" if divided else ""
+        ids = ", and no ids" if isinstance(forward, IdsModel) else ""
         raise SpecError("model", expected="a forward pass over real rows", next_step="check shape, columns and dtypes "
                         "of inputs and forward_args, compute.precision for a program whose dtype is fixed, and that the model "
-                        "takes them in this order; one that takes a single number of rows needs compute.batch_rows, and no ids",
-                        seen=f"{type(error).__name__}: {one_line(error)}, for arguments of shape {shapes}{other}"
-                        ) from error  # fmt: skip
+                        f"takes them in this order; one that takes a single number of rows needs compute.batch_rows{ids}",
+                        seen=f"{type(error).__name__}: {one_line(error)}, for arguments of shape {shapes}, "
+                        f"{_other_batches(forward, arguments)}") from error  # fmt: skip
+
+
+def _other_batches(forward: Forward, arguments: Sequence[Tensor]) -> str:
+    """What the model does on other numbers of rows, tried here and now."""
+    fitting = next((n for n in SIZES if runs(forward, arguments, n)), None)
+    if fitting is None:
+        return f"and for other batches of 1 to {max(SIZES):,} rows, copies of the first"
+    return f"while it runs on {fitting} copies of the first"

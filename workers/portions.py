@@ -44,27 +44,26 @@ def find_portion(forward: Forward, arguments: Sequence[Tensor], asked: Sequence[
     """
     count = arguments[0].shape[0]
     singles = [[a[row : row + 1] for a in arguments] for row in range(min(count, _TRIED_ROWS))]
-    if any(all(takes(forward, row, n) is None for n in _USUAL) for row in singles):
+    if any(all(runs(forward, row, n) for n in _USUAL) for row in singles):
         return None
     numbers = dict.fromkeys([*asked, *SIZES])
-    return next((n for n in numbers for row in singles if _gives(forward, row, n)), None)
+    return next((n for n in numbers for row in singles if takes(forward, row, n)), None)
 
 
-def _gives(forward: Forward, arguments: Sequence[Tensor], rows: int) -> bool:
-    """Whether the model gives one output for each of so many rows: one row may have been broadcast to more."""
-    if takes(forward, arguments, rows) is not None:
-        return False
-    with torch.no_grad():
-        out = forward(*[a[:1].expand(rows, *a.shape[1:]).clone() for a in arguments])
+def takes(forward: Forward, arguments: Sequence[Tensor], rows: int) -> bool:
+    """Whether the model gives one output for each of that many copies of the first row: one may have been broadcast."""
+    out = _outcome(forward, arguments, rows)
     return isinstance(out, Tensor) and out.ndim > 0 and out.shape[0] == rows
 
 
-def takes(forward: Forward, arguments: Sequence[Tensor], rows: int) -> Exception | None:
-    """What the model raises on that many copies of the first of the rows given; None where it takes them."""
-    index = torch.zeros(rows, dtype=torch.int64, device=arguments[0].device)
+def runs(forward: Forward, arguments: Sequence[Tensor], rows: int) -> bool:
+    """Whether the model raises nothing on that many copies of the first row, whatever it gives."""
+    return not isinstance(_outcome(forward, arguments, rows), BaseException)
+
+
+def _outcome(forward: Forward, arguments: Sequence[Tensor], rows: int) -> object:
     try:
         with torch.no_grad():
-            forward(*[a[index] for a in arguments])
-    except Exception as error:  # noqa: BLE001 - the model's own code, which may raise anything
+            return forward(*[a[:1].expand(rows, *a.shape[1:]).clone() for a in arguments])
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the model's own code, which may raise anything
         return error
-    return None

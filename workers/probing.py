@@ -14,7 +14,7 @@ from integrand.schemas.errors import IntegrandError, SpecError
 from integrand.workers.engine import independent_of_inputs, is_out_of_memory
 from integrand.workers.modes import is_exported, training_parts
 from integrand.workers.outputs import Forward, check_output, on_copies
-from integrand.workers.portions import SIZES
+from integrand.workers.portions import SIZES, takes
 from integrand.workers.repeatability import Batch, measure_repeatability
 
 MOST_ROWS = 4096
@@ -48,19 +48,14 @@ class Call:
     def rows(self) -> int:
         return self.inputs[0].shape[0]
 
-    def some(self, rows: int, *, copies: bool = False) -> list[Tensor]:
-        """The model's arguments for that many rows: the first ones over and over, or the first alone."""
-        index = torch.zeros(rows, dtype=torch.int64) if copies else torch.arange(rows) % self.rows
+    def some(self, rows: int) -> list[Tensor]:
+        """The model's arguments for that many rows: the first ones over and over."""
+        index = torch.arange(rows) % self.rows
         return [t[index.to(t.device)] for t in (*self.inputs, *self.forward_args)]
 
     def takes(self, rows: int) -> bool:
         """Whether the model runs on that many rows."""
-        try:
-            with torch.no_grad():
-                out = on_copies(self.forward, *self.some(rows, copies=True))
-        except Exception:  # noqa: BLE001 - the model's own code, which may raise anything
-            return False
-        return isinstance(out, Tensor) and out.ndim > 0 and out.shape[0] == rows
+        return takes(self.forward, [*self.inputs, *self.forward_args], rows)
 
 
 def check_eval(forward: Forward) -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Record, RunManifest, dump
-from integrand.schemas.specs import AttributeSpec, parse_spec
+from integrand.schemas.specs import Adaptive, AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service.terminal import Terminal
 from integrand.workers.store import Access, Store
@@ -131,13 +131,14 @@ def run_demo(demo: Demo, out: str, *, access: Access | None = None, pool: Litera
         spec, facts = demo.prepare(folder)
     manifest = run_job(spec, trusted=TRUSTED, access=store.access, pool=pool, console=console)
     if manifest.complete:
-        _present(demo, folder, manifest, facts, console)
+        _present(demo, folder, spec, manifest, facts, console)
         return 0
     console.print(f"{manifest.rows_in} of {manifest.rows_planned} rows are in; the same command again resumes the run")
     return 3
 
 
-def _present(demo: Demo, folder: DemoFolder, manifest: RunManifest, facts: Facts, console: Console) -> None:
+def _present(demo: Demo, folder: DemoFolder, spec: AttributeSpec, manifest: RunManifest, facts: Facts, console: Console
+             ) -> None:  # fmt: skip
     """Read the run back as a user would, write the picture, print the summary."""
     from integrand.service.demos import summary
     from integrand.service.query import open_run
@@ -146,8 +147,12 @@ def _present(demo: Demo, folder: DemoFolder, manifest: RunManifest, facts: Facts
     rows = open_run(run, access=folder.store.access).to_pandas(inputs=True)
     outcome = demo.explain(rows, folder)
     folder.write(picture, outcome.png)
-    findings = ((facts.measure, f"{facts.value:.4f}"), *outcome.findings)
-    summary.show(console, manifest, rows, findings, run=str(run), picture=str(folder.uri(picture)))
+    assert isinstance(spec.accuracy, Adaptive)
+    shown = (
+        *summary.run_sections(manifest, rows, spec.accuracy.tolerance),
+        ((facts.measure, f"{facts.value:.4f}"), *outcome.findings),
+    )
+    summary.show(console, manifest, shown, run=str(run), picture=str(folder.uri(picture)))
 
 
 def _require_pillow() -> None:

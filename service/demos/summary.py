@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +11,6 @@ from rich.table import Table
 from integrand.schemas.records import RunManifest
 from integrand.schemas.tables import WITHOUT_ATTRIBUTION
 
-WITHIN = (1e-1, 1e-2, 1e-3)
 BAD_SHOWN = 5
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 Lines = tuple[tuple[str, str], ...]
@@ -25,14 +26,11 @@ run.to_pandas(inputs=True)                      # the source's columns beside th
 """
 
 
-def show(
-    console: Console, manifest: RunManifest, rows: pd.DataFrame, findings: Lines, *, run: str, picture: str
-) -> None:
-    """Print statuses, accuracy, cost and findings of a run, the lines to copy, and where the picture is."""
-    table = Table(
-        "", "", title=f"{manifest.name}: {manifest.rows_out:,} rows, run {manifest.run_id}", show_header=False
-    )
-    for section in (status_lines(manifest), reason_lines(rows), error_lines(rows), cost_lines(manifest), findings):
+def show(console: Console, manifest: RunManifest, sections: Sequence[Lines], *, run: str, picture: str) -> None:
+    """Print what was found, section by section, the lines to copy, and where the picture is."""
+    title = f"{manifest.name}: {manifest.rows_out:,} rows, run {manifest.run_id}"
+    table = Table("", "", title=title, show_header=False)
+    for section in sections:
         for name, value in section:
             table.add_row(name, value)
         table.add_section()
@@ -40,6 +38,11 @@ def show(
     console.print("\nIn Python:\n", style="bold")
     console.print(PANDAS.format(run=run), soft_wrap=True)
     console.print(f"picture: {picture}", soft_wrap=True)
+
+
+def run_sections(manifest: RunManifest, rows: pd.DataFrame, tolerance: float) -> tuple[Lines, ...]:
+    """Statuses, accuracy and cost of a run that was asked for rows within `tolerance`."""
+    return status_lines(manifest), reason_lines(rows), error_lines(rows, tolerance), cost_lines(manifest)
 
 
 def status_lines(manifest: RunManifest) -> Lines:
@@ -54,12 +57,15 @@ def reason_lines(rows: pd.DataFrame) -> Lines:
     return tuple((f"row {row_id}", str(reason)) for row_id, reason in zip(bad["row_id"], bad["reason"], strict=True))
 
 
-def error_lines(rows: pd.DataFrame) -> Lines:
-    """Shares of attributed rows within error bounds, and quantiles of error_estimate and |gap|."""
+def error_lines(rows: pd.DataFrame, tolerance: float) -> Lines:
+    """Shares of attributed rows within bounds about the tolerance, and quantiles of error_estimate and |gap|."""
     errors, gaps = rows["error_estimate"].dropna(), rows["gap"].dropna().abs()
-    shares = tuple(
-        (f"rows with error_estimate within {bound:g}", f"{(errors <= bound).mean():.1%}") for bound in WITHIN
-    )
+    bounds = {
+        f"{10 * tolerance:g}": 10 * tolerance,
+        f"{tolerance:g}, as asked": tolerance,
+        f"{tolerance / 10:g}": tolerance / 10,
+    }
+    shares = tuple((f"error within {name}", f"{(errors <= bound).mean():.1%}") for name, bound in bounds.items())
     return (
         *shares,
         ("error_estimate p50 p90 p99 max", _quantiles(errors)),
@@ -72,4 +78,4 @@ def cost_lines(manifest: RunManifest) -> Lines:
 
 
 def _quantiles(values: pd.Series[float]) -> str:
-    return "  ".join(f"{values.quantile(share):.1e}" for share in QUANTILES)
+    return "  ".join(f"{values.quantile(share):.2g}" for share in QUANTILES)

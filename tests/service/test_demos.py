@@ -177,7 +177,9 @@ def test_another_recipe_is_not_reused(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_whole_demo_runs_and_runs_again(place: tuple[Store, Uri], capsys: pytest.CaptureFixture[str]) -> None:
     store, root = place
     assert run_demo(regression, str(root), access=store.access, pool="local") == 0
-    assert str(root.child("_demo", "synthetic.png")) in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert str(root.child("_demo", "synthetic.png")) in shown
+    assert "within 0.001, as asked" in shown
     assert open_run(root, access=store.access).manifest.statuses == {"ok": regression.ROWS}
     assert run_demo(regression, str(root), access=store.access, pool="local") == 0
     assert "nothing to do" in capsys.readouterr().out

@@ -209,7 +209,16 @@ def test_a_number_of_rows_that_nobody_guesses_is_asked_for(job: JobFolder):
     message = refusal(job, compute={})
     assert "other batches of 1 to 1,024 rows" in message
     assert "compute.batch_rows" in message
+    assert "no ids" not in message  # it has none
     assert job.run(compute={"batch_rows": 77}).numerics.batch_rows == 77
+
+
+def test_what_a_refusal_says_of_other_batches_is_so(job: JobFolder):
+    """It said of every model that raised that it raised for 1 to 1,024 rows."""
+    job.write_model("return self.logits(x) if bool((x == x[:1]).all()) else self.unlike_rows")
+    message = refusal(job, compute={})
+    assert "unlike_rows" in message
+    assert "while it runs on 16 copies of the first" in message
 
 
 def test_a_model_of_ids_that_takes_one_number_of_rows_is_refused_and_no_traceback(job: JobFolder):
