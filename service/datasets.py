@@ -13,7 +13,7 @@ import pyarrow as pa
 from integrand.schemas.records import InputShape, SourceFile, Statistics
 from integrand.schemas.specs import AttributeSpec
 from integrand.schemas.uris import Uri
-from integrand.service.pools import Pool
+from integrand.service.pools.base import Mapper
 from integrand.service.sources import Listing, list_source, read_footers
 from integrand.workers.columns import declared_columns
 from integrand.workers.ingest import Format as TextFormat
@@ -63,7 +63,9 @@ class Dataset:
         return self.head is not None
 
 
-def prepare_dataset(store: Store, spec: AttributeSpec, base: str, output: Uri, pool: Pool, *, ingest: bool) -> Dataset:
+def prepare_dataset(
+    store: Store, spec: AttributeSpec, base: str, output: Uri, pool: Mapper, *, ingest: bool
+) -> Dataset:
     """List the source and read its footers; a text source is split first, or only sampled without `ingest`."""
     listing = list_source(store, spec.source, base)
     form = listing.format
@@ -74,7 +76,7 @@ def prepare_dataset(store: Store, spec: AttributeSpec, base: str, output: Uri, p
     return _text_dataset(store, spec, listing, form, output, pool, ingest)
 
 
-def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, form: TextFormat, output: Uri, pool: Pool,
+def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, form: TextFormat, output: Uri, pool: Mapper,
                   split: bool) -> Dataset:  # fmt: skip
     roles = roles_of(spec)
     folder = output.child("_ingest", ingest_digest([e for e, _ in listing.files], roles))
@@ -99,7 +101,7 @@ def _heads(store: Store, listing: Listing, form: TextFormat, roles: Roles) -> It
 
 
 def dataset_means(store: Store, spec: AttributeSpec, output: Uri, dataset: Dataset, shapes: tuple[InputShape, ...],
-                  outputs: int | None, pool: Pool) -> tuple[Sequence[np.ndarray], Statistics]:  # fmt: skip
+                  outputs: int | None, pool: Mapper) -> tuple[Sequence[np.ndarray], Statistics]:  # fmt: skip
     """Mean of every input over the clean rows, counted once per dataset and kept under `_ingest/`."""
     place = means_uri(output, dataset.files, spec, outputs)
     if not store.exists(place):

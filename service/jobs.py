@@ -24,7 +24,9 @@ from integrand.service.manifest import (
     write_manifest,
 )
 from integrand.service.planner import Request, make_plan
-from integrand.service.pools import EitherPool, LocalPool, Pool, PoolKind, make_pool
+from integrand.service.pools.base import Mapper, Pool
+from integrand.service.pools.choice import PoolKind, Undecided, make_planning_pool
+from integrand.service.pools.local import LocalPool
 from integrand.service.runner import Dispatch, Ledger, Tally, read_ledger
 from integrand.service.sidecars import Sidecars
 from integrand.service.stats import Committed, read_committed
@@ -65,29 +67,45 @@ def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = 
     if logical_date is not None:
         instant(logical_date)
     request = Request(spec, base, Store(access), trusted, salt)
-    workers = make_pool(pool, address, spec.compute, allow_unauthenticated_ray=allow_unauthenticated_ray)
+    planner = make_planning_pool(pool, address, spec.compute, allow_unauthenticated_ray=allow_unauthenticated_ray)
     shown = console or Terminal(soft_wrap=True)
     try:
-        fresh, code = _plan_run(request, workers, shown)
-        run = open_folder(request, fresh.run_id, fresh)
+        begin = _plan_run(request, planner, shown)
+        run = open_folder(request, begin.plan.run_id, begin.plan)
         check_build(run.plan, allow_mixed)
-        setup = Setup(run.planned, run.plan_sha256, run.uri, access, trusted, code, allow_mixed)
-        manifest = finish(run, setup, workers, shown, logical_date)
+        setup = Setup(run.planned, run.plan_sha256, run.uri, access, trusted, begin.code, allow_mixed)
+        manifest = finish(run, setup, _settle(planner, begin, shown), shown, logical_date)
     finally:
-        workers.close()
+        planner.close()
     return manifest
 
 
-def _plan_run(request: Request, pool: Pool, console: Console) -> tuple[Plan, CodeBundle]:
+@dataclass(frozen=True, eq=False)
+class Begin:
+    """A run as planned today, without its shards, and the code it ships; whether its folder was there before."""
+
+    plan: Plan
+    code: CodeBundle
+    begun: bool
+
+
+def _plan_run(request: Request, pool: Mapper, console: Console) -> Begin:
     """Make the plan and its run folder. The stored shards count from then on: twice 100,000 would take much memory."""
     planned, code = make_plan(request, pool)
     _announce(planned, console)
     begun = create_folder(request, planned, console)
-    if isinstance(pool, EitherPool) and pool.settle(_work_s(planned), begun=begun):
-        console.print(
-            "it runs in this process, faster than Ray starts; if the model takes the process along, the same command goes on with Ray"
-        )
-    return planned.model_copy(update={"shards": ()}), code
+    return Begin(planned.model_copy(update={"shards": ()}), code, begun)
+
+
+def _settle(pool: Pool | Undecided, begin: Begin, console: Console) -> Pool:
+    """The pool that the run gets, and a word where that is this process."""
+    if not isinstance(pool, Undecided):
+        return pool
+    chosen = pool.settle(_work_s(begin.plan), begun=begin.begun)
+    if isinstance(chosen, LocalPool):
+        console.print("it runs in this process, faster than Ray starts; if the model takes the process along, the same "
+                      "command goes on with Ray")  # fmt: skip
+    return chosen
 
 
 def _work_s(plan: Plan) -> float:

@@ -27,7 +27,7 @@ from integrand.schemas.records import (
 from integrand.schemas.specs import AttributeSpec, FactoryModel, MeanBaseline, Model, TopKTarget
 from integrand.service.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.datasets import Dataset, dataset_means, prepare_dataset
-from integrand.service.pools import Pool
+from integrand.service.pools.base import Mapper
 from integrand.service.preflight import Findings, column_outputs, examine
 from integrand.service.runid import run_id
 from integrand.service.sample import Sample, find_rows, looks, real_rows, sample_rows
@@ -76,7 +76,7 @@ class ModelFacts:
     artefacts: tuple[Artefact, ...]
 
 
-def make_plan(request: Request, pool: Pool) -> tuple[Plan, CodeBundle]:
+def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     """Resolve a spec. Raises SpecError, DataError or IntegrityError for what cannot work.
 
     Without `request.ingest`, what must be split or counted first is estimated (`projection.estimated`).
@@ -141,7 +141,7 @@ class Survey:
         return self.forward.rows if isinstance(self.forward, Portions) else None
 
 
-def survey(request: Request, pool: Pool, *, twice: bool = True) -> Survey:
+def survey(request: Request, pool: Mapper, *, twice: bool = True) -> Survey:
     """Read a few rows and load the model, which the caller has passed through `check_trust`; `twice`: to see that it is one."""
     spec, store = request.spec, request.store
     output = store.parse(spec.output.uri, request.base)

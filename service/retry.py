@@ -12,7 +12,7 @@ from integrand.schemas.uris import Uri
 from integrand.service.jobs import OpenRun, check_build, finish, without_shards
 from integrand.service.manifest import load_partial, load_plan
 from integrand.service.planner import planned_code
-from integrand.service.pools import PoolKind, make_pool
+from integrand.service.pools.choice import PoolKind, make_pool
 from integrand.service.query import resolve_run
 from integrand.service.runner import Ledger, read_ledger
 from integrand.service.terminal import Terminal

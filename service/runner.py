@@ -12,8 +12,9 @@ from integrand.schemas.errors import IntegrityError, TransientError
 from integrand.schemas.records import Attempt, Plan, Quarantined, Shard, ShardFooter, Trial, dump
 from integrand.schemas.uris import Uri
 from integrand.service.bisection import Range, next_trial
+from integrand.service.losses import Failure
 from integrand.service.manifest import read_attempts, read_quarantined
-from integrand.service.pools import Failure, Outcome, Pool
+from integrand.service.pools.base import Outcome, Pool
 from integrand.service.stats import Committed, merge, stats_of
 from integrand.workers.failpoints import reach
 from integrand.workers.store import Store

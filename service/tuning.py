@@ -10,7 +10,7 @@ import torch
 
 from integrand.schemas.specs import AttributeSpec
 from integrand.service.planner import Request, pinned, survey
-from integrand.service.pools import LocalPool
+from integrand.service.pools.local import LocalPool
 from integrand.service.preflight import first_pass, ready, rewriting
 from integrand.service.sample import Sample
 from integrand.service.trials import seconds_per_batch, step_batch

@@ -33,7 +33,7 @@ from integrand.schemas.records import Plan, Shard  # noqa: E402
 from integrand.schemas.specs import AttributeSpec, FixedSteps, parse_spec  # noqa: E402
 from integrand.service.jobs import create_folder, open_folder, run_job  # noqa: E402
 from integrand.service.planner import Request, make_plan  # noqa: E402
-from integrand.service.pools import RayPool  # noqa: E402
+from integrand.service.pools.ray import RayPool  # noqa: E402
 from integrand.service.query import open_run  # noqa: E402
 from integrand.service.runner import Dispatch, Ledger, read_ledger  # noqa: E402
 from integrand.service.stats import Committed  # noqa: E402

@@ -16,7 +16,9 @@ from integrand.schemas.errors import DataError, IntegrityError, SpecError, Trans
 from integrand.schemas.records import Plan, RunManifest
 from integrand.schemas.specs import Compute
 from integrand.service.losses import Ended, loss_of
-from integrand.service.pools import EitherPool, LocalPool, RayPool, make_pool
+from integrand.service.pools.choice import Undecided, make_planning_pool
+from integrand.service.pools.local import LocalPool
+from integrand.service.pools.ray import RayPool
 from tests.plugins.jobs import JobFolder
 
 MARKS = (25, 45, 55)
@@ -297,6 +299,18 @@ def test_workers_of_a_cluster_get_the_kernels_that_were_planned(ray_run: Run, tm
     assert [name.split(" on ")[1] for name in manifest.environments] == [manifest.numerics.kernels]
 
 
+@pytest.mark.ray
+def test_a_ray_that_the_caller_started_is_used_and_stays_up(cluster: str):
+    """A notebook's own Ray went down with the first job."""
+    import ray
+
+    pool = RayPool()
+    assert pool.map(str, [1, 2]) == ["1", "2"]
+    pool.close()
+    assert ray.is_initialized()
+    assert ray.get_runtime_context().gcs_address == cluster
+
+
 # --- the pool that is chosen once a job is planned -------------------------------------------------------------
 
 
@@ -317,12 +331,13 @@ class Spy(LocalPool):
 @pytest.mark.parametrize(("work_s", "begun", "here"), [(1.0, False, True), (30.0, False, False), (1.0, True, False)])
 def test_small_jobs_that_are_new_run_in_this_process(work_s: float, begun: bool, here: bool):
     used: list[str] = []
-    pool = EitherPool(Spy(used, "ray"))
-    assert pool.settle(work_s, begun=begun) == here
+    workers = Spy(used, "ray")
+    pool = Undecided(workers)
+    assert (pool.settle(work_s, begun=begun) is not workers) == here
     assert pool.map(str, [1, 2]) == ["1", "2"]
     assert used == []
     assert pool.map(str, list(range(9))) == list("012345678")
-    assert not pool.settle(1.0, begun=False), "Ray is up: it is used"
+    assert pool.settle(1.0, begun=False) is workers, "Ray is up: it is used"
     pool.close()
     assert used == ["map on ray", "close ray"]
 
@@ -336,16 +351,15 @@ def test_a_job_is_settled_by_its_plan_and_by_what_was_left(job: JobFolder, capsy
     (folder / "data" / "part-00001.parquet").unlink()
     settled: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EitherPool, "settle", lambda self, work_s, *, begun: settled.append(begun) or True)
-        patch.setattr(EitherPool, "_chosen", property(lambda self: self._local, lambda self, pool: None), raising=False)
+        patch.setattr(Undecided, "settle", lambda self, work_s, *, begun: settled.append(begun) or LocalPool())
         again = job.run("auto")
     assert settled == [True]
     assert again.digest == first.digest
 
 
 @pytest.mark.parametrize(("kind", "address", "gpus", "made"), [
-    ("auto", None, 0, EitherPool), ("auto", "auto", 0, RayPool), ("auto", None, 1, RayPool), ("ray", None, 0, RayPool),
+    ("auto", None, 0, Undecided), ("auto", "auto", 0, RayPool), ("auto", None, 1, RayPool), ("ray", None, 0, RayPool),
     ("local", None, 0, LocalPool),
 ])  # fmt: skip
 def test_which_pool_a_job_gets(kind: Any, address: str | None, gpus: int, made: type):
-    assert type(make_pool(kind, address, Compute(gpus_per_worker=gpus))) is made
+    assert type(make_planning_pool(kind, address, Compute(gpus_per_worker=gpus))) is made

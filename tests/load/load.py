@@ -38,7 +38,8 @@ from integrand.service.cutting import cut  # noqa: E402
 from integrand.service.jobs import create_folder, finish, open_folder  # noqa: E402
 from integrand.service.manifest import load_manifest  # noqa: E402
 from integrand.service.planner import Request  # noqa: E402
-from integrand.service.pools import Outcome, RayPool  # noqa: E402
+from integrand.service.pools.base import Outcome  # noqa: E402
+from integrand.service.pools.ray import RayPool  # noqa: E402
 from integrand.service.stats import read_committed  # noqa: E402
 from integrand.workers.models import CodeBundle  # noqa: E402
 from integrand.workers.store import Access, Store  # noqa: E402

@@ -16,7 +16,7 @@ import ray
 
 from integrand.schemas.errors import SpecError, TransientError
 from integrand.service.clusters import is_loopback, protect_token, require_authentication
-from integrand.service.pools import RayPool
+from integrand.service.pools.ray import RayPool
 from tests.plugins.heads import Cluster, free_ports, head
 from tests.plugins.jobs import JobFolder
 from tests.plugins.processes import Family
@@ -51,7 +51,7 @@ def token_cluster(token: str) -> Iterator[Cluster]:
 
 CONNECT = """
 import sys
-from integrand.service.pools import RayPool
+from integrand.service.pools.ray import RayPool
 pool = RayPool(*sys.argv[1:])
 pool.connect()
 print("connected")

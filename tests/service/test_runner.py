@@ -16,7 +16,7 @@ from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter, Trial
 from integrand.schemas.specs import Compute, Limits
 from integrand.schemas.uris import Uri
 from integrand.service.losses import Failure, LossKind
-from integrand.service.pools import Outcome
+from integrand.service.pools.base import Outcome
 from integrand.service.runner import UNCHARGED_IN_A_ROW, Dispatch, Ledger, Tally, read_ledger
 from integrand.service.stats import Committed, merge, stats_of
 from integrand.workers.store import Store

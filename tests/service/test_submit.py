@@ -13,7 +13,7 @@ import pytest
 
 from integrand.schemas.errors import TransientError
 from integrand.schemas.records import RunManifest
-from integrand.service.pools import RayPool
+from integrand.service.pools.ray import RayPool
 from tests.plugins.heads import RAY, Cluster, free_ports, head
 from tests.plugins.jobs import JobFolder
 

@@ -1,7 +1,4 @@
-"""Where shards run: `LocalPool` in this process, `RayPool` on actors. Both answer the same small protocol.
-
-One shard in flight per worker: a death can then be attributed to the shard that was running.
-"""
+"""Actors of a Ray cluster, each in its seat."""
 
 from __future__ import annotations
 
@@ -11,120 +8,31 @@ import re
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from integrand.schemas.errors import IntegrandError, SpecError, TransientError
-from integrand.schemas.records import Shard, ShardFooter
+from integrand.schemas.records import Shard
 from integrand.schemas.specs import Compute
 from integrand.service.clusters import RAY_TOKEN, protect_token, require_authentication
 from integrand.service.devices import REPEATABLE
 from integrand.service.lookout import Lookout, probe
 from integrand.service.losses import Ended, Failure, failure_of, loss_of, lost_context
+from integrand.service.pools.base import Item, Made, Outcome
 from integrand.workers import kernels
-from integrand.workers.worker import Beat, Setup, Worker
+from integrand.workers.worker import Beat, Setup
 
 if TYPE_CHECKING:
     from integrand.workers.actor import Place
 
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 UNREACHABLE_S = 60.0
 """How long Ray may take to find out that a node is dead: its head asks each one every 3 s, five times."""
 LAST_S = 5.0
 """A shard that runs is dropped so long before its node goes, lest it commit after that."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of one attempt at one shard; no result for a trial of some rows that lost nobody."""
-
-    worker: int
-    shard: Shard
-    result: ShardFooter | Failure | None
-
-
-class Pool(Protocol):
-    """Workers by number. The runner submits to idle ones and waits for outcomes."""
-
-    def map(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
-        """Run a pre-pass function over items, results in order."""
-
-    def prepare(self) -> None:
-        """Begin what takes time and needs no plan, beside whatever the caller does; `map` and `start` wait for it."""
-
-    def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None:
-        """Ask for workers that load the plan's model; raises what stops them from starting."""
-
-    def idle(self) -> list[int]:
-        """Numbers of workers that are ready and have nothing to do."""
-
-    def submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
-        """Give an idle worker a shard, and the one that it may be given next."""
-
-    def wait(self, timeout_s: float) -> list[Outcome]:
-        """Attempts that ended, at the latest after `timeout_s`."""
-
-    def replace(self, worker: int) -> None:
-        """A fresh worker under the same number."""
-
-    def retire(self, worker: int) -> None:
-        """Let an idle worker go: there is nothing left for it."""
-
-    def close(self) -> None:
-        """Stop everything, in flight or not."""
-
-
-class LocalPool:
-    """One worker in this process: no Ray, no isolation. A model that dies or hangs takes the run with it."""
-
-    def __init__(self) -> None:
-        self._worker: Worker | None = None
-        self._setup: Setup | None = None
-        self._next: tuple[Shard, Shard | None] | None = None
-
-    def map(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
-        return [function(item) for item in items]
-
-    def prepare(self) -> None:
-        pass
-
-    def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None:
-        self._setup, self._worker = setup, Worker(setup)
-
-    def idle(self) -> list[int]:
-        return [0] if self._worker and not self._next else []
-
-    def submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
-        self._next = shard, prefetch
-
-    def wait(self, timeout_s: float) -> list[Outcome]:
-        assert self._worker
-        if self._next is None:
-            return []
-        (shard, prefetch), self._next = self._next, None
-        try:
-            return [Outcome(0, shard, self._worker.run(shard, prefetch))]
-        except Exception as error:  # noqa: BLE001 — whatever the shard raised is its outcome, as with Ray
-            return [Outcome(0, shard, failure_of(error, traceback.format_exc()))]
-
-    def replace(self, worker: int) -> None:
-        assert self._setup
-        self.close()
-        self._worker = Worker(self._setup)
-
-    def retire(self, worker: int) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._worker:
-            self._worker.close()
-        self._worker = None
 
 
 @dataclass
@@ -163,6 +71,7 @@ class RayPool:
     _lookout: Lookout | None = None
     _starter: ThreadPoolExecutor | None = None
     _joining: Future[None] | None = None
+    _own_ray: bool = False
 
     def prepare(self) -> None:
         """Start the local cluster in a thread: 3 s, most of which it waits. One elsewhere is up already.
@@ -244,6 +153,7 @@ class RayPool:
         protect_token(RAY_TOKEN)
         ray.init(address="local", num_cpus=max(2, math.ceil(self.cpus)), include_dashboard=False, log_to_driver=False,
                  logging_level=logging.ERROR)  # fmt: skip
+        self._own_ray = True
         protect_token(RAY_TOKEN)
         try:
             if not self.allow_unauthenticated:
@@ -450,65 +360,10 @@ class RayPool:
             for seat in self._seats.values():
                 ray.kill(seat.actor)
             self._seats.clear()
-            if not self.address:
+            if self._own_ray:  # the caller's stays up
                 ray.shutdown()
         if self._starter is not None:
             self._starter.shutdown()
-
-
-SMALL_S = 20.0
-"""Work of one process below which starting Ray and its workers, some 8 s, is not worth while."""
-_FEW_ITEMS = 8
-
-
-class EitherPool:
-    """This process for a small job, Ray for any other: settled once the job is planned, and until then Ray only for many items."""
-
-    def __init__(self, workers: RayPool) -> None:
-        self._workers, self._local = workers, LocalPool()
-        self._chosen: Pool = workers
-        self._on_ray = False
-
-    def settle(self, work_s: float, *, begun: bool) -> bool:
-        """Choose; whether it is this process. A run that was begun before goes to Ray, for it may have died of its rows
-        here; so does one whose pre-passes have started Ray.
-        """
-        small = work_s < SMALL_S and not begun and not self._on_ray
-        self._chosen = self._local if small else self._workers
-        return small
-
-    def map(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
-        if len(items) <= _FEW_ITEMS:
-            return self._local.map(function, items)
-        self._on_ray = True
-        return self._workers.map(function, items)
-
-    def prepare(self) -> None:
-        pass
-
-    def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None:
-        self._on_ray |= self._chosen is self._workers
-        self._chosen.start(setup, compute, shards, stall_s)
-
-    def idle(self) -> list[int]:
-        return self._chosen.idle()
-
-    def submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
-        self._chosen.submit(worker, shard, prefetch)
-
-    def wait(self, timeout_s: float) -> list[Outcome]:
-        return self._chosen.wait(timeout_s)
-
-    def replace(self, worker: int) -> None:
-        self._chosen.replace(worker)
-
-    def retire(self, worker: int) -> None:
-        self._chosen.retire(worker)
-
-    def close(self) -> None:
-        self._local.close()
-        if self._on_ray:
-            self._workers.close()
 
 
 @contextmanager
@@ -567,22 +422,3 @@ def _resources() -> str:
 
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return ", ".join(f"{found.get(k, 0):g} {k}" for k in ("CPU", "GPU"))
-
-
-PoolKind = Literal["auto", "ray", "local"]
-
-
-def make_pool(kind: PoolKind, address: str | None, compute: Compute, *, allow_unauthenticated_ray: bool = False
-              ) -> Pool:  # fmt: skip
-    """The pool for a job; a local Ray is given room for as many workers as the job may ask for.
-
-    `auto` is Ray where there is a cluster or a GPU is asked for, and an EitherPool elsewhere.
-    """
-    if kind == "local":
-        return LocalPool()
-    cpus = compute.worker_range.max * compute.cpus_per_worker
-    workers = RayPool(address, cpus=cpus, allow_unauthenticated=allow_unauthenticated_ray)
-    return EitherPool(workers) if kind == "auto" and address is None and not compute.gpus_per_worker else workers
-
-
-__all__ = ["EitherPool", "Failure", "LocalPool", "Outcome", "Pool", "PoolKind", "RayPool", "make_pool"]
