@@ -21,6 +21,7 @@ from integrand.schemas.records import (
     Record,
     RunManifest,
     dump,
+    environment,
     histogram_quantiles,
 )
 from integrand.schemas.stats import Stats
@@ -144,7 +145,8 @@ def _lowered(plan: Plan, stats: Stats) -> tuple[str, ...]:
     more = [f"and {stats.lowered - len(said)} more shards"] if stats.lowered > len(said) else []
     planned = [plan.lowered] if plan.lowered else []
     kernels = plan.numerics.kernels
-    if kernels and len(environments) == 1 and not environments[0].endswith(f" on {kernels}"):
+    tried = environment({"torch": plan.numerics.torch_build, "processor": kernels or ""})
+    if kernels and len(environments) == 1 and environments[0] != tried:
         planned.append(
             f"its rows come from {environments[0]}, whose kernels were not tried: it was planned on {kernels}"
         )

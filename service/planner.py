@@ -152,7 +152,7 @@ def survey(request: Request, pool: Mapper, *, twice: bool = True) -> Survey:
     device: Literal["cpu", "cuda"] = "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
     loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device, twice=twice)
     forward = through_embeddings(loaded.forward, spec)
-    tried, rows = find_rows(spec, shapes, looks(store, spec, dataset), device, forward)
+    tried, rows = find_rows(spec, shapes, looks(store, spec, dataset), device, forward, estimated=dataset.estimated)
     _refuse_lengths(spec, tried)
     forward = in_portions(forward, _portion(spec, forward, loaded, rows, device))
     sample, statistics = sample_rows(spec, tried, rows, [np.zeros(s.shape) for s in shapes], device, forward), None
@@ -170,8 +170,7 @@ def settle_kernels(spec: AttributeSpec) -> None:
     where = "compute.reproducible: portable"
     if spec.compute.gpus_per_worker:
         raise SpecError(where, expected="a job on CPUs", seen="compute.gpus_per_worker", next_step="take `require`")
-    kernels.ask(kernels.PORTABLE, insist=True)
-    found = kernels.in_force()
+    found = kernels.ask_portable()
     if not found.portable:
         raise SpecError(where, expected=f"the kernels {kernels.portable_name()}", seen=str(found) or "none of x86",
                         next_step="start the job in a process of its own, since kernels are chosen at their first use, on x86 "

@@ -98,11 +98,12 @@ def _name(dataset: Dataset, rows: Slice) -> str:
     return f"{file.path}#{file.first_row + rows.start}"
 
 
-def find_rows(spec: AttributeSpec, shapes: tuple[InputShape, ...], found: Iterator[Look], device: str, forward: Forward
-              ) -> tuple[tuple[InputShape, ...], Rows]:  # fmt: skip
+def find_rows(spec: AttributeSpec, shapes: tuple[InputShape, ...], found: Iterator[Look], device: str, forward: Forward,
+              *, estimated: bool) -> tuple[tuple[InputShape, ...], Rows]:  # fmt: skip
     """The first look with a clean row, of one padded length, and the inputs' shapes there.
 
-    Raises DataError with the first reason if every row that was looked at is bad.
+    Raises DataError with the first reason if every row that was looked at is bad; of text that is not split yet
+    (`estimated`) these are few.
     """
     seen, told = 0, ""
     for look in found:
@@ -113,9 +114,13 @@ def find_rows(spec: AttributeSpec, shapes: tuple[InputShape, ...], found: Iterat
         seen, told = look.seen, told or _first_reason(look, lengths)
         if seen >= MOST_LOOKED_AT:
             break
+    further = (
+        "; a plan of text that is not split yet sees the first lines of each file, with --ingest all"
+        if estimated
+        else ""
+    )
     raise DataError("source", expected="at least one usable row", seen=f"{seen:,} bad rows, and no other; the first: {told}",
-                    next_step="mend the data, or name the right columns and shape under inputs; a plan of text that is not "
-                    "split yet sees the first lines of each file, with --ingest all")  # fmt: skip
+                    next_step=f"mend the data, or name the right columns and shape under inputs{further}")  # fmt: skip
 
 
 _Length = tuple[NDArray[np.int64], tuple[InputShape, ...], Rows]

@@ -49,10 +49,14 @@ def forget_extensions() -> None:
 
 
 def open_parquet(source: RawIOBase | pa.NativeFile, *, metadata: pq.FileMetaData | None = None,
-                 read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:  # fmt: skip
-    """Parquet of anyone's, a run folder's objects included, with Ray Data's types forgotten and checksums compared."""
+                 read_dictionary: Sequence[str] = (), ahead: bool = False) -> pq.ParquetFile:  # fmt: skip
+    """Parquet of anyone's, a run folder's objects included, with Ray Data's types forgotten and checksums compared.
+
+    ahead  get the columns of a row group in few requests before they are decoded, as pays for objects. Threads of Arrow's
+           do that, and one that still holds our bytes when Python ends aborts the process (apache/arrow#34314).
+    """
     forget_extensions()
-    return pq.ParquetFile(source, metadata=metadata, read_dictionary=list(read_dictionary), pre_buffer=True,
+    return pq.ParquetFile(source, metadata=metadata, read_dictionary=list(read_dictionary), pre_buffer=ahead,
                           page_checksum_verification=True)  # fmt: skip
 
 

@@ -62,14 +62,22 @@ class Kernels:
         return " ".join(part for part in named if part)
 
 
-def ask(wanted: Mapping[str, str] = STRICT, *, insist: bool = False) -> None:
-    """Put what is wanted into the environment of this process and its children; a setting that is there stays.
+def ask() -> None:
+    """Put STRICT into the environment of this process and its children; a setting that is there stays."""
+    for name, value in STRICT.items():
+        os.environ.setdefault(name, value)
 
-    insist  replace settings too
-    """
-    for name, value in wanted.items():
-        if insist or name not in os.environ:
-            os.environ[name] = value
+
+def ask_portable() -> Kernels:
+    """Put PORTABLE there, whatever was set, and read back; where they are not to be had, put back what was there before."""
+    before = asked()
+    os.environ.update(PORTABLE)
+    found = in_force()
+    if not found.portable:
+        for name in PORTABLE:
+            del os.environ[name]
+        os.environ.update(before)
+    return found
 
 
 def asked() -> dict[str, str]:

@@ -293,18 +293,22 @@ def _opened(store: Store, file: SourceFile, columns: Sequence[str] | None, tick:
         seen = fingerprint(store, entry)
         if seen != file.fingerprint:
             raise _changed(file, file.fingerprint, seen)
-        with store.open(entry.uri, etag=entry.etag, tick=tick) as source, _parquet(file, source, columns) as opened:
+        ahead = entry.uri.scheme != "file"
+        with (
+            store.open(entry.uri, etag=entry.etag, tick=tick) as source,
+            _parquet(file, source, columns, ahead) as opened,
+        ):
             yield opened
 
 
 @contextmanager
-def _parquet(file: SourceFile, source: io.RawIOBase, columns: Sequence[str] | None) -> Iterator[_Opened]:
+def _parquet(file: SourceFile, source: io.RawIOBase, columns: Sequence[str] | None, ahead: bool) -> Iterator[_Opened]:
     with _decoding(file.uri):
         footer = open_parquet(source)
         schema = _data_columns(footer.schema_arrow)
         once = [c for c in columns or schema.names if len(schema.get_all_field_indices(c)) == 1]
         texts = string_columns(schema, once)
-        parquet = open_parquet(source, metadata=footer.metadata, read_dictionary=texts)
+        parquet = open_parquet(source, metadata=footer.metadata, read_dictionary=texts, ahead=ahead)
     with parquet:
         yield _Opened(file, parquet, schema)
 

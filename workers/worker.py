@@ -123,7 +123,7 @@ def load_job(setup: Setup) -> Job:
                              next_step="use the planned build, or --allow-mixed and lose bitwise equality")  # fmt: skip
     device = plan.numerics.device
     if plan.numerics.portable:
-        kernels.ask(kernels.PORTABLE, insist=True)
+        kernels.ask_portable()
     pin_numerics(plan.numerics.threads)
     if not setup.allow_mixed:
         _check_kernels(plan, device)

@@ -352,6 +352,17 @@ def test_the_slices_of_a_shard_share_its_room(tmp_path: Path):
         read_slices(Store(Access(decoded_bytes=40_000_000)), [file], slices, None)
 
 
+def test_reading_a_local_file_leaves_no_thread_of_arrows(tmp_path: Path):
+    """One that still held a part of the file when Python ended aborted a process that was done, one in some hundred."""
+    pq.write_table(pa.table({"a": np.zeros(4096)}), tmp_path / "t.parquet")
+    file = inspected(tmp_path / "t.parquet")
+    code = CHILD.replace("before = memory", "import os; there = len(os.listdir('/proc/self/task')); before = memory")
+    code += "print(len(os.listdir('/proc/self/task')) - there)"
+    told = [file.model_dump_json(), *(json.dumps(value) for value in (0, 4096, 1 << 30, ["a"]))]
+    done = subprocess.run([sys.executable, "-c", code, *told], capture_output=True, text=True, timeout=250, check=True)
+    assert [done.stdout.splitlines()[i] for i in (0, -1)] == ["read 4096", "0"]
+
+
 def test_columns_that_are_not_asked_for_cost_nothing(tmp_path: Path):
     ids = pa.DictionaryArray.from_arrays(pa.array(np.zeros(4096, np.int32)), ["x" * 700_000])
     pq.write_table(pa.table({"id": ids, "a": np.zeros(4096), "id.b": ids}), tmp_path / "t.parquet", compression="brotli",

@@ -106,8 +106,22 @@ def test_children_are_asked_for_what_this_process_asks_for(monkeypatch: pytest.M
     monkeypatch.setenv(kernels.MKL, "AUTO")
     kernels.ask()
     assert kernels.asked() == {kernels.MKL: "AUTO"}
-    kernels.ask(kernels.PORTABLE, insist=True)
-    assert kernels.asked() == dict(kernels.PORTABLE)
+
+
+@pytest.mark.parametrize("to_be_had", [True, False])
+@pytest.mark.parametrize("before", [{}, {kernels.MKL: "AUTO"}], ids=["nothing", "AUTO"])
+def test_portable_kernels_are_asked_for_as_long_as_they_are_to_be_had(monkeypatch: pytest.MonkeyPatch, to_be_had: bool,
+                                                                      before: dict[str, str]) -> None:  # fmt: skip
+    """A refused job left its wish behind, and the next one of the process was planned with it."""
+    for name in (kernels.MKL, kernels.ATEN, kernels.ONEDNN):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    there = Kernels(kernels.PORTABLE[kernels.MKL], "AVX2", kernels.PORTABLE[kernels.ONEDNN] if to_be_had else "")
+    monkeypatch.setattr(kernels, "in_force", lambda: there)
+    assert kernels.ask_portable() == there
+    assert kernels.asked() == (dict(kernels.PORTABLE) if to_be_had else before)
 
 
 @pytest.mark.parametrize(("found", "name", "strict", "portable"), [
