@@ -7,11 +7,11 @@ if __name__ == "service":
     raise ImportError("import integrand.service, not the source folder service; run `pip install -e .` first")
 
 _HOMES = {
-    "Run": "query", "open_run": "query",
-    "plan_job": "jobs",
-    "run_job": "jobs",
-    "retry_quarantined": "retry",
-    "verify_run": "verify",
+    "Run": "runs.query", "open_run": "runs.query",
+    "plan_job": "running.jobs",
+    "run_job": "running.jobs",
+    "retry_quarantined": "running.retry",
+    "verify_run": "checks.verify",
 }  # fmt: skip
 __all__ = sorted(_HOMES)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from integrand.service.runner import Tally
+    from integrand.service.running.runner import Tally
 
 PLAIN_EVERY_S = 5.0
 

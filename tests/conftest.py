@@ -27,9 +27,9 @@ from integrand.schemas.records import (
 from integrand.schemas.specs import AttributeSpec, parse_spec
 from integrand.schemas.tables import RowStatus
 from integrand.schemas.uris import Uri
-from integrand.workers.encoding import Results, encode, results_table, shard_footer
-from integrand.workers.reading import inspect_file, read_slices
-from integrand.workers.store import Store
+from integrand.workers.data.reading import inspect_file, read_slices
+from integrand.workers.shards.encoding import Results, encode, results_table, shard_footer
+from integrand.workers.storage.store import Store
 
 pytest_plugins = ["tests.plugins.requirements", "tests.plugins.strictness", "tests.plugins.jobs", "tests.plugins.listener", "tests.plugins.proxy",
                   "tests.plugins.seaweed"]  # fmt: skip

@@ -11,9 +11,9 @@ from integrand.workers.kernels import ask
 ask()  # before MKL's first call, which whoever uses this package makes after importing it
 
 _HOMES = {
-    "Access": "store", "Store": "store",
-    "Attribution": "attribution", "attribute": "attribution", "prepare": "attribution", "at_embedding": "embeddings",
-    "QuadratureRule": "quadrature",
+    "Access": "storage.store", "Store": "storage.store",
+    "Attribution": "methods.attribution", "attribute": "methods.attribution", "prepare": "methods.attribution", "at_embedding": "models.embeddings",
+    "QuadratureRule": "quadrature.rules",
 }  # fmt: skip
 __all__ = sorted(_HOMES)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from integrand.workers.store import Access
+    from integrand.workers.storage.store import Access
 
 
 def digits(out: str | None = None, access: Access | None = None) -> int:

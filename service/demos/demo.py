@@ -22,7 +22,7 @@ from integrand.schemas.records import Record, RunManifest, dump
 from integrand.schemas.specs import Adaptive, AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service.terminal import Terminal
-from integrand.workers.store import Access, Store
+from integrand.workers.storage.store import Access, Store
 
 FACTS = "facts.json"
 SPEC = "spec.yaml"
@@ -123,7 +123,7 @@ def run_demo(demo: Demo, out: str, *, access: Access | None = None, pool: Litera
     Inputs are made from fixed seeds and kept, so the same command again is the same run and is done at once.
     """
     _require_pillow()
-    from integrand.service.jobs import run_job
+    from integrand.service.running.jobs import run_job
 
     console, store = Terminal(), Store(access or Access())
     folder = DemoFolder(store, store.parse(out, base=os.getcwd()))
@@ -141,7 +141,7 @@ def _present(demo: Demo, folder: DemoFolder, spec: AttributeSpec, manifest: RunM
              ) -> None:  # fmt: skip
     """Read the run back as a user would, write the picture, print the summary."""
     from integrand.service.demos import summary
-    from integrand.service.query import open_run
+    from integrand.service.runs.query import open_run
 
     run, picture = folder.out.child(manifest.run_id), f"{demo.NAME}.png"
     rows = open_run(run, access=folder.store.access).to_pandas(inputs=True)

@@ -20,7 +20,7 @@ from integrand.schemas.specs import Adaptive, AttributeSpec
 from integrand.schemas.tables import PREFIX
 from integrand.service.demos.demo import DemoFolder, Facts, Outcome, fill_spec, read_spec, reproducible
 from integrand.service.demos.models import digits_cnn
-from integrand.workers.attribution import attribute
+from integrand.workers.methods.attribution import attribute
 
 NAME = "digits"
 RECIPE = 2

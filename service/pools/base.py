@@ -11,8 +11,8 @@ from typing import Protocol, TypeVar
 
 from integrand.schemas.records import Shard, ShardFooter
 from integrand.schemas.specs import Compute
-from integrand.service.losses import Failure
-from integrand.workers.worker import Setup
+from integrand.service.pools.losses import Failure
+from integrand.workers.shards.worker import Setup
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")

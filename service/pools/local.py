@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from integrand.schemas.records import Shard
 from integrand.schemas.specs import Compute
-from integrand.service.losses import failure_of
 from integrand.service.pools.base import Item, Made, Outcome
-from integrand.workers.worker import Setup, Worker
+from integrand.service.pools.losses import failure_of
+from integrand.workers.shards.worker import Setup, Worker
 
 
 class LocalPool:

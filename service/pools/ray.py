@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 from integrand.schemas.errors import IntegrandError, SpecError, TransientError
 from integrand.schemas.records import Shard
 from integrand.schemas.specs import Compute
-from integrand.service.clusters import RAY_TOKEN, protect_token, require_authentication
-from integrand.service.devices import REPEATABLE
-from integrand.service.lookout import Lookout, probe
-from integrand.service.losses import Ended, Failure, failure_of, loss_of, lost_context
 from integrand.service.pools.base import Item, Made, Outcome
+from integrand.service.pools.clusters import RAY_TOKEN, protect_token, require_authentication
+from integrand.service.pools.devices import REPEATABLE
+from integrand.service.pools.lookout import Lookout, probe
+from integrand.service.pools.losses import Ended, Failure, failure_of, loss_of, lost_context
 from integrand.workers import kernels
-from integrand.workers.worker import Beat, Setup
+from integrand.workers.shards.worker import Beat, Setup
 
 if TYPE_CHECKING:
-    from integrand.workers.actor import Place
+    from integrand.workers.shards.actor import Place
 
 UNREACHABLE_S = 60.0
 """How long Ray may take to find out that a node is dead: its head asks each one every 3 s, five times."""
@@ -165,7 +165,7 @@ class RayPool:
     def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None:
         import ray
 
-        from integrand.workers.actor import ShardActor
+        from integrand.workers.shards.actor import ShardActor
 
         wanted = min(compute.worker_range.max, max(1, shards))
         self._fewest = min(compute.worker_range.min, wanted)

@@ -31,15 +31,15 @@ from models import FEATURES, errors, mlp, reference, rows, write_rows  # noqa: E
 
 from integrand.schemas.records import Plan, Shard  # noqa: E402
 from integrand.schemas.specs import AttributeSpec, FixedSteps, parse_spec  # noqa: E402
-from integrand.service.jobs import create_folder, open_folder, run_job  # noqa: E402
-from integrand.service.planner import Request, make_plan  # noqa: E402
+from integrand.service.planning.planner import Request, make_plan  # noqa: E402
 from integrand.service.pools.ray import RayPool  # noqa: E402
-from integrand.service.query import open_run  # noqa: E402
-from integrand.service.runner import Dispatch, Ledger, read_ledger  # noqa: E402
-from integrand.service.stats import Committed  # noqa: E402
+from integrand.service.running.jobs import create_folder, open_folder, run_job  # noqa: E402
+from integrand.service.running.runner import Dispatch, Ledger, read_ledger  # noqa: E402
+from integrand.service.runs.query import open_run  # noqa: E402
+from integrand.service.runs.totals import Committed  # noqa: E402
 from integrand.workers import attribute  # noqa: E402
-from integrand.workers.store import Store  # noqa: E402
-from integrand.workers.worker import Setup, pin_numerics  # noqa: E402
+from integrand.workers.shards.worker import Setup, pin_numerics  # noqa: E402
+from integrand.workers.storage.store import Store  # noqa: E402
 
 TRUSTED = ("models",)
 QUIET = Console(quiet=True)

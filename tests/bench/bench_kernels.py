@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from integrand.service.demos.models import digits_cnn
 from integrand.workers import kernels
-from integrand.workers.repeatability import Batch, measure_repeatability
+from integrand.workers.models.repeatability import Batch, measure_repeatability
 
 SETTINGS: dict[str, dict[str, str]] = {
     "as torch comes": {kernels.MKL: ""},

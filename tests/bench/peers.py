@@ -19,7 +19,7 @@ from zoo import INSTALL, Case, Missing, buckets
 
 from integrand.schemas.specs import Accuracy
 from integrand.workers import Attribution, attribute, prepare
-from integrand.workers.prepared import Prepared
+from integrand.workers.engine.prepared import Prepared
 
 LADDER = (5, 10, 20, 50, 100, 200, 500)
 """Step counts among which a user with a reference at hand would choose."""

@@ -12,7 +12,7 @@ import pytest
 
 from integrand.schemas.errors import DataError
 from integrand.schemas.uris import Uri
-from integrand.workers.store import Entry, Store
+from integrand.workers.storage.store import Entry, Store
 
 Place = tuple[Store, Uri]
 

@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from integrand.schemas import specs
 from integrand.schemas.tables import COLUMNS
-from integrand.service.cli import app
+from integrand.service.cli.commands import app
 
 README = Path(__file__).parents[2] / "README.md"
 SECTIONS = (

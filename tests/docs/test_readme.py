@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from integrand.schemas.specs import Rule, parse_spec
 from integrand.schemas.tables import RowStatus
-from integrand.service.jobs import run_job
-from integrand.service.query import open_run
-from integrand.service.specfile import parse_text
+from integrand.service.cli.specfile import parse_text
+from integrand.service.running.jobs import run_job
+from integrand.service.runs.query import open_run
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -184,7 +184,7 @@ def test_pictures_exist():
 
 
 def test_operator_config_example_is_accepted(tmp_path):
-    from integrand.service.operator import load_operator
+    from integrand.service.cli.operator import load_operator
 
     (example,) = blocks("toml")
     config = tmp_path / "config.toml"

@@ -13,11 +13,11 @@ import pytest
 
 from integrand.schemas.records import RunManifest
 from integrand.schemas.uris import Uri
-from integrand.service.footers import RunFolder
-from integrand.service.manifest import load_plan
-from integrand.service.stats import write_block
+from integrand.service.runs.footers import RunFolder
+from integrand.service.runs.manifest import load_plan
+from integrand.service.runs.totals import write_block
 from integrand.workers import failpoints
-from integrand.workers.store import Store
+from integrand.workers.storage.store import Store
 from tests.plugins.drivers import finish, fork, start
 from tests.plugins.jobs import JobFolder
 from tests.plugins.oracle import check_rows

@@ -137,7 +137,7 @@ def test_a_run_goes_on_under_another_clock(job: JobFolder, family: Family, undis
 @pytest.mark.needs_tool("faketime")
 def test_a_store_that_refuses_a_wrong_clock_is_told_clearly(s3_server: S3Server, s3_root: Uri):
     """S3 refuses what was signed more than a quarter of an hour ago or ahead."""
-    code = (f"from integrand.workers.store import Access, Store; Store(Access(endpoint_url={s3_server.endpoint_url!r}))"
+    code = (f"from integrand.workers.storage.store import Access, Store; Store(Access(endpoint_url={s3_server.endpoint_url!r}))"
             f".create(Store().parse({str(s3_root.child('object'))!r}), b'x')")  # fmt: skip
     command = ["faketime", "-f", AHEAD, sys.executable, "-c", code]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from integrand.schemas.errors import DataError
 from integrand.schemas.records import RunManifest
-from integrand.service.query import Run, open_run
-from integrand.service.verify import verify_run
+from integrand.service.checks.verify import verify_run
+from integrand.service.runs.query import Run, open_run
 from tests.plugins.jobs import JobFolder
 
 ROWS, TRIED = 40, 16

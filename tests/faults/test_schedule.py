@@ -6,9 +6,9 @@ from pathlib import Path
 
 from integrand.schemas.records import RunManifest
 from integrand.schemas.uris import Uri
-from integrand.service.jobs import run_job
-from integrand.service.manifest import read_pointer
-from integrand.workers.store import Store
+from integrand.service.running.jobs import run_job
+from integrand.service.runs.manifest import read_pointer
+from integrand.workers.storage.store import Store
 from tests.plugins.jobs import JobFolder
 
 

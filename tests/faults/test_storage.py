@@ -22,9 +22,9 @@ import s3fs
 
 from integrand.schemas.errors import DataError, IntegrityError, TransientError
 from integrand.schemas.uris import Uri
-from integrand.workers import objects
-from integrand.workers.patience import Patience
-from integrand.workers.store import Access, Store
+from integrand.workers.storage import objects
+from integrand.workers.storage.retries import Patience
+from integrand.workers.storage.store import Access, Store
 from tests.plugins.proxy import Proxy, Rule, fault_proxy
 
 pytestmark = pytest.mark.s3
@@ -518,7 +518,7 @@ FULL_DISK = """
 import errno, os, sys
 from integrand.schemas.errors import TransientError
 from integrand.schemas.uris import Uri
-from integrand.workers.store import Store
+from integrand.workers.storage.store import Store
 
 store, root = Store(), Uri("file", sys.argv[1])
 store.create(root.child("data", "first"), bytes(100_000), scratch=root.child("_tmp"))

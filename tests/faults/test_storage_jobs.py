@@ -17,10 +17,10 @@ from integrand.schemas.errors import IntegrityError, TransientError
 from integrand.schemas.records import RunManifest
 from integrand.schemas.uris import Uri
 from integrand.service import open_run
-from integrand.service.jobs import STALL_S, run_job
+from integrand.service.running.jobs import STALL_S, run_job
 from integrand.workers import failpoints
-from integrand.workers.patience import Patience
-from integrand.workers.store import Access, Store
+from integrand.workers.storage.retries import Patience
+from integrand.workers.storage.store import Access, Store
 from tests.plugins.jobs import JobFolder
 from tests.plugins.processes import wait_until
 from tests.plugins.proxy import Proxy, Rule, fault_proxy

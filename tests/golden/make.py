@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from integrand.schemas.ids import FORMAT_VERSION
 from integrand.schemas.specs import parse_spec
-from integrand.service.jobs import run_job
+from integrand.service.running.jobs import run_job
 
 MODEL = """\
 import torch

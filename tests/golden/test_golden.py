@@ -10,9 +10,9 @@ import pytest
 
 from integrand.schemas.ids import FORMAT_VERSION, fold_digests
 from integrand.service import open_run
-from integrand.service.footers import RunFolder, read_footers
-from integrand.service.manifest import fold, load_plan
-from integrand.service.stats import read_committed
+from integrand.service.runs.footers import RunFolder, read_footers
+from integrand.service.runs.manifest import fold, load_plan
+from integrand.service.runs.totals import read_committed
 
 FOLDERS = sorted(Path(__file__).parent.glob("v*"))
 

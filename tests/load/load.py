@@ -34,16 +34,16 @@ from integrand.schemas.ids import NUMERICS_VERSION, fold_digests, shard_object  
 from integrand.schemas.records import InputShape, Numerics, Plan, Projection, Shard, SourceFile  # noqa: E402
 from integrand.schemas.specs import AttributeSpec, Compute, parse_spec  # noqa: E402
 from integrand.schemas.uris import Uri  # noqa: E402
-from integrand.service.cutting import cut  # noqa: E402
-from integrand.service.jobs import create_folder, finish, open_folder  # noqa: E402
-from integrand.service.manifest import load_manifest  # noqa: E402
-from integrand.service.planner import Request  # noqa: E402
+from integrand.service.planning.cutting import cut  # noqa: E402
+from integrand.service.planning.planner import Request  # noqa: E402
 from integrand.service.pools.base import Outcome  # noqa: E402
 from integrand.service.pools.ray import RayPool  # noqa: E402
-from integrand.service.stats import read_committed  # noqa: E402
-from integrand.workers.models import CodeBundle  # noqa: E402
-from integrand.workers.store import Access, Store  # noqa: E402
-from integrand.workers.worker import Setup  # noqa: E402
+from integrand.service.running.jobs import create_folder, finish, open_folder  # noqa: E402
+from integrand.service.runs.manifest import load_manifest  # noqa: E402
+from integrand.service.runs.totals import read_committed  # noqa: E402
+from integrand.workers.models.loading import CodeBundle  # noqa: E402
+from integrand.workers.shards.worker import Setup  # noqa: E402
+from integrand.workers.storage.store import Access, Store  # noqa: E402
 from tests.load import noop  # noqa: E402
 
 QUIET = Console(quiet=True)
@@ -217,7 +217,7 @@ def drive(load: Load, shards: int = sys.maxsize) -> Driven:
 
 def look(load: Load) -> tuple[int, float]:
     """What `integrand status` reads of an unfinished run: its rows, and the seconds that it takes."""
-    from integrand.service.query import open_run  # pandas and DuckDB, which a driver does not load
+    from integrand.service.runs.query import open_run  # pandas and DuckDB, which a driver does not load
 
     warnings.simplefilter("ignore", UserWarning)  # of being unfinished
     began = time.perf_counter()

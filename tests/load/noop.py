@@ -13,10 +13,10 @@ import ray
 from integrand.schemas.ids import digest_rows, shard_object
 from integrand.schemas.records import Plan, Shard, ShardFooter, Slice
 from integrand.schemas.tables import RowStatus
-from integrand.workers.actor import Place
-from integrand.workers.encoding import Results, encode, results_table, shard_footer
-from integrand.workers.store import Store
-from integrand.workers.worker import Beat, Setup
+from integrand.workers.shards.actor import Place
+from integrand.workers.shards.encoding import Results, encode, results_table, shard_footer
+from integrand.workers.shards.worker import Beat, Setup
+from integrand.workers.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ sys.path.insert(0, str(ROOT))
 
 from integrand.schemas.records import RunManifest  # noqa: E402
 from integrand.schemas.uris import Uri  # noqa: E402
-from integrand.service.query import open_run  # noqa: E402
-from integrand.workers.store import Store  # noqa: E402
+from integrand.service.runs.query import open_run  # noqa: E402
+from integrand.workers.storage.store import Store  # noqa: E402
 from tests.plugins.jobs import JobFolder  # noqa: E402
 from tests.plugins.processes import Family  # noqa: E402
 from tests.plugins.proxy import Rule, fault_proxy  # noqa: E402

@@ -12,9 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("schemas", "workers", "service")  # each may import itself and those before it
 SCHEMAS_MAY_IMPORT = {*sys.stdlib_module_names, "pydantic", "pyarrow"}
-RAY_MAY_BE_IMPORTED_BY = {"workers/actor.py", "service/pools/ray.py", "service/lookout.py", "service/losses.py"}
-READING = ("service/query.py", "service/manifest.py", "service/verify.py", "service/tables.py", "workers/store.py",
-           "workers/reading.py")  # fmt: skip
+RAY_MAY_BE_IMPORTED_BY = {
+    "workers/shards/actor.py",
+    "service/pools/ray.py",
+    "service/pools/lookout.py",
+    "service/pools/losses.py",
+}
+READING = ("service/runs/query.py", "service/runs/manifest.py", "service/checks/verify.py", "service/reports/tables.py", "workers/storage/store.py",
+           "workers/data/reading.py")  # fmt: skip
 SOURCES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -46,7 +51,7 @@ def test_ray_is_never_asked_how_a_job_is():
 
 def test_drivers_and_workers_start_without_pandas():
     """A tenth of a driver's memory, which is bounded."""
-    modules = "integrand.service.jobs, integrand.service.pools.choice, integrand.workers.actor"
+    modules = "integrand.service.running.jobs, integrand.service.pools.choice, integrand.workers.shards.actor"
     loaded = run_python(f"import sys, {modules}; print('pandas' in sys.modules)")
     assert (loaded.returncode, loaded.stdout.strip()) == (0, "False"), loaded.stderr
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from integrand.schemas.specs import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
-from integrand.workers.attribution import Attribution, attribute
-from integrand.workers.quadrature import QuadratureRule, left, midpoint, right, trapezoid
+from integrand.workers.methods.attribution import Attribution, attribute
+from integrand.workers.quadrature.rules import QuadratureRule, left, midpoint, right, trapezoid
 from tests.peers.models import (
     F64,
     Mixed,

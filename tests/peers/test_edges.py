@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from integrand.schemas.errors import DataError, IntegrandError, SpecError
 from integrand.schemas.specs import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
-from integrand.workers.attribution import attribute
+from integrand.workers.methods.attribution import attribute
 from tests.peers.models import F64, mlp, normal, tensor
 
 CONVERGED = {RowStatus.ok, RowStatus.at_precision_floor}

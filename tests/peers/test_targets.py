@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
-from integrand.workers.attribution import attribute
+from integrand.workers.methods.attribution import attribute
 from tests.peers.models import F64, mlp, multidim, normal
 
 N = 4

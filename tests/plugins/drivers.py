@@ -13,12 +13,12 @@ import torch
 
 from integrand.schemas.errors import IntegrandError
 from integrand.schemas.specs import AttributeSpec
-from integrand.service.jobs import run_job
+from integrand.service.running.jobs import run_job
 from integrand.workers import failpoints
 from tests.plugins.jobs import JobFolder
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["integrand.service.jobs", "tests.plugins.drivers", "rich.live"])
+_FORKS.set_forkserver_preload(["integrand.service.running.jobs", "tests.plugins.drivers", "rich.live"])
 
 
 @dataclass(frozen=True)

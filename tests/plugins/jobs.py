@@ -18,10 +18,10 @@ from safetensors.numpy import save_file
 from integrand.schemas.records import Plan, RunManifest
 from integrand.schemas.specs import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
-from integrand.service.jobs import plan_job, run_job
-from integrand.service.manifest import read_quarantined
-from integrand.service.runner import Ledger, read_ledger
-from integrand.workers.store import Store
+from integrand.service.running.jobs import plan_job, run_job
+from integrand.service.running.runner import Ledger, read_ledger
+from integrand.service.runs.manifest import read_quarantined
+from integrand.workers.storage.store import Store
 
 COLUMNS = ("a", "b", "c")
 MARK = 1000.0

@@ -22,7 +22,7 @@ from uuid import uuid4
 import pytest
 
 from integrand.schemas.uris import Uri
-from integrand.workers.store import Access
+from integrand.workers.storage.store import Access
 from tests.plugins.heads import free_ports
 
 BUCKET = "tests"

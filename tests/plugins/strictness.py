@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from integrand.workers import kernels
-from integrand.workers.repeatability import Batch, measure_repeatability
+from integrand.workers.models.repeatability import Batch, measure_repeatability
 
 
 @cache

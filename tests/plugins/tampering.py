@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from integrand.schemas.ids import CHECKSUM_KEY, FOOTER_KEY
 from integrand.schemas.records import Plan, RunManifest, ShardFooter
 from integrand.schemas.uris import Uri
-from integrand.service.footers import RunFolder
-from integrand.service.manifest import fold, load_plan
-from integrand.service.stats import read_committed
-from integrand.workers.encoding import checksum, results_of, results_table, shard_footer, write_parquet
-from integrand.workers.store import Store
+from integrand.service.runs.footers import RunFolder
+from integrand.service.runs.manifest import fold, load_plan
+from integrand.service.runs.totals import read_committed
+from integrand.workers.shards.encoding import checksum, results_of, results_table, shard_footer, write_parquet
+from integrand.workers.storage.store import Store
 
 
 @dataclass(frozen=True)

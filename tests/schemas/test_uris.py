@@ -9,7 +9,7 @@ import pytest
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.uris import Uri, parse_uri
-from integrand.workers.store import Access, Store
+from integrand.workers.storage.store import Access, Store
 from tests.plugins.listener import HOSTILE, Listener
 
 

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from integrand.schemas.errors import SpecError, TransientError
-from integrand.service.clusters import is_loopback, protect_token, require_authentication
+from integrand.service.pools.clusters import is_loopback, protect_token, require_authentication
 from integrand.service.pools.ray import RayPool
 from tests.plugins.heads import Cluster, free_ports, head
 from tests.plugins.jobs import JobFolder

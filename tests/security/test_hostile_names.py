@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from integrand.service import cli
-from integrand.service.page import html_page
-from integrand.service.query import Run, open_run
-from integrand.service.spreadsheet import write_csv
+from integrand.service.cli import commands as cli
+from integrand.service.reports.page import html_page
+from integrand.service.reports.spreadsheet import write_csv
+from integrand.service.runs.query import Run, open_run
 from integrand.service.terminal import Terminal, visible
 from tests.plugins.jobs import JobFolder
 from tests.plugins.listener import Listener

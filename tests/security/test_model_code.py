@@ -15,11 +15,12 @@ from torch import nn
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import dump
 from integrand.schemas.uris import Uri
-from integrand.service import cli, operator
-from integrand.service.jobs import plan_job
-from integrand.workers.models import CodeBundle
-from integrand.workers.store import Access
-from integrand.workers.worker import Setup, Worker
+from integrand.service.cli import commands as cli
+from integrand.service.cli import operator
+from integrand.service.running.jobs import plan_job
+from integrand.workers.models.loading import CodeBundle
+from integrand.workers.shards.worker import Setup, Worker
+from integrand.workers.storage.store import Access
 from tests.plugins.jobs import JobFolder
 
 MARKING = "from pathlib import Path\nPath({!r}).open('a').write(__name__ + '\\n')\n"

@@ -21,15 +21,15 @@ import pytest
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import Slice, SourceFile
 from integrand.schemas.uris import Uri
-from integrand.service.cutting import cut
-from integrand.service.footers import read_footers
-from integrand.service.jobs import plan_job
-from integrand.service.query import open_run
-from integrand.service.verify import verify_run
-from integrand.workers import decoding, reading
-from integrand.workers.columns import check_number, check_scalar
-from integrand.workers.reading import inspect_file, read_slices
-from integrand.workers.store import Access, Store
+from integrand.service.checks.verify import verify_run
+from integrand.service.planning.cutting import cut
+from integrand.service.running.jobs import plan_job
+from integrand.service.runs.footers import read_footers
+from integrand.service.runs.query import open_run
+from integrand.workers.data import decoding, reading
+from integrand.workers.data.columns import check_number, check_scalar
+from integrand.workers.data.reading import inspect_file, read_slices
+from integrand.workers.storage.store import Access, Store
 from tests.plugins.jobs import JobFolder
 
 MiB = 1 << 20
@@ -141,7 +141,7 @@ def test_parquet_is_opened_in_one_place():
     root = Path(decoding.__file__).resolve().parents[1]
     found = {p.relative_to(root).as_posix() for folder in ("workers", "service") for p in (root / folder).glob("*.py")
              if re.search(r"pq\.(ParquetFile\(|read_)|make_fragment", p.read_text())}  # fmt: skip
-    assert found == {"workers/decoding.py", "service/query.py"}
+    assert found == {"workers/data/decoding.py", "service/runs/query.py"}
 
 
 def test_model_code_that_imports_ray_data_changes_nothing(job: JobFolder, tmp_path: Path):
@@ -230,8 +230,8 @@ CHILD = """
 import json, re, resource, sys
 from integrand.schemas.errors import DataError
 from integrand.schemas.records import Slice, SourceFile
-from integrand.workers.reading import read_slices
-from integrand.workers.store import Access, Store
+from integrand.workers.data.reading import read_slices
+from integrand.workers.storage.store import Access, Store
 
 def memory(name):
     return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024

@@ -9,10 +9,10 @@ import fsspec
 import pytest
 
 from integrand.schemas.errors import SpecError
-from integrand.service import cli
-from integrand.service.jobs import plan_job
-from integrand.service.query import open_run
-from integrand.workers.store import Access
+from integrand.service.cli import commands as cli
+from integrand.service.running.jobs import plan_job
+from integrand.service.runs.query import open_run
+from integrand.workers.storage.store import Access
 from tests.plugins.jobs import JobFolder
 from tests.plugins.listener import HOSTILE, Listener
 

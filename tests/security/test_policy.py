@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from integrand.service.operator import Operator, load_operator
-from integrand.workers.store import Access
+from integrand.service.cli.operator import Operator, load_operator
+from integrand.workers.storage.store import Access
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from integrand.schemas.uris import Uri
-from integrand.workers.store import Store
+from integrand.workers.storage.store import Store
 from tests.plugins.jobs import JobFolder
 from tests.plugins.processes import Family, end, start
 from tests.plugins.proxy import Proxy, Rule

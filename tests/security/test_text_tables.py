@@ -11,9 +11,9 @@ import pytest
 
 from integrand.schemas.errors import DataError
 from integrand.schemas.uris import Uri
-from integrand.workers import cells, ingest
-from integrand.workers.ingest import Format, IngestTask, Roles, head, ingest_file
-from integrand.workers.store import Access, Store
+from integrand.workers.data import cells, ingest
+from integrand.workers.data.ingest import Format, IngestTask, Roles, head, ingest_file
+from integrand.workers.storage.store import Access, Store
 
 STORE = Store()
 ROLES = Roles(numbers=("a",), row_id="id")

@@ -15,11 +15,11 @@ import torch
 from integrand.schemas.records import dump
 from integrand.schemas.specs import parse_spec
 from integrand.schemas.uris import Uri
-from integrand.service.jobs import plan_job
-from integrand.workers.job import Job
-from integrand.workers.models import pack_code
-from integrand.workers.store import Access, Store
-from integrand.workers.worker import Setup, load_job
+from integrand.service.running.jobs import plan_job
+from integrand.workers.models.loading import pack_code
+from integrand.workers.shards.job import Job
+from integrand.workers.shards.worker import Setup, load_job
+from integrand.workers.storage.store import Access, Store
 
 TOYS = '''
 import torch

@@ -13,7 +13,7 @@ from torch import nn
 
 from integrand.workers import kernels
 from integrand.workers.kernels import Kernels
-from integrand.workers.repeatability import Batch, measure_repeatability
+from integrand.workers.models.repeatability import Batch, measure_repeatability
 
 X86_MKL = torch.backends.mkl.is_available() and platform.machine() == "x86_64"
 needs_mkl = pytest.mark.skipif(not X86_MKL, reason="needs a torch with MKL")
@@ -54,7 +54,8 @@ def test_a_notebook_that_used_mkl_before_is_told_once() -> None:
     code = """
 import torch
 torch.rand(9, 9) @ torch.rand(9, 9)
-from integrand.workers import attribute, kernels
+from integrand.workers import attribute
+from integrand.workers import kernels
 model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 1)).eval()
 print([str(attribute(model, torch.ones(2, 3)).status[0]) for _ in range(3)], kernels.in_force().mkl)
 """
@@ -67,9 +68,9 @@ print([str(attribute(model, torch.ones(2, 3)).status[0]) for _ in range(3)], ker
 def test_portable_kernels_are_taken_whatever_was_set() -> None:
     code = """
 from integrand.schemas.specs import parse_spec
-from integrand.service.planner import settle_kernels
+from integrand.service.planning.planner import settle_kernels
 from integrand.workers import kernels
-from integrand.workers.worker import processor
+from integrand.workers.shards.worker import processor
 settle_kernels(parse_spec({"name": "t", "source": {"uri": "d"}, "output": {"uri": "o"}, "compute": {"reproducible": "portable"},
                            "inputs": [{"name": "x", "columns": ["a"]}], "model": {"kind": "torchscript", "uri": "m"}}))
 print(kernels.in_force().portable, processor("cpu"))
@@ -85,7 +86,7 @@ def test_portable_kernels_that_come_too_late_are_refused() -> None:
 import torch
 torch.rand(9, 9) @ torch.rand(9, 9)
 from integrand.schemas.specs import parse_spec
-from integrand.service.planner import settle_kernels
+from integrand.service.planning.planner import settle_kernels
 try:
     settle_kernels(parse_spec({"name": "t", "source": {"uri": "d"}, "output": {"uri": "o"}, "compute": {"reproducible": "portable"},
                                "inputs": [{"name": "x", "columns": ["a"]}], "model": {"kind": "torchscript", "uri": "m"}}))

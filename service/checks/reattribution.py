@@ -1,0 +1,146 @@
+"""A few rows of a run attributed again, by what a worker would use, and held against what is stored."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from integrand.schemas.errors import DataError, IntegrityError, SpecError
+from integrand.schemas.ids import FOOTER_KEY, shard_object
+from integrand.schemas.records import Shard, ShardFooter, Slice, environment
+from integrand.schemas.tables import RowStatus
+from integrand.service.checks.findings import Finding, Remark, Unchecked, reason
+from integrand.service.planning.planner import pinned, planned_code
+from integrand.service.running.jobs import without_shards
+from integrand.service.runs.footers import RunFolder
+from integrand.workers.data.decoding import open_parquet
+from integrand.workers.data.reading import row_ids
+from integrand.workers.models.loading import check_trust
+from integrand.workers.shards.encoding import NUMBERS, Results, plain_value, results_of
+from integrand.workers.shards.job import Job
+from integrand.workers.shards.shard import read_shard
+from integrand.workers.shards.table import attribute_table
+from integrand.workers.shards.worker import Setup, load_job
+
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+"""Relative L1 distance beside both error estimates, where bits may differ: other kernels round otherwise."""
+_NEXT = "find out what differs between the worker's environment and this one, or run again with --fresh"
+
+
+@dataclass(frozen=True)
+class Again:
+    """Rows that were attributed again, `bitwise` of them compared in every bit."""
+
+    rows: int
+    bitwise: int
+    remarks: tuple[Remark, ...]
+
+
+def reattribute(folder: RunFolder, shards: Sequence[str], sample: int, seed: int, trusted: tuple[str, ...]) -> Again:
+    """Attribute `sample` rows of these shards again, drawn with `seed`; rows that `failed` are left alone."""
+    what = "a sample of rows attributed again"
+    if folder.plan.numerics.device == "cuda" and not torch.cuda.is_available():
+        return Again(0, 0, (Unchecked(what, "the run was made on CUDA, and there is no CUDA device here"),))
+    with pinned(folder.plan.numerics.threads):
+        try:
+            job = _job(folder, trusted)
+            compared = [_compared(job, folder, shard, rows) for shard, rows in _drawn(folder, shards, sample, seed)]
+        except (SpecError, DataError, IntegrityError) as error:
+            return Again(0, 0, (Unchecked(what, reason(error)),))
+    return Again(sum(c.rows for c in compared), sum(c.bitwise for c in compared),
+                 tuple(r for c in compared for r in c.remarks))  # fmt: skip
+
+
+def _job(folder: RunFolder, trusted: tuple[str, ...]) -> Job:
+    check_trust(folder.plan.spec.model, trusted)
+    code = planned_code(folder.store, folder.plan)
+    setup = Setup(without_shards(folder.plan), folder.plan_sha256, folder.uri, folder.store.access, trusted, code,
+                  allow_mixed=True)  # fmt: skip
+    return load_job(setup)
+
+
+def _drawn(folder: RunFolder, shards: Sequence[str], sample: int, seed: int) -> Iterator[tuple[Shard, list[int]]]:
+    """Rows of the shards, each as likely as any other, by shard and in order."""
+    known = [folder.shards[s] for s in shards]
+    total = sum(s.rows for s in known)
+    chosen = sorted(random.Random(seed).sample(range(total), min(sample, total)))
+    first = 0
+    for shard in known:
+        rows = [row - first for row in chosen if first <= row < first + shard.rows]
+        first += shard.rows
+        if rows:
+            yield shard, rows
+
+
+def _compared(job: Job, folder: RunFolder, shard: Shard, rows: list[int]) -> Again:
+    """Some rows of a shard as they are stored, and as they come out here."""
+    place, times = folder.uri.child(shard_object(shard.id)), job.plan.targets_per_row
+    with folder.store.open(place) as file, open_parquet(file) as parquet:
+        footer = ShardFooter.model_validate_json(parquet.metadata.metadata[FOOTER_KEY.encode()])
+        table = parquet.read()
+    failed = {i // times for i, s in enumerate(table["status"].to_pylist()) if s == RowStatus.failed}
+    kept = [row for row in rows if row not in failed]
+    if not kept:
+        return Again(0, 0, ())
+    numbers = (np.array(kept)[:, None] * times + np.arange(times)).reshape(-1)
+    some = Shard(id=shard.id, slices=tuple(_row(shard, row) for row in kept))
+    source = read_shard(job, some)
+    ids = row_ids(job.plan.files, some.slices, source, job.plan.spec.source.row_id)
+    then, now = results_of(job.plan, table.take(pa.array(numbers))), attribute_table(job, source, ids, lambda: None)
+    exactly = (
+        job.plan.lowered is None and footer.determinism == "bitwise" and footer.environment == environment(job.versions)
+    )
+    same = _same_bits if exactly else partial(_close, tolerance=TOLERANCE[job.plan.numerics.precision])
+    differ = [i for i in range(len(numbers)) if not same(then, now, i)]
+    return Again(len(kept), len(kept) if exactly else 0, tuple(_finding(str(place), then, now, i) for i in differ))
+
+
+def _row(shard: Shard, row: int) -> Slice:
+    """One row of a shard, as a slice of its file."""
+    for part in shard.slices:
+        if row < part.rows:
+            return Slice(file=part.file, start=part.start + row, stop=part.start + row + 1)
+        row -= part.rows
+    raise AssertionError("the row lies within the shard")
+
+
+def _same_bits(then: Results, now: Results, row: int) -> bool:
+    return _bits(then, row) == _bits(now, row)
+
+
+def _bits(results: Results, row: int) -> list[object]:
+    """All that a row is stored with, apart from its reason; any NaN is the one that a null stands for."""
+    numbers = np.array([getattr(results, name)[row] for name in NUMBERS], np.float64)
+    numbers[np.isnan(numbers)] = np.nan
+    values = [v.tobytes() for v in results.values(row)] if results.attributed[row] else []
+    return [results.status[row], results.target[row].as_py(), numbers.tobytes(), *values]
+
+
+def _close(then: Results, now: Results, row: int, *, tolerance: float) -> bool:
+    """Attributions within the tolerance and both error estimates, relative to their L1 norm, where bits may differ."""
+    if not (then.attributed[row] and now.attributed[row]):
+        return bool(then.attributed[row] == now.attributed[row])
+    if then.target[row] != now.target[row]:  # another output is the largest by a hair: not the same question
+        return bool(np.isclose(then.f_input[row], now.f_input[row], rtol=tolerance, atol=tolerance))
+    one, other = (np.concatenate(r.values(row)).astype(np.float64) for r in (then, now))
+    allowed = tolerance + np.nan_to_num(then.error_estimate[row]) + np.nan_to_num(now.error_estimate[row])
+    norm = max(np.abs(one).sum(), np.abs(other).sum(), np.finfo(np.float32).tiny)
+    return bool(np.abs(one - other).sum() <= allowed * norm)
+
+
+def _finding(place: str, then: Results, now: Results, row: int) -> Finding:
+    return Finding(f"{place} row_id {plain_value(then.row_id[row])!r} target {then.target[row].as_py()}",
+                   f"what the plan's model gives: {_told(now, row)}", f"{_told(then, row)}, as stored", _NEXT)  # fmt: skip
+
+
+def _told(results: Results, row: int) -> str:
+    total = sum(float(v.sum(dtype=np.float64)) for v in results.values(row))
+    size = sum(float(np.abs(v).sum(dtype=np.float64)) for v in results.values(row))
+    return (f"{results.status[row]}, f(x) {results.f_input[row]!r}, sum of attributions {total!r}, of their sizes {size!r}, "
+            f"{results.evaluations[row]} evaluations")  # fmt: skip

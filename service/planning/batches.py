@@ -1,0 +1,227 @@
+"""The step batch of a plan: one that the model takes, and in which rows keep their bits wherever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from integrand.schemas.errors import IntegrandError, SpecError
+from integrand.schemas.specs import AttributeSpec, Exact
+from integrand.service.planning.sample import Sample
+from integrand.service.planning.trials import gradients, repeats_bits, seconds_per_batch, step_batch
+from integrand.workers.closed_form.integral import BLOCK
+from integrand.workers.engine.evaluator import is_out_of_memory
+from integrand.workers.engine.prepared import Prepared
+from integrand.workers.kernels import in_force, objection
+from integrand.workers.methods.attribution import attribute
+from integrand.workers.models.repeatability import Batch, Repeatability, measure_repeatability
+from integrand.workers.rewriting.savings import Savings
+
+FEWEST = 16
+"""Rows below which a step batch is not taken for the sake of bits that were merely preferred."""
+SHRINK = 4
+"""By how much it may shrink for them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A model as it runs, and the savings that made it so."""
+
+    prepared: Prepared
+    savings: Savings
+
+
+@dataclass(frozen=True, eq=False)
+class StepBatch:
+    """What was chosen: the model as it runs, its rows, and why a row's bits depend on its place, if they do."""
+
+    form: Form
+    rows: int
+    lowered: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked: a model, a few rows, and how much bits matter.
+
+    remedy  the model rewritten so that kernels may leave rows' places out of account; None where there is no such way
+    """
+
+    spec: AttributeSpec
+    form: Form
+    sample: Sample
+    remedy: Callable[[], Form | None]
+
+    @property
+    def insisting(self) -> bool:
+        return insists(self.spec)
+
+    @property
+    def free(self) -> bool:
+        """Whether the number of rows is ours to choose."""
+        return self.spec.compute.batch_rows == "auto"
+
+
+def choose_batch(asked: Question, planned: int) -> StepBatch:
+    """The step batch of at most `planned` rows: a function of model, kernels and rows, never of a timing.
+
+    Where rows keep their bits, `planned` as far as the model takes so many. Else a remedy, and somewhat fewer rows. Else
+    under `prefer` all of them, and the reason; otherwise the most in which they do, and the price.
+
+    Raises SpecError for models that are random, mix rows, or take no such batch, and for a `compute.batch_rows` that breaks
+    the bits that are insisted on.
+    """
+    size = _taken(asked, planned)
+    found = _measured(asked.form.prepared, asked.sample, size)
+    if found is None:
+        return StepBatch(asked.form, size)
+    better = asked.remedy()
+    if better is not None and _measured(better.prepared, asked.sample, size) is None:
+        return StepBatch(better, size, warnings=("linear layers run with their widths filled up to multiples of 16: as they "
+                                                 "are, a row's last bits depend on its place",))  # fmt: skip
+    smaller = _smaller(asked, size)
+    if smaller is not None:
+        return replace(smaller, warnings=(_told(asked, smaller.rows, size),))
+    if asked.insisting:
+        raise _refused(size)
+    reason = f"a row's last bits depend on its place in a step batch of {size:,} rows ({_moved(found)})"
+    return StepBatch(asked.form, size, reason, (f"{reason}; {_advice()}",))
+
+
+def judge_closed_form(asked: Question, planned: int) -> StepBatch:
+    """For an integral in closed form, which takes no step batches: whether its rows keep their bits, in any order.
+
+    Raises SpecError where they do not and bits are insisted on, and for models that mix rows.
+    """
+    measure_repeatability(asked.form.prepared, path_points(asked.sample), 16).check()
+    if keeps_order(asked.form.prepared, asked.sample):
+        return StepBatch(asked.form, planned)
+    reason = f"a row's last bits depend on its place among the {BLOCK} that the closed form takes at once"
+    if asked.insisting:
+        raise SpecError(f"compute.reproducible: {asked.spec.compute.reproducible}", expected="rows that keep their bits",
+                        seen=reason, next_step=f"take `prefer`; {_advice()}")  # fmt: skip
+    return StepBatch(asked.form, planned, reason, (f"{reason}; {_advice()}",))
+
+
+def insists(spec: AttributeSpec) -> bool:
+    """Whether a job would rather not run than lose bits."""
+    return spec.compute.reproducible != "prefer"
+
+
+def keeps_order(prepared: Prepared, sample: Sample) -> bool:
+    """Whether rows in closed form are the same in reverse order: the sample's, over and over."""
+    rows = sample.repeat(3 * BLOCK // 4)
+    order = torch.arange(rows.rows).flip(0)
+    there, back = (attribute(prepared, one.inputs, baselines=one.baselines, target=one.target, checked=True,
+                             accuracy=Exact(), batch_rows=FEWEST) for one in (rows, rows.take(order)))  # fmt: skip
+    numbers = ("f_input", "f_baseline", "gap", "error_estimate")  # in float64: attributions may be rounded to float32
+    pairs = [
+        *zip(there.attributions, back.attributions, strict=True),
+        *((getattr(there, n), getattr(back, n)) for n in numbers),
+    ]
+    return all(torch.equal(a.nan_to_num(), b[order].nan_to_num()) for a, b in pairs)
+
+
+def _smaller(asked: Question, size: int) -> StepBatch | None:
+    """The largest batch in which rows keep their bits: down to one row if that is insisted on, else not much smaller."""
+    if not asked.free:
+        return None
+    fewest = 1 if asked.insisting else max(FEWEST, size // SHRINK)
+    for rows in _halves(size // 2, fewest):
+        if _runs(asked, rows) is None and _measured(asked.form.prepared, asked.sample, rows) is None:
+            return StepBatch(asked.form, rows)
+    return None
+
+
+def _halves(start: int, fewest: int) -> Iterator[int]:
+    rows = start
+    while rows >= max(1, fewest):
+        yield rows
+        rows //= 2
+
+
+def _told(asked: Question, rows: int, planned: int) -> str:
+    """What the smaller batch is for, and what it costs."""
+    small, full = (seconds_per_batch(step_batch(asked.form.prepared, asked.sample, n)) / n for n in (rows, planned))
+    return (f"batch_rows is {rows:,}, not {planned:,}, in which a row's last bits depend on its place: an evaluation takes "
+            f"{small / full:.1f} times as long; `compute.reproducible: prefer` with `batch_rows: {planned}` gives them up")  # fmt: skip
+
+
+def _refused(size: int) -> SpecError:
+    return SpecError("compute.reproducible", expected=f"a step batch in which a row's bits do not depend on its place, and "
+                     f"batch_rows is {size}", seen="rows that round differently from place to place",
+                     next_step=f"take `batch_rows: auto`, which finds one, or `reproducible: prefer`; {_advice()}")  # fmt: skip
+
+
+def _moved(found: Repeatability) -> str:
+    return (
+        f"by up to {max(found.outputs, found.gradients):.1g} of the largest" if not found.bitwise else "under autocast"
+    )
+
+
+def _advice() -> str:
+    return objection(in_force()) or ("this model's kernels round by place on this processor: `compute.reproducible: require` "
+                                     "looks for the largest step batch in which they do not")  # fmt: skip
+
+
+def _measured(prepared: Prepared, sample: Sample, size: int) -> Repeatability | None:
+    """How rows differ from place to place; None where not by a bit. Raises SpecError for random and coupled models."""
+    found = measure_repeatability(prepared, path_points(sample), max(2, size))
+    found.check()
+    if size == 1 or (found.bitwise and (prepared.step is None or repeats_bits(step_batch(prepared, sample, size)))):
+        return None
+    return found
+
+
+def path_points(sample: Sample) -> Batch:
+    """Each row at three places between its baseline and itself, where step batches will be."""
+
+    def at(alpha: float) -> tuple[Tensor, ...]:
+        return tuple(torch.lerp(b, x, alpha) for x, b in zip(sample.inputs, sample.baselines, strict=True))
+
+    points = tuple(torch.cat(p) for p in zip(at(1.0), at(0.5), at(0.25), strict=True))
+    return Batch(points, tuple(a.repeat(3, *[1] * (a.ndim - 1)) for a in sample.forward_args),
+                 None if sample.target is None else sample.target.repeat(3, 1))  # fmt: skip
+
+
+# --- numbers of rows that a model takes ------------------------------------------------------------------------
+
+
+def _taken(asked: Question, planned: int) -> int:
+    """The most rows up to `planned` that the model takes. Raises SpecError where it takes none, or not those asked for."""
+    failed: list[int] = []
+    first: Exception | None = None
+    for size in _halves(planned, 1 if asked.free else planned):
+        error = _runs(asked, size)
+        if error is None:
+            return size
+        failed.append(size)
+        first = first or error
+    assert first is not None
+    raise no_batch(failed, first) from first
+
+
+def _runs(asked: Question, size: int) -> Exception | None:
+    """What a step batch of that many rows raises; None where it runs."""
+    try:
+        gradients(step_batch(asked.form.prepared, asked.sample, size))
+    except IntegrandError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return error
+    return None
+
+
+def no_batch(sizes: Sequence[int], error: Exception) -> SpecError:
+    """For a model that ran on a few rows, and on none of these numbers of them."""
+    told = ", ".join(f"{n:,}" for n in sizes[:12])
+    return SpecError("compute.batch_rows", expected="a number of rows that the model takes at once",
+                     seen=f"{type(error).__name__} for batches of {told} rows: {' '.join(str(error).split())[:300]}",
+                     next_step="name a number that it takes as compute.batch_rows, or let it take any: follow x.shape[0], and "
+                     "export with a dynamic first dimension")  # fmt: skip

@@ -1,0 +1,124 @@
+"""A source made ready to plan: Parquet as it lies, CSV and JSON lines split first, statistics counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from integrand.schemas.records import InputShape, SourceFile, Statistics
+from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.uris import Uri
+from integrand.service.planning.sources import Listing, list_source, read_footers
+from integrand.service.pools.base import Mapper
+from integrand.workers.data.columns import declared_columns
+from integrand.workers.data.ingest import Format as TextFormat
+from integrand.workers.data.ingest import (
+    IngestTask,
+    Roles,
+    estimate_rows,
+    head,
+    ingest,
+    ingest_digest,
+    load_ingested,
+    roles_of,
+)
+from integrand.workers.data.means import (
+    Partial,
+    check_means,
+    fold_means,
+    means_uri,
+    partial_sums,
+    read_means,
+    write_means,
+)
+from integrand.workers.data.reading import source_schema
+from integrand.workers.storage.store import Store
+
+LONG_HEAD = 100_000
+"""Lines of a text file that are looked at before it is split; fewer of long ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What is planned over; `split` from text, for which `head` and `estimated_rows` stand in before that is done.
+
+    longer  reads on, file after file, where no row of the head is usable
+    """
+
+    files: tuple[SourceFile, ...]
+    schema: pa.Schema
+    identity: tuple[tuple[str, int, str], ...]
+    head: pa.Table | None = None
+    estimated_rows: int = 0
+    split: bool = False
+    longer: Callable[[], Iterator[pa.Table]] | None = None
+
+    @property
+    def estimated(self) -> bool:
+        return self.head is not None
+
+
+def prepare_dataset(
+    store: Store, spec: AttributeSpec, base: str, output: Uri, pool: Mapper, *, ingest: bool
+) -> Dataset:
+    """List the source and read its footers; a text source is split first, or only sampled without `ingest`."""
+    listing = list_source(store, spec.source, base)
+    form = listing.format
+    if form == "parquet":
+        files, schemas = read_footers(store, listing)
+        schema = source_schema(files, schemas, declared_columns(spec))
+        return Dataset(files, schema, tuple((f.path, f.size, f.fingerprint) for f in files))
+    return _text_dataset(store, spec, listing, form, output, pool, ingest)
+
+
+def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, form: TextFormat, output: Uri, pool: Mapper,
+                  split: bool) -> Dataset:  # fmt: skip
+    roles = roles_of(spec)
+    folder = output.child("_ingest", ingest_digest([e for e, _ in listing.files], roles))
+    identity = tuple((path, e.size, e.etag or f"mtime:{e.mtime_ns}") for e, path in listing.files)
+    if not split and load_ingested(store, folder) is None:
+        first, path = listing.files[0]
+        sample = head(store, first, path, form, roles)
+        rows = sum(estimate_rows(store, e, form) for e, _ in listing.files)
+        return Dataset((), sample.schema, identity, sample, rows, split=True,
+                       longer=partial(_heads, store, listing, form, roles))  # fmt: skip
+    tasks = [IngestTask(e, path, form, folder, roles) for e, path in listing.files]
+    pieces = ingest(store, tasks, pool.map)
+    found = Listing("parquet", tuple((store.info(store.parse(p.uri)), p.path) for p in pieces))
+    _, schemas = read_footers(store, found)
+    return Dataset(pieces, source_schema(pieces, schemas, declared_columns(spec)), identity, split=True)
+
+
+def _heads(store: Store, listing: Listing, form: TextFormat, roles: Roles) -> Iterator[pa.Table]:
+    """The first lines of every file, as ingest would store them."""
+    for entry, path in listing.files:
+        yield head(store, entry, path, form, roles, LONG_HEAD)
+
+
+def dataset_means(store: Store, spec: AttributeSpec, output: Uri, dataset: Dataset, shapes: tuple[InputShape, ...],
+                  outputs: int | None, pool: Mapper) -> tuple[Sequence[np.ndarray], Statistics]:  # fmt: skip
+    """Mean of every input over the clean rows, counted once per dataset and kept under `_ingest/`."""
+    place = means_uri(output, dataset.files, spec, outputs)
+    if not store.exists(place):
+        groups = [(i, g) for i, f in enumerate(dataset.files) for g in range(len(f.row_groups))]
+        sums = pool.map(partial(_group_sums, store, dataset.files, spec, shapes, outputs), groups)
+        stored = write_means(store, place, fold_means(sums))
+    else:
+        stored = _stored(store, place)
+    means = read_means(store, place, stored.sha256)
+    check_means(means, shapes)
+    return means, stored
+
+
+def _group_sums(store: Store, files: tuple[SourceFile, ...], spec: AttributeSpec, shapes: tuple[InputShape, ...],
+                outputs: int | None, group: tuple[int, int]) -> Partial:  # fmt: skip
+    return partial_sums(store, files, group[0], group[1], spec, shapes, outputs)
+
+
+def _stored(store: Store, place: Uri) -> Statistics:
+    return Statistics(uri=str(place), sha256=hashlib.sha256(store.read(place)).hexdigest())

@@ -1,0 +1,351 @@
+"""JobSpec → Plan: everything is resolved, checked and frozen before any worker starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from integrand.schemas.errors import IntegrityError, SpecError
+from integrand.schemas.ids import NUMERICS_VERSION
+from integrand.schemas.records import (
+    Artefact,
+    InputShape,
+    Numerics,
+    Plan,
+    Projection,
+    Shard,
+    Statistics,
+)
+from integrand.schemas.specs import AttributeSpec, FactoryModel, MeanBaseline, Model, TopKTarget
+from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
+from integrand.service.planning.datasets import Dataset, dataset_means, prepare_dataset
+from integrand.service.planning.preflight import Findings, column_outputs, examine
+from integrand.service.planning.runid import run_id
+from integrand.service.planning.sample import Sample, find_rows, looks, real_rows, sample_rows
+from integrand.service.pools.base import Mapper
+from integrand.workers import kernels
+from integrand.workers.data.columns import declared_columns, resolve_columns, row_bytes
+from integrand.workers.data.tensors import Rows
+from integrand.workers.models.embeddings import IdsModel, through_embeddings
+from integrand.workers.models.loading import (
+    DTYPES,
+    CodeBundle,
+    Loaded,
+    another_model,
+    check_shipped,
+    check_trust,
+    code_digest,
+    install_code,
+    load_model,
+    model_artefacts,
+    pack_code,
+)
+from integrand.workers.models.outputs import Forward, on_copies
+from integrand.workers.models.portions import Portions, find_portion, in_portions
+from integrand.workers.models.state import probe_outputs
+from integrand.workers.shards.worker import pin_numerics, processor, versions
+from integrand.workers.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of plan or run: the spec and all that stands beside it."""
+
+    spec: AttributeSpec
+    base: str
+    store: Store
+    trusted: tuple[str, ...]
+    salt: str = ""
+    ingest: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFacts:
+    """The model's code and files, as fingerprinted."""
+
+    code: CodeBundle
+    code_sha256: str | None
+    artefacts: tuple[Artefact, ...]
+
+
+def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
+    """Resolve a spec. Raises SpecError, DataError or IntegrityError for what cannot work.
+
+    Without `request.ingest`, what must be split or counted first is estimated (`projection.estimated`).
+    """
+    spec, store = request.spec, request.store
+    check_trust(spec.model, request.trusted)
+    settle_kernels(spec)
+    store.prove_creates(store.parse(spec.output.uri, request.base))
+    with pinned(_thread_count(spec)):
+        job = survey(request, pool)
+        job = _one_model(spec, job)
+        findings = examine(spec, job.forward, job.sample)
+    dataset, shapes, facts = job.dataset, job.shapes, job.facts
+    numerics = _numerics(spec, job, findings)
+    shards = _cut(spec, dataset, shapes, findings, store.access.decoded_bytes)
+    code, state = (facts.code_sha256, facts.code.digest), job.loaded.state
+    roughly, exactly = (state.roughly, state.exactly) if state else (None, None)
+    plan = Plan(
+        run_id=run_id(spec, dataset.identity, facts.artefacts, code, numerics, request.salt, state=roughly),
+        spec=_absolute(request), model_state=roughly, model_bits=exactly, model_outputs=_outputs(spec, job), lowered=findings.lowered,
+        files=dataset.files, identity=dataset.identity if dataset.split else (), code_bundle=facts.code.digest,
+        source_columns=declared_columns(spec), row_id_type=str(_row_id_type(spec, dataset.schema)), inputs=shapes,
+        numerics=numerics, artefacts=facts.artefacts, code_sha256=facts.code_sha256, statistics=job.statistics,
+        shards=shards, projection=_projection(spec, dataset, shapes, shards, findings),
+        warnings=(*job.loaded.notes, *findings.warnings, *_device_warnings(spec, job.device),
+                  *_kernel_warnings(findings)),
+        left_out=findings.savings.left_out, half_error=findings.half_error, salt=request.salt,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions(job.device),
+    )  # fmt: skip
+    return plan, facts.code
+
+
+def _numerics(spec: AttributeSpec, job: Survey, findings: Findings) -> Numerics:
+    """Every choice that can change a bit."""
+    compute, savings = spec.compute, findings.savings
+    return Numerics(
+        numerics_version=NUMERICS_VERSION, batch_rows=findings.batch_rows, threads=_thread_count(spec),
+        precision=compute.storage, device=job.device, torch_build=torch.__version__, outputs=findings.outputs,
+        exact=findings.exact, savings=savings.names, folded=tuple((p.layer, p.norm) for p in savings.folded),
+        frontier=savings.frontier, autocast=None if findings.exact else compute.autocast,
+        compile=compute.compile and not findings.exact, takes_rows=job.portion,
+        portable=compute.reproducible == "portable", kernels=processor(job.device),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """A job's data and model as found, before anything is chosen."""
+
+    dataset: Dataset
+    shapes: tuple[InputShape, ...]
+    facts: ModelFacts
+    statistics: Statistics | None
+    device: Literal["cpu", "cuda"]
+    loaded: Loaded
+    forward: Forward
+    sample: Sample
+
+    @property
+    def portion(self) -> int | None:
+        """Rows that the model takes at once, where it takes no other number."""
+        return self.forward.rows if isinstance(self.forward, Portions) else None
+
+
+def survey(request: Request, pool: Mapper, *, twice: bool = True) -> Survey:
+    """Read a few rows and load the model, which the caller has passed through `check_trust`; `twice`: to see that it is one."""
+    spec, store = request.spec, request.store
+    output = store.parse(spec.output.uri, request.base)
+    dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
+    shapes = resolve_columns(dataset.schema, spec)
+    pool.prepare()
+    facts = _model_facts(request)
+    device: Literal["cpu", "cuda"] = "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device, twice=twice)
+    forward = through_embeddings(loaded.forward, spec)
+    tried, rows = find_rows(spec, shapes, looks(store, spec, dataset), device, forward, estimated=dataset.estimated)
+    _refuse_lengths(spec, tried)
+    forward = in_portions(forward, _portion(spec, forward, loaded, rows, device))
+    sample, statistics = sample_rows(spec, tried, rows, [np.zeros(s.shape) for s in shapes], device, forward), None
+    if _means_wanted(request, dataset):  # of rows that are not bad, which a target can be to this model alone
+        outputs = column_outputs(spec, forward, sample)
+        means, statistics = dataset_means(store, spec, output, dataset, shapes, outputs, pool)
+        sample = sample_rows(spec, tried, rows, means, device, forward)
+    return Survey(dataset, tried, facts, statistics, device, loaded, forward, sample)
+
+
+def settle_kernels(spec: AttributeSpec) -> None:
+    """Ask for portable kernels where the spec does. Raises SpecError where this process or its processor has others."""
+    if spec.compute.reproducible != "portable":
+        return
+    where = "compute.reproducible: portable"
+    if spec.compute.gpus_per_worker:
+        raise SpecError(where, expected="a job on CPUs", seen="compute.gpus_per_worker", next_step="take `require`")
+    found = kernels.ask_portable()
+    if not found.portable:
+        raise SpecError(where, expected=f"the kernels {kernels.portable_name()}", seen=str(found) or "none of x86",
+                        next_step="start the job in a process of its own, since kernels are chosen at their first use, on x86 "
+                        "with AVX2 and a torch with MKL")  # fmt: skip
+
+
+def _portion(spec: AttributeSpec, forward: Forward, loaded: Loaded, rows: Rows, device: str) -> int | None:
+    """Rows that the model must be given, where it does not take any number. With ids it is not divided."""
+    clean = np.flatnonzero(rows.clean)
+    if not len(clean) or isinstance(forward, IdsModel):
+        return None
+    asked = [n for n in (spec.compute.batch_rows, loaded.rows) if isinstance(n, int)]
+    return find_portion(forward, [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)], asked)
+
+
+def _outputs(spec: AttributeSpec, job: Survey) -> tuple[float, ...] | None:
+    """What workers hold their model against, for numbers that a factory keeps in no tensor."""
+    if job.loaded.state is None or spec.forward_args or spec.ids_inputs:
+        return None
+    return probe_outputs(job.forward, [s.shape for s in job.shapes], DTYPES[spec.compute.storage], job.device)
+
+
+def _one_model(spec: AttributeSpec, job: Survey) -> Survey:
+    """The survey without the second model. SpecError if that says something else, by numbers that are kept in no tensor."""
+    _check_factory(spec, job)
+    return replace(job, loaded=replace(job.loaded, again=None, build=None))
+
+
+def _check_factory(spec: AttributeSpec, job: Survey) -> None:
+    again, build, arguments = job.loaded.again, job.loaded.build, (*job.sample.inputs, *job.sample.forward_args)
+    if again is None or build is None or not isinstance(spec.model, FactoryModel):
+        return
+
+    def outputs(model: Forward) -> object:
+        forward = in_portions(through_embeddings(model, spec), job.portion)
+        with real_rows(forward, arguments), torch.no_grad():
+            return on_copies(forward, *arguments)
+
+    if _same(outputs(job.loaded.forward), outputs(again)):
+        return
+    if not _same(outputs(build()), outputs(build())):  # new ones: a model that counts its calls is told as such later
+        raise another_model(spec.model, "other outputs of the second one for the same rows")
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two outputs are equal; what is no tensor is told later."""
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return True
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def _kernel_warnings(findings: Findings) -> tuple[str, ...]:
+    """That kernels were asked for which may round rows by their place, where the trial has not shown it already."""
+    told = kernels.objection(kernels.in_force())
+    return () if told is None or findings.lowered else (told,)
+
+
+def _device_warnings(spec: AttributeSpec, device: str) -> tuple[str, ...]:
+    if spec.compute.gpus_per_worker and device == "cpu":
+        return ("compute.gpus_per_worker is set, but there is no CUDA device where this is planned: workers will use "
+                "their CPUs; plan where there is one",)  # fmt: skip
+    return ()
+
+
+def _model_facts(request: Request) -> ModelFacts:
+    code = pack_code(request.store, request.spec.model, request.base)
+    check_shipped(code, request.trusted)
+    install_code(code)
+    return ModelFacts(
+        code, code_digest(request.spec.model), model_artefacts(request.store, request.spec.model, request.base)
+    )
+
+
+def planned_code(store: Store, plan: Plan) -> CodeBundle:
+    """The code that a stored plan ships, read again. IntegrityError if it is other code by now."""
+    code = pack_code(store, plan.spec.model, "/")
+    if plan.code_bundle not in (None, code.digest):
+        raise IntegrityError("model.code", expected=f"the planned code, {str(plan.code_bundle)[:16]}…",
+                             seen=f"{code.digest[:16]}…", next_step="restore it, or plan a new run")  # fmt: skip
+    return code
+
+
+def _means_wanted(request: Request, dataset: Dataset) -> bool:
+    """Whether a baseline needs the dataset's means; zeros stand in while the pre-pass has not run."""
+    known = request.ingest and not dataset.estimated
+    return known and any(isinstance(b, MeanBaseline) for b in request.spec.baselines)
+
+
+def _refuse_lengths(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
+    """A compiled model is compiled again for every length, and after a few of them no more."""
+    varying = [s.name for s in shapes if s.varying]
+    if spec.compute.compile and varying:
+        raise SpecError("compute.compile", expected="inputs of one shape", seen=f"lists of any length in {varying[0]}",
+                        next_step="set compute.compile: false")  # fmt: skip
+
+
+def _row_id_type(spec: AttributeSpec, schema: pa.Schema) -> pa.DataType:
+    kind = pa.string() if spec.source.row_id is None else schema.field(spec.source.row_id).type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _thread_count(spec: AttributeSpec) -> int:
+    return spec.compute.threads or max(1, math.floor(spec.compute.cpus_per_worker))
+
+
+@contextmanager
+def pinned(count: int) -> Iterator[None]:
+    """The workers' threads and deterministic kernels while the model is tried here; put back afterwards."""
+    threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    pin_numerics(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_deterministic_debug_mode(strict)
+
+
+def _absolute(request: Request) -> AttributeSpec:
+    """The spec with every URI as workers will see it."""
+    spec, parse = request.spec, request.store.parse
+    source = spec.source.model_copy(update={"uri": tuple(str(parse(u, request.base)) for u in spec.source.uris)})
+    output = spec.output.model_copy(update={"uri": str(parse(spec.output.uri, request.base))})
+    return spec.model_copy(update={"source": source, "output": output, "model": _absolute_model(request)})
+
+
+def _absolute_model(request: Request) -> Model:
+    model, parse = request.spec.model, request.store.parse
+    if not isinstance(model, FactoryModel):
+        return model.model_copy(update={"uri": str(parse(model.uri, request.base))})
+    weights = None if model.weights is None else str(parse(model.weights, request.base))
+    return model.model_copy(update={"weights": weights, "code": tuple(str(parse(c, request.base)) for c in model.code)})
+
+
+def _cut(spec: AttributeSpec, dataset: Dataset, shapes: Sequence[InputShape], findings: Findings, most: int
+         ) -> tuple[Shard, ...]:  # fmt: skip
+    """The shards of a dataset, none of which decodes to more than `most` bytes."""
+    compute, files, width = spec.compute, dataset.files, row_bytes(dataset.schema, shapes)
+    if compute.shard_bytes is not None:
+        rows = rows_by_bytes(files, compute.shard_bytes)
+    elif compute.shard_rows != "auto":
+        rows = compute.shard_rows
+    else:
+        per_row = _targets_per_row(spec, findings)
+        fitting = auto_rows(sum(f.rows for f in files), compute.worker_range.max,
+                            per_row * _output_row_bytes(spec, shapes), per_row * findings.seconds_per_row)  # fmt: skip
+        rows = max(1, min(fitting, most // max(1, 2 * width)))  # half of it is left to ids, masks and targets
+    shards = cut(files, rows)
+    check_decoded(shards, width, most)
+    return shards
+
+
+def _targets_per_row(spec: AttributeSpec, findings: Findings) -> int:
+    if isinstance(spec.target, TopKTarget):
+        return spec.target.k
+    if spec.target.kind != "all":
+        return 1
+    if findings.outputs is None:
+        raise SpecError("target.kind all", expected="model outputs [rows, outputs]", seen="another shape",
+                        next_step="use `scalar`, or `index` with a list")  # fmt: skip
+    return findings.outputs
+
+
+def _output_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:
+    width = 4 if spec.compute.storage == "float32" else 8
+    return sum(math.prod(s.shape) for s in shapes) * width + 100
+
+
+def _projection(spec: AttributeSpec, dataset: Dataset, shapes: Sequence[InputShape], shards: Sequence[Shard],
+                findings: Findings) -> Projection:  # fmt: skip
+    rows = (dataset.estimated_rows or sum(f.rows for f in dataset.files)) * _targets_per_row(spec, findings)
+    largest = max((s.rows for s in shards), default=0) * _targets_per_row(spec, findings)
+    row_bytes = _output_row_bytes(spec, shapes)
+    return Projection(
+        seconds_per_row=findings.seconds_per_row, evaluations_per_row=findings.evaluations_per_row,
+        batch_seconds=findings.batch_s, output_bytes=rows * row_bytes,
+        memory_bytes=findings.memory_bytes + 4 * largest * row_bytes,
+        seconds=rows * findings.seconds_per_row / spec.compute.worker_range.max, estimated=dataset.estimated,
+    )  # fmt: skip

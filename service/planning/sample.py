@@ -1,0 +1,209 @@
+"""A few clean rows of a source, as the model will get them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from integrand.schemas.errors import DataError, IntegrandError, SpecError
+from integrand.schemas.records import InputShape, Slice
+from integrand.schemas.specs import AttributeSpec
+from integrand.service.planning.datasets import Dataset
+from integrand.workers.baselines.kinds import baseline_tensors
+from integrand.workers.data.columns import declared_columns
+from integrand.workers.data.reading import read_parts, read_slices
+from integrand.workers.data.tensors import Rows, length_buckets, to_rows
+from integrand.workers.isolation import isolate
+from integrand.workers.methods.probing import one_line
+from integrand.workers.models.embeddings import IdsModel
+from integrand.workers.models.outputs import Forward, on_copies
+from integrand.workers.models.portions import SIZES, runs
+from integrand.workers.storage.store import Store
+
+SAMPLE_ROWS, SAMPLE_FILES = 16, 4
+MOST_LOOKED_AT = 5_000_000
+"""Rows after which no clean one is looked for any more."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A few clean rows as the model will get them."""
+
+    inputs: tuple[Tensor, ...]
+    baselines: tuple[Tensor, ...]
+    forward_args: tuple[Tensor, ...]
+    target: Tensor | None
+
+    @property
+    def rows(self) -> int:
+        return self.inputs[0].shape[0]
+
+    def repeat(self, rows: int) -> Sample:
+        """The same rows over and over, `rows` in all."""
+        return self.take(torch.arange(rows) % self.rows)
+
+    def take(self, index: Tensor) -> Sample:
+        """The rows of these numbers."""
+        return Sample(tuple(x[index] for x in self.inputs),
+                      tuple(b if b.shape[0] == 1 else b[index] for b in self.baselines),
+                      tuple(a[index] for a in self.forward_args),
+                      None if self.target is None else self.target[index])  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """Some rows of a source, with the name of the first one, and how many rows were looked at so far."""
+
+    first: str
+    table: pa.Table
+    seen: int
+
+
+def looks(store: Store, spec: AttributeSpec, dataset: Dataset) -> Iterator[Look]:
+    """Rows to plan with: from the start of several files, then from their middle, then all, one part after the other.
+
+    Rolling features begin with nulls, columns came late, rows are rarely complete: such rows are `bad_input` in the
+    output, and no reason to refuse the job.
+    """
+    if dataset.head is not None:
+        yield Look("the first row", dataset.head, dataset.head.num_rows)
+        seen = 0
+        for table in dataset.longer() if dataset.longer else ():
+            seen += table.num_rows
+            yield Look("the first row", table, seen)
+        return
+    columns = declared_columns(spec)
+    filled = [(i, f) for i, f in enumerate(dataset.files) if f.rows]
+    chosen = filled[:: max(1, len(filled) // SAMPLE_FILES)][:SAMPLE_FILES]
+    for place in (0.0, 0.5):
+        starts = [(i, int(place * f.rows), f.rows) for i, f in chosen]
+        slices = [Slice(file=i, start=start, stop=min(rows, start + SAMPLE_ROWS)) for i, start, rows in starts]
+        table = read_slices(store, dataset.files, slices, columns)
+        yield Look(_name(dataset, slices[0]), table, table.num_rows)
+    seen = 0
+    for part, table in read_parts(store, dataset.files, columns):
+        seen += table.num_rows
+        yield Look(_name(dataset, part), table, seen)
+
+
+def _name(dataset: Dataset, rows: Slice) -> str:
+    file = dataset.files[rows.file]
+    return f"{file.path}#{file.first_row + rows.start}"
+
+
+def find_rows(spec: AttributeSpec, shapes: tuple[InputShape, ...], found: Iterator[Look], device: str, forward: Forward,
+              *, estimated: bool) -> tuple[tuple[InputShape, ...], Rows]:  # fmt: skip
+    """The first look with a clean row, of one padded length, and the inputs' shapes there.
+
+    Raises DataError with the first reason if every row that was looked at is bad; of text that is not split yet
+    (`estimated`) these are few.
+    """
+    seen, told = 0, ""
+    for look in found:
+        lengths = _of_lengths(spec, shapes, look.table, device, forward)
+        best = max(reversed(lengths), key=lambda one: int(one[2].clean.sum()))
+        if best[2].clean.any():
+            return best[1], best[2]
+        seen, told = look.seen, told or _first_reason(look, lengths)
+        if seen >= MOST_LOOKED_AT:
+            break
+    further = (
+        "; a plan of text that is not split yet sees the first lines of each file, with --ingest all"
+        if estimated
+        else ""
+    )
+    raise DataError("source", expected="at least one usable row", seen=f"{seen:,} bad rows, and no other; the first: {told}",
+                    next_step=f"mend the data, or name the right columns and shape under inputs{further}")  # fmt: skip
+
+
+_Length = tuple[NDArray[np.int64], tuple[InputShape, ...], Rows]
+"""Numbers of the rows of one padded length, the inputs' shapes, and the rows."""
+
+
+def _of_lengths(spec: AttributeSpec, shapes: tuple[InputShape, ...], table: pa.Table, device: str, forward: Forward
+                ) -> list[_Length]:  # fmt: skip
+    """A table's rows by padded length, judged by what they hold and by what ids the model knows."""
+    found = []
+    for bucket in length_buckets(table, spec, shapes):
+        rows = to_rows(bucket.of(table), spec, bucket.shapes)
+        judged = replace(rows, reasons=_judge_ids(forward, rows, device))
+        found.append((bucket.rows, bucket.shapes, judged))
+    return found
+
+
+def _first_reason(look: Look, lengths: Sequence[_Length]) -> str:
+    """Why the first row is bad. What ingest says begins with the number of its line."""
+    reason = next((rows.reasons[0] for numbers, _, rows in lengths if len(numbers) and numbers[0] == 0), None) or ""
+    return reason if reason.startswith("line ") else f"{look.first}: {reason}"
+
+
+def sample_rows(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, means: Sequence[np.ndarray] | None,
+                device: str, forward: Forward, most: int = 8) -> Sample:  # fmt: skip
+    """The first clean rows that the model takes, of rows of which some are clean; a single one twice: no batch has one."""
+    clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
+    taken = _taken(forward, [t.to(device) for t in (*rows.inputs, *rows.forward_args)], clean, most)
+    index = torch.tensor(taken * 2 if len(taken) == 1 else taken)
+    baselines = baseline_tensors(spec, shapes, rows, means)
+    return Sample(tuple(x[index].to(device) for x in rows.inputs),
+                  tuple((b if b.shape[0] == 1 else b[index]).to(device) for b in baselines),
+                  tuple(a[index].to(device) for a in rows.forward_args),
+                  None if rows.target is None else rows.target[index].to(device))  # fmt: skip
+
+
+def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most: int) -> list[int]:
+    """The first clean rows, without those on which the model raises; with them where it raises on each, as is told later."""
+
+    def attempt(part: slice) -> list[int]:
+        on_copies(forward, *(a[clean[part]] for a in arguments))
+        return clean[part]
+
+    if len(clean) == 1:
+        return clean
+    with real_rows(forward, arguments), torch.no_grad():
+        found = [row for rows in isolate(attempt, lambda error: [], slice(0, min(most, len(clean)))) for row in rows]
+        if not found and len(clean) > most:
+            found = [row for rows in isolate(attempt, lambda error: [], slice(most, len(clean))) for row in rows][:most]
+    return found or clean[:most]
+
+
+def _judge_ids(forward: Forward, rows: Rows, device: str) -> list[str | None]:
+    """The rows' reasons, with those of ids that the model does not know."""
+    clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
+    if not isinstance(forward, IdsModel) or not clean:
+        return rows.reasons
+    arguments = [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)]
+    with real_rows(forward, arguments):
+        unknown = dict(zip(clean, forward.unknown_ids(*arguments), strict=True))
+    return [reason or unknown.get(i) for i, reason in enumerate(rows.reasons)]
+
+
+@contextmanager
+def real_rows(forward: Forward, arguments: Sequence[Tensor]) -> Iterator[None]:
+    """Whatever the model raises on real rows is the job's fault."""
+    try:
+        yield
+    except IntegrandError:
+        raise
+    except (Exception, SystemExit) as error:
+        shapes = [list(a.shape) for a in arguments]
+        ids = ", and no ids" if isinstance(forward, IdsModel) else ""
+        raise SpecError("model", expected="a forward pass over real rows", next_step="check shape, columns and dtypes "
+                        "of inputs and forward_args, compute.precision for a program whose dtype is fixed, and that the model "
+                        f"takes them in this order; one that takes a single number of rows needs compute.batch_rows{ids}",
+                        seen=f"{type(error).__name__}: {one_line(error)}, for arguments of shape {shapes}, "
+                        f"{_other_batches(forward, arguments)}") from error  # fmt: skip
+
+
+def _other_batches(forward: Forward, arguments: Sequence[Tensor]) -> str:
+    """What the model does on other numbers of rows, tried here and now."""
+    fitting = next((n for n in SIZES if runs(forward, arguments, n)), None)
+    if fitting is None:
+        return f"and for other batches of 1 to {max(SIZES):,} rows, copies of the first"
+    return f"while it runs on {fitting} copies of the first"

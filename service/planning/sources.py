@@ -1,0 +1,116 @@
+"""What a source names: its files, their format, and their footers read in parallel."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from integrand.schemas.errors import DataError
+from integrand.schemas.records import SourceFile
+from integrand.schemas.specs import Source
+from integrand.schemas.uris import Uri
+from integrand.workers.data.reading import inspect_file
+from integrand.workers.storage.store import Entry, Store, split_glob
+
+READERS = 32
+"""Footers read at once: they cost latency, not bandwidth."""
+
+Format = Literal["parquet", "csv", "json_lines"]
+FORMATS: dict[str, Format] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".jsonl": "json_lines",
+    ".ndjson": "json_lines",
+}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a source in order, each with its path below the source root."""
+
+    format: Format
+    files: tuple[tuple[Entry, str], ...]
+
+
+def list_source(store: Store, source: Source, base: str) -> Listing:
+    """Expand every URI. Raises DataError for an empty source or files of more than one format."""
+    roots = [store.parse(text, base) for text in source.uris]
+    found = {str(entry.uri): entry for root in roots for entry in _expand(store, root)}
+    kinds = {entry_format(source, entry.uri) for entry in found.values()}
+    known = sorted(k for k in kinds if k is not None)
+    kept = [e for e in found.values() if entry_format(source, e.uri) is not None]
+    if not kept:
+        raise _no_data(source, list(found.values()))
+    if len(known) > 1:
+        raise DataError("source", expected="files of one format", seen=", ".join(known),
+                        next_step="narrow source.uri with a glob such as table/*.parquet")  # fmt: skip
+    _check_distinct(kept)
+    top = _root(roots, kept)
+    return Listing(known[0], tuple((e, e.uri.path.removeprefix(top).lstrip("/")) for e in kept))
+
+
+def _no_data(source: Source, others: Sequence[Entry]) -> DataError:
+    names = sorted(entry.uri.name for entry in others)
+    step = "check source.uri, or set source.format"
+    if any(name.endswith((".gz", ".bz2", ".zst", ".xz", ".zip")) for name in names):
+        step = "decompress them, or write Parquet, which compresses by itself"
+    elif any(name.endswith((".tsv", ".tab")) for name in names):
+        step = "write CSV with commas, or Parquet: pandas.read_csv(..., sep='\\t').to_parquet(...)"
+    elif any(name.endswith(".json") for name in names):
+        step = "one object in each line is JSON lines: name it .jsonl, or set source.format: json_lines"
+    seen = f"{len(names)} other files, such as {names[0]}" if names else "no files"
+    return DataError(
+        f"source {', '.join(source.uris)}", expected="Parquet, CSV or JSON lines files", seen=seen, next_step=step
+    )
+
+
+def _check_distinct(entries: Sequence[Entry]) -> None:
+    """DataError where two paths lead to one local file: its rows would be in the result twice."""
+    seen: dict[str, str] = {}
+    for path in (e.uri.path for e in entries if e.uri.scheme == "file"):
+        other = seen.setdefault(os.path.realpath(path), path)
+        if other != path:
+            raise DataError(f"source {path}", expected="each file once", seen=f"the same file as {other}",
+                            next_step="name it once in source.uri, and leave out links to it")  # fmt: skip
+
+
+def _expand(store: Store, root: Uri) -> Sequence[Entry]:
+    try:
+        return store.expand(root)
+    except FileNotFoundError:
+        raise DataError(f"source {root}", expected="a file, folder or glob with something in it", seen="nothing there",
+                        next_step="check source.uri; relative paths start at the spec's folder") from None  # fmt: skip
+
+
+def entry_format(source: Source, uri: Uri) -> Format | None:
+    """A file's format by the spec, else by its extension; None for a file that is not data."""
+    if source.format != "auto":
+        return source.format
+    return FORMATS.get(os.path.splitext(uri.name)[1].lower())
+
+
+def _root(roots: Sequence[Uri], entries: Sequence[Entry]) -> str:
+    """Longest folder that holds the whole source: a single folder or glob keeps its own root."""
+
+    def folder(root: Uri) -> str:
+        if any(e.uri.path == root.path for e in entries):
+            return os.path.dirname(root.path)
+        return split_glob(root)[0].path
+
+    return os.path.commonpath([folder(r) or "/" for r in roots])
+
+
+def read_footers(store: Store, listing: Listing) -> tuple[tuple[SourceFile, ...], tuple[pa.Schema, ...]]:
+    """Rows, row groups, fingerprint and schema of every Parquet file. Raises DataError without a single row."""
+    with ThreadPoolExecutor(READERS) as readers:
+        found = list(readers.map(lambda one: inspect_file(store, *one), listing.files))
+    if not sum(file.rows for file, _ in found):
+        raise DataError(f"source of {len(found)} files", expected="at least one row", seen="no rows",
+                        next_step="check source.uri")  # fmt: skip
+    return tuple(f for f, _ in found), tuple(s for _, s in found)

@@ -1,0 +1,89 @@
+"""Step batches of real rows, as a worker will run them: whether they compile and repeat their bits, and what they cost."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from integrand.schemas.errors import SpecError
+from integrand.schemas.records import Quantiles
+from integrand.schemas.specs import FixedSteps
+from integrand.workers.engine.evaluator import Evaluator, Problem, lifted, step_gradients
+from integrand.workers.engine.prepared import Prepared
+from integrand.workers.methods.attribution import attribute
+
+if TYPE_CHECKING:
+    from integrand.service.planning.sample import Sample
+
+ROUNDS = 3
+JUDGED_AT = FixedSteps(steps=15)
+"""The rule by which autocast is compared with float32."""
+
+
+def step_batch(prepared: Prepared, sample: Sample, batch_rows: int) -> Problem:
+    """The sample's rows over and over, as many as a step batch takes, behind the hoisted prefix where there is one."""
+    rows = sample.repeat(batch_rows)
+    problem = Problem(prepared.forward, rows.inputs, rows.baselines, rows.forward_args,
+                      None if rows.target is None else rows.target[:, None], batch_rows,
+                      step=prepared.step, half=prepared.half)  # fmt: skip
+    return problem if prepared.hoisted is None else lifted(Evaluator(problem), prepared.hoisted)
+
+
+def seconds_per_batch(problem: Problem) -> float:
+    """Median seconds of one gradient step batch, after a first one. Nothing that decides a value may use it."""
+    gradients(problem)
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        gradients(problem).sum().item()  # waits for the device
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def repeats_bits(problem: Problem) -> bool:
+    """Whether each row's gradient is the same once more, and at the other end of the batch."""
+    found = gradients(problem)
+    return all(torch.equal(found.nan_to_num(), other.nan_to_num())
+               for other in (gradients(problem), gradients(problem, turned=True).flip(0)))  # fmt: skip
+
+
+def check_compiled(problem: Problem) -> None:
+    """Compile by running once. Raises SpecError where that fails."""
+    try:
+        gradients(problem)
+    except Exception as error:  # the model has run before, and a compiler may raise anything
+        raise SpecError("compute.compile", expected="a model that torch.compile takes, and a compiler for what it writes",
+                        seen=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                        next_step="set compute.compile: false") from error  # fmt: skip
+
+
+def rounding_seen(prepared: Prepared, sample: Sample, batch_rows: int) -> Quantiles:
+    """Relative L1 distance of the sample rows' attributions under autocast from those without, at the same nodes."""
+    half, plain = (_attributions(p, sample, batch_rows) for p in (prepared, replace(prepared, step=None, half=None)))
+    size = plain.abs().sum(1)
+    distances = ((half - plain).abs().sum(1) / size)[size > 0].nan_to_num(torch.inf)
+    if not len(distances):
+        return Quantiles()
+    p50, p90, p99 = distances.quantile(
+        torch.tensor([0.5, 0.9, 0.99], dtype=torch.float64), interpolation="higher"
+    ).tolist()
+    return Quantiles(p50=p50, p90=p90, p99=p99, max=float(distances.max()))
+
+
+def _attributions(prepared: Prepared, sample: Sample, batch_rows: int) -> Tensor:
+    found = attribute(prepared, sample.inputs, baselines=sample.baselines, target=sample.target,
+                      forward_args=sample.forward_args, accuracy=JUDGED_AT, batch_rows=batch_rows, checked=True)  # fmt: skip
+    return torch.cat([a.reshape(sample.rows, -1).double().cpu() for a in found.attributions], 1)
+
+
+def gradients(problem: Problem, *, turned: bool = False) -> Tensor:
+    """Gradients of one step batch, its rows spread over their paths; `turned`: the last one first."""
+    rows = torch.arange(problem.batch_rows, device=problem.device)
+    alphas = torch.linspace(0, 1, problem.batch_rows, dtype=torch.float64, device=problem.device)
+    order = rows.flip(0) if turned else rows
+    return step_gradients(problem, order, alphas[order])[0].gradients

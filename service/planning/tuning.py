@@ -1,0 +1,89 @@
+"""What a gradient evaluation of a job's model costs on this machine, by rows of a step batch, threads and savings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from integrand.schemas.specs import AttributeSpec
+from integrand.service.planning.planner import Request, pinned, survey
+from integrand.service.planning.preflight import first_pass, ready, rewriting
+from integrand.service.planning.sample import Sample
+from integrand.service.planning.trials import seconds_per_batch, step_batch
+from integrand.service.pools.local import LocalPool
+from integrand.workers.engine.batching import activation_bytes
+from integrand.workers.engine.prepared import Prepared
+from integrand.workers.models.loading import check_trust
+from integrand.workers.storage.store import Access, Store
+
+SIZES = (16, 32, 64, 128, 256, 512, 1024)
+_CHOICES: tuple[Literal["auto", "none"], ...] = ("auto", "none")
+SLOW_S = 5.0
+"""Seconds of a step batch after which larger ones are not tried."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to run step batches, and the seconds of one gradient evaluation."""
+
+    batch_rows: int
+    threads: int
+    savings: Literal["auto", "none"]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All trials; none where the integral is taken in closed form."""
+
+    device: str
+    trials: tuple[Trial, ...]
+    exact: bool = False
+
+    def lines(self) -> list[str]:
+        """A `compute` for the fastest trial with each number of threads, as YAML."""
+        best = [min((t for t in self.trials if t.threads == n), key=lambda t: t.seconds)
+                for n in sorted({t.threads for t in self.trials})]  # fmt: skip
+        return [f"compute: {{batch_rows: {t.batch_rows}, threads: {t.threads}, cpus_per_worker: {t.threads}, "
+                f"savings: {t.savings}}}  # {1 / t.seconds:.4g} evaluations/s in each worker" for t in best]  # fmt: skip
+
+
+def tune_job(
+    spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = (), access: Access = Access()
+) -> Tuning:
+    """Time step batches of a job's first rows. Raises like `plan_job`; writes nothing.
+
+    Sizes are powers of two within `compute.memory`; threads are one, and as many as torch takes by itself.
+    """
+    check_trust(spec.model, trusted)
+    threads = sorted({1, torch.get_num_threads()})
+    with pinned(1):
+        job = survey(Request(spec, base, Store(access), trusted, ingest=False), LocalPool(), twice=False)
+        sample = first_pass(spec, job.forward, job.sample)[0]
+        trials: list[Trial] = []
+        for savings in _CHOICES:
+            asked = spec.model_copy(update={"compute": spec.compute.model_copy(update={"savings": savings})})
+            exact, found = rewriting(asked, job.forward, sample)
+            if exact:
+                return Tuning(job.device, (), exact=True)
+            prepared = ready(asked, job.forward, sample, found, exact=False)
+            trials += [t for n in threads for t in _trials(asked, prepared, sample, n)]
+            if not found.names:  # then `none` is the same
+                break
+    return Tuning(job.device, tuple(trials))
+
+
+def _trials(spec: AttributeSpec, prepared: Prepared, sample: Sample, threads: int) -> Iterator[Trial]:
+    """Step batches of growing size, while they fit into memory and are not slow."""
+    row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
+    with pinned(threads):
+        for size in SIZES:
+            if size > SIZES[0] and 2 * row_bytes * size > spec.compute.memory:
+                return
+            seconds = seconds_per_batch(step_batch(prepared, sample, size))
+            yield Trial(size, threads, spec.compute.savings, seconds / size)
+            if seconds > SLOW_S:
+                return

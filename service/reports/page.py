@@ -1,0 +1,69 @@
+"""A run as one HTML page: no scripts, nothing fetched, and whatever a name says is text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import jinja2
+import pandas as pd
+
+from integrand.schemas.records import Quarantined
+from integrand.service.reports.tables import cell, manifest_facts, nothing_to_see, telling
+from integrand.service.terminal import visible
+
+if TYPE_CHECKING:
+    from integrand.service.runs.query import Run
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A titled table as text; `numeric` says which columns stand to the right, `bars` how long a row's bar is, 0 to 1."""
+
+    title: str
+    columns: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+    bars: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template shows of a run."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    sheets: tuple[Sheet, ...]
+    quarantined: tuple[Quarantined, ...]
+    warnings: tuple[str, ...]
+
+
+def html_page(run: Run, top: int) -> str:
+    """The manifest, the `top` features and the worst rows. Reads one shard at a time."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
+    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    return template.render(page=_page(run, top))
+
+
+def _page(run: Run, top: int) -> Page:
+    manifest, sheets = run.manifest, list[Sheet]()
+    if manifest.shards_done:
+        features = run.top_features(top)
+        largest = max(features["mean_abs"].max() if len(features) else 0.0, 1e-300)
+        sheets = [_sheet("Top features", features, tuple(float(v / largest) for v in features["mean_abs"]))]
+        quiet = nothing_to_see(manifest)
+        worst = telling(run.worst(top)) if quiet is None else pd.DataFrame({"rows": [quiet]})
+        sheets.append(_sheet("Worst rows", worst))
+    return Page(f"{manifest.name} · run {manifest.run_id}", tuple(manifest_facts(manifest)), tuple(sheets),
+                manifest.quarantined, manifest.warnings)  # fmt: skip
+
+
+def _sheet(title: str, frame: pd.DataFrame, bars: tuple[float, ...] = ()) -> Sheet:
+    rows = tuple(tuple(cell(v) for v in values) for values in frame.itertuples(index=False))
+    numeric = tuple(pd.api.types.is_numeric_dtype(frame[c]) for c in frame.columns)
+    return Sheet(title, tuple(map(str, frame.columns)), numeric, rows, bars)
+
+
+def _shown(value: object) -> object:
+    return visible(value) if isinstance(value, str) else value

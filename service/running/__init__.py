@@ -1,0 +1,1 @@
+"""A plan carried out: dispatch, attempts, quarantine, bisection, resume."""

@@ -1,0 +1,271 @@
+"""The dispatch loop: shards to idle workers, outcomes to the ledger, until every shard is done or given up."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from integrand.schemas.errors import IntegrityError, TransientError
+from integrand.schemas.records import Attempt, Plan, Quarantined, Shard, ShardFooter, Trial, dump
+from integrand.schemas.uris import Uri
+from integrand.service.pools.base import Outcome, Pool
+from integrand.service.pools.losses import Failure
+from integrand.service.running.bisection import Range, next_trial
+from integrand.service.runs.manifest import read_attempts, read_quarantined
+from integrand.service.runs.totals import Committed, merge, stats_of
+from integrand.workers.failpoints import reach
+from integrand.workers.storage.store import Store
+
+UNCHARGED_IN_A_ROW = 5
+"""Storage faults or preemptions of one shard, one after another, after which the run ends as retryable."""
+
+UNEXPLAINED = ("killed_worker", "stalled", "memory")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Where a run stands: what was stored before, and what this driver has seen since."""
+
+    shards_planned: int
+    rows_planned: int
+    shards_done: int
+    rows_done: int
+    rows_here: int
+    evaluations: int
+    attributed: int
+    converged: int
+    quarantined: int
+    seconds: float
+    searched: str | None = None
+    """The shard whose rows are tried in parts, for those that take workers away."""
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows_here / self.seconds if self.seconds else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        left = self.rows_planned - self.rows_done
+        return left / self.rows_per_second if self.rows_per_second else None
+
+
+@dataclass
+class Ledger:
+    """Attempts and quarantine of a run: durable in the run folder, so that they outlive the driver."""
+
+    store: Store
+    run: Uri
+    plan: Plan
+    attempts: dict[str, list[Attempt]] = field(default_factory=dict)
+    quarantined: dict[str, Quarantined] = field(default_factory=dict)
+
+    def record(self, shard: Shard, failure: Failure, *, alone: bool, beside: bool) -> Attempt:
+        """Store one failed attempt. Charged is what a shard did itself, and memory that ran out with nothing beside."""
+        charged = failure.kind in ("raised", "killed_worker", "stalled") or (failure.kind == "memory" and not beside)
+        rows = shard.only if isinstance(shard, Trial) else None
+        attempt = Attempt(shard=shard.id, outcome=failure.kind, rows=rows, charged=charged, alone=alone,
+                          reason=failure.reason, detail=failure.detail, node=failure.node, at=_now())  # fmt: skip
+        self._append(attempt)
+        reach("attempt.recorded")
+        return attempt
+
+    def release(self, shard: str) -> None:
+        """Take a shard out of quarantine: it starts anew, and its attempts until now count no more."""
+        self._append(Attempt(shard=shard, outcome="released", charged=False, alone=False, reason="retry-quarantined",
+                             detail="", node="", at=_now()))  # fmt: skip
+        self.store.delete(self.run.child(f"_quarantine/{shard}.json"))
+        del self.quarantined[shard]
+
+    def _append(self, attempt: Attempt) -> None:
+        known = self.attempts.setdefault(attempt.shard, [])
+        known.append(attempt)
+        self._create(f"_attempts/{attempt.shard}", len(known), dump(attempt))
+
+    def _create(self, folder: str, number: int, data: bytes) -> None:
+        try:  # names sort as they were written: the ledger is read back by name
+            self.store.create(self.run.child(f"{folder}/{number:04d}.json"), data, scratch=self.run.child("_tmp"))
+        except FileExistsError:  # another driver counts on the same run: its records stay
+            self._create(folder, number + 1, data)
+
+    def counted(self, shard: Shard) -> list[Attempt]:
+        """The attempts at a shard since it was last released."""
+        known = self.attempts.get(shard.id, [])
+        released = [n for n, a in enumerate(known, 1) if a.outcome == "released"]
+        return known[released[-1] if released else 0 :]
+
+    def condemned(self, shard: Shard) -> bool:
+        """Not to be tried whole again: raised as often as allowed, or lost while it ran alone."""
+        known = [a for a in self.counted(shard) if a.rows is None]
+        lost_alone = any(a.alone and a.charged and a.outcome in UNEXPLAINED for a in known)
+        return lost_alone or sum(a.outcome == "raised" for a in known) >= self.plan.spec.compute.attempts
+
+    def suspect(self, shard: Shard) -> bool:
+        """To be tried alone, as the last of its attempts: its worker was lost twice beside other work."""
+        losses = sum(a.outcome in UNEXPLAINED for a in self.counted(shard))
+        return losses >= max(1, min(2, self.plan.spec.compute.attempts - 1)) or self.condemned(shard)
+
+    def quarantine(self, shard: Shard) -> None:
+        last = self.attempts[shard.id][-1]
+        entry = Quarantined(shard=shard.id, rows=shard.rows, attempts=len(self.attempts[shard.id]), reason=last.reason,
+                            detail=last.detail, node=last.node)  # fmt: skip
+        self.quarantined[shard.id] = entry
+        self.store.replace(self.run.child(f"_quarantine/{shard.id}.json"), dump(entry))
+        reach("shard.quarantined")
+
+
+def read_ledger(store: Store, run: Uri, plan: Plan) -> Ledger:
+    """The ledger as earlier drivers left it."""
+    ledger = Ledger(store, run, plan)
+    for attempt in read_attempts(store, run):
+        ledger.attempts.setdefault(attempt.shard, []).append(attempt)
+    ledger.quarantined.update({q.shard: q for q in read_quarantined(store, run)})
+    return ledger
+
+
+@dataclass
+class Dispatch:
+    """One driver's pass over the missing shards of a run."""
+
+    pool: Pool
+    plan: Plan
+    ledger: Ledger
+    stored: Committed
+    on_change: Callable[[Tally], None]
+    on_commit: Callable[[str], None] = lambda shard: None
+    beat_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        self.done, self.stats = set(self.stored.shards), self.stored.stats
+        self.rows_here, self.rows_planned = 0, self.plan.rows
+        waiting = [s for s in self.plan.shards if s.id not in self.done and s.id not in self.ledger.quarantined]
+        self.waiting = deque(s for s in waiting if not self.ledger.suspect(s))
+        self.suspects = deque(s for s in waiting if self.ledger.suspect(s))
+        self.survived: defaultdict[str, set[Range]] = defaultdict(set)
+        self.in_flight: dict[int, Shard] = {}
+        self.accompanied: set[int] = set()  # workers whose attempt had another beside it at any time
+        self.uncharged: Counter[str] = Counter()  # faults in a row of each shard, as this driver saw them
+        self.alone: int | None = None  # the worker whose fresh actor is for a suspect alone
+        self.started: float | None = None
+
+    def run(self) -> Set[str]:
+        """Ids of every shard that is done. Raises what ends a run; resume picks up from storage."""
+        while (self.waiting or self.suspects or self.in_flight) and not self._too_many_quarantined():
+            self._dispatch()
+            for outcome in self.pool.wait(self.beat_s):
+                self._settle(outcome)
+            self.on_change(self.tally())
+        return self.done
+
+    def _dispatch(self) -> None:
+        for worker in self.pool.idle():
+            if self.waiting:
+                shard = self.waiting.popleft()
+                self._submit(worker, shard, self.waiting[0] if self.waiting else None)
+            elif self.suspects and not self.in_flight:
+                if self.alone in (None, worker):
+                    self._try_alone(worker)
+                else:  # it may hold the place that the fresh worker waits for
+                    self.pool.retire(worker)
+            elif self.in_flight and not self.suspects:
+                self.pool.retire(worker)
+
+    def _submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
+        self.started = self.started or time.monotonic()  # rows/s and ETA leave out how long workers took to start
+        self.in_flight[worker] = shard
+        self.accompanied |= set(self.in_flight) if len(self.in_flight) > 1 else set()
+        self.pool.submit(worker, shard, prefetch)
+        reach("shard.dispatched")
+
+    def _try_alone(self, worker: int) -> None:
+        """A suspect runs on a fresh worker with nothing beside it: only a loss here condemns it.
+
+        A condemned one runs in parts, which need no fresh worker each: one that was lost has been replaced.
+        """
+        if self.alone is None and not self.ledger.condemned(self.suspects[0]):
+            self.alone = worker
+            self.pool.replace(worker)
+        else:
+            self.alone = worker
+            self._submit_alone(worker, self.suspects.popleft())
+
+    def _submit_alone(self, worker: int, shard: Shard) -> None:
+        if not self.ledger.condemned(shard):
+            return self._submit(worker, shard, None)
+        trial = next_trial(shard, self.ledger.counted(shard), self.survived[shard.id])
+        if trial is not None:
+            return self._submit(worker, trial, None)
+        self.alone = None
+        return self.ledger.quarantine(shard)
+
+    def _settle(self, outcome: Outcome) -> None:
+        shard = self.in_flight.pop(outcome.worker)
+        alone, self.alone = self.alone is not None, None
+        beside = outcome.worker in self.accompanied
+        self.accompanied.discard(outcome.worker)
+        if outcome.result is None:  # a trial that lost nobody
+            assert isinstance(shard, Trial)
+            assert shard.only is not None
+            self.survived[shard.id].add(shard.only)
+            self.suspects.appendleft(shard)
+            return
+        if isinstance(outcome.result, ShardFooter):
+            self._count(shard, outcome.result)
+            reach("shard.settled")
+            return
+        failure = outcome.result
+        if isinstance(failure.error, IntegrityError):
+            raise failure.error
+        attempt = self.ledger.record(shard, failure, alone=alone, beside=beside)
+        self.uncharged[shard.id] = 0 if attempt.charged else self.uncharged[shard.id] + 1
+        self._requeue(shard, failure)
+
+    def _requeue(self, shard: Shard, failure: Failure) -> None:
+        if self._hopeless(shard):
+            self.ledger.quarantine(shard)
+        elif self.uncharged[shard.id] >= UNCHARGED_IN_A_ROW:
+            raise TransientError(f"shard {shard.id}", expected="storage and nodes that last for one shard",
+                                 seen=f"{UNCHARGED_IN_A_ROW} faults in a row, the last: {failure.reason}",
+                                 next_step="run the same command again: it resumes")  # fmt: skip
+        elif self.ledger.condemned(shard):
+            self.suspects.appendleft(shard)
+        elif self.ledger.suspect(shard):
+            self.suspects.append(shard)
+        else:
+            self.waiting.append(shard)
+
+    def _hopeless(self, shard: Shard) -> bool:
+        """Lost without the rows that are to blame, or unfit even to search for them."""
+        if not self.ledger.condemned(shard):
+            return False
+        known = self.ledger.counted(shard)
+        without = isinstance(shard, Trial) and shard.only is None and known[-1].charged
+        return without or next_trial(shard, known, self.survived[shard.id]) is None
+
+    def _too_many_quarantined(self) -> bool:
+        most = self.plan.spec.limits.max_quarantined
+        return most is not None and len(self.ledger.quarantined.keys() - self.done) > most
+
+    def tally(self) -> Tally:
+        count = Counter(self.stats.statuses)
+        converged = count["ok"] + count["at_precision_floor"]
+        return Tally(
+            shards_planned=len(self.plan.shards), rows_planned=self.rows_planned, shards_done=len(self.done),
+            rows_done=self.stats.rows_in, rows_here=self.rows_here, evaluations=self.stats.evaluations,
+            attributed=converged + count["not_converged"] + count["unchecked"], converged=converged,
+            quarantined=len(self.ledger.quarantined.keys() - self.done), seconds=time.monotonic() - self.started if self.started else 0.0,
+            searched=next((s.id for s in self.in_flight.values() if isinstance(s, Trial)), None),
+        )  # fmt: skip
+
+    def _count(self, shard: Shard, footer: ShardFooter) -> None:
+        """Keep what a footer adds up to, and the plan's own id of it: a run may have 100,000."""
+        self.done.add(shard.id)
+        self.stats = merge([self.stats, stats_of(footer)])
+        self.rows_here += footer.rows_in
+        self.on_commit(shard.id)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,83 @@
+"""What a driver leaves beside the data as it goes, for readers elsewhere: a heartbeat, and blocks of folded footers."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import TracebackType
+
+from integrand.schemas.errors import TransientError
+from integrand.schemas.records import Heartbeat, dump
+from integrand.service.running.runner import Tally
+from integrand.service.runs.footers import RunFolder
+from integrand.service.runs.totals import BLOCK_SHARDS, write_block
+
+HEARTBEAT = "_progress.json"
+HEARTBEAT_S = 10.0
+
+
+class Sidecars:
+    """Writes both from threads of its own: the dispatch loop never waits for them, and a store that fails ends no run.
+
+    `loose` are committed shards that no block covers yet; `shards` of them make one.
+    """
+
+    def __init__(self, folder: RunFolder, loose: Iterable[str] = (), shards: int = BLOCK_SHARDS) -> None:
+        self._folder, self._loose, self._shards = folder, deque(loose), shards
+        self._threads = ThreadPoolExecutor(2, "sidecars")
+        self._folding: Future[None] | None = None
+        self._telling: Future[None] | None = None
+        self._told = 0.0
+        self._interrupted = False
+
+    def __enter__(self) -> Sidecars:
+        self._fold()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._interrupted = kind is not None
+        self._threads.shutdown()
+        if kind is None:
+            _free(self._folding), _free(self._telling)
+
+    def committed(self, shard: str) -> None:
+        """Take note of a shard; whenever enough came together, their stored footers are folded into a block."""
+        self._loose.append(shard)
+        self._fold()
+
+    def beat(self, tally: Tally) -> None:
+        """Every few seconds, leave a tally for `integrand status`."""
+        if time.monotonic() - self._told >= HEARTBEAT_S and _free(self._telling):
+            self._told = time.monotonic()
+            self._telling = self._threads.submit(self._write_heartbeat, tally)
+
+    def _fold(self) -> None:
+        if len(self._loose) >= self._shards and _free(self._folding):
+            self._folding = self._threads.submit(self._write_blocks)
+
+    def _write_blocks(self) -> None:
+        while len(self._loose) >= self._shards and not self._interrupted:
+            shards = [self._loose.popleft() for _ in range(self._shards)]
+            try:
+                write_block(self._folder, shards)
+            except TransientError:  # the next commit tries again
+                self._loose.extend(shards)
+                return
+
+    def _write_heartbeat(self, tally: Tally) -> None:
+        told = Heartbeat(at=datetime.now(UTC).isoformat(timespec="seconds"), shards_done=tally.shards_done,
+                         shards_planned=tally.shards_planned, rows_per_second=tally.rows_per_second,
+                         eta_s=tally.eta_s)  # fmt: skip
+        with suppress(TransientError):  # the next beat tries again
+            self._folder.store.replace(self._folder.uri.child(HEARTBEAT), dump(told))
+
+
+def _free(last: Future[None] | None) -> bool:
+    """Whether the next may be started; raises what the last one raised."""
+    return last is None or (last.done() and last.result() is None)

@@ -1,0 +1,77 @@
+"""`integrand tune`: what it prints can be pasted, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rich.console import Console
+
+from integrand.schemas.errors import SpecError
+from integrand.schemas.specs import parse_spec
+from integrand.service.cli.specfile import parse_text
+from integrand.service.planning import tuning
+from integrand.service.planning.tuning import Trial, Tuning, tune_job
+from integrand.service.reports.tables import show_tuning
+from tests.plugins.jobs import JobFolder
+
+
+def tune(job: JobFolder, **changes: object) -> Tuning:
+    return tune_job(job.spec(**changes), base=str(job.path), trusted=(job.module,))
+
+
+@pytest.fixture(autouse=True)
+def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "SIZES", (16, 32, 64))
+
+
+def test_every_way_is_timed_and_nothing_is_written(job: JobFolder) -> None:
+    before, threads = sorted(job.path.rglob("*")), torch.get_num_threads()
+    found = tune(job)
+    assert {t.batch_rows for t in found.trials} == {16, 32, 64}
+    assert {t.threads for t in found.trials} == {1, threads}
+    assert all(t.seconds > 0 for t in found.trials)
+    assert [p for p in sorted(job.path.rglob("*")) if "__pycache__" not in str(p)] == before
+    assert torch.get_num_threads() == threads
+
+
+def test_savings_are_compared_where_there_are_any(job: JobFolder) -> None:
+    job.path.joinpath(f"{job.module}.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), "
+        "nn.Linear(8, 2)).eval()\n"
+    )
+    assert {t.savings for t in tune(job).trials} == {"auto", "none"}
+
+
+def test_memory_bounds_the_step_batch(job: JobFolder) -> None:
+    job.write_model("return self.logits(x) + (x[:, :1, None] * x.new_ones(1, 1, 9000)).sin().sum((1, 2))[:, None]")
+    found = tune(job, compute={"memory": 4 << 20})
+    assert {t.batch_rows for t in found.trials} == {16, 32}
+
+
+def test_slow_batches_are_not_made_larger(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "SLOW_S", 0.0)
+    assert {t.batch_rows for t in tune(job).trials} == {16}
+
+
+def test_the_fastest_of_each_number_of_threads_is_a_line_for_the_spec(job: JobFolder) -> None:
+    found = Tuning("cpu", (Trial(16, 1, "auto", 3e-3), Trial(32, 1, "none", 1e-3), Trial(16, 4, "auto", 2e-3)))
+    parsed = [parse_text(line, "tune") for line in found.lines()]
+    assert [p["compute"]["batch_rows"] for p in parsed] == [32, 16]
+    specs = [parse_spec(job.fields(**p)) for p in parsed]
+    assert [(s.compute.threads, s.compute.savings) for s in specs] == [(1, "none"), (4, "auto")]
+
+
+def test_a_closed_form_has_nothing_to_tune(job: JobFolder) -> None:
+    job.path.joinpath(f"{job.module}.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()\n"
+    )
+    found = tune(job, accuracy={"kind": "adaptive"})
+    assert (found.exact, found.trials) == (True, ())
+    console = Console(record=True, width=120)
+    show_tuning(console, found)
+    assert "closed form" in console.export_text()
+
+
+def test_model_code_must_be_trusted(job: JobFolder) -> None:
+    with pytest.raises(SpecError, match="--trust-model-code"):
+        tune_job(job.spec(), base=str(job.path))

@@ -1,0 +1,1 @@
+"""Baseline kinds as tensors, one for each row or one for all."""

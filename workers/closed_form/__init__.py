@@ -1,0 +1,1 @@
+"""Networks whose path integral has a closed form: recognised, integrated, swept."""

@@ -1,0 +1,1 @@
+"""Outputs and gradients at (row, node) items in step batches, and rows that enter, are judged and leave."""

@@ -1,0 +1,104 @@
+"""A model as it is run: savings applied, its affine prefix apart, and its closed form where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from integrand.schemas.errors import IntegrityError
+from integrand.schemas.records import InputShape, Numerics
+from integrand.schemas.specs import Accuracy, AttributeSpec, FixedSteps
+from integrand.workers.closed_form.recognition import ShallowNetwork, agrees, recognise
+from integrand.workers.engine.autocast import HALVES, under_autocast
+from integrand.workers.models.loading import DTYPES
+from integrand.workers.models.outputs import Forward, transformed
+from integrand.workers.quadrature.rules import plain_rule
+from integrand.workers.rewriting.folding import Pair
+from integrand.workers.rewriting.hoisting import JUDGED_WORK, Hoisted, Work, fixed_work
+from integrand.workers.rewriting.savings import Savings, apply
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A callable, and what is known of its inside.
+
+    hoisted   its affine prefix and the rest
+    network   its layers, where its integral has a closed form
+    step      what step batches run in place of `forward`, or of the rest behind the prefix: compiled, or under autocast
+    half      the dtype of autocast
+    """
+
+    forward: Forward
+    hoisted: Hoisted | None = None
+    network: ShallowNetwork | None = None
+    step: Forward | None = None
+    half: torch.dtype | None = None
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        return self.forward(*arguments)
+
+
+def work_of(accuracy: Accuracy) -> Work:
+    """What a row is taken to cost where savings are weighed."""
+    return fixed_work(len(plain_rule(accuracy).nodes)) if isinstance(accuracy, FixedSteps) else JUDGED_WORK
+
+
+def assemble(forward: Forward, transform: str, savings: Savings, inputs: Sequence[Tensor],
+            forward_args: Sequence[Tensor], *, exact: bool = False) -> Prepared:  # fmt: skip
+    """The model with these savings and this output transform; `inputs` and `forward_args` are rows of any valid values.
+
+    Raises IntegrityError if the model is not what the savings, or the closed form, were chosen for.
+    """
+    if exact:
+        network = recognise(forward)
+        if isinstance(network, str):
+            raise IntegrityError("model", expected="a network whose integral has a closed form", seen=network,
+                                 next_step="plan again")  # fmt: skip
+        return Prepared(forward, network=network)
+    rewritten = apply(forward, savings, inputs, forward_args)
+    hoisted = rewritten.hoisted
+    return Prepared(transformed(rewritten.forward, transform),
+                    None if hoisted is None else replace(hoisted, tail=transformed(hoisted.tail, transform)))  # fmt: skip
+
+
+def prepare_planned(
+    forward: Forward, spec: AttributeSpec, shapes: Sequence[InputShape], numerics: Numerics
+) -> Prepared:
+    """What a worker runs: the plan's choices on rows of zeros, which tell ranks and dtypes."""
+    savings = Savings(numerics.savings, tuple(Pair(*pair) for pair in numerics.folded), numerics.frontier)
+    dtype, device = DTYPES[numerics.precision], numerics.device
+    inputs = [torch.zeros(2, *shape.shape, dtype=dtype, device=device) for shape in shapes]
+    found = assemble(forward, spec.target.transform, savings, inputs, (), exact=numerics.exact)
+    return stepping(found, numerics.autocast, device, compile=numerics.compile)
+
+
+def stepping(prepared: Prepared, autocast: str | None, device: str, *, compile: bool) -> Prepared:
+    """The model with gradients taken under autocast to a dtype, or compiled, or both. Compilation is at the first batch."""
+    if prepared.network is not None or not (autocast or compile):
+        return prepared
+    step = prepared.hoisted.tail if prepared.hoisted else prepared.forward
+    half = HALVES[autocast] if autocast else None
+    if half is not None:
+        step = under_autocast(step, half, device)
+    if compile:
+        step = _compiled(step)
+    return replace(prepared, step=step, half=half)
+
+
+def _compiled(forward: Forward) -> Forward:
+    """For one shape of step batch, and for several backward passes through one forward pass."""
+    from torch._functorch import config  # with much else behind it
+
+    config.donated_buffer = False  # a buffer given away by the first backward pass would be missing in the second
+    return torch.compile(forward, dynamic=False, options={"deterministic": True})
+
+
+def closed_form(forward: Forward, rows: Tensor) -> ShallowNetwork | str:
+    """The network whose integral has a closed form, or why it has none. `rows` are tried."""
+    network = recognise(forward)
+    if isinstance(network, str) or agrees(network, forward, rows):
+        return network
+    return "its outputs are not those of its layers"

@@ -1,0 +1,1 @@
+"""A user's model: trusted, loaded, probed, and called at what it explains."""

@@ -1,0 +1,179 @@
+"""The rule and the certificate of kinked integrands: grids that grow by classes of nodes, and what leaving one out shows.
+
+Gradients of ReLU networks jump along the path, so every rule's error falls like 1/n and no spectrum foresees it. An even
+grid is then as good as any. Its nodes are summed in classes (every eighth or sixteenth node), and each class's share
+is compared with what its neighbours would give in its place. A jump shows in the two classes beside it whatever its
+place in the cell, and by how much it shows is known: the root of the summed squares of these differences, times a
+constant of the pattern, is the root mean square of the error over all places of the jumps.
+
+Between N and 2N cells the grid grows by two classes at a time; nodes then weigh as much as they are far from their
+neighbours. Sums per class and the two outermost gradients are all that is kept of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from integrand.workers.quadrature.smooth import hiding
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+CLASSES = 16
+COLUMNS = CLASSES + 2
+FIRST_EDGE, LAST_EDGE = CLASSES, CLASSES + 1
+START = 32
+"""Cells of the first grid."""
+JUDGED = 64
+"""Cells below which nothing is certified: a spike may still lie between the nodes."""
+EVEN = tuple(range(0, CLASSES, 2))
+GROWTH = ((1, 9), (5, 13), (3, 11), (7, 15))
+"""Odd classes in the order in which they join."""
+CAUTION, FEW = 2.5, 1.0
+"""Multiples of the root mean square error: CAUTION + FEW / (independent differences seen)."""
+HIDDEN = 2.0
+"""Most that the gap counts for: jumps beside the ends show in it, less where features cancel."""
+MEMORY = 1.0
+"""A certificate's share of what the stage before foresees with errors like 1/n: one lucky sum does not end a row."""
+
+
+@dataclass(frozen=True, eq=False)
+class GridStage:
+    """What a stage adds to a grid on [0, 1], and how its sums are read.
+
+    nodes      [new] in (0, 1), in order of evaluation; `columns` [new]: the class that each is summed in
+    edges      positions among `nodes` of a new first and a new last node of the whole grid; None if unchanged
+    weights    [COLUMNS]: the integral as a combination of the sums
+    contrasts  [classes, COLUMNS]: each class against its neighbours
+    scale      root mean square error / root of the summed squares of the contrasts
+    fold       whether a full grid's 16 classes become 8 before this stage's nodes are added
+    """
+
+    cells: float
+    count: int
+    nodes: Floats
+    columns: Integers
+    edges: tuple[int | None, int | None]
+    weights: Floats
+    contrasts: Floats
+    scale: float
+    fold: bool
+
+    @property
+    def full(self) -> bool:
+        """Whether the nodes are evenly spaced."""
+        return bool(np.log2(self.cells / START) % 1 == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Weights and contrasts of a set of classes, in units of one cell of the fine grid."""
+
+    weights: Floats
+    contrasts: Floats
+    scale: float
+
+
+@cache
+def grid_stages(most: int) -> tuple[GridStage, ...]:
+    """Stages of at most `most` nodes in all."""
+    stages = [_first_stage()]
+    fine = 2 * START
+    while True:
+        for step in range(1, len(GROWTH) + 1):
+            stage = _stage(fine, step, stages[-1].count)
+            if stage.count > most:
+                return tuple(s for s in stages if s.count <= most)
+            stages.append(stage)
+        fine *= 2
+
+
+def _first_stage() -> GridStage:
+    index = np.arange(1, START)
+    pattern = _pattern(EVEN)
+    return GridStage(START, len(index), index / START, 2 * index % CLASSES, (0, len(index) - 1),
+                     pattern.weights / (2 * START), pattern.contrasts / (2 * START), pattern.scale, False)  # fmt: skip
+
+
+def _stage(fine: int, step: int, before: int) -> GridStage:
+    index = np.arange(1, fine)
+    index = index[np.isin(index % CLASSES, GROWTH[step - 1])]
+    pattern = _pattern(tuple(sorted(EVEN + sum(GROWTH[:step], ()))))
+    edges = (0 if index[0] == 1 else None, len(index) - 1 if index[-1] == fine - 1 else None)
+    return GridStage(fine / 2 * (1 + step / len(GROWTH)), before + len(index), index / fine, index % CLASSES, edges,
+                     pattern.weights / fine, pattern.contrasts / fine, pattern.scale, step == 1 and fine > 2 * START)  # fmt: skip
+
+
+@cache
+def _pattern(classes: tuple[int, ...]) -> Pattern:
+    """Read off an explicit grid of eight periods: its interior repeats, what is left belongs to the two edges."""
+    fine = 8 * CLASSES
+    index = np.arange(1, fine)
+    index = index[np.isin(index % CLASSES, classes)]
+    own = _shares(index, fine)
+    rows = [own] + [own - _placed(_shares(index[index % CLASSES != c], fine), index % CLASSES != c) for c in classes]
+    read = np.stack([_by_column(row, index, fine) for row in rows])
+    return Pattern(read[0], read[1:], _scale(np.stack(rows), index, fine))
+
+
+def _shares(index: Integers, fine: int) -> Floats:
+    """The part of the path nearest to each node, in fine cells."""
+    return np.diff(np.concatenate([[0.0], (index[1:] + index[:-1]) / 2, [float(fine)]]))
+
+
+def _placed(values: Floats, where: NDArray[np.bool_]) -> Floats:
+    full = np.zeros(len(where))
+    full[where] = values
+    return full
+
+
+def _by_column(row: Floats, index: Integers, fine: int) -> Floats:
+    middle = (index >= fine // 2) & (index < fine // 2 + CLASSES)
+    columns = np.zeros(COLUMNS)
+    columns[index[middle] % CLASSES] = row[middle]
+    rest = row - columns[index % CLASSES]
+    columns[FIRST_EDGE], columns[LAST_EDGE] = rest[index < fine // 2].sum(), rest[index >= fine // 2].sum()
+    return columns
+
+
+def _scale(rows: Floats, index: Integers, fine: int) -> float:
+    """Over all places of one jump: root mean square error of the integral / root mean of the contrasts' squares."""
+    places = (np.arange(fine * 64) + 0.5) / 64
+    responses = rows @ (index[:, None] > places)
+    errors = responses[0] - (fine - places)
+    return float(np.sqrt((errors**2).mean() / (responses[1:] ** 2).sum(0).mean()))
+
+
+def fold_classes(sums: Floats) -> Floats:
+    """Sums [..., COLUMNS, elements] of a full fine grid as those of the even classes of the next finer one."""
+    folded = np.zeros_like(sums)
+    folded[..., 0:CLASSES:2, :] = sums[..., : CLASSES // 2, :] + sums[..., CLASSES // 2 : CLASSES, :]
+    folded[..., CLASSES:, :] = sums[..., CLASSES:, :]
+    return folded
+
+
+def estimate_kinked(stage: GridStage, found: Floats, gap: Floats) -> Floats:
+    """Deviation [rows]: estimated ‖a − a*‖₁ from this stage alone.
+
+    found   [rows, 1 + classes, elements]: the attributions and the contrasts, both times x − x'
+    """
+    contrasts = found[:, 1:]
+    spread = stage.scale * np.sqrt((contrasts**2).sum(1))
+    caution = CAUTION + FEW / _independent(contrasts, spread)
+    return np.maximum(caution * spread.sum(1), 1.25 * np.minimum(hiding(found[:, 0]), HIDDEN) * np.abs(gap))
+
+
+def _independent(contrasts: Floats, spread: Floats) -> Floats:
+    """Effective number of independent contrasts, [rows] from 1 up: the rank of their Gram matrix by its moments.
+
+    Features weigh as they do in the L1 norm.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = np.where(spread[:, None] > 0, contrasts / np.sqrt(spread)[:, None], 0.0)
+        gram = scaled @ scaled.swapaxes(1, 2)
+        trace = np.trace(gram, axis1=1, axis2=2)
+        return np.asarray(np.fmax(trace**2 / (gram**2).sum((1, 2)), 1.0))

@@ -1,0 +1,1 @@
+"""Exact savings: a model rewritten so that it costs less and answers the same, verified and recorded."""

@@ -1,0 +1,1 @@
+"""One shard's life: read, attribute, encode, commit; and the worker that lives it."""
