@@ -7,7 +7,7 @@ if __name__ == "schemas":
     raise ImportError("import integrand.schemas, not the source folder schemas; run `pip install -e .` first")
 
 _HOMES = {
-    "Adaptive": "specs", "AttributeSpec": "specs", "Exact": "specs", "FixedSteps": "specs", "JobSpec": "specs",
+    "Adaptive": "specs.accuracy", "AttributeSpec": "specs.job", "Exact": "specs.accuracy", "FixedSteps": "specs.accuracy", "JobSpec": "specs.job",
     "Plan": "records", "RunManifest": "records", "Shard": "records", "ShardFooter": "records",
     "RowStatus": "tables",
     "DataError": "errors", "IntegrandError": "errors", "IntegrityError": "errors", "SpecError": "errors",

@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from integrand.schemas.ids import FORMAT_VERSION
-from integrand.schemas.specs import AttributeSpec, TopKTarget
+from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.targets import TopKTarget
 from integrand.schemas.tables import CONVERGED, WITHOUT_ATTRIBUTION
 
 Determinism = Literal["bitwise", "tolerance"]

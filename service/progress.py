@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-if TYPE_CHECKING:
-    from integrand.service.running.runner import Tally
 
 PLAIN_EVERY_S = 5.0
 
@@ -73,3 +70,30 @@ def _plain(console: Console) -> Callable[[Tally], None]:
             console.print(told, highlight=False, soft_wrap=True)
 
     return show
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Where a run stands: what was stored before, and what this driver has seen since."""
+
+    shards_planned: int
+    rows_planned: int
+    shards_done: int
+    rows_done: int
+    rows_here: int
+    evaluations: int
+    attributed: int
+    converged: int
+    quarantined: int
+    seconds: float
+    searched: str | None = None
+    """The shard whose rows are tried in parts, for those that take workers away."""
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows_here / self.seconds if self.seconds else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        left = self.rows_planned - self.rows_done
+        return left / self.rows_per_second if self.rows_per_second else None

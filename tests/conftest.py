@@ -24,7 +24,7 @@ from integrand.schemas.records import (
     SourceFile,
     dump,
 )
-from integrand.schemas.specs import AttributeSpec, parse_spec
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.tables import RowStatus
 from integrand.schemas.uris import Uri
 from integrand.workers.data.reading import inspect_file, read_slices

@@ -17,12 +17,13 @@ from integrand.schemas.records import Shard, ShardFooter, Slice, environment
 from integrand.schemas.tables import RowStatus
 from integrand.service.checks.findings import Finding, Remark, Unchecked, reason
 from integrand.service.planning.planner import pinned, planned_code
-from integrand.service.running.jobs import without_shards
 from integrand.service.runs.footers import RunFolder
+from integrand.service.runs.manifest import without_shards
 from integrand.workers.data.decoding import open_parquet
 from integrand.workers.data.reading import row_ids
-from integrand.workers.models.loading import check_trust
-from integrand.workers.shards.encoding import NUMBERS, Results, plain_value, results_of
+from integrand.workers.data.values import plain_value
+from integrand.workers.models.code import check_trust
+from integrand.workers.shards.encoding import NUMBERS, Results, results_of
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.shard import read_shard
 from integrand.workers.shards.table import attribute_table

@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import CHECKSUM_KEY, FOOTER_KEY
 from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter
-from integrand.schemas.specs import AllTargets, IndexTarget, ScalarTarget
+from integrand.schemas.specs.targets import AllTargets, IndexTarget, ScalarTarget
 from integrand.schemas.tables import PREFIX, RowStatus, output_schema
 from integrand.service.checks.findings import Finding, Remark, Unchecked, reason
 from integrand.service.runs.footers import RunFolder
 from integrand.workers.data.decoding import open_parquet
 from integrand.workers.data.reading import read_slices, row_ids
 from integrand.workers.data.row_ids import hash_ids
+from integrand.workers.data.values import plain_value
 from integrand.workers.shards.encoding import (
     Results,
     attribution_fields,
     checksum,
-    plain_value,
     results_of,
     results_table,
     shard_footer,

@@ -24,6 +24,7 @@ from integrand.schemas.uris import Uri
 from integrand.service.checks.findings import Finding, Remark, Unchecked, finding_of
 from integrand.service.checks.recount import Recounter, decoded
 from integrand.service.planning.runid import stored_run_id
+from integrand.service.runs.finding import resolve_run
 from integrand.service.runs.footers import RunFolder, member_of, read_footers
 from integrand.service.runs.manifest import (
     LATEST,
@@ -38,10 +39,9 @@ from integrand.service.runs.manifest import (
     read_pointer,
     read_quarantined,
 )
-from integrand.service.runs.query import resolve_run
 from integrand.service.runs.totals import STATS, Committed, fold_footers, merge, read_block, stats_of
 from integrand.workers.data.row_ids import hash_ids
-from integrand.workers.shards.encoding import plain_values
+from integrand.workers.data.values import plain_values
 from integrand.workers.storage.store import Access, Entry, Store
 
 SAMPLE = 16

@@ -23,7 +23,7 @@ from integrand.service.terminal import Terminal
 
 if TYPE_CHECKING:
     from integrand.schemas.records import Plan, RunManifest
-    from integrand.schemas.specs import AttributeSpec
+    from integrand.schemas.specs.job import AttributeSpec
     from integrand.schemas.uris import Uri
     from integrand.service.runs.query import Run
 
@@ -54,7 +54,7 @@ Out = Annotated[str | None, typer.Option("--out", metavar="URI", help="Where the
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a job spec."""
-    from integrand.schemas.specs import published_schema
+    from integrand.schemas.specs.job import published_schema
 
     print(json.dumps(published_schema(), indent=2))
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.specs import AttributeSpec, parse_spec
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
 
 
 class _Loader(yaml.SafeLoader):

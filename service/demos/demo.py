@@ -19,7 +19,8 @@ from rich.console import Console
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Record, RunManifest, dump
-from integrand.schemas.specs import Adaptive, AttributeSpec, parse_spec
+from integrand.schemas.specs.accuracy import Adaptive
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service.terminal import Terminal
 from integrand.workers.storage.store import Access, Store

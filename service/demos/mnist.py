@@ -16,7 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from integrand.schemas.specs import Adaptive, AttributeSpec
+from integrand.schemas.specs.accuracy import Adaptive
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.tables import PREFIX
 from integrand.service.demos.demo import DemoFolder, Facts, Outcome, fill_spec, read_spec, reproducible
 from integrand.service.demos.models import digits_cnn

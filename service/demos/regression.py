@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.tables import PREFIX
 from integrand.service.demos.demo import DemoFolder, Facts, Outcome, fill_spec, read_spec, reproducible
 from integrand.service.demos.models import synthetic_mlp

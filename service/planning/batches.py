@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import IntegrandError, SpecError
-from integrand.schemas.specs import AttributeSpec, Exact
+from integrand.schemas.specs.accuracy import Exact
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.sample import Sample
 from integrand.service.planning.trials import gradients, repeats_bits, seconds_per_batch, step_batch
 from integrand.workers.closed_form.integral import BLOCK

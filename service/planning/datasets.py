@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from integrand.schemas.records import InputShape, SourceFile, Statistics
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.uris import Uri
 from integrand.service.planning.sources import Listing, list_source, read_footers
 from integrand.service.pools.base import Mapper

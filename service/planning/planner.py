@@ -24,7 +24,10 @@ from integrand.schemas.records import (
     Shard,
     Statistics,
 )
-from integrand.schemas.specs import AttributeSpec, FactoryModel, MeanBaseline, Model, TopKTarget
+from integrand.schemas.specs.baselines import MeanBaseline
+from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.models import FactoryModel, Model
+from integrand.schemas.specs.targets import TopKTarget
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.planning.preflight import Findings, column_outputs, examine
@@ -34,20 +37,17 @@ from integrand.service.pools.base import Mapper
 from integrand.workers import kernels
 from integrand.workers.data.columns import declared_columns, resolve_columns, row_bytes
 from integrand.workers.data.tensors import Rows
-from integrand.workers.models.embeddings import IdsModel, through_embeddings
-from integrand.workers.models.loading import (
-    DTYPES,
+from integrand.workers.models.code import (
     CodeBundle,
-    Loaded,
-    another_model,
     check_shipped,
     check_trust,
     code_digest,
     install_code,
-    load_model,
     model_artefacts,
     pack_code,
 )
+from integrand.workers.models.embeddings import IdsModel, through_embeddings
+from integrand.workers.models.loading import DTYPES, Loaded, another_model, load_model
 from integrand.workers.models.outputs import Forward, on_copies
 from integrand.workers.models.portions import Portions, find_portion, in_portions
 from integrand.workers.models.state import probe_outputs

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Quantiles
-from integrand.schemas.specs import Accuracy, Adaptive, AttributeSpec, ColumnTarget, Exact, FixedSteps, TopKTarget
+from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSteps
+from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.targets import ColumnTarget, TopKTarget
 from integrand.service.planning.batches import Form, Question, choose_batch, insists, judge_closed_form, keeps_order
 from integrand.service.planning.sample import Sample, real_rows
 from integrand.service.planning.trials import check_compiled, rounding_seen, seconds_per_batch, step_batch

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from integrand.schemas.ids import digest_json
 from integrand.schemas.records import Artefact, Numerics, Plan
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs.job import AttributeSpec
 
 FileId = tuple[str, int, str]
 """A source file as the run id knows it: path below the source root, size and fingerprint."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from integrand.schemas.errors import DataError, IntegrandError, SpecError
 from integrand.schemas.records import InputShape, Slice
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.datasets import Dataset
 from integrand.workers.baselines.kinds import baseline_tensors
 from integrand.workers.data.columns import declared_columns

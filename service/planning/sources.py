@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from integrand.schemas.errors import DataError
 from integrand.schemas.records import SourceFile
-from integrand.schemas.specs import Source
+from integrand.schemas.specs.source import Source
 from integrand.schemas.uris import Uri
 from integrand.workers.data.reading import inspect_file
 from integrand.workers.storage.store import Entry, Store, split_glob

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Quantiles
-from integrand.schemas.specs import FixedSteps
+from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.workers.engine.evaluator import Evaluator, Problem, lifted, step_gradients
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.methods.attribution import attribute

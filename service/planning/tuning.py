@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.planner import Request, pinned, survey
 from integrand.service.planning.preflight import first_pass, ready, rewriting
 from integrand.service.planning.sample import Sample
@@ -16,7 +16,7 @@ from integrand.service.planning.trials import seconds_per_batch, step_batch
 from integrand.service.pools.local import LocalPool
 from integrand.workers.engine.batching import activation_bytes
 from integrand.workers.engine.prepared import Prepared
-from integrand.workers.models.loading import check_trust
+from integrand.workers.models.code import check_trust
 from integrand.workers.storage.store import Access, Store
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from integrand.schemas.records import Shard, ShardFooter
-from integrand.schemas.specs import Compute
+from integrand.schemas.specs.compute import Compute
 from integrand.service.pools.losses import Failure
 from integrand.workers.shards.worker import Setup
 

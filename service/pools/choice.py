@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from integrand.schemas.specs import Compute
+from integrand.schemas.specs.compute import Compute
 from integrand.service.pools.base import Item, Made, Pool
 from integrand.service.pools.local import LocalPool
 from integrand.service.pools.ray import RayPool

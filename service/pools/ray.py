@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from integrand.schemas.errors import IntegrandError, SpecError, TransientError
 from integrand.schemas.records import Shard
-from integrand.schemas.specs import Compute
+from integrand.schemas.specs.compute import Compute
 from integrand.service.pools.base import Item, Made, Outcome
 from integrand.service.pools.clusters import RAY_TOKEN, protect_token, require_authentication
 from integrand.service.pools.devices import REPEATABLE

@@ -9,7 +9,7 @@ from typing import TextIO
 
 import pyarrow as pa
 
-from integrand.workers.shards.encoding import plain_values
+from integrand.workers.data.values import plain_values
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """What starts a formula in Excel, LibreOffice and Google Sheets: https://owasp.org/www-community/attacks/CSV_Injection"""

@@ -10,14 +10,15 @@ from rich.console import Console
 
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.records import Plan, Pointer, RunManifest, dump
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.uris import Uri
 from integrand.service import progress
 from integrand.service.planning.planner import Request, make_plan
 from integrand.service.pools.base import Mapper, Pool
 from integrand.service.pools.choice import PoolKind, Undecided, make_planning_pool
 from integrand.service.pools.local import LocalPool
-from integrand.service.running.runner import Dispatch, Ledger, Tally, read_ledger
+from integrand.service.progress import Tally
+from integrand.service.running.runner import Dispatch, Ledger, read_ledger
 from integrand.service.running.sidecars import Sidecars
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import (
@@ -27,13 +28,14 @@ from integrand.service.runs.manifest import (
     load_manifest,
     load_plan,
     point_latest,
+    without_shards,
     write_manifest,
 )
 from integrand.service.runs.totals import Committed, read_committed
 from integrand.service.terminal import Terminal
 from integrand.workers.data.row_ids import check_row_ids
 from integrand.workers.failpoints import reach
-from integrand.workers.models.loading import CodeBundle
+from integrand.workers.models.code import CodeBundle
 from integrand.workers.shards.worker import Setup
 from integrand.workers.storage.store import Access, Store
 
@@ -157,11 +159,6 @@ def open_folder(request: Request, run_id: str, fresh: Plan | None = None) -> Ope
                              next_step="move the folder away")  # fmt: skip
     plan = _as_asked(plan, fresh) if fresh else plan
     return OpenRun(request.store, uri, plan, plan_sha256, root, without_shards(plan))
-
-
-def without_shards(plan: Plan) -> bytes:
-    """A plan as workers get it: of 100,000 shards each would parse 10 MB and keep 30."""
-    return dump(plan.model_copy(update={"shards": ()}))
 
 
 def _as_asked(plan: Plan, fresh: Plan) -> Plan:

@@ -11,12 +11,12 @@ from integrand.schemas.records import RunManifest
 from integrand.schemas.uris import Uri
 from integrand.service.planning.planner import planned_code
 from integrand.service.pools.choice import PoolKind, make_pool
-from integrand.service.running.jobs import OpenRun, check_build, finish, without_shards
+from integrand.service.running.jobs import OpenRun, check_build, finish
 from integrand.service.running.runner import Ledger, read_ledger
-from integrand.service.runs.manifest import load_partial, load_plan
-from integrand.service.runs.query import resolve_run
+from integrand.service.runs.finding import resolve_run
+from integrand.service.runs.manifest import load_partial, load_plan, without_shards
 from integrand.service.terminal import Terminal
-from integrand.workers.models.loading import check_trust
+from integrand.workers.models.code import check_trust
 from integrand.workers.shards.worker import Setup
 from integrand.workers.storage.store import Access, Store
 

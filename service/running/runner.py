@@ -13,6 +13,7 @@ from integrand.schemas.records import Attempt, Plan, Quarantined, Shard, ShardFo
 from integrand.schemas.uris import Uri
 from integrand.service.pools.base import Outcome, Pool
 from integrand.service.pools.losses import Failure
+from integrand.service.progress import Tally
 from integrand.service.running.bisection import Range, next_trial
 from integrand.service.runs.manifest import read_attempts, read_quarantined
 from integrand.service.runs.totals import Committed, merge, stats_of
@@ -23,33 +24,6 @@ UNCHARGED_IN_A_ROW = 5
 """Storage faults or preemptions of one shard, one after another, after which the run ends as retryable."""
 
 UNEXPLAINED = ("killed_worker", "stalled", "memory")
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Where a run stands: what was stored before, and what this driver has seen since."""
-
-    shards_planned: int
-    rows_planned: int
-    shards_done: int
-    rows_done: int
-    rows_here: int
-    evaluations: int
-    attributed: int
-    converged: int
-    quarantined: int
-    seconds: float
-    searched: str | None = None
-    """The shard whose rows are tried in parts, for those that take workers away."""
-
-    @property
-    def rows_per_second(self) -> float:
-        return self.rows_here / self.seconds if self.seconds else 0.0
-
-    @property
-    def eta_s(self) -> float | None:
-        left = self.rows_planned - self.rows_done
-        return left / self.rows_per_second if self.rows_per_second else None
 
 
 @dataclass

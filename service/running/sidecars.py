@@ -12,7 +12,7 @@ from types import TracebackType
 
 from integrand.schemas.errors import TransientError
 from integrand.schemas.records import Heartbeat, dump
-from integrand.service.running.runner import Tally
+from integrand.service.progress import Tally
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.totals import BLOCK_SHARDS, write_block
 

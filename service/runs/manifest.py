@@ -213,3 +213,8 @@ def parse_record(kind: type[AnyRecord], data: bytes, place: Uri) -> AnyRecord:
                             next_step="upgrade integrand to read it") from None  # fmt: skip
         raise IntegrityError(str(place), expected=f"a {kind.__name__}", seen=str(known[0]["msg"] if known else error),
                              next_step="restore it, or start a new run with --fresh") from None  # fmt: skip
+
+
+def without_shards(plan: Plan) -> bytes:
+    """A plan as workers get it: of 100,000 shards each would parse 10 MB and keep 30."""
+    return dump(plan.model_copy(update={"shards": ()}))

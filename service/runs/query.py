@@ -27,21 +27,19 @@ from integrand.schemas.ids import shard_object
 from integrand.schemas.records import Plan, RunManifest, Shard
 from integrand.schemas.tables import PREFIX, feature_names
 from integrand.schemas.uris import Uri
+from integrand.service.runs.finding import resolve_run
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import (
-    LATEST,
-    PLAN,
     fold,
     load_manifest,
     load_plan,
-    read_pointer,
     read_quarantined,
 )
 from integrand.service.runs.totals import read_committed
 from integrand.workers.data.columns import BAD
 from integrand.workers.data.decoding import forget_extensions
 from integrand.workers.data.reading import read_slices
-from integrand.workers.shards.encoding import plain_values
+from integrand.workers.data.values import plain_values
 from integrand.workers.storage.store import Access, Store
 
 Filters: TypeAlias = list[tuple[str, str, object]] | list[list[tuple[str, str, object]]] | ds.Expression
@@ -60,45 +58,6 @@ _FORMAT = ds.ParquetFileFormat(
 
 
 # --- finding a run -----------------------------------------------------------------------------------------
-
-
-def resolve_run(uri: str | os.PathLike[str] | Uri, *, store: Store | None = None, name: str | None = None) -> Uri:
-    """The run folder that `uri` means: itself, or the latest run under an output root.
-
-    A root whose runs are all unfinished has no pointer: then its one run, if there is only one. SpecError if there
-    is none, or if several jobs or runs share the root and `name` does not tell which.
-    """
-    store = store or Store()
-    root = store.parse(str(uri), base=os.getcwd())
-    if store.exists(root.child(PLAN)):
-        return root
-    named = _pointed(store, root)
-    if name is None and len(named) > 1:
-        raise _unclear(root, "the name of one job", named)
-    chosen = name or (named[0] if named else None)
-    pointer = read_pointer(store, root, chosen) if chosen else None
-    return root.child(pointer.run_id) if pointer else _only_run(store, root, name)
-
-
-def _pointed(store: Store, root: Uri) -> list[str]:
-    """Names of the jobs that have a complete run under this root."""
-    entries = store.list(root.child(LATEST), depth=1)
-    return [e.uri.name.removesuffix(".json") for e in entries if e.uri.name.endswith(".json")]
-
-
-def _only_run(store: Store, root: Uri, name: str | None) -> Uri:
-    plans = [e.uri for e in store.list(root, depth=2) if e.uri.name == PLAN]
-    runs = [Uri(plan.scheme, plan.path.removesuffix(f"/{PLAN}")) for plan in plans]
-    runs = [run for run in runs if name is None or load_plan(store, run)[0].spec.name == name]
-    if len(runs) != 1:
-        known = [str(run) for run in runs] or _pointed(store, root)
-        raise _unclear(root, f"a run of `{name}`" if name else "a run folder or an output root", known)
-    return runs[0]
-
-
-def _unclear(root: Uri, expected: str, candidates: list[str]) -> SpecError:
-    return SpecError(str(root), expected=expected, seen=", ".join(candidates) or "no run here",
-                     next_step="name one of them" if candidates else "check the path")  # fmt: skip
 
 
 def open_run(uri: str | os.PathLike[str] | Uri, *, name: str | None = None, access: Access = Access()) -> Run:

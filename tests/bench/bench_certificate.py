@@ -21,7 +21,7 @@ from references import Reference, reference, relative_error
 from sheet import Sheet
 from zoo import SMOOTH, Case, Missing
 
-from integrand.schemas.specs import Adaptive
+from integrand.schemas.specs.accuracy import Adaptive
 from integrand.workers import Attribution
 
 FINER = 10

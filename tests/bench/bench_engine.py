@@ -23,7 +23,7 @@ from references import Reference, reference, relative_error, relative_gap
 from sheet import Sheet, spread
 from zoo import Case, Missing
 
-from integrand.schemas.specs import Adaptive, Exact, FixedSteps
+from integrand.schemas.specs.accuracy import Adaptive, Exact, FixedSteps
 
 SAME_NODES = Integrand(FixedSteps(rule="gauss_legendre", steps=50), "Integrand, the same 50 nodes")
 COLUMNS = ("model", "who", "p99 error", "max error", "max gap", "evaluations/row", "rows/s", "faster than Captum-50",

@@ -30,7 +30,8 @@ sys.path.insert(0, str(HERE))
 from models import FEATURES, errors, mlp, reference, rows, write_rows  # noqa: E402
 
 from integrand.schemas.records import Plan, Shard  # noqa: E402
-from integrand.schemas.specs import AttributeSpec, FixedSteps, parse_spec  # noqa: E402
+from integrand.schemas.specs.accuracy import FixedSteps  # noqa: E402
+from integrand.schemas.specs.job import AttributeSpec, parse_spec  # noqa: E402
 from integrand.service.planning.planner import Request, make_plan  # noqa: E402
 from integrand.service.pools.ray import RayPool  # noqa: E402
 from integrand.service.running.jobs import create_folder, open_folder, run_job  # noqa: E402

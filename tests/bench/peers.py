@@ -17,7 +17,7 @@ from references import Reference, relative_error
 from torch import Tensor, nn
 from zoo import INSTALL, Case, Missing, buckets
 
-from integrand.schemas.specs import Accuracy
+from integrand.schemas.specs.accuracy import Accuracy
 from integrand.workers import Attribution, attribute, prepare
 from integrand.workers.engine.prepared import Prepared
 

@@ -14,7 +14,7 @@ from peers import Captum, Integrand, PlainLoop, tuned
 from references import reference, relative_error
 from zoo import Case, Family
 
-from integrand.schemas.specs import FixedSteps
+from integrand.schemas.specs.accuracy import FixedSteps
 
 SAME = Integrand(FixedSteps(rule="gauss_legendre", steps=50), "the same 50 nodes")
 

@@ -14,7 +14,7 @@ from ray import exceptions
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError, TransientError
 from integrand.schemas.records import Plan, RunManifest
-from integrand.schemas.specs import Compute
+from integrand.schemas.specs.compute import Compute
 from integrand.service.pools.choice import Undecided, make_planning_pool
 from integrand.service.pools.local import LocalPool
 from integrand.service.pools.losses import Ended, loss_of

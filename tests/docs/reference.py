@@ -6,52 +6,46 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from typer.main import get_command
 
-from integrand.schemas import specs
+from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.part import Part, branches_of
 from integrand.schemas.tables import COLUMNS
 from integrand.service.cli.commands import app
 
 README = Path(__file__).parents[2] / "README.md"
-SECTIONS = (
-    ("Job", specs.AttributeSpec),
-    ("source", specs.Source),
-    ("model: factory", specs.FactoryModel),
-    ("model: torch_export", specs.ExportedModel),
-    ("model: torchscript", specs.ScriptedModel),
-    ("inputs: named columns", specs.ColumnsInput),
-    ("inputs: one tensor column", specs.TensorInput),
-    ("inputs: ids", specs.IdsInput),
-    ("forward_args", specs.ForwardArg),
-    ("target: scalar", specs.ScalarTarget),
-    ("target: index", specs.IndexTarget),
-    ("target: column", specs.ColumnTarget),
-    ("target: argmax", specs.ArgmaxTarget),
-    ("target: top_k", specs.TopKTarget),
-    ("target: all", specs.AllTargets),
-    ("baseline: zero", specs.ZeroBaseline),
-    ("baseline: constant", specs.ConstantBaseline),
-    ("baseline: column", specs.ColumnBaseline),
-    ("baseline: mean", specs.MeanBaseline),
-    ("accuracy: adaptive", specs.Adaptive),
-    ("accuracy: fixed", specs.FixedSteps),
-    ("accuracy: exact", specs.Exact),
-    ("output", specs.Output),
-    ("compute", specs.Compute),
-    ("compute.workers", specs.WorkerRange),
-    ("limits", specs.Limits),
-)
+
+
+def sections() -> dict[str, type[Part]]:
+    """Every part of a spec under the words that lead to it: the job first, then level by level."""
+    found: dict[str, type[Part]] = {"Job": AttributeSpec}
+    level = [("", AttributeSpec)]
+    while level:
+        below = [place for path, part in level for place in _fields(path, part)]
+        new = {title: part for title, part in below if part not in found.values()}
+        found |= new
+        level = [(f"{title}.", part) for title, part in new.items()]
+    return found
+
+
+def _fields(path: str, part: type[Part]) -> Iterator[tuple[str, type[Part]]]:
+    """The parts that the fields of a part may hold, each under its own title."""
+    for name, field in part.model_fields.items():
+        branches = branches_of(field.annotation)
+        for kind, below in branches.items():
+            yield f"{path}{name}: {kind}" if len(branches) > 1 else f"{path}{name}", below
 
 
 def spec_tables() -> str:
     """One table per part of the spec: field, default, meaning."""
-    return "\n\n".join(_part(title, part) for title, part in SECTIONS)
+    return "\n\n".join(_part(title, part) for title, part in sections().items())
 
 
-def _part(title: str, part: type[specs.Part]) -> str:
+def _part(title: str, part: type[Part]) -> str:
     lines = [f"**{title}** {_first_sentence(part.__doc__ or '')}"]
     fields = {name: f for name, f in part.model_fields.items() if name != "kind"}
     if fields:
@@ -63,7 +57,7 @@ def _part(title: str, part: type[specs.Part]) -> str:
 
 
 def _default(value: Any) -> str:
-    if isinstance(value, specs.Part):
+    if isinstance(value, Part):
         return f"`{getattr(value, 'kind', '…')}`" if hasattr(value, "kind") else "all defaults"
     return f"`{str(value).lower() if value is None or isinstance(value, bool) else value}`"
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from integrand.schemas.ids import FORMAT_VERSION
-from integrand.schemas.specs import parse_spec
+from integrand.schemas.specs.job import parse_spec
 from integrand.service.running.jobs import run_job
 
 MODEL = """\

@@ -32,7 +32,8 @@ sys.path.insert(0, str(ROOT))
 
 from integrand.schemas.ids import NUMERICS_VERSION, fold_digests, shard_object  # noqa: E402
 from integrand.schemas.records import InputShape, Numerics, Plan, Projection, Shard, SourceFile  # noqa: E402
-from integrand.schemas.specs import AttributeSpec, Compute, parse_spec  # noqa: E402
+from integrand.schemas.specs.compute import Compute  # noqa: E402
+from integrand.schemas.specs.job import AttributeSpec, parse_spec  # noqa: E402
 from integrand.schemas.uris import Uri  # noqa: E402
 from integrand.service.planning.cutting import cut  # noqa: E402
 from integrand.service.planning.planner import Request  # noqa: E402
@@ -41,7 +42,7 @@ from integrand.service.pools.ray import RayPool  # noqa: E402
 from integrand.service.running.jobs import create_folder, finish, open_folder  # noqa: E402
 from integrand.service.runs.manifest import load_manifest  # noqa: E402
 from integrand.service.runs.totals import read_committed  # noqa: E402
-from integrand.workers.models.loading import CodeBundle  # noqa: E402
+from integrand.workers.models.code import CodeBundle  # noqa: E402
 from integrand.workers.shards.worker import Setup  # noqa: E402
 from integrand.workers.storage.store import Access, Store  # noqa: E402
 from tests.load import noop  # noqa: E402

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from integrand.schemas.specs import Adaptive, FixedSteps
+from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import Attribution, attribute
 from integrand.workers.quadrature.rules import QuadratureRule, left, midpoint, right, trapezoid

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, IntegrandError, SpecError
-from integrand.schemas.specs import Adaptive, FixedSteps
+from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import attribute
 from tests.peers.models import F64, mlp, normal, tensor

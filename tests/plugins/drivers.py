@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from integrand.schemas.errors import IntegrandError
-from integrand.schemas.specs import AttributeSpec
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.running.jobs import run_job
 from integrand.workers import failpoints
 from tests.plugins.jobs import JobFolder

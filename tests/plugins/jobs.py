@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from integrand.schemas.records import Plan, RunManifest
-from integrand.schemas.specs import AttributeSpec, parse_spec
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service.running.jobs import plan_job, run_job
 from integrand.service.running.runner import Ledger, read_ledger

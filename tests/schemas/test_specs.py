@@ -10,28 +10,13 @@ import pytest
 from pydantic import ValidationError
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.specs import (
-    Adaptive,
-    AllTargets,
-    ArgmaxTarget,
-    AttributeSpec,
-    ColumnBaseline,
-    ColumnsInput,
-    ColumnTarget,
-    ConstantBaseline,
-    ExportedModel,
-    FactoryModel,
-    FixedSteps,
-    IndexTarget,
-    MeanBaseline,
-    ScalarTarget,
-    ScriptedModel,
-    TensorInput,
-    WorkerRange,
-    ZeroBaseline,
-    parse_spec,
-    published_schema,
-)
+from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
+from integrand.schemas.specs.baselines import ColumnBaseline, ConstantBaseline, MeanBaseline, ZeroBaseline
+from integrand.schemas.specs.compute import WorkerRange
+from integrand.schemas.specs.inputs import ColumnsInput, TensorInput
+from integrand.schemas.specs.job import AttributeSpec, parse_spec, published_schema
+from integrand.schemas.specs.models import ExportedModel, FactoryModel, ScriptedModel
+from integrand.schemas.specs.targets import AllTargets, ArgmaxTarget, ColumnTarget, IndexTarget, ScalarTarget
 
 DESIGN: dict[str, Any] = {
     "kind": "attribute",

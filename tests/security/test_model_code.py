@@ -18,7 +18,7 @@ from integrand.schemas.uris import Uri
 from integrand.service.cli import commands as cli
 from integrand.service.cli import operator
 from integrand.service.running.jobs import plan_job
-from integrand.workers.models.loading import CodeBundle
+from integrand.workers.models.code import CodeBundle
 from integrand.workers.shards.worker import Setup, Worker
 from integrand.workers.storage.store import Access
 from tests.plugins.jobs import JobFolder

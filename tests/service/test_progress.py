@@ -8,8 +8,7 @@ import pytest
 from rich.console import Console
 
 from integrand.service import progress
-from integrand.service.progress import describe, watch
-from integrand.service.running.runner import Tally
+from integrand.service.progress import Tally, describe, watch
 
 TALLY = Tally(shards_planned=10, rows_planned=100, shards_done=2, rows_done=20, rows_here=20, evaluations=160, attributed=20,
               converged=19, quarantined=0, seconds=4.0)  # fmt: skip

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from integrand.schemas.records import dump
-from integrand.schemas.specs import parse_spec
+from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service.running.jobs import plan_job
-from integrand.workers.models.loading import pack_code
+from integrand.workers.models.code import pack_code
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.worker import Setup, load_job
 from integrand.workers.storage.store import Access, Store

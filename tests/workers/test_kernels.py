@@ -67,7 +67,7 @@ print([str(attribute(model, torch.ones(2, 3)).status[0]) for _ in range(3)], ker
 @needs_mkl
 def test_portable_kernels_are_taken_whatever_was_set() -> None:
     code = """
-from integrand.schemas.specs import parse_spec
+from integrand.schemas.specs.job import parse_spec
 from integrand.service.planning.planner import settle_kernels
 from integrand.workers import kernels
 from integrand.workers.shards.worker import processor
@@ -85,7 +85,7 @@ def test_portable_kernels_that_come_too_late_are_refused() -> None:
     code = """
 import torch
 torch.rand(9, 9) @ torch.rand(9, 9)
-from integrand.schemas.specs import parse_spec
+from integrand.schemas.specs.job import parse_spec
 from integrand.service.planning.planner import settle_kernels
 try:
     settle_kernels(parse_spec({"name": "t", "source": {"uri": "d"}, "output": {"uri": "o"}, "compute": {"reproducible": "portable"},

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ConstantBaseline, IdsInput, MeanBaseline
+from integrand.schemas.specs.baselines import ColumnBaseline, ConstantBaseline, MeanBaseline
+from integrand.schemas.specs.inputs import IdsInput
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.workers.data.tensors import Rows, scale, spread
 from integrand.workers.models.loading import DTYPES
 

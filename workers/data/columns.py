@@ -10,16 +10,11 @@ import pyarrow as pa
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs import (
-    AttributeSpec,
-    ColumnBaseline,
-    ColumnsInput,
-    ColumnTarget,
-    ForwardArg,
-    IdsInput,
-    Input,
-    Numbers,
-)
+from integrand.schemas.specs.baselines import ColumnBaseline
+from integrand.schemas.specs.inputs import ColumnsInput, ForwardArg, IdsInput, Input
+from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.part import Numbers
+from integrand.schemas.specs.targets import ColumnTarget
 from integrand.workers.data.scaling import spread
 
 BAD = "_bad"

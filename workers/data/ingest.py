@@ -25,7 +25,10 @@ import pyarrow.parquet as pq
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import canonical_json, digest_json
 from integrand.schemas.records import SourceFile
-from integrand.schemas.specs import AttributeSpec, ColumnBaseline, ColumnTarget, ForwardArg, IdsInput, TensorInput
+from integrand.schemas.specs.baselines import ColumnBaseline
+from integrand.schemas.specs.inputs import ForwardArg, IdsInput, TensorInput
+from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.targets import ColumnTarget
 from integrand.schemas.uris import Uri
 from integrand.workers.data.cells import (
     BATCH_ROWS,

@@ -13,7 +13,8 @@ from safetensors.numpy import load, save
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import NUMERICS_VERSION, digest_json
 from integrand.schemas.records import InputShape, Slice, SourceFile, Statistics
-from integrand.schemas.specs import AttributeSpec, IdsInput
+from integrand.schemas.specs.inputs import IdsInput
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.uris import Uri
 from integrand.workers.data.columns import declared_columns
 from integrand.workers.data.reading import read_slices

@@ -15,7 +15,7 @@ from integrand.schemas.errors import DataError
 from integrand.schemas.records import Slice, SourceFile
 from integrand.workers.data.columns import BAD
 from integrand.workers.data.reading import common_type, read_parts, row_ids
-from integrand.workers.shards.encoding import plain_value
+from integrand.workers.data.values import plain_value
 from integrand.workers.storage.store import Store
 
 _NEXT = "drop source.row_id to identify rows by file and position, or mend the ids"

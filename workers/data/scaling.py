@@ -7,7 +7,8 @@ from math import prod
 import numpy as np
 
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs import ColumnsInput, Numbers, TensorInput
+from integrand.schemas.specs.inputs import ColumnsInput, TensorInput
+from integrand.schemas.specs.part import Numbers
 
 
 def spread(numbers: Numbers, shape: tuple[int, ...]) -> np.ndarray:

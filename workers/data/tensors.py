@@ -14,16 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs import (
-    AttributeSpec,
-    ColumnBaseline,
-    ColumnsInput,
-    ColumnTarget,
-    ForwardArg,
-    IdsInput,
-    Input,
-    TensorInput,
-)
+from integrand.schemas.specs.baselines import ColumnBaseline
+from integrand.schemas.specs.inputs import ColumnsInput, ForwardArg, IdsInput, Input, TensorInput
+from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.targets import ColumnTarget
 from integrand.workers.data.columns import BAD, is_number, list_sizes, unnest, value_columns
 from integrand.workers.data.scaling import scale, spread
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.records import InputShape, Numerics
-from integrand.schemas.specs import Accuracy, AttributeSpec, FixedSteps
+from integrand.schemas.specs.accuracy import Accuracy, FixedSteps
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.workers.closed_form.recognition import ShallowNetwork, agrees, recognise
 from integrand.workers.engine.autocast import HALVES, under_autocast
 from integrand.workers.models.loading import DTYPES

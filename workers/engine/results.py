@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from integrand.schemas.specs import Accuracy, Adaptive
+from integrand.schemas.specs.accuracy import Accuracy, Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.evaluator import Floats, Problem
 from integrand.workers.engine.loop import Verdicts

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from integrand.schemas.specs import Adaptive
+from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.autocast import PROBING
 from integrand.workers.engine.evaluator import Evaluator, Floats, Integers

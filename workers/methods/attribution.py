@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, SpecError
-from integrand.schemas.specs import Accuracy, Adaptive, Exact, FixedSteps
+from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.recognition import ShallowNetwork
 from integrand.workers.engine.autocast import measure_rounding

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, SpecError
-from integrand.schemas.specs import AttributeSpec, IdsInput
+from integrand.schemas.specs.inputs import IdsInput
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.workers.data.tensors import PADDING
 from integrand.workers.models.outputs import Forward, on_copies
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.polynomial.legendre import legvander
 from numpy.typing import NDArray
 
-from integrand.schemas.specs import FixedSteps
+from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.workers.quadrature.patterson import POSITIVE_NODES
 
 Floats = NDArray[np.float64]

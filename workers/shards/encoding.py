@@ -29,6 +29,7 @@ from integrand.schemas.tables import (
     output_schema,
     tensor_field,
 )
+from integrand.workers.data.values import plain_values
 
 ROW_GROUP_BYTES = 32 << 20
 ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
@@ -205,24 +206,6 @@ def shard_digest(results: Results) -> str:
         return b"\0".join(head) + b"\0" + numbers[i].tobytes() + values
 
     return digest_rows(row(i) for i in range(len(names)))
-
-
-def plain_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
-    """Each value as Python has it; a date or time that Python cannot hold is the integer that Arrow stores."""
-    try:
-        return list(column.to_pylist())
-    except (OverflowError, ValueError):
-        return [plain_value(value) for value in column]
-
-
-def plain_value(value: pa.Scalar) -> object:
-    """A date of the year 10000 is no date to Python, nor is a time in a zone that it does not know."""
-    try:
-        return value.as_py()
-    except (OverflowError, ValueError):
-        if not pa.types.is_temporal(value.type):
-            raise
-        return value.value
 
 
 def shard_footer(plan: Plan, plan_sha256: str, shard: Shard, results: Results, *,

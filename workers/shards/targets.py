@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from integrand.schemas.specs import ArgmaxTarget, ColumnTarget, IndexTarget, TopKTarget
+from integrand.schemas.specs.targets import ArgmaxTarget, ColumnTarget, IndexTarget, TopKTarget
 from integrand.schemas.tables import RowStatus
 from integrand.workers.data.tensors import Rows
 from integrand.workers.engine.evaluator import Evaluator, Problem

@@ -22,16 +22,9 @@ from integrand.workers import kernels
 from integrand.workers.data.means import read_means
 from integrand.workers.engine.prepared import prepare_planned
 from integrand.workers.failpoints import reach
+from integrand.workers.models.code import CodeBundle, check_shipped, check_trust, code_digest, install_code
 from integrand.workers.models.embeddings import through_embeddings
-from integrand.workers.models.loading import (
-    DTYPES,
-    CodeBundle,
-    check_shipped,
-    check_trust,
-    code_digest,
-    install_code,
-    load_model,
-)
+from integrand.workers.models.loading import DTYPES, load_model
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.portions import in_portions
 from integrand.workers.models.state import State, probe_outputs, same_outputs

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from integrand.schemas.records import Heartbeat, dump
-from integrand.schemas.specs import parse_spec
+from integrand.schemas.specs.job import parse_spec
 from integrand.service.cli import commands as cli
 from integrand.service.cli.specfile import parse_text
 from tests.plugins.jobs import JobFolder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.specs import Adaptive
+from integrand.schemas.specs.accuracy import Adaptive
 from integrand.service.cli.specfile import load_spec, parse_text
 from tests.plugins.jobs import JobFolder
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from integrand.schemas.specs import ConstantBaseline
+from integrand.schemas.specs.baselines import ConstantBaseline
 from integrand.schemas.uris import Uri
 from integrand.service.demos import mnist, models, picture, regression
 from integrand.service.demos.demo import DemoFolder, fill_spec, read_spec, reproducible, run_demo

@@ -15,7 +15,7 @@ import pytest
 
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.records import Plan, dump
-from integrand.schemas.specs import parse_spec
+from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service.planning import planner
 from integrand.service.running.jobs import plan_job, run_job

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from integrand.schemas.errors import DataError, SpecError
-from integrand.schemas.specs import Source
+from integrand.schemas.specs.source import Source
 from integrand.schemas.uris import Uri
 from integrand.service.planning.sources import entry_format, list_source, read_footers
 from integrand.workers.storage.store import Store

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.specs import parse_spec
+from integrand.schemas.specs.job import parse_spec
 from integrand.service.cli.specfile import parse_text
 from integrand.service.planning import tuning
 from integrand.service.planning.tuning import Trial, Tuning, tune_job

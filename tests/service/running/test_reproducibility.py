@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from integrand.schemas.records import RunManifest
-from integrand.schemas.specs import parse_spec
+from integrand.schemas.specs.job import parse_spec
 from integrand.service.running.jobs import run_job
 from tests.plugins.jobs import JobFolder
 

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from integrand.schemas.errors import IntegrityError, TransientError
 from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter, Trial
-from integrand.schemas.specs import Compute, Limits
+from integrand.schemas.specs.compute import Compute
+from integrand.schemas.specs.job import Limits
 from integrand.schemas.uris import Uri
 from integrand.service.pools.base import Outcome
 from integrand.service.pools.losses import Failure, LossKind
-from integrand.service.running.runner import UNCHARGED_IN_A_ROW, Dispatch, Ledger, Tally, read_ledger
+from integrand.service.progress import Tally
+from integrand.service.running.runner import UNCHARGED_IN_A_ROW, Dispatch, Ledger, read_ledger
 from integrand.service.runs.totals import Committed, merge, stats_of
 from integrand.workers.shards.worker import Setup
 from integrand.workers.storage.store import Store

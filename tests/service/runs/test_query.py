@@ -25,11 +25,12 @@ from integrand.service.checks.verify import verify_run
 from integrand.service.reports.page import html_page
 from integrand.service.reports.spreadsheet import write_csv
 from integrand.service.reports.tables import show_row, show_rows
+from integrand.service.runs.finding import resolve_run
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import fold, point_latest, write_manifest
-from integrand.service.runs.query import Run, open_run, resolve_run
+from integrand.service.runs.query import Run, open_run
 from integrand.service.runs.totals import fold_footers
-from integrand.workers.shards.encoding import plain_value
+from integrand.workers.data.values import plain_value
 from integrand.workers.storage.store import Store
 from tests.plugins.jobs import JobFolder
 

@@ -19,8 +19,8 @@ from integrand.schemas.ids import shard_object
 from integrand.schemas.records import ShardFooter, dump
 from integrand.schemas.stats import MOST_ENVIRONMENTS, MOST_REASONS, Block, Member, Stats
 from integrand.schemas.uris import Uri
+from integrand.service.progress import Tally
 from integrand.service.running.jobs import run_job
-from integrand.service.running.runner import Tally
 from integrand.service.running.sidecars import HEARTBEAT, Sidecars
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.totals import merge, read_blocks, read_committed, stats_of, write_block

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.specs import parse_spec
+from integrand.schemas.specs.job import parse_spec
 from integrand.workers.baselines.kinds import baseline_tensors
 from integrand.workers.data.columns import resolve_columns
 from integrand.workers.data.tensors import to_rows

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.records import Slice, SourceFile
-from integrand.schemas.specs import parse_spec
+from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.uris import Uri
 from integrand.workers.data import ingest as ingesting
 from integrand.workers.data.columns import resolve_columns

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.records import SourceFile
-from integrand.schemas.specs import AttributeSpec, parse_spec
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.workers.data import means as statistics
 from integrand.workers.data import row_ids as identity

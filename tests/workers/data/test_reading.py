@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import InputShape, Slice, SourceFile
-from integrand.schemas.specs import AttributeSpec, ColumnsInput, TensorInput, parse_spec
+from integrand.schemas.specs.inputs import ColumnsInput, TensorInput
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.workers.data.columns import check_column, declared_columns, resolve_columns, resolve_input
 from integrand.workers.data.reading import (

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs import AttributeSpec, ColumnsInput, parse_spec
+from integrand.schemas.specs.inputs import ColumnsInput
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.workers.data.columns import resolve_columns
 from integrand.workers.data.tensors import Rows, length_buckets, scale, spread, to_rows
 

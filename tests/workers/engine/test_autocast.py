@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from integrand.schemas.specs import Adaptive, FixedSteps
+from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.autocast import HALVES, LEAST, PROBING, measure_rounding
 from integrand.workers.engine.evaluator import Evaluator, Problem, lifted

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from integrand.schemas.specs import Adaptive
+from integrand.schemas.specs.accuracy import Adaptive
 from integrand.workers.engine.batching import (
     KEPT_BYTES,
     KEPT_BYTES_PER_ELEMENT,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from integrand.schemas.specs import Adaptive, FixedSteps
+from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.workers.engine.prepared import Prepared, stepping
 from integrand.workers.methods.attribution import Attribution, attribute, prepare
 from integrand.workers.shards.job import Job

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from integrand.schemas.specs import Adaptive, FixedSteps
+from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.workers.engine.evaluator import batches, is_out_of_memory
 from integrand.workers.methods.attribution import Attribution, attribute
 from integrand.workers.quadrature.rules import patterson

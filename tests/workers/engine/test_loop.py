@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from integrand.schemas.specs import Adaptive, FixedSteps
+from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.workers.engine.evaluator import Evaluator, Problem, Step
 from integrand.workers.engine.loop import Block, Loop, Stage, Store
 from integrand.workers.engine.tracks import Tracks, live_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from integrand.schemas.specs import Adaptive
+from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.results import beside
 from integrand.workers.methods.attribution import attribute

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from integrand.schemas.errors import IntegrandError
-from integrand.schemas.specs import Adaptive, FixedSteps
+from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import attribute
 

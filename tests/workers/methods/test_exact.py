@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from integrand.schemas.specs import Accuracy, Adaptive, Exact
+from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact
 from integrand.workers.methods.attribution import attribute
 
 ACCURACIES = [Adaptive(), Exact()]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from integrand.schemas.specs import FixedSteps
+from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.quadrature.rules import plain_rule
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.specs import Adaptive, FixedSteps
+from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.workers.methods.attribution import attribute
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))

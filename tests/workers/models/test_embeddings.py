@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, SpecError
-from integrand.schemas.specs import AttributeSpec, FixedSteps, parse_spec
+from integrand.schemas.specs.accuracy import FixedSteps
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.models.embeddings import IdsModel, at_embedding, through_embeddings
 

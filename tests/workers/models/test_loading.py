@@ -24,20 +24,12 @@ from torch import nn
 
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, SpecError
 from integrand.schemas.records import Artefact
-from integrand.schemas.specs import ExportedModel, FactoryModel, Model, ScriptedModel, parse_spec
+from integrand.schemas.specs.job import parse_spec
+from integrand.schemas.specs.models import ExportedModel, FactoryModel, Model, ScriptedModel
 from integrand.service.running.jobs import plan_job
 from integrand.workers.methods.attribution import attribute
-from integrand.workers.models.loading import (
-    DTYPES,
-    CodeBundle,
-    Loaded,
-    check_trust,
-    code_digest,
-    install_code,
-    load_model,
-    model_artefacts,
-    pack_code,
-)
+from integrand.workers.models.code import CodeBundle, check_trust, code_digest, install_code, model_artefacts, pack_code
+from integrand.workers.models.loading import DTYPES, Loaded, load_model
 from integrand.workers.models.outputs import Forward
 from integrand.workers.storage.store import Store
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from integrand.schemas.specs import Adaptive, FixedSteps
+from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.quadrature.rules import (
     QuadratureRule,

@@ -17,7 +17,7 @@ from torch import nn
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import Plan, Trial, dump
-from integrand.workers.models.loading import CodeBundle
+from integrand.workers.models.code import CodeBundle
 from integrand.workers.shards.worker import Setup, Worker, load_job, pin_numerics, versions
 
 MakeSetup = Callable[..., Setup]

@@ -1,0 +1,124 @@
+"""One job, whole: its parts put together, what they must agree on, and how a spec is read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from integrand.schemas.errors import SpecError
+from integrand.schemas.specs.accuracy import Accuracy, Adaptive
+from integrand.schemas.specs.baselines import Baseline, ColumnBaseline, ConstantBaseline, MeanBaseline, ZeroBaseline
+from integrand.schemas.specs.compute import Compute
+from integrand.schemas.specs.inputs import ColumnsInput, ForwardArg, IdsInput, Input, TensorInput
+from integrand.schemas.specs.messages import explain
+from integrand.schemas.specs.models import FactoryModel, Model
+from integrand.schemas.specs.part import Name, Part
+from integrand.schemas.specs.source import Source
+from integrand.schemas.specs.targets import (
+    ScalarTarget,
+    Target,
+)
+
+
+class Output(Part):
+    """Where the run folder goes."""
+
+    uri: str = Field(description="Root under which the run folder `<run_id>/` is made: local, s3://, gs:// or abfs://.")
+
+
+class Limits(Part):
+    """What a run may contain and still end with exit code 0."""
+
+    max_bad_share: float | None = Field(None, ge=0, le=1, description="Share of rows bad_input, nonfinite or failed.")
+    max_uncertified_share: float | None = Field(None, ge=0, le=1, description="Share of rows not_converged.")
+    max_quarantined: int | None = Field(
+        None, ge=0, description="Quarantined shards above which the run stops early; default: the others finish."
+    )
+
+
+class AttributeSpec(Part):
+    """One attribution job."""
+
+    kind: Literal["attribute"] = "attribute"
+    name: Name = Field(description="Names the job's `_latest` pointer.")
+    source: Source = Field(description="Where the rows are.")
+    model: Model = Field(description="What is explained.")
+    inputs: tuple[Input, ...] = Field(min_length=1, description="The model's inputs, in the order of its arguments.")
+    forward_args: tuple[ForwardArg, ...] = Field((), description="Further arguments, passed and not attributed.")
+    target: Target = Field(default_factory=ScalarTarget, description="Which output is explained.")
+    baseline: Baseline = Field(default_factory=ZeroBaseline, description="The input that stands for absence.")
+    accuracy: Accuracy = Field(default_factory=Adaptive, description="How exact, and how it is checked.")
+    output: Output = Field(description="Where the run folder goes.")
+    compute: Compute = Field(default_factory=Compute, description="How the work is spread.")
+    limits: Limits = Field(default_factory=Limits, description="What still counts as success.")
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> AttributeSpec:
+        names = [i.name for i in self.inputs] + [a.name for a in self.forward_args]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"inputs and forward_args share a name: {', '.join(twice)}")
+        features = [c for i in self.inputs if isinstance(i, ColumnsInput) for c in i.columns]
+        features += [c for i in self.ids_inputs if isinstance(i.ids, tuple) for c in i.ids]
+        tensors = [i.name for i in self.inputs if isinstance(i, TensorInput)]
+        clash = sorted({f for f in features + tensors if (features + tensors).count(f) > 1})
+        if clash:
+            raise ValueError(f"output columns would clash: attr.{', attr.'.join(clash)}; rename an input")
+        return self
+
+    @model_validator(mode="after")
+    def _embeddings(self) -> AttributeSpec:
+        modules = [m for i in self.ids_inputs for m in i.modules]
+        twice = sorted({m for m in modules if modules.count(m) > 1})
+        if twice:
+            raise ValueError(f"one embedding for several inputs: {', '.join(twice)}; stack their columns in one input")
+        if modules and not isinstance(self.model, FactoryModel):
+            raise ValueError(f"inputs of ids need a model of kind factory: {self.model.kind} hides its modules")
+        masked = [a.mask_of for a in self.forward_args if a.mask_of is not None]
+        unknown = sorted(set(masked) - {i.name for i in self.ids_inputs})
+        if unknown:
+            raise ValueError(f"`mask_of` names no input of ids: {', '.join(unknown)}")
+        inheriting = [i.name for i in self.ids_inputs if i.baseline is None]
+        if inheriting and not isinstance(self.baseline, ZeroBaseline):
+            raise ValueError(f"a {self.baseline.kind} baseline says nothing about ids: give {inheriting[0]} its own")
+        return self
+
+    @property
+    def ids_inputs(self) -> tuple[IdsInput, ...]:
+        """The inputs that are ids, in order."""
+        return tuple(i for i in self.inputs if isinstance(i, IdsInput))
+
+    @property
+    def baselines(self) -> tuple[ZeroBaseline | ConstantBaseline | ColumnBaseline | MeanBaseline, ...]:
+        """The baseline of each input, the job's where the input names none."""
+        return tuple(i.baseline or self.baseline for i in self.inputs)
+
+
+JobSpec = AttributeSpec
+_ADAPTER: TypeAdapter[AttributeSpec] = TypeAdapter(AttributeSpec)
+
+
+def published_schema() -> dict[str, Any]:
+    """JSON Schema of a job spec, for editors and CI."""
+    return _ADAPTER.json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+
+
+def parse_spec(fields: object, *, where: str = "spec") -> AttributeSpec:
+    """Validate a loaded YAML or JSON mapping. Raises SpecError that names each bad field and the nearest good one."""
+    if not isinstance(fields, dict):
+        raise SpecError(where, expected="a mapping of fields", seen=type(fields).__name__)
+    try:
+        return _ADAPTER.validate_python(_tuples(fields))
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        deeper = [e for e in found if e["type"] != "too_short" or len(found) == 1]
+        problems = "; ".join(explain(e, AttributeSpec) for e in deeper)
+        raise SpecError(where, expected="a valid job spec", seen=problems,
+                        next_step="mend the fields named; `integrand schema` prints them all") from None  # fmt: skip
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
