@@ -1,18 +1,32 @@
-"""The nouns of Integrand: job specs, plans, shards, manifests and their Arrow tables. Needs pydantic and pyarrow alone."""
+"""The nouns of Integrand: job specs, plans, shards, manifests and their Arrow tables. Needs
+pydantic and pyarrow alone.
+"""
 
 from importlib import import_module
 from typing import Any
 
 if __name__ == "schemas":
-    raise ImportError("import integrand.schemas, not the source folder schemas; run `pip install -e .` first")
+    raise ImportError(
+        "import integrand.schemas, not the source folder schemas; run `pip install -e .` first"
+    )
 
 _HOMES = {
-    "Adaptive": "specs.accuracy", "AttributeSpec": "specs.job", "Exact": "specs.accuracy", "FixedSteps": "specs.accuracy", "JobSpec": "specs.job",
-    "Plan": "records", "RunManifest": "records", "Shard": "records", "ShardFooter": "records",
+    "Adaptive": "specs.accuracy",
+    "AttributeSpec": "specs.job",
+    "Exact": "specs.accuracy",
+    "FixedSteps": "specs.accuracy",
+    "JobSpec": "specs.job",
+    "Plan": "records",
+    "RunManifest": "records",
+    "Shard": "records",
+    "ShardFooter": "records",
     "RowStatus": "tables",
-    "DataError": "errors", "IntegrandError": "errors", "IntegrityError": "errors", "SpecError": "errors",
+    "DataError": "errors",
+    "IntegrandError": "errors",
+    "IntegrityError": "errors",
+    "SpecError": "errors",
     "TransientError": "errors",
-}  # fmt: skip
+}
 __all__ = sorted(_HOMES)
 
 

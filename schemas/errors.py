@@ -11,12 +11,21 @@ from integrand.schemas.redaction import redact
 
 
 class IntegrandError(Exception):
-    """Base of every error that Integrand raises on purpose. Secrets in where it was and in what was seen are starred out."""
+    """Base of every error that Integrand raises on purpose. Secrets in where it was and in what was
+    seen are starred out.
+    """
 
     exit_code = 1
 
-    def __init__(self, where: str, *, expected: str = "", seen: str = "", next_step: str = "") -> None:
-        self.where, self.expected, self.seen, self.next_step = redact(where), expected, redact(seen), next_step
+    def __init__(
+        self, where: str, *, expected: str = "", seen: str = "", next_step: str = ""
+    ) -> None:
+        self.where, self.expected, self.seen, self.next_step = (
+            redact(where),
+            expected,
+            redact(seen),
+            next_step,
+        )
         super().__init__(self.where, expected, self.seen, next_step)
 
     def __str__(self) -> str:
@@ -31,7 +40,9 @@ class IntegrandError(Exception):
         return _rebuild, (type(self), self.where, self.expected, self.seen, self.next_step)
 
 
-def _rebuild(kind: type[IntegrandError], where: str, expected: str, seen: str, next_step: str) -> IntegrandError:
+def _rebuild(
+    kind: type[IntegrandError], where: str, expected: str, seen: str, next_step: str
+) -> IntegrandError:
     return kind(where, expected=expected, seen=seen, next_step=next_step)
 
 
@@ -48,7 +59,9 @@ class DataError(IntegrandError, ValueError):
 
 
 class TransientError(IntegrandError):
-    """A failure that says nothing about the job: storage, network or cluster. Running again resumes."""
+    """A failure that says nothing about the job: storage, network or cluster. Running again
+    resumes.
+    """
 
     exit_code = 4
 

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 
 FORMAT_VERSION = 1
 NUMERICS_VERSION = 2
-"""Raised whenever a change of ours may change an attribution's bits: the same job is then another run."""
+"""Raised whenever a change of ours may change an attribution's bits: the same job is then another
+run.
+"""
 
 FOOTER_KEY = "integrand.shard"
 CHECKSUM_KEY = "integrand.shard.sha256"
@@ -16,7 +18,9 @@ CHECKSUM_KEY = "integrand.shard.sha256"
 
 def canonical_json(value: object) -> bytes:
     """One byte string per JSON value: sorted keys, no spaces, shortest round-trip floats."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def digest_bytes(*chunks: bytes) -> str:
@@ -41,8 +45,9 @@ def shard_object(shard: str) -> str:
     return f"data/part-{shard}.parquet"
 
 
-# 2**256 additions of row hashes (AdHash; Bellare & Micciancio 1997, §4): the sum is the same for any order
-# and any cut into shards, so shard digests in footers fold into the run's digest without reading a row.
+# 2**256 additions of row hashes (AdHash; Bellare & Micciancio 1997, §4): the sum is the same for
+# any order and any cut into shards, so shard digests in footers fold into the run's digest without
+# reading a row.
 _MODULUS = 1 << 256
 
 
@@ -52,6 +57,8 @@ def fold_digests(digests: Iterable[str]) -> str:
 
 
 def digest_rows(rows: Iterable[bytes]) -> str:
-    """Logical digest of a set of canonical rows: equal for any order, as if they were sorted by identity."""
+    """Logical digest of a set of canonical rows: equal for any order, as if they were sorted by
+    identity.
+    """
     total = sum(int.from_bytes(hashlib.sha256(row).digest(), "big") for row in rows)
     return f"{total % _MODULUS:064x}"

@@ -1,4 +1,6 @@
-"""What a run stores: the plan, its shards, each shard's footer, and the manifest folded from the footers."""
+"""What a run stores: the plan, its shards, each shard's footer, and the manifest folded from the
+footers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ Determinism = Literal["bitwise", "tolerance"]
 
 
 class Record(BaseModel):
-    """Base of everything stored: frozen; unknown fields of newer writers are ignored, never an error."""
+    """Base of everything stored: frozen; unknown fields of newer writers are ignored, never an
+    error.
+    """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -28,9 +32,13 @@ class SourceFile(Record):
     uri: str = Field(description="Where it is read.")
     rows: int
     size: int
-    fingerprint: str = Field(description="ETag, or footer sha256 for local Parquet: pinned for every read.")
+    fingerprint: str = Field(
+        description="ETag, or footer sha256 for local Parquet: pinned for every read."
+    )
     row_groups: tuple[int, ...] = Field(description="Rows of each row group.")
-    first_row: int = Field(0, description="Row number, within `path`, of this file's first row (ingested pieces).")
+    first_row: int = Field(
+        0, description="Row number, within `path`, of this file's first row (ingested pieces)."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +79,11 @@ class Culprit:
 
 @dataclass(frozen=True, slots=True)
 class Trial(Shard):
-    """A shard that lost its workers, tried again in part, or without the rows that are known to be why.
+    """A shard that lost its workers, tried again in part, or without the rows that are known to be
+    why.
 
-    only      rows [start, stop) to run without a commit; an empty range only reads. None: all, committed.
+    only      rows [start, stop) to run without a commit; an empty range only reads. None: all,
+              committed.
     culprits  rows that are not run: they end as `failed`.
     """
 
@@ -96,7 +106,10 @@ class InputShape(Record):
     shape: tuple[int, ...]
     named: bool = Field(description="True: one output column per feature; False: one list column.")
     varying: bool = Field(
-        False, description="True: lists of ids of any length; `shape` is that of the rows tried while planning."
+        False,
+        description=(
+            "True: lists of ids of any length; `shape` is that of the rows tried while planning."
+        ),
     )
 
 
@@ -106,21 +119,33 @@ class Numerics(Record):
     numerics_version: int
     batch_rows: int
     threads: int
-    precision: Literal["float32", "float64"] = Field(description="Dtype of model, inputs, sums and output columns.")
+    precision: Literal["float32", "float64"] = Field(
+        description="Dtype of model, inputs, sums and output columns."
+    )
     device: Literal["cpu", "cuda"]
     torch_build: str
     outputs: int | None = Field(None, description="Width of the model's output, for target `all`.")
     exact: bool = Field(False, description="Whether the integral is taken in closed form.")
-    savings: tuple[str, ...] = Field((), description="Exact savings applied to the model, in this order.")
-    folded: tuple[tuple[str, str], ...] = Field((), description="Layers and the batch norms folded into them.")
-    frontier: tuple[str, ...] = Field((), description="Tensors at which the hoisted affine prefix ends.")
-    autocast: Literal["bfloat16", "float16"] | None = Field(None, description="Dtype under which gradients are taken.")
+    savings: tuple[str, ...] = Field(
+        (), description="Exact savings applied to the model, in this order."
+    )
+    folded: tuple[tuple[str, str], ...] = Field(
+        (), description="Layers and the batch norms folded into them."
+    )
+    frontier: tuple[str, ...] = Field(
+        (), description="Tensors at which the hoisted affine prefix ends."
+    )
+    autocast: Literal["bfloat16", "float16"] | None = Field(
+        None, description="Dtype under which gradients are taken."
+    )
     compile: bool = Field(False, description="Whether what takes gradients is compiled.")
     tf32: bool = Field(False, description="Whether CUDA may round float32 factors to TF32.")
     takes_rows: int | None = Field(
         None, description="Rows that the model takes at once, where it takes no other number."
     )
-    portable: bool = Field(False, description="Whether kernels are those that every x86 CPU with AVX2 has.")
+    portable: bool = Field(
+        False, description="Whether kernels are those that every x86 CPU with AVX2 has."
+    )
     kernels: str | None = Field(
         None, description="Processor and kernels in force while planning; no part of the run's id."
     )
@@ -166,27 +191,49 @@ class Plan(Record):
     inputs: tuple[InputShape, ...]
     numerics: Numerics
     identity: tuple[tuple[str, int, str], ...] = Field(
-        (), description="Path, size and fingerprint of the text files that `files` were split from; empty for Parquet."
+        (),
+        description=(
+            "Path, size and fingerprint of the text files that `files` were split from; empty for"
+            " Parquet."
+        ),
     )
     artefacts: tuple[Artefact, ...]
     code_sha256: str | None
-    code_bundle: str | None = Field(None, description="Digest of the code that is shipped to the workers.")
+    code_bundle: str | None = Field(
+        None, description="Digest of the code that is shipped to the workers."
+    )
     statistics: Statistics | None = None
     shards: tuple[Shard, ...]
     projection: Projection
     warnings: tuple[str, ...] = ()
-    left_out: tuple[tuple[str, str], ...] = Field((), description="Savings that are not applied, and why.")
+    left_out: tuple[tuple[str, str], ...] = Field(
+        (), description="Savings that are not applied, and why."
+    )
     half_error: Quantiles | None = Field(
-        None, description="What autocast does to the first rows: relative L1 distance from float32 at 15 Gauss nodes."
+        None,
+        description=(
+            "What autocast does to the first rows: relative L1 distance from float32 at 15 Gauss"
+            " nodes."
+        ),
     )
     model_state: str | None = Field(
-        None, description="Digest of what the factory built, in a few digits: the same on all processors."
+        None,
+        description=(
+            "Digest of what the factory built, in a few digits: the same on all processors."
+        ),
     )
-    model_bits: str | None = Field(None, description="Digest of every bit of it: the same where kernels are.")
+    model_bits: str | None = Field(
+        None, description="Digest of every bit of it: the same where kernels are."
+    )
     model_outputs: tuple[float, ...] | None = Field(
-        None, description="What the model says of two made-up rows; None where it takes more than plain inputs."
+        None,
+        description=(
+            "What the model says of two made-up rows; None where it takes more than plain inputs."
+        ),
     )
-    lowered: str | None = Field(None, description="Why a row's bits may depend on its place; None where they do not.")
+    lowered: str | None = Field(
+        None, description="Why a row's bits may depend on its place; None where they do not."
+    )
     salt: str = ""
     created: str
     versions: dict[str, str]
@@ -215,18 +262,30 @@ class ShardFooter(Record):
     statuses: dict[str, int]
     gap: Quantiles = Field(description="|gap| over rows with attributions.")
     error: Quantiles = Field(description="error_estimate over rows that have one.")
-    error_histogram: dict[str, int] = Field(description="Rows by decimal exponent of error_estimate, rounded up.")
-    gap_histogram: dict[str, int] = Field(description="Rows by decimal exponent of |gap|, rounded up.")
+    error_histogram: dict[str, int] = Field(
+        description="Rows by decimal exponent of error_estimate, rounded up."
+    )
+    gap_histogram: dict[str, int] = Field(
+        description="Rows by decimal exponent of |gap|, rounded up."
+    )
     evaluations: int
     padded_evaluations: int
-    duplicates: int = Field(0, description="Rows equal to an earlier one in every bit: copied, not computed again.")
+    duplicates: int = Field(
+        0, description="Rows equal to an earlier one in every bit: copied, not computed again."
+    )
     digest: str = Field(description="Logical digest of the rows, foldable over shards.")
-    determinism: Determinism = Field("bitwise", description="`tolerance` where this shard is not as the plan meant it.")
-    lowered: str | None = Field(None, description="Why the level is `tolerance`, said of this shard.")
+    determinism: Determinism = Field(
+        "bitwise", description="`tolerance` where this shard is not as the plan meant it."
+    )
+    lowered: str | None = Field(
+        None, description="Why the level is `tolerance`, said of this shard."
+    )
     batch_rows: int
     seconds: dict[str, float]
     node: str
-    versions: dict[str, str] = Field(description="Packages, and the processor that their kernels were chosen for.")
+    versions: dict[str, str] = Field(
+        description="Packages, and the processor that their kernels were chosen for."
+    )
 
     @property
     def environment(self) -> str:
@@ -263,13 +322,21 @@ class RunManifest(Record):
     evaluations: int
     digest: str
     determinism: Determinism
-    determinism_reasons: tuple[str, ...] = Field((), description="Why the level is `tolerance`; empty for `bitwise`.")
-    environments: tuple[str, ...] = Field((), description="Torch builds and processors that made the rows.")
+    determinism_reasons: tuple[str, ...] = Field(
+        (), description="Why the level is `tolerance`; empty for `bitwise`."
+    )
+    environments: tuple[str, ...] = Field(
+        (), description="Torch builds and processors that made the rows."
+    )
     quarantined: tuple[Quarantined, ...] = ()
     missing: tuple[str, ...] = Field((), description="Ids of planned shards without an object.")
     numerics: Numerics | None = Field(None, description="The plan's numerical choices.")
-    left_out: tuple[tuple[str, str], ...] = Field((), description="Savings that are not applied, and why.")
-    half_error: Quantiles | None = Field(None, description="What autocast does to the first rows, against float32.")
+    left_out: tuple[tuple[str, str], ...] = Field(
+        (), description="Savings that are not applied, and why."
+    )
+    half_error: Quantiles | None = Field(
+        None, description="What autocast does to the first rows, against float32."
+    )
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
     logical_date: str | None = None
@@ -289,11 +356,17 @@ class RunManifest(Record):
 
 
 class Attempt(Record):
-    """One failed attempt at a shard. Only charged ones count towards quarantine, and none from before a release."""
+    """One failed attempt at a shard. Only charged ones count towards quarantine, and none from
+    before a release.
+    """
 
     shard: str
-    outcome: Literal["raised", "killed_worker", "stalled", "preempted", "memory", "storage", "lost", "released"]
-    rows: tuple[int, int] | None = Field(None, description="Rows [start, stop) that were tried; None: all.")
+    outcome: Literal[
+        "raised", "killed_worker", "stalled", "preempted", "memory", "storage", "lost", "released"
+    ]
+    rows: tuple[int, int] | None = Field(
+        None, description="Rows [start, stop) that were tried; None: all."
+    )
     charged: bool
     alone: bool
     reason: str
@@ -303,7 +376,9 @@ class Attempt(Record):
 
 
 class Heartbeat(Record):
-    """`_progress.json`: where the driver of a run stood when it last said so. Advisory: nothing is decided by it."""
+    """`_progress.json`: where the driver of a run stood when it last said so. Advisory: nothing is
+    decided by it.
+    """
 
     at: str
     shards_done: int
@@ -321,8 +396,13 @@ class Pointer(Record):
 
 
 def environment(versions: dict[str, str]) -> str:
-    """What the bits of rows depend on beside the plan: the torch build, and the processor its kernels are chosen for."""
-    return f"torch {versions.get('torch', '?')} on {versions.get('processor', 'an unrecorded processor')}"
+    """What the bits of rows depend on beside the plan: the torch build, and the processor its
+    kernels are chosen for.
+    """
+    return (
+        f"torch {versions.get('torch', '?')} on"
+        f" {versions.get('processor', 'an unrecorded processor')}"
+    )
 
 
 def dump(record: Record) -> bytes:
@@ -337,12 +417,18 @@ def merge_counts(counts: list[dict[str, int]]) -> dict[str, int]:
 
 
 def histogram_quantiles(histogram: dict[str, int], largest: float | None) -> Quantiles:
-    """Upper bounds of the quantiles, from counts by decimal exponent in tenths (`-31` means ≤ 10**-3.1)."""
+    """Upper bounds of the quantiles, from counts by decimal exponent in tenths (`-31` means ≤
+    10**-3.1).
+    """
     total = sum(histogram.values())
     if not total:
         return Quantiles()
-    return Quantiles(p50=_quantile(histogram, total, 0.5, largest), p90=_quantile(histogram, total, 0.9, largest),
-                     p99=_quantile(histogram, total, 0.99, largest), max=largest)  # fmt: skip
+    return Quantiles(
+        p50=_quantile(histogram, total, 0.5, largest),
+        p90=_quantile(histogram, total, 0.9, largest),
+        p99=_quantile(histogram, total, 0.99, largest),
+        max=largest,
+    )
 
 
 def _quantile(histogram: dict[str, int], total: int, share: float, largest: float | None) -> float:

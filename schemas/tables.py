@@ -39,11 +39,20 @@ COLUMNS: dict[str, str] = {
 }
 
 
-def output_schema(row_id: pa.DataType, target: pa.DataType, attributions: list[pa.Field]) -> pa.Schema:
+def output_schema(
+    row_id: pa.DataType, target: pa.DataType, attributions: list[pa.Field]
+) -> pa.Schema:
     """Schema of a shard's object: the ten columns of COLUMNS, then the attributions."""
-    types = {"row_id": row_id, "target": target, "status": pa.string(), "reason": pa.string(),
-             "evaluations": pa.int32()}  # fmt: skip
-    return pa.schema([pa.field(name, types.get(name, pa.float64())) for name in COLUMNS] + attributions)
+    types = {
+        "row_id": row_id,
+        "target": target,
+        "status": pa.string(),
+        "reason": pa.string(),
+        "evaluations": pa.int32(),
+    }
+    return pa.schema(
+        [pa.field(name, types.get(name, pa.float64())) for name in COLUMNS] + attributions
+    )
 
 
 def feature_fields(features: tuple[str, ...], value: pa.DataType) -> list[pa.Field]:
@@ -56,7 +65,9 @@ def tensor_field(name: str, shape: tuple[int, ...], value: pa.DataType) -> pa.Fi
     size = 1
     for extent in shape:
         size *= extent
-    return pa.field(PREFIX + name, pa.list_(value, size), metadata={"shape": json.dumps(list(shape))})
+    return pa.field(
+        PREFIX + name, pa.list_(value, size), metadata={"shape": json.dumps(list(shape))}
+    )
 
 
 def list_field(name: str, value: pa.DataType) -> pa.Field:
@@ -71,7 +82,8 @@ def tensor_shape(field: pa.Field) -> tuple[int, ...] | None:
 
 
 def feature_names(field: pa.Field, length: int | None = None) -> list[str]:
-    """Names of the features in an attribution column: the column's own, or `image[0,12,3]` for each tensor element.
+    """Names of the features in an attribution column: the column's own, or `image[0,12,3]` for each
+    tensor element.
 
     A list of varying length is one feature, or `length` of them where one row is meant.
     """

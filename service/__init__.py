@@ -4,15 +4,18 @@ from importlib import import_module
 from typing import Any
 
 if __name__ == "service":
-    raise ImportError("import integrand.service, not the source folder service; run `pip install -e .` first")
+    raise ImportError(
+        "import integrand.service, not the source folder service; run `pip install -e .` first"
+    )
 
 _HOMES = {
-    "Run": "runs.query", "open_run": "runs.query",
+    "Run": "runs.query",
+    "open_run": "runs.query",
     "plan_job": "running.jobs",
     "run_job": "running.jobs",
     "retry_quarantined": "running.retry",
     "verify_run": "checks.verify",
-}  # fmt: skip
+}
 __all__ = sorted(_HOMES)
 
 

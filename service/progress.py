@@ -15,7 +15,10 @@ PLAIN_EVERY_S = 5.0
 
 def describe(tally: Tally) -> str:
     """Rows/s, evaluations per row, converged share and time left, in one line."""
-    parts = [f"{tally.rows_done:,}/{tally.rows_planned:,} rows", f"{pace(tally.rows_per_second)} rows/s"]
+    parts = [
+        f"{tally.rows_done:,}/{tally.rows_planned:,} rows",
+        f"{pace(tally.rows_per_second)} rows/s",
+    ]
     if tally.attributed:
         parts.append(f"{tally.evaluations / tally.attributed:,.1f} evaluations/row")
         parts.append(f"converged {tally.converged / tally.attributed:.1%}")
@@ -37,7 +40,13 @@ def duration(seconds: float | None) -> str:
         return "-"
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s" if minutes else f"{left} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {left} s"
+        if minutes
+        else f"{left} s"
+    )
 
 
 @contextmanager
@@ -46,14 +55,23 @@ def watch(console: Console) -> Iterator[Callable[[Tally], None]]:
     if console.is_terminal:
         with _bar(console) as bar:
             task = bar.add_task("shards", total=None, note="starting workers")
-            yield lambda t: bar.update(task, completed=t.shards_done, total=t.shards_planned, note=describe(t))
+            yield lambda t: bar.update(
+                task, completed=t.shards_done, total=t.shards_planned, note=describe(t)
+            )
     else:
         yield _plain(console)
 
 
 def _bar(console: Console) -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                    TimeElapsedColumn(), console=console, transient=False)  # fmt: skip
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=False,
+    )
 
 
 def _plain(console: Console) -> Callable[[Tally], None]:

@@ -4,17 +4,23 @@ from importlib import import_module
 from typing import Any
 
 if __name__ == "workers":
-    raise ImportError("import integrand.workers, not the source folder workers; run `pip install -e .` first")
+    raise ImportError(
+        "import integrand.workers, not the source folder workers; run `pip install -e .` first"
+    )
 
 from integrand.workers.kernels import ask
 
 ask()  # before MKL's first call, which whoever uses this package makes after importing it
 
 _HOMES = {
-    "Access": "storage.store", "Store": "storage.store",
-    "Attribution": "methods.attribution", "attribute": "methods.attribution", "prepare": "methods.attribution", "at_embedding": "models.embeddings",
+    "Access": "storage.store",
+    "Store": "storage.store",
+    "Attribution": "methods.attribution",
+    "attribute": "methods.attribution",
+    "prepare": "methods.attribution",
+    "at_embedding": "models.embeddings",
     "QuadratureRule": "quadrature.rules",
-}  # fmt: skip
+}
 __all__ = sorted(_HOMES)
 
 

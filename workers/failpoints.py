@@ -1,13 +1,16 @@
-"""Named points in the life of a shard and of a driver, at which tests let a process die, hang or wait.
+"""Named points in the life of a shard and of a driver, at which tests let a process die, hang or
+wait.
 
-Off unless the environment variable INTEGRAND_FAILPOINTS is set when this module is imported: strikes separated by
-`;`, or `@FILE`, a file that holds them (read by each process at its start, so that a cluster that is up can be told).
-A strike is `NAME=ACTION`, with two refinements:
+Off unless the environment variable INTEGRAND_FAILPOINTS is set when this module is imported:
+strikes separated by `;`, or `@FILE`, a file that holds them (read by each process at its start, so
+that a cluster that is up can be told). A strike is `NAME=ACTION`, with two refinements:
 
     shard.encoded=kill                       every process that comes there
     shard.encoded=kill#3                     each process when it is there for the third time
-    shard.encoded=kill@/tmp/token            once: whoever creates the token file, which then holds its pid
-    shard.encoded=wait:/tmp/go@/tmp/token    and the one action with an argument: wait until a file is there
+    shard.encoded=kill@/tmp/token            once: whoever creates the token file, which then holds
+                                             its pid
+    shard.encoded=wait:/tmp/go@/tmp/token    and the one action with an argument: wait until a file
+                                             is there
 
 `*` is any point: `*=kill#7` strikes at the seventh one that a process comes to.
 """
@@ -48,7 +51,9 @@ NAMES = (
 
 VARIABLE = "INTEGRAND_FAILPOINTS"
 ANY = "*"
-_STRIKE = re.compile(r"(?P<name>[\w.]+|\*)=(?P<action>\w+)(:(?P<file>[^@#]+))?(#(?P<visit>\d+))?(@(?P<token>.+))?")
+_STRIKE = re.compile(
+    r"(?P<name>[\w.]+|\*)=(?P<action>\w+)(:(?P<file>[^@#]+))?(#(?P<visit>\d+))?(@(?P<token>.+))?"
+)
 
 
 def _spin(file: str) -> None:
@@ -72,7 +77,9 @@ ACTIONS: dict[str, Callable[[str], object]] = {
 
 @dataclass(frozen=True)
 class Strike:
-    """What happens at a point: at which visit of a process, if not at each, and once at all if there is a token."""
+    """What happens at a point: at which visit of a process, if not at each, and once at all if
+    there is a token.
+    """
 
     action: str
     file: str
@@ -85,7 +92,9 @@ _visits: Counter[str] = Counter()
 
 
 def arm(text: str) -> None:
-    """Let these strikes take the place of those of this process. ValueError for an unknown point or action."""
+    """Let these strikes take the place of those of this process. ValueError for an unknown point or
+    action.
+    """
     found = dict(map(_parsed, filter(None, text.split(";"))))
     _visits.clear()
     _strikes.clear()
@@ -107,11 +116,15 @@ def _visit(name: str) -> None:
 
 
 def _first(token: str | None) -> bool:
-    """Whether this process is the one that a token is for. Two processes never both are: a link is exclusive."""
+    """Whether this process is the one that a token is for. Two processes never both are: a link is
+    exclusive.
+    """
     if token is None:
         return True
     mine = f"{token}.{os.getpid()}"
-    Path(mine).write_text(str(os.getpid()))  # linked when it is whole: who waits for the token may read it at once
+    Path(mine).write_text(
+        str(os.getpid())
+    )  # linked when it is whole: who waits for the token may read it at once
     try:
         os.link(mine, token)
     except FileExistsError:

@@ -10,8 +10,12 @@ from integrand.schemas.errors import IntegrandError
 Found = TypeVar("Found")
 
 
-def isolate(attempt: Callable[[slice], Found], failed: Callable[[Exception], Found], rows: slice) -> list[Found]:
-    """Attempt the rows at once; if the model raises, halve until the rows it raises on stand alone."""
+def isolate(
+    attempt: Callable[[slice], Found], failed: Callable[[Exception], Found], rows: slice
+) -> list[Found]:
+    """Attempt the rows at once; if the model raises, halve until the rows it raises on
+    stand alone.
+    """
     try:
         return [attempt(rows)]
     except (IntegrandError, MemoryError):
@@ -22,5 +26,8 @@ def isolate(attempt: Callable[[slice], Found], failed: Callable[[Exception], Fou
         if rows.stop - rows.start == 1:
             return [failed(error)]
     middle = (rows.start + rows.stop) // 2
-    return [found for part in (slice(rows.start, middle), slice(middle, rows.stop))
-            for found in isolate(attempt, failed, part)]  # fmt: skip
+    return [
+        found
+        for part in (slice(rows.start, middle), slice(middle, rows.stop))
+        for found in isolate(attempt, failed, part)
+    ]

@@ -1,9 +1,11 @@
-"""Which kernels a processor's arithmetic takes: asked for before their first use, read back, and named.
+"""Which kernels a processor's arithmetic takes: asked for before their first use, read back, and
+named.
 
-MKL picks a kernel by how its arguments lie in memory: rows that do not fill whole vectors then get other last bits at
-odd places of a batch (on an AMD EPYC, 88 of 128 small networks). Its conditional numerical reproducibility, with
-STRICT, does not (oneMKL developer guide, "Obtaining Numerically Reproducible Results"). MKL, oneDNN and ATen each read
-one variable of the environment, once, at their first use.
+MKL picks a kernel by how its arguments lie in memory: rows that do not fill whole vectors then get
+other last bits at odd places of a batch (on an AMD EPYC, 88 of 128 small networks). Its conditional
+numerical reproducibility, with STRICT, does not (oneMKL developer guide, "Obtaining Numerically
+Reproducible Results"). MKL, oneDNN and ATen each read one variable of the environment, once, at
+their first use.
 """
 
 from __future__ import annotations
@@ -23,10 +25,24 @@ STRICT: Mapping[str, str] = MappingProxyType({MKL: "AUTO,STRICT"})
 PORTABLE: Mapping[str, str] = MappingProxyType({MKL: "COMPATIBLE", ATEN: "avx2", ONEDNN: "AVX2"})
 """What gives x86 processors of any vendor and generation the same bits, if they have AVX2.
 
-COMPATIBLE is the one branch of MKL that is the same on processors of Intel and others: those take no other by name.
+COMPATIBLE is the one branch of MKL that is the same on processors of Intel and others: those take
+no other by name.
 """
-_BRANCHES = {1: "OFF", 2: "AUTO", 3: "COMPATIBLE", 4: "SSE2", 6: "SSSE3", 7: "SSE4_1", 8: "SSE4_2", 9: "AVX", 10: "AVX2",
-             11: "AVX512_MIC", 12: "AVX512", 13: "AVX512_MIC_E1", 14: "AVX512_E1"}  # fmt: skip
+_BRANCHES = {
+    1: "OFF",
+    2: "AUTO",
+    3: "COMPATIBLE",
+    4: "SSE2",
+    6: "SSSE3",
+    7: "SSE4_1",
+    8: "SSE4_2",
+    9: "AVX",
+    10: "AVX2",
+    11: "AVX512_MIC",
+    12: "AVX512",
+    13: "AVX512_MIC_E1",
+    14: "AVX512_E1",
+}
 _STRICT, _ALL = 0x10000, -1
 """From mkl_types.h: the flag beside a branch, and the question for both."""
 _LIBRARIES = ("libtorch_cpu.so", "libmkl_rt.so.2", "libmkl_rt.so", "libtorch_cpu.dylib")
@@ -48,7 +64,9 @@ class Kernels:
 
     @property
     def strict(self) -> bool:
-        """Whether MKL leaves alignment out of account; so does what has no MKL, as far as anybody knows."""
+        """Whether MKL leaves alignment out of account; so does what has no MKL, as far as anybody
+        knows.
+        """
         return self.mkl in ("", "COMPATIBLE") or self.mkl.endswith(",STRICT")
 
     @property
@@ -58,18 +76,26 @@ class Kernels:
 
     def __str__(self) -> str:
         limit = f"oneDNN up to {self.onednn}" if self.onednn else ""
-        named = [f"MKL {self.mkl}" if self.mkl else "", limit, self.aten if self.aten != "DEFAULT" else ""]
+        named = [
+            f"MKL {self.mkl}" if self.mkl else "",
+            limit,
+            self.aten if self.aten != "DEFAULT" else "",
+        ]
         return " ".join(part for part in named if part)
 
 
 def ask() -> None:
-    """Put STRICT into the environment of this process and its children; a setting that is there stays."""
+    """Put STRICT into the environment of this process and its children; a setting that is there
+    stays.
+    """
     for name, value in STRICT.items():
         os.environ.setdefault(name, value)
 
 
 def ask_portable() -> Kernels:
-    """Put PORTABLE there, whatever was set, and read back; where they are not to be had, put back what was there before."""
+    """Put PORTABLE there, whatever was set, and read back; where they are not to be had, put back
+    what was there before.
+    """
     before = asked()
     os.environ.update(PORTABLE)
     found = in_force()
@@ -117,15 +143,22 @@ def portable_name() -> str:
 
 
 def objection(found: Kernels) -> str | None:
-    """Why rows may get other last bits at other places of a batch, and what to do; None for strict kernels."""
+    """Why rows may get other last bits at other places of a batch, and what to do; None for strict
+    kernels.
+    """
     if found.strict:
         return None
     wanted = os.environ.get(MKL, "")
     if wanted == STRICT[MKL]:
-        return (f"MKL was used before integrand was imported, so {MKL}={wanted} came too late and it is {found.mkl}: a row's "
-                "last bits may depend on its place; import integrand.workers first, or set it before Python starts")  # fmt: skip
-    return (f"{MKL}={wanted} is your own setting: kernels of MKL {found.mkl} may round a row by its place; unset it for "
-            f"{STRICT[MKL]}")  # fmt: skip
+        return (
+            f"MKL was used before integrand was imported, so {MKL}={wanted} came too late and it is"
+            f" {found.mkl}: a row's last bits may depend on its place; import integrand.workers"
+            " first, or set it before Python starts"
+        )
+    return (
+        f"{MKL}={wanted} is your own setting: kernels of MKL {found.mkl} may round a row by its"
+        f" place; unset it for {STRICT[MKL]}"
+    )
 
 
 @cache

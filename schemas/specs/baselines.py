@@ -19,17 +19,27 @@ class ConstantBaseline(Part):
     """One value for all features, or one per feature (a flat list, or one per leading channel)."""
 
     kind: Literal["constant"] = "constant"
-    value: Numbers = Field(description="One number, one per feature (flattened), or one per channel.")
-    units: Literal["model", "raw"] = Field("model", description="raw: scaled like the data before use.")
+    value: Numbers = Field(
+        description="One number, one per feature (flattened), or one per channel."
+    )
+    units: Literal["model", "raw"] = Field(
+        "model", description="raw: scaled like the data before use."
+    )
 
 
 class ColumnBaseline(Part):
     """A baseline of its own for each row, held by columns of the source."""
 
     kind: Literal["column"] = "column"
-    column: str | None = Field(None, description="List or tensor column, for an input made of one column.")
-    columns: tuple[str, ...] = Field((), description="One column per feature, for an input made of columns.")
-    units: Literal["model", "raw"] = Field("model", description="raw: scaled like the data before use.")
+    column: str | None = Field(
+        None, description="List or tensor column, for an input made of one column."
+    )
+    columns: tuple[str, ...] = Field(
+        (), description="One column per feature, for an input made of columns."
+    )
+    units: Literal["model", "raw"] = Field(
+        "model", description="raw: scaled like the data before use."
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> ColumnBaseline:
@@ -44,4 +54,6 @@ class MeanBaseline(Part):
     kind: Literal["mean"] = "mean"
 
 
-Baseline = Annotated[ZeroBaseline | ConstantBaseline | ColumnBaseline | MeanBaseline, Field(discriminator="kind")]
+Baseline = Annotated[
+    ZeroBaseline | ConstantBaseline | ColumnBaseline | MeanBaseline, Field(discriminator="kind")
+]

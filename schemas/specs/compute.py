@@ -23,40 +23,80 @@ class WorkerRange(Part):
 
 
 class Compute(Part):
-    """How the work is spread. Only `precision`, `reproducible`, `compile`, `batch_rows`, `savings` and `threads`, which default to the CPUs of a worker, can change a bit of the result."""
+    """How the work is spread. Only `precision`, `reproducible`, `compile`, `batch_rows`, `savings`
+    and `threads`, which default to the CPUs of a worker, can change a bit of the result.
+    """
 
     workers: Annotated[
         Annotated[int, Field(ge=1), Tag("count")] | Annotated[WorkerRange, Tag("WorkerRange")],
         Discriminator(lambda value: "count" if isinstance(value, int) else "WorkerRange"),
     ] = Field(1, description="Number of actors, or {min, max}.")
-    cpus_per_worker: float = Field(1, gt=0, le=10_000, description="CPUs that Ray reserves for an actor.")
-    gpus_per_worker: float = Field(0, ge=0, le=10_000, description="GPUs that Ray reserves for an actor.")
-    threads: int | None = Field(None, ge=1, le=10_000, description="Torch threads of an actor; default: its CPUs.")
+    cpus_per_worker: float = Field(
+        1, gt=0, le=10_000, description="CPUs that Ray reserves for an actor."
+    )
+    gpus_per_worker: float = Field(
+        0, ge=0, le=10_000, description="GPUs that Ray reserves for an actor."
+    )
+    threads: int | None = Field(
+        None, ge=1, le=10_000, description="Torch threads of an actor; default: its CPUs."
+    )
     precision: Literal["float32", "float64", "bfloat16", "float16"] = Field(
-        "float32", description="Dtype of model, inputs and gradients. bfloat16, float16: gradients are taken under "
-        "autocast, all else stays float32; six evaluations more tell each adaptive row's rounding, and nothing below a "
-        "few percent (bfloat16) or permille (float16) is certified.")  # fmt: skip
+        "float32",
+        description=(
+            "Dtype of model, inputs and gradients. bfloat16, float16: gradients are taken under"
+            " autocast, all else stays float32; six evaluations more tell each adaptive row's"
+            " rounding, and nothing below a few percent (bfloat16) or permille (float16) is"
+            " certified."
+        ),
+    )
     reproducible: Literal["prefer", "require", "portable"] = Field(
-        "prefer", description="Whether a row keeps its bits wherever it is computed. prefer: where kernels let it; else the "
-        "run says `tolerance` and why. require: at the price of smaller step batches, and no resuming where kernels differ. "
-        "portable: require, on kernels that every x86 CPU with AVX2 has.")  # fmt: skip
+        "prefer",
+        description=(
+            "Whether a row keeps its bits wherever it is computed. prefer: where kernels let it;"
+            " else the run says `tolerance` and why. require: at the price of smaller step batches,"
+            " and no resuming where kernels differ. portable: require, on kernels that every x86"
+            " CPU with AVX2 has."
+        ),
+    )
     compile: bool = Field(
-        False, description="Compile the model with torch.compile where gradients are taken; needs a C++ compiler."
+        False,
+        description=(
+            "Compile the model with torch.compile where gradients are taken; needs a C++ compiler."
+        ),
     )
     batch_rows: Count | Literal["auto"] = Field("auto", description="Rows of a step batch.")
     savings: Literal["auto", "none"] = Field(
-        "auto", description="Rewritings of the model that leave its function as it is, each verified on real rows while "
-        "planning: folded batch norm, channels last, hoisted affine prefix, closed form. none: the model as it is.")  # fmt: skip
+        "auto",
+        description=(
+            "Rewritings of the model that leave its function as it is, each verified on real rows"
+            " while planning: folded batch norm, channels last, hoisted affine prefix, closed form."
+            " none: the model as it is."
+        ),
+    )
     memory: int = Field(
-        512 << 20, ge=1 << 20, le=1 << 50, description="Bytes that a step batch may take; `auto` stays below."
+        512 << 20,
+        ge=1 << 20,
+        le=1 << 50,
+        description="Bytes that a step batch may take; `auto` stays below.",
     )
     shard_rows: Count | Literal["auto"] = Field("auto", description="Most rows of a shard.")
-    shard_bytes: int | None = Field(None, ge=1, description="Most input bytes of a shard, instead of rows.")
-    attempts: int = Field(3, ge=1, le=20, description="Charged failures after which a shard is quarantined.")
+    shard_bytes: int | None = Field(
+        None, ge=1, description="Most input bytes of a shard, instead of rows."
+    )
+    attempts: int = Field(
+        3, ge=1, le=20, description="Charged failures after which a shard is quarantined."
+    )
     stall_s: float | None = Field(
-        None, gt=0, description="Seconds without a finished step batch before a worker is killed; "
-        "default: max(60, 20 x planned batch time).")  # fmt: skip
-    start_s: float = Field(600, gt=0, description="Seconds that a worker may take to start and load the model.")
+        None,
+        gt=0,
+        description=(
+            "Seconds without a finished step batch before a worker is killed; "
+            "default: max(60, 20 x planned batch time)."
+        ),
+    )
+    start_s: float = Field(
+        600, gt=0, description="Seconds that a worker may take to start and load the model."
+    )
 
     @model_validator(mode="after")
     def _one_size(self) -> Compute:
@@ -72,7 +112,9 @@ class Compute(Part):
     @property
     def autocast(self) -> Literal["bfloat16", "float16"] | None:
         """Dtype under which gradients are taken, where it is another one than the model's."""
-        return self.precision if self.precision == "bfloat16" or self.precision == "float16" else None
+        return (
+            self.precision if self.precision == "bfloat16" or self.precision == "float16" else None
+        )
 
     @property
     def worker_range(self) -> WorkerRange:

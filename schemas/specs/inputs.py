@@ -11,13 +11,22 @@ from integrand.schemas.specs.part import Count, InputName, Numbers, Part
 
 
 class _Scaled(Part):
-    name: InputName = Field(description="Name of the model's input; inputs go to the model in this order.")
-    divide: float = Field(1.0, description="The raw value is divided by this first (255 for bytes).")
-    mean: Numbers = Field(0.0, description="Then this is subtracted: a number, or one per feature or channel.")
-    std: Numbers = Field(
-        1.0, description="Then the result is divided by this: a number, or one per feature or channel."
+    name: InputName = Field(
+        description="Name of the model's input; inputs go to the model in this order."
     )
-    baseline: Baseline | None = Field(None, description="Overrides the job's baseline for this input.")
+    divide: float = Field(
+        1.0, description="The raw value is divided by this first (255 for bytes)."
+    )
+    mean: Numbers = Field(
+        0.0, description="Then this is subtracted: a number, or one per feature or channel."
+    )
+    std: Numbers = Field(
+        1.0,
+        description="Then the result is divided by this: a number, or one per feature or channel.",
+    )
+    baseline: Baseline | None = Field(
+        None, description="Overrides the job's baseline for this input."
+    )
 
     @model_validator(mode="after")
     def _divisors(self) -> _Scaled:
@@ -48,21 +57,43 @@ class TensorInput(_Scaled):
 
 
 class IdsInput(Part):
-    """Category or token ids, attributed at the output of the module that embeds them: one number per id."""
+    """Category or token ids, attributed at the output of the module that embeds them: one number
+    per id.
+    """
 
-    name: InputName = Field(description="Name of the model's input; inputs go to the model in this order.")
+    name: InputName = Field(
+        description="Name of the model's input; inputs go to the model in this order."
+    )
     ids: str | tuple[str, ...] = Field(
-        description="An integer column (`[rows]`), a column of lists (`[rows, length]`), or integer columns, stacked."
+        description=(
+            "An integer column (`[rows]`), a column of lists (`[rows, length]`), or integer"
+            " columns, stacked."
+        )
     )
     embedding: str | tuple[str, ...] = Field(
-        description="Dotted name of the module that embeds the ids; a list of columns may have one module for each."
+        description=(
+            "Dotted name of the module that embeds the ids; a list of columns may have one module"
+            " for each."
+        )
     )
     pad: int | None = Field(
-        None, ge=0, description="Id that fills lists up to the next multiple of 8, so that rows of about one length go "
-        "together; without it, rows of exactly one length do.")  # fmt: skip
-    max_length: int = Field(512, ge=1, description="Longest list of varying length; rows beyond it are bad_input.")
-    baseline: Annotated[ZeroBaseline | ConstantBaseline, Field(discriminator="kind")] | None = Field(
-        None, description="zero: a zero vector for each id; constant: the embedding of the id `value`."
+        None,
+        ge=0,
+        description=(
+            "Id that fills lists up to the next multiple of 8, so that rows of about one length go "
+            "together; without it, rows of exactly one length do."
+        ),
+    )
+    max_length: int = Field(
+        512, ge=1, description="Longest list of varying length; rows beyond it are bad_input."
+    )
+    baseline: Annotated[ZeroBaseline | ConstantBaseline, Field(discriminator="kind")] | None = (
+        Field(
+            None,
+            description=(
+                "zero: a zero vector for each id; constant: the embedding of the id `value`."
+            ),
+        )
     )
 
     @model_validator(mode="after")
@@ -70,20 +101,31 @@ class IdsInput(Part):
         columns = self.ids if isinstance(self.ids, tuple) else (self.ids,)
         twice = sorted({c for c in columns if columns.count(c) > 1})
         if twice or not columns:
-            raise ValueError(f"columns named twice: {', '.join(twice)}" if twice else "`ids` names no column")
+            raise ValueError(
+                f"columns named twice: {', '.join(twice)}" if twice else "`ids` names no column"
+            )
         if isinstance(self.embedding, tuple) and len(self.embedding) != len(columns):
-            raise ValueError(f"{len(self.embedding)} modules for {len(columns)} columns: name one, or one for each")
+            raise ValueError(
+                f"{len(self.embedding)} modules for {len(columns)} columns: name one, or one for"
+                " each"
+            )
         if isinstance(self.ids, tuple) and self.pad is not None:
             raise ValueError("`pad` is for a column of lists")
         if isinstance(self.baseline, ConstantBaseline) and self.baseline_id is None:
-            raise ValueError("the baseline of ids is an id: one whole number from 0, in model units")
+            raise ValueError(
+                "the baseline of ids is an id: one whole number from 0, in model units"
+            )
         return self
 
     @property
     def baseline_id(self) -> int | None:
         """The id whose embedding is the baseline; None for a zero vector."""
         given = self.baseline
-        if not isinstance(given, ConstantBaseline) or isinstance(given.value, tuple) or given.units == "raw":
+        if (
+            not isinstance(given, ConstantBaseline)
+            or isinstance(given.value, tuple)
+            or given.units == "raw"
+        ):
             return None
         return int(given.value) if given.value >= 0 and given.value.is_integer() else None
 
@@ -102,23 +144,39 @@ def _input_form(value: Any) -> str | None:
 
 
 Input = Annotated[
-    Annotated[ColumnsInput, Tag("columns")] | Annotated[TensorInput, Tag("column")] | Annotated[IdsInput, Tag("ids")],
-    Discriminator(_input_form, custom_error_type="input_form",
-                  custom_error_message="an input needs `columns: [...]`, `column: ...` or `ids: ...`"),
-]  # fmt: skip
+    Annotated[ColumnsInput, Tag("columns")]
+    | Annotated[TensorInput, Tag("column")]
+    | Annotated[IdsInput, Tag("ids")],
+    Discriminator(
+        _input_form,
+        custom_error_type="input_form",
+        custom_error_message="an input needs `columns: [...]`, `column: ...` or `ids: ...`",
+    ),
+]
 
 
 class ForwardArg(Part):
-    """What is passed to the model after the inputs and not attributed: masks, lengths, categories."""
+    """What is passed to the model after the inputs and not attributed: masks, lengths,
+    categories.
+    """
 
     name: InputName = Field(description="Name used in messages.")
-    columns: tuple[str, ...] = Field((), description="Numeric columns, stacked to `[rows, columns]`.")
-    column: str | None = Field(None, description="One scalar (`[rows]`) or list column (`[rows, *shape]`).")
+    columns: tuple[str, ...] = Field(
+        (), description="Numeric columns, stacked to `[rows, columns]`."
+    )
+    column: str | None = Field(
+        None, description="One scalar (`[rows]`) or list column (`[rows, *shape]`)."
+    )
     mask_of: str | None = Field(
-        None, description="An input of ids: 1 where its row has an id and 0 in padding, in the shape of the ids."
+        None,
+        description=(
+            "An input of ids: 1 where its row has an id and 0 in padding, in the shape of the ids."
+        ),
     )
     shape: tuple[Count, ...] = Field((), description="Shape of one row of a list column.")
-    dtype: Literal["float32", "float64", "int64", "bool"] = Field("float32", description="Tensor dtype.")
+    dtype: Literal["float32", "float64", "int64", "bool"] = Field(
+        "float32", description="Tensor dtype."
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> ForwardArg:

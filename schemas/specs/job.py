@@ -8,7 +8,13 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive
-from integrand.schemas.specs.baselines import Baseline, ColumnBaseline, ConstantBaseline, MeanBaseline, ZeroBaseline
+from integrand.schemas.specs.baselines import (
+    Baseline,
+    ColumnBaseline,
+    ConstantBaseline,
+    MeanBaseline,
+    ZeroBaseline,
+)
 from integrand.schemas.specs.compute import Compute
 from integrand.schemas.specs.inputs import ColumnsInput, ForwardArg, IdsInput, Input, TensorInput
 from integrand.schemas.specs.messages import explain
@@ -24,16 +30,28 @@ from integrand.schemas.specs.targets import (
 class Output(Part):
     """Where the run folder goes."""
 
-    uri: str = Field(description="Root under which the run folder `<run_id>/` is made: local, s3://, gs:// or abfs://.")
+    uri: str = Field(
+        description=(
+            "Root under which the run folder `<run_id>/` is made: local, s3://, gs:// or abfs://."
+        )
+    )
 
 
 class Limits(Part):
     """What a run may contain and still end with exit code 0."""
 
-    max_bad_share: float | None = Field(None, ge=0, le=1, description="Share of rows bad_input, nonfinite or failed.")
-    max_uncertified_share: float | None = Field(None, ge=0, le=1, description="Share of rows not_converged.")
+    max_bad_share: float | None = Field(
+        None, ge=0, le=1, description="Share of rows bad_input, nonfinite or failed."
+    )
+    max_uncertified_share: float | None = Field(
+        None, ge=0, le=1, description="Share of rows not_converged."
+    )
     max_quarantined: int | None = Field(
-        None, ge=0, description="Quarantined shards above which the run stops early; default: the others finish."
+        None,
+        ge=0,
+        description=(
+            "Quarantined shards above which the run stops early; default: the others finish."
+        ),
     )
 
 
@@ -44,11 +62,19 @@ class AttributeSpec(Part):
     name: Name = Field(description="Names the job's `_latest` pointer.")
     source: Source = Field(description="Where the rows are.")
     model: Model = Field(description="What is explained.")
-    inputs: tuple[Input, ...] = Field(min_length=1, description="The model's inputs, in the order of its arguments.")
-    forward_args: tuple[ForwardArg, ...] = Field((), description="Further arguments, passed and not attributed.")
+    inputs: tuple[Input, ...] = Field(
+        min_length=1, description="The model's inputs, in the order of its arguments."
+    )
+    forward_args: tuple[ForwardArg, ...] = Field(
+        (), description="Further arguments, passed and not attributed."
+    )
     target: Target = Field(default_factory=ScalarTarget, description="Which output is explained.")
-    baseline: Baseline = Field(default_factory=ZeroBaseline, description="The input that stands for absence.")
-    accuracy: Accuracy = Field(default_factory=Adaptive, description="How exact, and how it is checked.")
+    baseline: Baseline = Field(
+        default_factory=ZeroBaseline, description="The input that stands for absence."
+    )
+    accuracy: Accuracy = Field(
+        default_factory=Adaptive, description="How exact, and how it is checked."
+    )
     output: Output = Field(description="Where the run folder goes.")
     compute: Compute = Field(default_factory=Compute, description="How the work is spread.")
     limits: Limits = Field(default_factory=Limits, description="What still counts as success.")
@@ -64,7 +90,9 @@ class AttributeSpec(Part):
         tensors = [i.name for i in self.inputs if isinstance(i, TensorInput)]
         clash = sorted({f for f in features + tensors if (features + tensors).count(f) > 1})
         if clash:
-            raise ValueError(f"output columns would clash: attr.{', attr.'.join(clash)}; rename an input")
+            raise ValueError(
+                f"output columns would clash: attr.{', attr.'.join(clash)}; rename an input"
+            )
         return self
 
     @model_validator(mode="after")
@@ -72,16 +100,24 @@ class AttributeSpec(Part):
         modules = [m for i in self.ids_inputs for m in i.modules]
         twice = sorted({m for m in modules if modules.count(m) > 1})
         if twice:
-            raise ValueError(f"one embedding for several inputs: {', '.join(twice)}; stack their columns in one input")
+            raise ValueError(
+                f"one embedding for several inputs: {', '.join(twice)}; stack their columns in one"
+                " input"
+            )
         if modules and not isinstance(self.model, FactoryModel):
-            raise ValueError(f"inputs of ids need a model of kind factory: {self.model.kind} hides its modules")
+            raise ValueError(
+                f"inputs of ids need a model of kind factory: {self.model.kind} hides its modules"
+            )
         masked = [a.mask_of for a in self.forward_args if a.mask_of is not None]
         unknown = sorted(set(masked) - {i.name for i in self.ids_inputs})
         if unknown:
             raise ValueError(f"`mask_of` names no input of ids: {', '.join(unknown)}")
         inheriting = [i.name for i in self.ids_inputs if i.baseline is None]
         if inheriting and not isinstance(self.baseline, ZeroBaseline):
-            raise ValueError(f"a {self.baseline.kind} baseline says nothing about ids: give {inheriting[0]} its own")
+            raise ValueError(
+                f"a {self.baseline.kind} baseline says nothing about ids: give {inheriting[0]}"
+                " its own"
+            )
         return self
 
     @property
@@ -90,7 +126,9 @@ class AttributeSpec(Part):
         return tuple(i for i in self.inputs if isinstance(i, IdsInput))
 
     @property
-    def baselines(self) -> tuple[ZeroBaseline | ConstantBaseline | ColumnBaseline | MeanBaseline, ...]:
+    def baselines(
+        self,
+    ) -> tuple[ZeroBaseline | ConstantBaseline | ColumnBaseline | MeanBaseline, ...]:
         """The baseline of each input, the job's where the input names none."""
         return tuple(i.baseline or self.baseline for i in self.inputs)
 
@@ -105,7 +143,9 @@ def published_schema() -> dict[str, Any]:
 
 
 def parse_spec(fields: object, *, where: str = "spec") -> AttributeSpec:
-    """Validate a loaded YAML or JSON mapping. Raises SpecError that names each bad field and the nearest good one."""
+    """Validate a loaded YAML or JSON mapping. Raises SpecError that names each bad field and the
+    nearest good one.
+    """
     if not isinstance(fields, dict):
         raise SpecError(where, expected="a mapping of fields", seen=type(fields).__name__)
     try:
@@ -114,8 +154,12 @@ def parse_spec(fields: object, *, where: str = "spec") -> AttributeSpec:
         found = error.errors(include_url=False)
         deeper = [e for e in found if e["type"] != "too_short" or len(found) == 1]
         problems = "; ".join(explain(e, AttributeSpec) for e in deeper)
-        raise SpecError(where, expected="a valid job spec", seen=problems,
-                        next_step="mend the fields named; `integrand schema` prints them all") from None  # fmt: skip
+        raise SpecError(
+            where,
+            expected="a valid job spec",
+            seen=problems,
+            next_step="mend the fields named; `integrand schema` prints them all",
+        ) from None
 
 
 def _tuples(value: Any) -> Any:

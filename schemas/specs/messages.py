@@ -1,4 +1,6 @@
-"""What is wrong with a spec, in the words its author used. Parts and kinds are read off the unions themselves."""
+"""What is wrong with a spec, in the words its author used. Parts and kinds are read off the unions
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,15 @@ from pydantic_core import ErrorDetails
 
 from integrand.schemas.specs.part import Part, branches_of
 
-# Names that pydantic gives to the branches of a plain union, such as `constrained-int` or `literal['auto']`.
+# Names that pydantic gives to the branches of a plain union, such as `constrained-int` or
+# `literal['auto']`.
 _BRANCH = re.compile(r"(constrained-)?(str|int|float|bool)|.*\[.*")
 
 
 def explain(problem: ErrorDetails, spec: type[Part]) -> str:
-    """One of pydantic's errors about a `spec`: the place, what is wrong there, and the nearest good word."""
+    """One of pydantic's errors about a `spec`: the place, what is wrong there, and the nearest good
+    word.
+    """
     place = _find(problem["loc"], spec)
     if problem["type"] == "extra_forbidden":
         fields = [name for part in place.parts for name in part.model_fields]

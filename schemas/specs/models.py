@@ -10,18 +10,26 @@ from integrand.schemas.specs.part import Part
 
 
 class FactoryModel(Part):
-    """A function that builds the module, and plain weights for it. The function is code: it must be trusted."""
+    """A function that builds the module, and plain weights for it. The function is code: it must be
+    trusted.
+    """
 
     kind: Literal["factory"] = "factory"
     entrypoint: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="`package.module:callable` that returns a torch Module."
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="`package.module:callable` that returns a torch Module.",
     )
     arguments: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="Keyword arguments of the callable."
     )
-    weights: str | None = Field(None, description="A .safetensors file or a weights-only state dict (.pt, .pth).")
+    weights: str | None = Field(
+        None, description="A .safetensors file or a weights-only state dict (.pt, .pth)."
+    )
     code: tuple[str, ...] = Field(
-        (), description="Wheels, folders or .py files that hold the entrypoint; shipped to the workers."
+        (),
+        description=(
+            "Wheels, folders or .py files that hold the entrypoint; shipped to the workers."
+        ),
     )
 
 

@@ -20,11 +20,15 @@ Count = Annotated[int, Field(ge=1, le=_MOST)]
 class Part(BaseModel):
     """Base of every piece of a spec: frozen, no unknown fields, finite numbers only."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 def branches_of(annotation: object, tag: str | None = None) -> dict[str, type[Part]]:
-    """The parts that an annotation names, at any depth, by the word that tells them apart: tag, kind or class."""
+    """The parts that an annotation names, at any depth, by the word that tells them apart: tag,
+    kind or class.
+    """
     if isinstance(annotation, type) and issubclass(annotation, Part):
         return {tag or str(kind_of(annotation) or annotation.__name__): annotation}
     inner = get_args(annotation)

@@ -12,12 +12,19 @@ from integrand.schemas.specs.part import Part
 class Source(Part):
     """Where the rows are: files, folders or globs of Parquet, CSV or JSON lines."""
 
-    uri: str | tuple[str, ...] = Field(description="A file, folder or glob, or a list of them; local or s3://.")
+    uri: str | tuple[str, ...] = Field(
+        description="A file, folder or glob, or a list of them; local or s3://."
+    )
     row_id: str | None = Field(
-        None, description="Column that names each row once, nulls and NaN refused; without it `<relative path>#<row>`."
+        None,
+        description=(
+            "Column that names each row once, nulls and NaN refused; without it `<relative"
+            " path>#<row>`."
+        ),
     )
     format: Literal["auto", "parquet", "csv", "json_lines"] = Field(
-        "auto", description="File format; auto goes by the extension (.parquet .pq .csv .jsonl .ndjson)."
+        "auto",
+        description="File format; auto goes by the extension (.parquet .pq .csv .jsonl .ndjson).",
     )
 
     @property

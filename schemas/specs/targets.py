@@ -19,16 +19,18 @@ class ScalarTarget(_Transformed):
     """The model's one output per row: `[rows]` or `[rows, 1]`."""
 
     kind: Literal["scalar"] = "scalar"
-    transform: Literal["none", "sigmoid"] = Field("none", description="Applied to the output first.")
+    transform: Literal["none", "sigmoid"] = Field(
+        "none", description="Applied to the output first."
+    )
 
 
 class IndexTarget(_Transformed):
     """One output for all rows; a list indexes an output of more than two dimensions."""
 
     kind: Literal["index"] = "index"
-    index: Annotated[int, Field(ge=0, le=_MOST)] | tuple[Annotated[int, Field(ge=0, le=_MOST)], ...] = Field(
-        description="Output index, from 0; a list for tensor outputs."
-    )
+    index: (
+        Annotated[int, Field(ge=0, le=_MOST)] | tuple[Annotated[int, Field(ge=0, le=_MOST)], ...]
+    ) = Field(description="Output index, from 0; a list for tensor outputs.")
 
 
 class ColumnTarget(_Transformed):
@@ -58,5 +60,6 @@ class AllTargets(_Transformed):
 
 
 Target = Annotated[
-    ScalarTarget | IndexTarget | ColumnTarget | ArgmaxTarget | TopKTarget | AllTargets, Field(discriminator="kind")
+    ScalarTarget | IndexTarget | ColumnTarget | ArgmaxTarget | TopKTarget | AllTargets,
+    Field(discriminator="kind"),
 ]

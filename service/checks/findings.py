@@ -1,4 +1,6 @@
-"""What a check of a run tells: what does not hold, and what could not be checked. Imports neither torch nor ray."""
+"""What a check of a run tells: what does not hold, and what could not be checked. Imports neither
+torch nor ray.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ class Finding:
     next_step: str = REDO
 
     def __str__(self) -> str:
-        return f"{self.where}\n  expected: {self.expected}\n  seen: {self.seen}\n  next: {self.next_step}"
+        return (
+            f"{self.where}\n  expected: {self.expected}\n  seen: {self.seen}\n  next:"
+            f" {self.next_step}"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""A few rows of a run attributed again, by what a worker would use, and held against what is stored."""
+"""A few rows of a run attributed again, by what a worker would use, and held against what is
+stored.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,12 @@ from integrand.workers.shards.table import attribute_table
 from integrand.workers.shards.worker import Setup, load_job
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
-"""Relative L1 distance beside both error estimates, where bits may differ: other kernels round otherwise."""
-_NEXT = "find out what differs between the worker's environment and this one, or run again with --fresh"
+"""Relative L1 distance beside both error estimates, where bits may differ: other kernels round
+otherwise.
+"""
+_NEXT = (
+    "find out what differs between the worker's environment and this one, or run again with --fresh"
+)
 
 
 @dataclass(frozen=True)
@@ -43,30 +49,51 @@ class Again:
     remarks: tuple[Remark, ...]
 
 
-def reattribute(folder: RunFolder, shards: Sequence[str], sample: int, seed: int, trusted: tuple[str, ...]) -> Again:
-    """Attribute `sample` rows of these shards again, drawn with `seed`; rows that `failed` are left alone."""
+def reattribute(
+    folder: RunFolder, shards: Sequence[str], sample: int, seed: int, trusted: tuple[str, ...]
+) -> Again:
+    """Attribute `sample` rows of these shards again, drawn with `seed`; rows that `failed` are left
+    alone.
+    """
     what = "a sample of rows attributed again"
     if folder.plan.numerics.device == "cuda" and not torch.cuda.is_available():
-        return Again(0, 0, (Unchecked(what, "the run was made on CUDA, and there is no CUDA device here"),))
+        return Again(
+            0, 0, (Unchecked(what, "the run was made on CUDA, and there is no CUDA device here"),)
+        )
     with pinned(folder.plan.numerics.threads):
         try:
             job = _job(folder, trusted)
-            compared = [_compared(job, folder, shard, rows) for shard, rows in _drawn(folder, shards, sample, seed)]
+            compared = [
+                _compared(job, folder, shard, rows)
+                for shard, rows in _drawn(folder, shards, sample, seed)
+            ]
         except (SpecError, DataError, IntegrityError) as error:
             return Again(0, 0, (Unchecked(what, reason(error)),))
-    return Again(sum(c.rows for c in compared), sum(c.bitwise for c in compared),
-                 tuple(r for c in compared for r in c.remarks))  # fmt: skip
+    return Again(
+        sum(c.rows for c in compared),
+        sum(c.bitwise for c in compared),
+        tuple(r for c in compared for r in c.remarks),
+    )
 
 
 def _job(folder: RunFolder, trusted: tuple[str, ...]) -> Job:
     check_trust(folder.plan.spec.model, trusted)
     code = planned_code(folder.store, folder.plan)
-    setup = Setup(without_shards(folder.plan), folder.plan_sha256, folder.uri, folder.store.access, trusted, code,
-                  allow_mixed=True)  # fmt: skip
+    setup = Setup(
+        without_shards(folder.plan),
+        folder.plan_sha256,
+        folder.uri,
+        folder.store.access,
+        trusted,
+        code,
+        allow_mixed=True,
+    )
     return load_job(setup)
 
 
-def _drawn(folder: RunFolder, shards: Sequence[str], sample: int, seed: int) -> Iterator[tuple[Shard, list[int]]]:
+def _drawn(
+    folder: RunFolder, shards: Sequence[str], sample: int, seed: int
+) -> Iterator[tuple[Shard, list[int]]]:
     """Rows of the shards, each as likely as any other, by shard and in order."""
     known = [folder.shards[s] for s in shards]
     total = sum(s.rows for s in known)
@@ -85,7 +112,9 @@ def _compared(job: Job, folder: RunFolder, shard: Shard, rows: list[int]) -> Aga
     with folder.store.open(place) as file, open_parquet(file) as parquet:
         footer = ShardFooter.model_validate_json(parquet.metadata.metadata[FOOTER_KEY.encode()])
         table = parquet.read()
-    failed = {i // times for i, s in enumerate(table["status"].to_pylist()) if s == RowStatus.failed}
+    failed = {
+        i // times for i, s in enumerate(table["status"].to_pylist()) if s == RowStatus.failed
+    }
     kept = [row for row in rows if row not in failed]
     if not kept:
         return Again(0, 0, ())
@@ -93,13 +122,24 @@ def _compared(job: Job, folder: RunFolder, shard: Shard, rows: list[int]) -> Aga
     some = Shard(id=shard.id, slices=tuple(_row(shard, row) for row in kept))
     source = read_shard(job, some)
     ids = row_ids(job.plan.files, some.slices, source, job.plan.spec.source.row_id)
-    then, now = results_of(job.plan, table.take(pa.array(numbers))), attribute_table(job, source, ids, lambda: None)
-    exactly = (
-        job.plan.lowered is None and footer.determinism == "bitwise" and footer.environment == environment(job.versions)
+    then, now = (
+        results_of(job.plan, table.take(pa.array(numbers))),
+        attribute_table(job, source, ids, lambda: None),
     )
-    same = _same_bits if exactly else partial(_close, tolerance=TOLERANCE[job.plan.numerics.precision])
+    exactly = (
+        job.plan.lowered is None
+        and footer.determinism == "bitwise"
+        and footer.environment == environment(job.versions)
+    )
+    same = (
+        _same_bits if exactly else partial(_close, tolerance=TOLERANCE[job.plan.numerics.precision])
+    )
     differ = [i for i in range(len(numbers)) if not same(then, now, i)]
-    return Again(len(kept), len(kept) if exactly else 0, tuple(_finding(str(place), then, now, i) for i in differ))
+    return Again(
+        len(kept),
+        len(kept) if exactly else 0,
+        tuple(_finding(str(place), then, now, i) for i in differ),
+    )
 
 
 def _row(shard: Shard, row: int) -> Slice:
@@ -116,7 +156,9 @@ def _same_bits(then: Results, now: Results, row: int) -> bool:
 
 
 def _bits(results: Results, row: int) -> list[object]:
-    """All that a row is stored with, apart from its reason; any NaN is the one that a null stands for."""
+    """All that a row is stored with, apart from its reason; any NaN is the one that a null stands
+    for.
+    """
     numbers = np.array([getattr(results, name)[row] for name in NUMBERS], np.float64)
     numbers[np.isnan(numbers)] = np.nan
     values = [v.tobytes() for v in results.values(row)] if results.attributed[row] else []
@@ -124,24 +166,36 @@ def _bits(results: Results, row: int) -> list[object]:
 
 
 def _close(then: Results, now: Results, row: int, *, tolerance: float) -> bool:
-    """Attributions within the tolerance and both error estimates, relative to their L1 norm, where bits may differ."""
+    """Attributions within the tolerance and both error estimates, relative to their L1 norm, where
+    bits may differ.
+    """
     if not (then.attributed[row] and now.attributed[row]):
         return bool(then.attributed[row] == now.attributed[row])
-    if then.target[row] != now.target[row]:  # another output is the largest by a hair: not the same question
+    if (
+        then.target[row] != now.target[row]
+    ):  # another output is the largest by a hair: not the same question
         return bool(np.isclose(then.f_input[row], now.f_input[row], rtol=tolerance, atol=tolerance))
     one, other = (np.concatenate(r.values(row)).astype(np.float64) for r in (then, now))
-    allowed = tolerance + np.nan_to_num(then.error_estimate[row]) + np.nan_to_num(now.error_estimate[row])
+    allowed = (
+        tolerance + np.nan_to_num(then.error_estimate[row]) + np.nan_to_num(now.error_estimate[row])
+    )
     norm = max(np.abs(one).sum(), np.abs(other).sum(), np.finfo(np.float32).tiny)
     return bool(np.abs(one - other).sum() <= allowed * norm)
 
 
 def _finding(place: str, then: Results, now: Results, row: int) -> Finding:
-    return Finding(f"{place} row_id {plain_value(then.row_id[row])!r} target {then.target[row].as_py()}",
-                   f"what the plan's model gives: {_told(now, row)}", f"{_told(then, row)}, as stored", _NEXT)  # fmt: skip
+    return Finding(
+        f"{place} row_id {plain_value(then.row_id[row])!r} target {then.target[row].as_py()}",
+        f"what the plan's model gives: {_told(now, row)}",
+        f"{_told(then, row)}, as stored",
+        _NEXT,
+    )
 
 
 def _told(results: Results, row: int) -> str:
     total = sum(float(v.sum(dtype=np.float64)) for v in results.values(row))
     size = sum(float(np.abs(v).sum(dtype=np.float64)) for v in results.values(row))
-    return (f"{results.status[row]}, f(x) {results.f_input[row]!r}, sum of attributions {total!r}, of their sizes {size!r}, "
-            f"{results.evaluations[row]} evaluations")  # fmt: skip
+    return (
+        f"{results.status[row]}, f(x) {results.f_input[row]!r}, sum of attributions {total!r}, of"
+        f" their sizes {size!r}, {results.evaluations[row]} evaluations"
+    )

@@ -1,4 +1,6 @@
-"""The command line: thin verbs over `jobs` and `query`. The one place that reads the environment."""
+"""The command line: thin verbs over `jobs` and `query`. The one place that reads the
+environment.
+"""
 
 from __future__ import annotations
 
@@ -27,28 +29,58 @@ if TYPE_CHECKING:
     from integrand.schemas.uris import Uri
     from integrand.service.runs.query import Run
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Integrated Gradients over whole datasets, with an honest error estimate for every row.")  # fmt: skip
-demo = typer.Typer(no_args_is_help=True, help="Run a whole job on data that comes with the package.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Integrated Gradients over whole datasets, with an honest error estimate for every row.",
+)
+demo = typer.Typer(
+    no_args_is_help=True, help="Run a whole job on data that comes with the package."
+)
 app.add_typer(demo, name="demo")
 out = Terminal(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 err = Terminal(stderr=True, soft_wrap=True)
 
 SpecFile = Annotated[Path, typer.Argument(help="Job spec, YAML or JSON.", metavar="SPEC")]
-RunUri = Annotated[str, typer.Argument(help="A run folder, or an output root (then its latest run).", metavar="RUN")]
-Trust = Annotated[list[str], typer.Option("--trust-model-code", metavar="PREFIX",
-                                          help="Module prefix whose model code may run; repeatable.")]  # fmt: skip
-Fresh = Annotated[str, typer.Option("--fresh", metavar="SALT", help="Any text: a new run of the same job.")]
-Address = Annotated[str | None, typer.Option("--address", help="Ray cluster; default: RAY_ADDRESS, else one here.")]
+RunUri = Annotated[
+    str,
+    typer.Argument(help="A run folder, or an output root (then its latest run).", metavar="RUN"),
+]
+Trust = Annotated[
+    list[str],
+    typer.Option(
+        "--trust-model-code",
+        metavar="PREFIX",
+        help="Module prefix whose model code may run; repeatable.",
+    ),
+]
+Fresh = Annotated[
+    str, typer.Option("--fresh", metavar="SALT", help="Any text: a new run of the same job.")
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster; default: RAY_ADDRESS, else one here.")
+]
 PoolKind = Annotated[
     str,
     typer.Option(
-        "--pool", help="`ray`; `local` for one worker in this process; `auto`: local for small jobs without a cluster."
+        "--pool",
+        help=(
+            "`ray`; `local` for one worker in this process; `auto`: local for small jobs without a"
+            " cluster."
+        ),
     ),
 ]
-OpenRay = Annotated[bool, typer.Option("--allow-unauthenticated-ray", help="Use a cluster that takes anybody's calls.")]
-Named = Annotated[str | None, typer.Option("--name", help="Which job, where an output root holds several.")]
-Out = Annotated[str | None, typer.Option("--out", metavar="URI", help="Where the demo writes; default ./out.")]
+OpenRay = Annotated[
+    bool,
+    typer.Option("--allow-unauthenticated-ray", help="Use a cluster that takes anybody's calls."),
+]
+Named = Annotated[
+    str | None, typer.Option("--name", help="Which job, where an output root holds several.")
+]
+Out = Annotated[
+    str | None, typer.Option("--out", metavar="URI", help="Where the demo writes; default ./out.")
+]
 
 
 @app.command()
@@ -63,7 +95,9 @@ def schema() -> None:
 def plan(
     spec: SpecFile,
     trust: Trust = [],  # noqa: B006 — typer copies it
-    ingest: Annotated[bool, typer.Option("--ingest", help="Split and count what is else estimated.")] = False,
+    ingest: Annotated[
+        bool, typer.Option("--ingest", help="Split and count what is else estimated.")
+    ] = False,
     fresh: Fresh = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON.")] = False,
 ) -> None:
@@ -73,7 +107,14 @@ def plan(
 
     operator = _operator(trust)
     parsed, base = load_spec(spec)
-    made = plan_job(parsed, base=base, trusted=operator.trusted, access=operator.access, salt=fresh, ingest=ingest)
+    made = plan_job(
+        parsed,
+        base=base,
+        trusted=operator.trusted,
+        access=operator.access,
+        salt=fresh,
+        ingest=ingest,
+    )
     print(made.model_dump_json(indent=1)) if as_json else _print_plan(made)
 
 
@@ -82,14 +123,18 @@ def tune(
     spec: SpecFile,
     trust: Trust = [],  # noqa: B006 — typer copies it
 ) -> None:
-    """Time step batches of a job's own rows on this machine, and print lines for its spec. Decides and writes nothing."""
+    """Time step batches of a job's own rows on this machine, and print lines for its spec. Decides
+    and writes nothing.
+    """
     from integrand.service.cli.specfile import load_spec
     from integrand.service.planning.tuning import tune_job
     from integrand.service.reports import tables
 
     operator = _operator(trust)
     parsed, base = load_spec(spec)
-    tables.show_tuning(out, tune_job(parsed, base=base, trusted=operator.trusted, access=operator.access))
+    tables.show_tuning(
+        out, tune_job(parsed, base=base, trusted=operator.trusted, access=operator.access)
+    )
 
 
 @app.command()
@@ -102,11 +147,14 @@ def run(
     allow_mixed: Annotated[
         bool,
         typer.Option(
-            "--allow-mixed", help="Resume on another torch build, or on other kernels where bits are required."
+            "--allow-mixed",
+            help="Resume on another torch build, or on other kernels where bits are required.",
         ),
     ] = False,
     open_ray: OpenRay = False,
-    logical_date: Annotated[str | None, typer.Option("--logical-date", help="ISO date that orders `_latest`.")] = None,
+    logical_date: Annotated[
+        str | None, typer.Option("--logical-date", help="ISO date that orders `_latest`.")
+    ] = None,
 ) -> None:
     """Run a job to its end. Run again to resume: only missing shards are computed."""
     from integrand.service.cli.specfile import load_spec
@@ -116,10 +164,19 @@ def run(
     operator = _operator(trust, open_ray)
     parsed, base = load_spec(spec)
     with _interruptible():
-        manifest = run_job(parsed, base=base, trusted=operator.trusted, access=operator.access, pool=_pool_kind(pool),
-                           address=address or os.environ.get("RAY_ADDRESS"), salt=fresh, allow_mixed=allow_mixed,
-                           allow_unauthenticated_ray=operator.allow_unauthenticated_ray, logical_date=logical_date,
-                           console=out)  # fmt: skip
+        manifest = run_job(
+            parsed,
+            base=base,
+            trusted=operator.trusted,
+            access=operator.access,
+            pool=_pool_kind(pool),
+            address=address or os.environ.get("RAY_ADDRESS"),
+            salt=fresh,
+            allow_mixed=allow_mixed,
+            allow_unauthenticated_ray=operator.allow_unauthenticated_ray,
+            logical_date=logical_date,
+            console=out,
+        )
     root = Store(operator.access).parse(parsed.output.uri, base)
     _end(parsed, manifest, root.child(manifest.run_id))
 
@@ -133,14 +190,23 @@ def retry_quarantined(
     pool: PoolKind = "ray",
     open_ray: OpenRay = False,
 ) -> None:
-    """Run the shards again that a partial run gave up, from its folder alone; what else is missing, too."""
+    """Run the shards again that a partial run gave up, from its folder alone; what else is missing,
+    too.
+    """
     from integrand.service.running.retry import retry_quarantined as retry
 
     operator = _operator(trust, open_ray)
     with _interruptible():
-        manifest = retry(run, name=name, trusted=operator.trusted, access=operator.access, pool=_pool_kind(pool),
-                         address=address or os.environ.get("RAY_ADDRESS"),
-                         allow_unauthenticated_ray=operator.allow_unauthenticated_ray, console=out)  # fmt: skip
+        manifest = retry(
+            run,
+            name=name,
+            trusted=operator.trusted,
+            access=operator.access,
+            pool=_pool_kind(pool),
+            address=address or os.environ.get("RAY_ADDRESS"),
+            allow_unauthenticated_ray=operator.allow_unauthenticated_ray,
+            console=out,
+        )
     opened = _open(run, name)
     if manifest is None:
         out.print(f"nothing is quarantined in {opened.uri}", highlight=False)
@@ -152,16 +218,22 @@ def retry_quarantined(
 def verify(
     run: RunUri,
     name: Named = None,
-    sample: Annotated[int, typer.Option("--sample", metavar="N", min=0, help="Rows to attribute again.")] = 16,
+    sample: Annotated[
+        int, typer.Option("--sample", metavar="N", min=0, help="Rows to attribute again.")
+    ] = 16,
     seed: Annotated[int, typer.Option("--seed", help="Draws them.")] = 0,
     trust: Trust = [],  # noqa: B006 — typer copies it
 ) -> None:
-    """Hold a run folder against what it says of itself, and a few rows against the model; tell what does not hold."""
+    """Hold a run folder against what it says of itself, and a few rows against the model; tell what
+    does not hold.
+    """
     from integrand.service.checks.verify import verify_run
     from integrand.service.reports import tables
 
     operator = _operator(trust)
-    found = verify_run(run, name=name, sample=sample, seed=seed, trusted=operator.trusted, access=operator.access)
+    found = verify_run(
+        run, name=name, sample=sample, seed=seed, trusted=operator.trusted, access=operator.access
+    )
     tables.show_verification(out, found)
     if not found.holds:
         raise typer.Exit(IntegrityError.exit_code)
@@ -183,13 +255,22 @@ def status(run: RunUri, name: Named = None) -> None:
 def show(
     run: RunUri,
     name: Named = None,
-    top: Annotated[int, typer.Option("--top", metavar="K", help="How many features and rows.")] = 10,
+    top: Annotated[
+        int, typer.Option("--top", metavar="K", help="How many features and rows.")
+    ] = 10,
     row: Annotated[
-        str | None, typer.Option("--row", metavar="ID", help="One row and its largest attributions.")
+        str | None,
+        typer.Option("--row", metavar="ID", help="One row and its largest attributions."),
     ] = None,
-    where: Annotated[str | None, typer.Option("--where", help='DuckDB condition, e.g. "gap > 0.1".')] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all output rows as CSV.")] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML page of the run.")] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help='DuckDB condition, e.g. "gap > 0.1".')
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write all output rows as CSV.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML page of the run.")
+    ] = None,
 ) -> None:
     """Print top features and worst rows, one row, or the rows that match a condition."""
     from integrand.service.reports import tables
@@ -197,7 +278,10 @@ def show(
     opened = _open(run, name)
     _export(opened, csv, html, top)
     if not opened.complete:
-        err.print("this run is not finished: what follows covers its committed shards only", style="yellow")
+        err.print(
+            "this run is not finished: what follows covers its committed shards only",
+            style="yellow",
+        )
     if row is not None:
         tables.show_row(out, opened, row, top)
     elif where is not None:
@@ -233,7 +317,9 @@ def _pool_kind(pool: str) -> Literal["auto", "ray", "local"]:
 
 
 def _operator(trust: list[str], open_ray: bool = False) -> Operator:
-    return load_operator(os.environ.get("INTEGRAND_CONFIG"), trust, allow_unauthenticated_ray=open_ray)
+    return load_operator(
+        os.environ.get("INTEGRAND_CONFIG"), trust, allow_unauthenticated_ray=open_ray
+    )
 
 
 def _open(run: str, name: str | None) -> Run:
@@ -264,7 +350,9 @@ def _writing(place: Path) -> Iterator[TextIO]:
         with place.open("w", encoding="utf-8", newline="") as file:
             yield file
     except OSError as error:
-        raise DataError(f"file {place}", expected="a place that can be written", seen=str(error)) from error
+        raise DataError(
+            f"file {place}", expected="a place that can be written", seen=str(error)
+        ) from error
     out.print(f"written: {place}", highlight=False)
 
 
@@ -290,7 +378,9 @@ def _end(spec: AttributeSpec, manifest: RunManifest, folder: Uri) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM (`ray job stop`, preemption) stop the workers, say how to resume, and exit with 130."""
+    """Ctrl-C and SIGTERM (`ray job stop`, preemption) stop the workers, say how to resume, and exit
+    with 130.
+    """
 
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -299,17 +389,24 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print("interrupted: what was committed is safe; run the same command again to resume", style="yellow")
+        err.print(
+            "interrupted: what was committed is safe; run the same command again to resume",
+            style="yellow",
+        )
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:
-    """Entry point. Exit codes: the error tree in `schemas.errors`, 3 for partial runs, 130 for interrupted ones."""
+    """Entry point. Exit codes: the error tree in `schemas.errors`, 3 for partial runs, 130 for
+    interrupted ones.
+    """
     for name, value in REPEATABLE.items():  # as Ray gives it to workers
         os.environ.setdefault(name, value)
-    faulthandler.enable(sys.__stderr__ or sys.stderr)  # a model that crashes while it is tried says where
+    faulthandler.enable(
+        sys.__stderr__ or sys.stderr
+    )  # a model that crashes while it is tried says where
     try:
         app()
     except IntegrandError as error:
@@ -318,7 +415,9 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _top(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _top(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
     if show_version:
         print(version("integrand"))
         raise typer.Exit()

@@ -1,4 +1,5 @@
-"""What the operator allows: trusted module prefixes, places, the S3 endpoint, memory and open clusters.
+"""What the operator allows: trusted module prefixes, places, the S3 endpoint, memory and open
+clusters.
 
 Read once by the CLI from a TOML file, never from a spec:
 
@@ -66,8 +67,12 @@ class _Config(_Section):
     ray: _Ray = _Ray()
 
 
-def load_operator(config: str | None, prefixes: Sequence[str], *, allow_unauthenticated_ray: bool = False) -> Operator:
-    """Settings of the file `config` (or the default one, if there is one), widened by flags unless it is locked."""
+def load_operator(
+    config: str | None, prefixes: Sequence[str], *, allow_unauthenticated_ray: bool = False
+) -> Operator:
+    """Settings of the file `config` (or the default one, if there is one), widened by flags unless
+    it is locked.
+    """
     path = Path(config) if config else DEFAULT_CONFIG
     if not path.exists():
         if config:
@@ -76,15 +81,29 @@ def load_operator(config: str | None, prefixes: Sequence[str], *, allow_unauthen
     found = _parse(path)
     beyond = [p for p in prefixes if p not in found.trust.modules]
     if found.trust.locked and beyond:
-        raise SpecError(f"--trust-model-code {beyond[0]}", expected=f"a prefix that {path} allows",
-                        seen=f"locked to: {', '.join(found.trust.modules) or 'nothing'}")  # fmt: skip
+        raise SpecError(
+            f"--trust-model-code {beyond[0]}",
+            expected=f"a prefix that {path} allows",
+            seen=f"locked to: {', '.join(found.trust.modules) or 'nothing'}",
+        )
     if found.trust.locked and allow_unauthenticated_ray and not found.ray.allow_unauthenticated:
-        raise SpecError("--allow-unauthenticated-ray", expected=f"what {path} allows", seen="locked without it",
-                        next_step="use a cluster with token authentication")  # fmt: skip
-    access = Access(endpoint_url=found.storage.endpoint_url, schemes=tuple(found.storage.schemes),
-                    buckets=tuple(found.storage.buckets), decoded_bytes=found.storage.decoded_bytes)  # fmt: skip
-    return Operator(tuple(dict.fromkeys([*found.trust.modules, *prefixes])), access,
-                    found.ray.allow_unauthenticated or allow_unauthenticated_ray)  # fmt: skip
+        raise SpecError(
+            "--allow-unauthenticated-ray",
+            expected=f"what {path} allows",
+            seen="locked without it",
+            next_step="use a cluster with token authentication",
+        )
+    access = Access(
+        endpoint_url=found.storage.endpoint_url,
+        schemes=tuple(found.storage.schemes),
+        buckets=tuple(found.storage.buckets),
+        decoded_bytes=found.storage.decoded_bytes,
+    )
+    return Operator(
+        tuple(dict.fromkeys([*found.trust.modules, *prefixes])),
+        access,
+        found.ray.allow_unauthenticated or allow_unauthenticated_ray,
+    )
 
 
 def _parse(path: Path) -> _Config:
@@ -94,6 +113,14 @@ def _parse(path: Path) -> _Config:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SpecError(where, expected="valid TOML", seen=str(error)) from error
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise SpecError(where, expected="[trust] modules, locked; [storage] schemes, buckets, endpoint_url, decoded_bytes; "
-                        "[ray] allow_unauthenticated", seen="; ".join(problems)) from None  # fmt: skip
+        problems = [
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)
+        ]
+        raise SpecError(
+            where,
+            expected=(
+                "[trust] modules, locked; [storage] schemes, buckets, endpoint_url, decoded_bytes; "
+                "[ray] allow_unauthenticated"
+            ),
+            seen="; ".join(problems),
+        ) from None

@@ -39,22 +39,34 @@ def _twice(keys: list[Any]) -> str | None:
 
 # YAML 1.1 wants a dot in floats and reads `1e-3` as a string; people write it all the same.
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 
 def load_spec(path: Path) -> tuple[AttributeSpec, str]:
-    """A spec and the folder that its relative paths start from. Raises SpecError that names file, line and field."""
+    """A spec and the folder that its relative paths start from. Raises SpecError that names file,
+    line and field.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"spec file {path}", expected="a readable YAML or JSON file", seen=str(error)) from error
+        raise SpecError(
+            f"spec file {path}", expected="a readable YAML or JSON file", seen=str(error)
+        ) from error
     return parse_spec(parse_text(text, str(path)), where=str(path)), str(path.resolve().parent)
 
 
 def parse_text(text: str, where: str) -> object:
     """YAML or JSON text as plain data."""
     try:
-        return json.loads(text, object_pairs_hook=_pairs) if where.endswith(".json") else yaml.load(text, _Loader)
+        return (
+            json.loads(text, object_pairs_hook=_pairs)
+            if where.endswith(".json")
+            else yaml.load(text, _Loader)
+        )
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
-        raise SpecError(where, expected="valid YAML or JSON", seen=" ".join(str(error).split())) from error
+        raise SpecError(
+            where, expected="valid YAML or JSON", seen=" ".join(str(error).split())
+        ) from error

@@ -1,4 +1,6 @@
-"""What every demonstration has: a folder of inputs, facts about its model, a spec, an outcome; and how it runs."""
+"""What every demonstration has: a folder of inputs, facts about its model, a spec, an outcome; and
+how it runs.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ TRUSTED = ("integrand.service.demos",)
 
 
 class Facts(Record):
-    """What training measured. Stored last: its existence means that every input of the demonstration is in place."""
+    """What training measured. Stored last: its existence means that every input of the
+    demonstration is in place.
+    """
 
     recipe: int
     measure: str
@@ -48,7 +52,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class DemoFolder:
-    """The inputs of a demonstration, at `<out>/_demo`: source files, weights, spec, facts and the picture."""
+    """The inputs of a demonstration, at `<out>/_demo`: source files, weights, spec, facts and the
+    picture.
+    """
 
     store: Store
     out: Uri
@@ -95,9 +101,11 @@ def read_spec(text: str) -> AttributeSpec:
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Seeded random numbers and one thread inside, as before outside: the same weights on any number of cores.
+    """Seeded random numbers and one thread inside, as before outside: the same weights on any
+    number of cores.
 
-    Layers this small gain little from a second thread, and lose much where another process has that core.
+    Layers this small gain little from a second thread, and lose much where another process has that
+    core.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -118,10 +126,13 @@ class Demo(Protocol):
     def explain(self, rows: pd.DataFrame, folder: DemoFolder) -> Outcome: ...
 
 
-def run_demo(demo: Demo, out: str, *, access: Access | None = None, pool: Literal["ray", "local"] = "ray") -> int:
+def run_demo(
+    demo: Demo, out: str, *, access: Access | None = None, pool: Literal["ray", "local"] = "ray"
+) -> int:
     """Prepare the inputs or reuse them, run the job, draw and print. Returns the exit code.
 
-    Inputs are made from fixed seeds and kept, so the same command again is the same run and is done at once.
+    Inputs are made from fixed seeds and kept, so the same command again is the same run and is done
+    at once.
     """
     _require_pillow()
     from integrand.service.running.jobs import run_job
@@ -134,12 +145,21 @@ def run_demo(demo: Demo, out: str, *, access: Access | None = None, pool: Litera
     if manifest.complete:
         _present(demo, folder, spec, manifest, facts, console)
         return 0
-    console.print(f"{manifest.rows_in} of {manifest.rows_planned} rows are in; the same command again resumes the run")
+    console.print(
+        f"{manifest.rows_in} of {manifest.rows_planned} rows are in; the same command again resumes"
+        " the run"
+    )
     return 3
 
 
-def _present(demo: Demo, folder: DemoFolder, spec: AttributeSpec, manifest: RunManifest, facts: Facts, console: Console
-             ) -> None:  # fmt: skip
+def _present(
+    demo: Demo,
+    folder: DemoFolder,
+    spec: AttributeSpec,
+    manifest: RunManifest,
+    facts: Facts,
+    console: Console,
+) -> None:
     """Read the run back as a user would, write the picture, print the summary."""
     from integrand.service.demos import summary
     from integrand.service.runs.query import open_run
@@ -160,5 +180,9 @@ def _require_pillow() -> None:
     try:
         import PIL.Image  # noqa: F401
     except ImportError as error:
-        raise SpecError("demo", expected="Pillow, which draws the picture", seen=str(error),
-                        next_step="pip install 'integrand[image]'") from error  # fmt: skip
+        raise SpecError(
+            "demo",
+            expected="Pillow, which draws the picture",
+            seen=str(error),
+            next_step="pip install 'integrand[image]'",
+        ) from error

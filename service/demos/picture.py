@@ -1,4 +1,6 @@
-"""Pictures of attributions as PNG, drawn with Pillow: strips of images and of the heat maps that explain them."""
+"""Pictures of attributions as PNG, drawn with Pillow: strips of images and of the heat maps that
+explain them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ WHITE, INK, QUIET, RULE = (255, 255, 255), (33, 37, 41), (98, 107, 115), (206, 2
 BLUE, RED = (33, 102, 172), (178, 24, 43)
 # ColorBrewer's RdBu, which people with any common colour blindness can read.
 STOPS = (-1.0, -0.55, 0.0, 0.55, 1.0)
-COLOURS = np.array([(5, 48, 97), (67, 147, 195), (255, 255, 255), (214, 96, 77), (103, 0, 31)], dtype=np.float64)
+COLOURS = np.array(
+    [(5, 48, 97), (67, 147, 195), (255, 255, 255), (214, 96, 77), (103, 0, 31)], dtype=np.float64
+)
 CAP_PERCENTILE = 99
 MARGIN, GAP, SCALE = 36, 12, 4
 HEADER, STRIP_TITLE, STRIP_NOTE, FOOTER = 98, 28, 50, 66
@@ -28,7 +32,9 @@ NOTE = 13
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures of one size side by side, `[h, w]` grey or `[h, w, 3]` RGB, with a title above and a note under each."""
+    """Pictures of one size side by side, `[h, w]` grey or `[h, w, 3]` RGB, with a title above and a
+    note under each.
+    """
 
     title: str
     remark: str
@@ -44,7 +50,9 @@ def colour_values(values: Floats, limit: float) -> Bytes:
 
 
 def colour_limit(values: Floats) -> float:
-    """The 99th percentile of |attribution|: a few extreme pixels must not pale the rest. 1 for a map of zeros."""
+    """The 99th percentile of |attribution|: a few extreme pixels must not pale the rest. 1 for a
+    map of zeros.
+    """
     return float(np.percentile(np.abs(values), CAP_PERCENTILE)) or 1.0
 
 
@@ -54,7 +62,9 @@ def draw_heat_maps(maps: Iterable[Floats]) -> list[Bytes]:
 
 
 def draw_strips(strips: Sequence[Strip], heading: str, remark: str) -> Image.Image:
-    """The strips below each other, so that pictures of one thing make a column, over a colour bar."""
+    """The strips below each other, so that pictures of one thing make a column, over a
+    colour bar.
+    """
     height, width = (extent * SCALE for extent in strips[0].pictures[0].shape[:2])
     down = STRIP_TITLE + height + STRIP_NOTE
     size = (
@@ -72,14 +82,23 @@ def draw_strips(strips: Sequence[Strip], heading: str, remark: str) -> Image.Ima
 def _draw_strip(canvas: Image.Image, strip: Strip, top: int) -> None:
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, top), strip.title, INK, font(18))
-    draw.text((MARGIN + draw.textlength(strip.title, font(18)) + GAP, top + 3), strip.remark, QUIET, font(15))
+    draw.text(
+        (MARGIN + draw.textlength(strip.title, font(18)) + GAP, top + 3),
+        strip.remark,
+        QUIET,
+        font(15),
+    )
     x, y = MARGIN, top + STRIP_TITLE
     for pixels, note in zip(strip.pictures, strip.notes, strict=True):
         height, width = (extent * SCALE for extent in pixels.shape[:2])
-        large = Image.fromarray(pixels).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+        large = (
+            Image.fromarray(pixels).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+        )
         canvas.paste(large, (x, y))
         draw.rectangle((x - 1, y - 1, x + width, y + height), outline=RULE)
-        draw.multiline_text((x, y + height + 5), fitted(draw, note, width), QUIET, font(NOTE), spacing=2)
+        draw.multiline_text(
+            (x, y + height + 5), fitted(draw, note, width), QUIET, font(NOTE), spacing=2
+        )
         x += width + GAP
 
 

@@ -1,4 +1,6 @@
-"""Synthetic: an MLP fitted to 96 features with known coefficients, so that every attribution is known too."""
+"""Synthetic: an MLP fitted to 96 features with known coefficients, so that every attribution is
+known too.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from torch import nn
 
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.tables import PREFIX
-from integrand.service.demos.demo import DemoFolder, Facts, Outcome, fill_spec, read_spec, reproducible
+from integrand.service.demos.demo import (
+    DemoFolder,
+    Facts,
+    Outcome,
+    fill_spec,
+    read_spec,
+    reproducible,
+)
 from integrand.service.demos.models import synthetic_mlp
 
 NAME = "synthetic"
@@ -30,14 +39,20 @@ GREY = (134, 142, 150)
 UNIT_TICKS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 DRAWN = 100
 HEADING = "Attributions against the truth"
-REMARK = "An MLP fitted to 96 features with known coefficients; the line is what a perfect model would give."
+REMARK = (
+    "An MLP fitted to 96 features with known coefficients; the line is what a perfect model would"
+    " give."
+)
 FEATURES = tuple(f"f{i:02d}" for i in range(len(COEFFICIENTS)))
 
 SPEC = """\
 kind: attribute
 name: synthetic
 source: {{uri: {source}, row_id: row_id}}
-model: {{kind: factory, entrypoint: "integrand.service.demos.models:synthetic_mlp", weights: {weights}}}
+model:
+  kind: factory
+  entrypoint: integrand.service.demos.models:synthetic_mlp
+  weights: {weights}
 inputs: [{{name: features, columns: [FEATURES]}}]
 target: {{kind: scalar}}
 baseline: {{kind: zero}}
@@ -56,7 +71,9 @@ def draw_rows(rows: int = ROWS, *, seed: int = 1) -> npt.NDArray[np.float32]:
 
 
 def train_regressor(*, seed: int = 0) -> nn.Module:
-    """Fit the MLP to Σ coefficient · feature on fresh rows in each step; seconds. Returns it in eval mode."""
+    """Fit the MLP to Σ coefficient · feature on fresh rows in each step; seconds. Returns it in
+    eval mode.
+    """
     truth = torch.from_numpy(COEFFICIENTS).float()
     with reproducible(seed):
         model = synthetic_mlp().train()
@@ -84,7 +101,11 @@ def prepare(folder: DemoFolder) -> tuple[AttributeSpec, Facts]:
     facts = folder.facts(RECIPE)
     if facts is None:
         model, features = train_regressor(), draw_rows()
-        facts = Facts(recipe=RECIPE, measure=f"R² of the model on {ROWS} rows", value=r_squared(model, features))
+        facts = Facts(
+            recipe=RECIPE,
+            measure=f"R² of the model on {ROWS} rows",
+            value=r_squared(model, features),
+        )
         folder.write_source(NAME, source_table(features), files=4)
         folder.write(WEIGHTS, safetensors.torch.save(model.state_dict()))
         folder.finish(text, facts)
@@ -98,7 +119,9 @@ def source_table(features: npt.NDArray[np.float32]) -> pa.Table:
 
 
 def explain(rows: pd.DataFrame, folder: DemoFolder) -> Outcome:
-    """Compare measured attributions with coefficient · feature, in numbers and as a scatter plot."""
+    """Compare measured attributions with coefficient · feature, in numbers and as a scatter
+    plot.
+    """
     known = rows[rows["f_input"].notna()]
     features = known[list(FEATURES)].to_numpy(np.float64)
     measured = known[[PREFIX + name for name in FEATURES]].to_numpy(np.float64)
@@ -111,31 +134,54 @@ def explain(rows: pd.DataFrame, folder: DemoFolder) -> Outcome:
 
 
 def draw_agreement(features: Floats, measured: Floats) -> bytes:
-    """PNG of two panels: every attribution against coefficient · x, and the slope of each feature's."""
+    """PNG of two panels: every attribution against coefficient · x, and the slope of each
+    feature's.
+    """
     from integrand.service.demos import picture, scatter
 
-    expected, slopes = features * COEFFICIENTS, (measured * features).sum(axis=0) / np.square(features).sum(axis=0)
+    expected, slopes = (
+        features * COEFFICIENTS,
+        (measured * features).sum(axis=0) / np.square(features).sum(axis=0),
+    )
     numbers = np.arange(len(FEATURES), dtype=np.float64)
-    kinds = (("32 raise the target", picture.RED, slice(0, 32)), ("32 lower it", picture.BLUE, slice(32, SIGNAL)),
-             ("32 are noise", GREY, slice(SIGNAL, None)))  # fmt: skip
+    kinds = (
+        ("32 raise the target", picture.RED, slice(0, 32)),
+        ("32 lower it", picture.BLUE, slice(32, SIGNAL)),
+        ("32 are noise", GREY, slice(SIGNAL, None)),
+    )
     each = scatter.Panel(
-        f"Each attribution of {min(DRAWN, len(features))} rows", "coefficient * x (the truth)", "attribution",
-        x_ticks=UNIT_TICKS, y_ticks=UNIT_TICKS, truth=((-1.0, -1.0), (1.0, 1.0)),
-        series=tuple(scatter.Series(name, colour, expected[:DRAWN, part].ravel(), measured[:DRAWN, part].ravel())
-                     for name, colour, part in kinds),
-    )  # fmt: skip
+        f"Each attribution of {min(DRAWN, len(features))} rows",
+        "coefficient * x (the truth)",
+        "attribution",
+        x_ticks=UNIT_TICKS,
+        y_ticks=UNIT_TICKS,
+        truth=((-1.0, -1.0), (1.0, 1.0)),
+        series=tuple(
+            scatter.Series(
+                name, colour, expected[:DRAWN, part].ravel(), measured[:DRAWN, part].ravel()
+            )
+            for name, colour, part in kinds
+        ),
+    )
     per_feature = scatter.Panel(
-        f"Each feature over {len(features)} rows", "feature", "attribution per unit of x",
-        x_ticks=(0, 16, 32, 48, 64, 80, 96), y_ticks=UNIT_TICKS,
+        f"Each feature over {len(features)} rows",
+        "feature",
+        "attribution per unit of x",
+        x_ticks=(0, 16, 32, 48, 64, 80, 96),
+        y_ticks=UNIT_TICKS,
         truth=tuple(zip(numbers.tolist(), COEFFICIENTS.tolist(), strict=True)),
-        series=tuple(scatter.Series(name, colour, numbers[part], slopes[part], radius=3)
-                     for name, colour, part in kinds),
-    )  # fmt: skip
+        series=tuple(
+            scatter.Series(name, colour, numbers[part], slopes[part], radius=3)
+            for name, colour, part in kinds
+        ),
+    )
     return picture.encode_png(scatter.draw_panels([each, per_feature], HEADING, REMARK))
 
 
 def agreement(expected: Floats, measured: Floats) -> tuple[float, float]:
-    """(correlation over the signal features, mean |noise| / mean |signal|), both arguments `[rows, 96]`."""
+    """(correlation over the signal features, mean |noise| / mean |signal|), both arguments `[rows,
+    96]`.
+    """
     signal, noise = measured[:, :SIGNAL], measured[:, SIGNAL:]
     correlation = np.corrcoef(expected[:, :SIGNAL].ravel(), signal.ravel())[0, 1]
     return float(correlation), float(np.abs(noise).mean() / np.abs(signal).mean())

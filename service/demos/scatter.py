@@ -1,4 +1,6 @@
-"""Scatter plots as PNG, drawn with Pillow: points in panels with axes, ticks and the line of the truth."""
+"""Scatter plots as PNG, drawn with Pillow: points in panels with axes, ticks and the line of the
+truth.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class Panel:
 
 
 def _share(values: Floats, ticks: tuple[float, ...]) -> Floats:
-    """Where values lie along an axis that reaches a little past its ticks: 0 at its start, 1 at its end."""
+    """Where values lie along an axis that reaches a little past its ticks: 0 at its start, 1 at its
+    end.
+    """
     span = ticks[-1] - ticks[0]
     return (values - ticks[0] + PADDING * span) / (span * (1 + 2 * PADDING))
 
@@ -77,9 +81,13 @@ def _draw_panel(canvas: Image.Image, panel: Panel, corner: tuple[int, int]) -> N
     draw.text((x, y - 26), panel.title, INK, font(17))
     draw.text((x + WIDTH / 2, y + HEIGHT + 34), panel.x_title, QUIET, font(15), anchor="ma")
     _write_sideways(canvas, panel.y_title, (x - LEFT - 6, y + HEIGHT // 2))
-    for tick, (left, _) in zip(panel.x_ticks, panel.place(np.array(panel.x_ticks), np.zeros(1)), strict=True):
+    for tick, (left, _) in zip(
+        panel.x_ticks, panel.place(np.array(panel.x_ticks), np.zeros(1)), strict=True
+    ):
         draw.text((x + left, y + HEIGHT + 10), f"{tick:g}", QUIET, font(14), anchor="ma")
-    for tick, (_, top) in zip(panel.y_ticks, panel.place(np.zeros(1), np.array(panel.y_ticks)), strict=True):
+    for tick, (_, top) in zip(
+        panel.y_ticks, panel.place(np.zeros(1), np.array(panel.y_ticks)), strict=True
+    ):
         draw.text((x - 8, y + top), f"{tick:g}", QUIET, font(14), anchor="rm")
 
 
@@ -91,7 +99,9 @@ def _draw_marks(panel: Panel) -> Image.Image:
         draw.line((left, 0, left, large.height), GRID, FINE)
     for _, top in panel.place(np.zeros(1), np.array(panel.y_ticks)) * FINE:
         draw.line((0, top, large.width, top), GRID, FINE)
-    draw.line([tuple(point) for point in panel.place(*np.array(panel.truth).T) * FINE], LINE, FINE + 1)
+    draw.line(
+        [tuple(point) for point in panel.place(*np.array(panel.truth).T) * FINE], LINE, FINE + 1
+    )
     for point, colour, radius in _mixed_points(panel):
         draw.circle(tuple(point * FINE), radius * FINE, fill=colour)
     return large.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)

@@ -21,12 +21,14 @@ from integrand.service import open_run
 run = open_run("{run}")
 rows = run.to_pandas()                          # or pd.read_parquet("{run}/data")
 rows["status"].value_counts()
-rows.nlargest(5, "error_estimate")[["row_id", "status", "reason", "gap", "error_estimate", "evaluations"]]
+rows.nlargest(5, "error_estimate")[["row_id", "status", "gap", "error_estimate", "evaluations"]]
 run.to_pandas(inputs=True)                      # the source's columns beside the attributions
 """
 
 
-def show(console: Console, manifest: RunManifest, sections: Sequence[Lines], *, run: str, picture: str) -> None:
+def show(
+    console: Console, manifest: RunManifest, sections: Sequence[Lines], *, run: str, picture: str
+) -> None:
     """Print what was found, section by section, the lines to copy, and where the picture is."""
     title = f"{manifest.name}: {manifest.rows_out:,} rows, run {manifest.run_id}"
     table = Table("", "", title=title, show_header=False)
@@ -42,7 +44,12 @@ def show(console: Console, manifest: RunManifest, sections: Sequence[Lines], *, 
 
 def run_sections(manifest: RunManifest, rows: pd.DataFrame, tolerance: float) -> tuple[Lines, ...]:
     """Statuses, accuracy and cost of a run that was asked for rows within `tolerance`."""
-    return status_lines(manifest), reason_lines(rows), error_lines(rows, tolerance), cost_lines(manifest)
+    return (
+        status_lines(manifest),
+        reason_lines(rows),
+        error_lines(rows, tolerance),
+        cost_lines(manifest),
+    )
 
 
 def status_lines(manifest: RunManifest) -> Lines:
@@ -54,18 +61,26 @@ def status_lines(manifest: RunManifest) -> Lines:
 def reason_lines(rows: pd.DataFrame) -> Lines:
     """The first few rows without attributions, and why."""
     bad = rows[rows["status"].isin([str(status) for status in WITHOUT_ATTRIBUTION])].head(BAD_SHOWN)
-    return tuple((f"row {row_id}", str(reason)) for row_id, reason in zip(bad["row_id"], bad["reason"], strict=True))
+    return tuple(
+        (f"row {row_id}", str(reason))
+        for row_id, reason in zip(bad["row_id"], bad["reason"], strict=True)
+    )
 
 
 def error_lines(rows: pd.DataFrame, tolerance: float) -> Lines:
-    """Shares of attributed rows within bounds about the tolerance, and quantiles of error_estimate and |gap|."""
+    """Shares of attributed rows within bounds about the tolerance, and quantiles of error_estimate
+    and |gap|.
+    """
     errors, gaps = rows["error_estimate"].dropna(), rows["gap"].dropna().abs()
     bounds = {
         f"{10 * tolerance:g}": 10 * tolerance,
         f"{tolerance:g}, as asked": tolerance,
         f"{tolerance / 10:g}": tolerance / 10,
     }
-    shares = tuple((f"error within {name}", f"{(errors <= bound).mean():.1%}") for name, bound in bounds.items())
+    shares = tuple(
+        (f"error within {name}", f"{(errors <= bound).mean():.1%}")
+        for name, bound in bounds.items()
+    )
     return (
         *shares,
         ("error_estimate p50 p90 p99 max", _quantiles(errors)),

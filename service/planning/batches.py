@@ -1,4 +1,6 @@
-"""The step batch of a plan: one that the model takes, and in which rows keep their bits wherever they are."""
+"""The step batch of a plan: one that the model takes, and in which rows keep their bits wherever
+they are.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Form:
 
 @dataclass(frozen=True, eq=False)
 class StepBatch:
-    """What was chosen: the model as it runs, its rows, and why a row's bits depend on its place, if they do."""
+    """What was chosen: the model as it runs, its rows, and why a row's bits depend on its place, if
+    they do.
+    """
 
     form: Form
     rows: int
@@ -49,7 +53,8 @@ class StepBatch:
 class Question:
     """What is asked: a model, a few rows, and how much bits matter.
 
-    remedy  the model rewritten so that kernels may leave rows' places out of account; None where there is no such way
+    remedy  the model rewritten so that kernels may leave rows' places out of account; None where
+            there is no such way
     """
 
     spec: AttributeSpec
@@ -68,13 +73,15 @@ class Question:
 
 
 def choose_batch(asked: Question, planned: int) -> StepBatch:
-    """The step batch of at most `planned` rows: a function of model, kernels and rows, never of a timing.
+    """The step batch of at most `planned` rows: a function of model, kernels and rows, never of a
+    timing.
 
-    Where rows keep their bits, `planned` as far as the model takes so many. Else a remedy, and somewhat fewer rows. Else
-    under `prefer` all of them, and the reason; otherwise the most in which they do, and the price.
+    Where rows keep their bits, `planned` as far as the model takes so many. Else a remedy, and
+    somewhat fewer rows. Else under `prefer` all of them, and the reason; otherwise the most in
+    which they do, and the price.
 
-    Raises SpecError for models that are random, mix rows, or take no such batch, and for a `compute.batch_rows` that breaks
-    the bits that are insisted on.
+    Raises SpecError for models that are random, mix rows, or take no such batch, and for a
+    `compute.batch_rows` that breaks the bits that are insisted on.
     """
     size = _taken(asked, planned)
     found = _measured(asked.form.prepared, asked.sample, size)
@@ -82,29 +89,47 @@ def choose_batch(asked: Question, planned: int) -> StepBatch:
         return StepBatch(asked.form, size)
     better = asked.remedy()
     if better is not None and _measured(better.prepared, asked.sample, size) is None:
-        return StepBatch(better, size, warnings=("linear layers run with their widths filled up to multiples of 16: as they "
-                                                 "are, a row's last bits depend on its place",))  # fmt: skip
+        return StepBatch(
+            better,
+            size,
+            warnings=(
+                (
+                    "linear layers run with their widths filled up to multiples of 16: as they "
+                    "are, a row's last bits depend on its place"
+                ),
+            ),
+        )
     smaller = _smaller(asked, size)
     if smaller is not None:
         return replace(smaller, warnings=(_told(asked, smaller.rows, size),))
     if asked.insisting:
         raise _refused(size)
-    reason = f"a row's last bits depend on its place in a step batch of {size:,} rows ({_moved(found)})"
+    reason = (
+        f"a row's last bits depend on its place in a step batch of {size:,} rows ({_moved(found)})"
+    )
     return StepBatch(asked.form, size, reason, (f"{reason}; {_advice()}",))
 
 
 def judge_closed_form(asked: Question, planned: int) -> StepBatch:
-    """For an integral in closed form, which takes no step batches: whether its rows keep their bits, in any order.
+    """For an integral in closed form, which takes no step batches: whether its rows keep their
+    bits, in any order.
 
     Raises SpecError where they do not and bits are insisted on, and for models that mix rows.
     """
     measure_repeatability(asked.form.prepared, path_points(asked.sample), 16).check()
     if keeps_order(asked.form.prepared, asked.sample):
         return StepBatch(asked.form, planned)
-    reason = f"a row's last bits depend on its place among the {BLOCK} that the closed form takes at once"
+    reason = (
+        f"a row's last bits depend on its place among the {BLOCK} that the closed form takes at"
+        " once"
+    )
     if asked.insisting:
-        raise SpecError(f"compute.reproducible: {asked.spec.compute.reproducible}", expected="rows that keep their bits",
-                        seen=reason, next_step=f"take `prefer`; {_advice()}")  # fmt: skip
+        raise SpecError(
+            f"compute.reproducible: {asked.spec.compute.reproducible}",
+            expected="rows that keep their bits",
+            seen=reason,
+            next_step=f"take `prefer`; {_advice()}",
+        )
     return StepBatch(asked.form, planned, reason, (f"{reason}; {_advice()}",))
 
 
@@ -117,9 +142,24 @@ def keeps_order(prepared: Prepared, sample: Sample) -> bool:
     """Whether rows in closed form are the same in reverse order: the sample's, over and over."""
     rows = sample.repeat(3 * BLOCK // 4)
     order = torch.arange(rows.rows).flip(0)
-    there, back = (attribute(prepared, one.inputs, baselines=one.baselines, target=one.target, checked=True,
-                             accuracy=Exact(), batch_rows=FEWEST) for one in (rows, rows.take(order)))  # fmt: skip
-    numbers = ("f_input", "f_baseline", "gap", "error_estimate")  # in float64: attributions may be rounded to float32
+    there, back = (
+        attribute(
+            prepared,
+            one.inputs,
+            baselines=one.baselines,
+            target=one.target,
+            checked=True,
+            accuracy=Exact(),
+            batch_rows=FEWEST,
+        )
+        for one in (rows, rows.take(order))
+    )
+    numbers = (
+        "f_input",
+        "f_baseline",
+        "gap",
+        "error_estimate",
+    )  # in float64: attributions may be rounded to float32
     pairs = [
         *zip(there.attributions, back.attributions, strict=True),
         *((getattr(there, n), getattr(back, n)) for n in numbers),
@@ -128,12 +168,17 @@ def keeps_order(prepared: Prepared, sample: Sample) -> bool:
 
 
 def _smaller(asked: Question, size: int) -> StepBatch | None:
-    """The largest batch in which rows keep their bits: down to one row if that is insisted on, else not much smaller."""
+    """The largest batch in which rows keep their bits: down to one row if that is insisted on, else
+    not much smaller.
+    """
     if not asked.free:
         return None
     fewest = 1 if asked.insisting else max(FEWEST, size // SHRINK)
     for rows in _halves(size // 2, fewest):
-        if _runs(asked, rows) is None and _measured(asked.form.prepared, asked.sample, rows) is None:
+        if (
+            _runs(asked, rows) is None
+            and _measured(asked.form.prepared, asked.sample, rows) is None
+        ):
             return StepBatch(asked.form, rows)
     return None
 
@@ -147,33 +192,56 @@ def _halves(start: int, fewest: int) -> Iterator[int]:
 
 def _told(asked: Question, rows: int, planned: int) -> str:
     """What the smaller batch is for, and what it costs."""
-    small, full = (seconds_per_batch(step_batch(asked.form.prepared, asked.sample, n)) / n for n in (rows, planned))
-    return (f"batch_rows is {rows:,}, not {planned:,}, in which a row's last bits depend on its place: an evaluation takes "
-            f"{small / full:.1f} times as long; `compute.reproducible: prefer` with `batch_rows: {planned}` gives them up")  # fmt: skip
+    small, full = (
+        seconds_per_batch(step_batch(asked.form.prepared, asked.sample, n)) / n
+        for n in (rows, planned)
+    )
+    return (
+        f"batch_rows is {rows:,}, not {planned:,}, in which a row's last bits depend on its place:"
+        f" an evaluation takes {small / full:.1f} times as long; `compute.reproducible: prefer`"
+        f" with `batch_rows: {planned}` gives them up"
+    )
 
 
 def _refused(size: int) -> SpecError:
-    return SpecError("compute.reproducible", expected=f"a step batch in which a row's bits do not depend on its place, and "
-                     f"batch_rows is {size}", seen="rows that round differently from place to place",
-                     next_step=f"take `batch_rows: auto`, which finds one, or `reproducible: prefer`; {_advice()}")  # fmt: skip
+    return SpecError(
+        "compute.reproducible",
+        expected=(
+            "a step batch in which a row's bits do not depend on its place, and "
+            f"batch_rows is {size}"
+        ),
+        seen="rows that round differently from place to place",
+        next_step=(
+            f"take `batch_rows: auto`, which finds one, or `reproducible: prefer`; {_advice()}"
+        ),
+    )
 
 
 def _moved(found: Repeatability) -> str:
     return (
-        f"by up to {max(found.outputs, found.gradients):.1g} of the largest" if not found.bitwise else "under autocast"
+        f"by up to {max(found.outputs, found.gradients):.1g} of the largest"
+        if not found.bitwise
+        else "under autocast"
     )
 
 
 def _advice() -> str:
-    return objection(in_force()) or ("this model's kernels round by place on this processor: `compute.reproducible: require` "
-                                     "looks for the largest step batch in which they do not")  # fmt: skip
+    return objection(in_force()) or (
+        "this model's kernels round by place on this processor: `compute.reproducible: require` "
+        "looks for the largest step batch in which they do not"
+    )
 
 
 def _measured(prepared: Prepared, sample: Sample, size: int) -> Repeatability | None:
-    """How rows differ from place to place; None where not by a bit. Raises SpecError for random and coupled models."""
+    """How rows differ from place to place; None where not by a bit. Raises SpecError for random and
+    coupled models.
+    """
     found = measure_repeatability(prepared, path_points(sample), max(2, size))
     found.check()
-    if size == 1 or (found.bitwise and (prepared.step is None or repeats_bits(step_batch(prepared, sample, size)))):
+    if size == 1 or (
+        found.bitwise
+        and (prepared.step is None or repeats_bits(step_batch(prepared, sample, size)))
+    ):
         return None
     return found
 
@@ -182,18 +250,25 @@ def path_points(sample: Sample) -> Batch:
     """Each row at three places between its baseline and itself, where step batches will be."""
 
     def at(alpha: float) -> tuple[Tensor, ...]:
-        return tuple(torch.lerp(b, x, alpha) for x, b in zip(sample.inputs, sample.baselines, strict=True))
+        return tuple(
+            torch.lerp(b, x, alpha) for x, b in zip(sample.inputs, sample.baselines, strict=True)
+        )
 
     points = tuple(torch.cat(p) for p in zip(at(1.0), at(0.5), at(0.25), strict=True))
-    return Batch(points, tuple(a.repeat(3, *[1] * (a.ndim - 1)) for a in sample.forward_args),
-                 None if sample.target is None else sample.target.repeat(3, 1))  # fmt: skip
+    return Batch(
+        points,
+        tuple(a.repeat(3, *[1] * (a.ndim - 1)) for a in sample.forward_args),
+        None if sample.target is None else sample.target.repeat(3, 1),
+    )
 
 
-# --- numbers of rows that a model takes ------------------------------------------------------------------------
+# --- numbers of rows that a model takes --------------------------------------------------------
 
 
 def _taken(asked: Question, planned: int) -> int:
-    """The most rows up to `planned` that the model takes. Raises SpecError where it takes none, or not those asked for."""
+    """The most rows up to `planned` that the model takes. Raises SpecError where it takes none, or
+    not those asked for.
+    """
     failed: list[int] = []
     first: Exception | None = None
     for size in _halves(planned, 1 if asked.free else planned):
@@ -222,7 +297,15 @@ def _runs(asked: Question, size: int) -> Exception | None:
 def no_batch(sizes: Sequence[int], error: Exception) -> SpecError:
     """For a model that ran on a few rows, and on none of these numbers of them."""
     told = ", ".join(f"{n:,}" for n in sizes[:12])
-    return SpecError("compute.batch_rows", expected="a number of rows that the model takes at once",
-                     seen=f"{type(error).__name__} for batches of {told} rows: {' '.join(str(error).split())[:300]}",
-                     next_step="name a number that it takes as compute.batch_rows, or let it take any: follow x.shape[0], and "
-                     "export with a dynamic first dimension")  # fmt: skip
+    return SpecError(
+        "compute.batch_rows",
+        expected="a number of rows that the model takes at once",
+        seen=(
+            f"{type(error).__name__} for batches of {told} rows:"
+            f" {' '.join(str(error).split())[:300]}"
+        ),
+        next_step=(
+            "name a number that it takes as compute.batch_rows, or let it take any: follow"
+            " x.shape[0], and export with a dynamic first dimension"
+        ),
+    )

@@ -1,4 +1,6 @@
-"""Cutting source files into shards: over row groups, big groups cut inside, tiny files packed together."""
+"""Cutting source files into shards: over row groups, big groups cut inside, tiny files packed
+together.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,17 @@ MOST_SHARDS = 1_000_000
 
 
 def cut(files: Sequence[SourceFile], rows: int) -> tuple[Shard, ...]:
-    """Shards of at most `rows` rows that together cover every row once, in file order. SpecError for too many."""
+    """Shards of at most `rows` rows that together cover every row once, in file order. SpecError
+    for too many.
+    """
     least = -(-sum(file.rows for file in files) // rows)
     if least > MOST_SHARDS:
-        raise SpecError("compute.shard_rows", expected=f"at most {MOST_SHARDS} shards", seen=f"{least} of {rows} rows",
-                        next_step="set a larger compute.shard_rows, or narrow source.uri")  # fmt: skip
+        raise SpecError(
+            "compute.shard_rows",
+            expected=f"at most {MOST_SHARDS} shards",
+            seen=f"{least} of {rows} rows",
+            next_step="set a larger compute.shard_rows, or narrow source.uri",
+        )
     packed = _pack(_pieces(files, rows), rows)
     return tuple(Shard(id=shard_id(i), slices=_merge(slices)) for i, slices in enumerate(packed))
 
@@ -64,13 +72,20 @@ def _merge(slices: Sequence[Slice]) -> tuple[Slice, ...]:
 
 
 def check_decoded(shards: Sequence[Shard], row_bytes: int, most: int) -> None:
-    """Raise SpecError for a shard whose rows would take more than `most` bytes once they are decoded."""
+    """Raise SpecError for a shard whose rows would take more than `most` bytes once they are
+    decoded.
+    """
     largest = max((shard.rows for shard in shards), default=0)
     if largest * row_bytes > most:
-        raise SpecError("compute.shard_rows", expected=f"shards that decode to at most {most} bytes",
-                        seen=f"{largest} rows × {row_bytes} bytes",
-                        next_step=f"compute: {{shard_rows: {max(1, most // row_bytes)}}}, or a larger decoded_bytes in the "
-                        "operator's config")  # fmt: skip
+        raise SpecError(
+            "compute.shard_rows",
+            expected=f"shards that decode to at most {most} bytes",
+            seen=f"{largest} rows × {row_bytes} bytes",
+            next_step=(
+                f"compute: {{shard_rows: {max(1, most // row_bytes)}}}, or a larger decoded_bytes"
+                " in the operator's config"
+            ),
+        )
 
 
 def rows_by_bytes(files: Sequence[SourceFile], shard_bytes: int) -> int:
@@ -82,8 +97,8 @@ def rows_by_bytes(files: Sequence[SourceFile], shard_bytes: int) -> int:
 def auto_rows(total: int, workers: int, output_row_bytes: int, row_s: float) -> int:
     """Rows that keep a shard's output under 128 MB and its projected time under 120 s.
 
-    A small job is cut finer, so that every worker has several shards, but not below about 2 s each: a shard costs a
-    dispatch, a create and a footer.
+    A small job is cut finer, so that every worker has several shards, but not below about 2 s each:
+    a shard costs a dispatch, a create and a footer.
     """
     largest = min(OUTPUT_BYTES // max(1, output_row_bytes), int(SECONDS / max(row_s, 1e-9)))
     fair = -(-total // (SHARDS_PER_WORKER * workers))

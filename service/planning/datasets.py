@@ -1,4 +1,6 @@
-"""A source made ready to plan: Parquet as it lies, CSV and JSON lines split first, statistics counted."""
+"""A source made ready to plan: Parquet as it lies, CSV and JSON lines split first, statistics
+counted.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ LONG_HEAD = 100_000
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What is planned over; `split` from text, for which `head` and `estimated_rows` stand in before that is done.
+    """What is planned over; `split` from text, for which `head` and `estimated_rows` stand in
+    before that is done.
 
     longer  reads on, file after file, where no row of the head is usable
     """
@@ -66,7 +69,9 @@ class Dataset:
 def prepare_dataset(
     store: Store, spec: AttributeSpec, base: str, output: Uri, pool: Mapper, *, ingest: bool
 ) -> Dataset:
-    """List the source and read its footers; a text source is split first, or only sampled without `ingest`."""
+    """List the source and read its footers; a text source is split first, or only sampled without
+    `ingest`.
+    """
     listing = list_source(store, spec.source, base)
     form = listing.format
     if form == "parquet":
@@ -76,8 +81,15 @@ def prepare_dataset(
     return _text_dataset(store, spec, listing, form, output, pool, ingest)
 
 
-def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, form: TextFormat, output: Uri, pool: Mapper,
-                  split: bool) -> Dataset:  # fmt: skip
+def _text_dataset(
+    store: Store,
+    spec: AttributeSpec,
+    listing: Listing,
+    form: TextFormat,
+    output: Uri,
+    pool: Mapper,
+    split: bool,
+) -> Dataset:
     roles = roles_of(spec)
     folder = output.child("_ingest", ingest_digest([e for e, _ in listing.files], roles))
     identity = tuple((path, e.size, e.etag or f"mtime:{e.mtime_ns}") for e, path in listing.files)
@@ -85,13 +97,22 @@ def _text_dataset(store: Store, spec: AttributeSpec, listing: Listing, form: Tex
         first, path = listing.files[0]
         sample = head(store, first, path, form, roles)
         rows = sum(estimate_rows(store, e, form) for e, _ in listing.files)
-        return Dataset((), sample.schema, identity, sample, rows, split=True,
-                       longer=partial(_heads, store, listing, form, roles))  # fmt: skip
+        return Dataset(
+            (),
+            sample.schema,
+            identity,
+            sample,
+            rows,
+            split=True,
+            longer=partial(_heads, store, listing, form, roles),
+        )
     tasks = [IngestTask(e, path, form, folder, roles) for e, path in listing.files]
     pieces = ingest(store, tasks, pool.map)
     found = Listing("parquet", tuple((store.info(store.parse(p.uri)), p.path) for p in pieces))
     _, schemas = read_footers(store, found)
-    return Dataset(pieces, source_schema(pieces, schemas, declared_columns(spec)), identity, split=True)
+    return Dataset(
+        pieces, source_schema(pieces, schemas, declared_columns(spec)), identity, split=True
+    )
 
 
 def _heads(store: Store, listing: Listing, form: TextFormat, roles: Roles) -> Iterator[pa.Table]:
@@ -100,9 +121,18 @@ def _heads(store: Store, listing: Listing, form: TextFormat, roles: Roles) -> It
         yield head(store, entry, path, form, roles, LONG_HEAD)
 
 
-def dataset_means(store: Store, spec: AttributeSpec, output: Uri, dataset: Dataset, shapes: tuple[InputShape, ...],
-                  outputs: int | None, pool: Mapper) -> tuple[Sequence[np.ndarray], Statistics]:  # fmt: skip
-    """Mean of every input over the clean rows, counted once per dataset and kept under `_ingest/`."""
+def dataset_means(
+    store: Store,
+    spec: AttributeSpec,
+    output: Uri,
+    dataset: Dataset,
+    shapes: tuple[InputShape, ...],
+    outputs: int | None,
+    pool: Mapper,
+) -> tuple[Sequence[np.ndarray], Statistics]:
+    """Mean of every input over the clean rows, counted once per dataset and kept under
+    `_ingest/`.
+    """
     place = means_uri(output, dataset.files, spec, outputs)
     if not store.exists(place):
         groups = [(i, g) for i, f in enumerate(dataset.files) for g in range(len(f.row_groups))]
@@ -115,8 +145,14 @@ def dataset_means(store: Store, spec: AttributeSpec, output: Uri, dataset: Datas
     return means, stored
 
 
-def _group_sums(store: Store, files: tuple[SourceFile, ...], spec: AttributeSpec, shapes: tuple[InputShape, ...],
-                outputs: int | None, group: tuple[int, int]) -> Partial:  # fmt: skip
+def _group_sums(
+    store: Store,
+    files: tuple[SourceFile, ...],
+    spec: AttributeSpec,
+    shapes: tuple[InputShape, ...],
+    outputs: int | None,
+    group: tuple[int, int],
+) -> Partial:
     return partial_sums(store, files, group[0], group[1], spec, shapes, outputs)
 
 

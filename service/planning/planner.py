@@ -79,7 +79,8 @@ class ModelFacts:
 def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     """Resolve a spec. Raises SpecError, DataError or IntegrityError for what cannot work.
 
-    Without `request.ingest`, what must be split or counted first is estimated (`projection.estimated`).
+    Without `request.ingest`, what must be split or counted first is estimated
+    (`projection.estimated`).
     """
     spec, store = request.spec, request.store
     check_trust(spec.model, request.trusted)
@@ -95,17 +96,38 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     code, state = (facts.code_sha256, facts.code.digest), job.loaded.state
     roughly, exactly = (state.roughly, state.exactly) if state else (None, None)
     plan = Plan(
-        run_id=run_id(spec, dataset.identity, facts.artefacts, code, numerics, request.salt, state=roughly),
-        spec=_absolute(request), model_state=roughly, model_bits=exactly, model_outputs=_outputs(spec, job), lowered=findings.lowered,
-        files=dataset.files, identity=dataset.identity if dataset.split else (), code_bundle=facts.code.digest,
-        source_columns=declared_columns(spec), row_id_type=str(_row_id_type(spec, dataset.schema)), inputs=shapes,
-        numerics=numerics, artefacts=facts.artefacts, code_sha256=facts.code_sha256, statistics=job.statistics,
-        shards=shards, projection=_projection(spec, dataset, shapes, shards, findings),
-        warnings=(*job.loaded.notes, *findings.warnings, *_device_warnings(spec, job.device),
-                  *_kernel_warnings(findings)),
-        left_out=findings.savings.left_out, half_error=findings.half_error, salt=request.salt,
-        created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions(job.device),
-    )  # fmt: skip
+        run_id=run_id(
+            spec, dataset.identity, facts.artefacts, code, numerics, request.salt, state=roughly
+        ),
+        spec=_absolute(request),
+        model_state=roughly,
+        model_bits=exactly,
+        model_outputs=_outputs(spec, job),
+        lowered=findings.lowered,
+        files=dataset.files,
+        identity=dataset.identity if dataset.split else (),
+        code_bundle=facts.code.digest,
+        source_columns=declared_columns(spec),
+        row_id_type=str(_row_id_type(spec, dataset.schema)),
+        inputs=shapes,
+        numerics=numerics,
+        artefacts=facts.artefacts,
+        code_sha256=facts.code_sha256,
+        statistics=job.statistics,
+        shards=shards,
+        projection=_projection(spec, dataset, shapes, shards, findings),
+        warnings=(
+            *job.loaded.notes,
+            *findings.warnings,
+            *_device_warnings(spec, job.device),
+            *_kernel_warnings(findings),
+        ),
+        left_out=findings.savings.left_out,
+        half_error=findings.half_error,
+        salt=request.salt,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(job.device),
+    )
     return plan, facts.code
 
 
@@ -113,13 +135,23 @@ def _numerics(spec: AttributeSpec, job: Survey, findings: Findings) -> Numerics:
     """Every choice that can change a bit."""
     compute, savings = spec.compute, findings.savings
     return Numerics(
-        numerics_version=NUMERICS_VERSION, batch_rows=findings.batch_rows, threads=_thread_count(spec),
-        precision=compute.storage, device=job.device, torch_build=torch.__version__, outputs=findings.outputs,
-        exact=findings.exact, savings=savings.names, folded=tuple((p.layer, p.norm) for p in savings.folded),
-        frontier=savings.frontier, autocast=None if findings.exact else compute.autocast,
-        compile=compute.compile and not findings.exact, takes_rows=job.portion,
-        portable=compute.reproducible == "portable", kernels=processor(job.device),
-    )  # fmt: skip
+        numerics_version=NUMERICS_VERSION,
+        batch_rows=findings.batch_rows,
+        threads=_thread_count(spec),
+        precision=compute.storage,
+        device=job.device,
+        torch_build=torch.__version__,
+        outputs=findings.outputs,
+        exact=findings.exact,
+        savings=savings.names,
+        folded=tuple((p.layer, p.norm) for p in savings.folded),
+        frontier=savings.frontier,
+        autocast=None if findings.exact else compute.autocast,
+        compile=compute.compile and not findings.exact,
+        takes_rows=job.portion,
+        portable=compute.reproducible == "portable",
+        kernels=processor(job.device),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,21 +174,34 @@ class Survey:
 
 
 def survey(request: Request, pool: Mapper, *, twice: bool = True) -> Survey:
-    """Read a few rows and load the model, which the caller has passed through `check_trust`; `twice`: to see that it is one."""
+    """Read a few rows and load the model, which the caller has passed through `check_trust`;
+    `twice`: to see that it is one.
+    """
     spec, store = request.spec, request.store
     output = store.parse(spec.output.uri, request.base)
     dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
     shapes = resolve_columns(dataset.schema, spec)
     pool.prepare()
     facts = _model_facts(request)
-    device: Literal["cpu", "cuda"] = "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device, twice=twice)
+    device: Literal["cpu", "cuda"] = (
+        "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    )
+    loaded = load_model(
+        store, spec.model, facts.artefacts, spec.compute.storage, device, twice=twice
+    )
     forward = through_embeddings(loaded.forward, spec)
-    tried, rows = find_rows(spec, shapes, looks(store, spec, dataset), device, forward, estimated=dataset.estimated)
+    tried, rows = find_rows(
+        spec, shapes, looks(store, spec, dataset), device, forward, estimated=dataset.estimated
+    )
     _refuse_lengths(spec, tried)
     forward = in_portions(forward, _portion(spec, forward, loaded, rows, device))
-    sample, statistics = sample_rows(spec, tried, rows, [np.zeros(s.shape) for s in shapes], device, forward), None
-    if _means_wanted(request, dataset):  # of rows that are not bad, which a target can be to this model alone
+    sample, statistics = (
+        sample_rows(spec, tried, rows, [np.zeros(s.shape) for s in shapes], device, forward),
+        None,
+    )
+    if _means_wanted(
+        request, dataset
+    ):  # of rows that are not bad, which a target can be to this model alone
         outputs = column_outputs(spec, forward, sample)
         means, statistics = dataset_means(store, spec, output, dataset, shapes, outputs, pool)
         sample = sample_rows(spec, tried, rows, means, device, forward)
@@ -164,43 +209,70 @@ def survey(request: Request, pool: Mapper, *, twice: bool = True) -> Survey:
 
 
 def settle_kernels(spec: AttributeSpec) -> None:
-    """Ask for portable kernels where the spec does. Raises SpecError where this process or its processor has others."""
+    """Ask for portable kernels where the spec does. Raises SpecError where this process or its
+    processor has others.
+    """
     if spec.compute.reproducible != "portable":
         return
     where = "compute.reproducible: portable"
     if spec.compute.gpus_per_worker:
-        raise SpecError(where, expected="a job on CPUs", seen="compute.gpus_per_worker", next_step="take `require`")
+        raise SpecError(
+            where,
+            expected="a job on CPUs",
+            seen="compute.gpus_per_worker",
+            next_step="take `require`",
+        )
     found = kernels.ask_portable()
     if not found.portable:
-        raise SpecError(where, expected=f"the kernels {kernels.portable_name()}", seen=str(found) or "none of x86",
-                        next_step="start the job in a process of its own, since kernels are chosen at their first use, on x86 "
-                        "with AVX2 and a torch with MKL")  # fmt: skip
+        raise SpecError(
+            where,
+            expected=f"the kernels {kernels.portable_name()}",
+            seen=str(found) or "none of x86",
+            next_step=(
+                "start the job in a process of its own, since kernels are chosen at their first"
+                " use, on x86 with AVX2 and a torch with MKL"
+            ),
+        )
 
 
-def _portion(spec: AttributeSpec, forward: Forward, loaded: Loaded, rows: Rows, device: str) -> int | None:
-    """Rows that the model must be given, where it does not take any number. With ids it is not divided."""
+def _portion(
+    spec: AttributeSpec, forward: Forward, loaded: Loaded, rows: Rows, device: str
+) -> int | None:
+    """Rows that the model must be given, where it does not take any number. With ids it is not
+    divided.
+    """
     clean = np.flatnonzero(rows.clean)
     if not len(clean) or isinstance(forward, IdsModel):
         return None
     asked = [n for n in (spec.compute.batch_rows, loaded.rows) if isinstance(n, int)]
-    return find_portion(forward, [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)], asked)
+    return find_portion(
+        forward, [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)], asked
+    )
 
 
 def _outputs(spec: AttributeSpec, job: Survey) -> tuple[float, ...] | None:
     """What workers hold their model against, for numbers that a factory keeps in no tensor."""
     if job.loaded.state is None or spec.forward_args or spec.ids_inputs:
         return None
-    return probe_outputs(job.forward, [s.shape for s in job.shapes], DTYPES[spec.compute.storage], job.device)
+    return probe_outputs(
+        job.forward, [s.shape for s in job.shapes], DTYPES[spec.compute.storage], job.device
+    )
 
 
 def _one_model(spec: AttributeSpec, job: Survey) -> Survey:
-    """The survey without the second model. SpecError if that says something else, by numbers that are kept in no tensor."""
+    """The survey without the second model. SpecError if that says something else, by numbers that
+    are kept in no tensor.
+    """
     _check_factory(spec, job)
     return replace(job, loaded=replace(job.loaded, again=None, build=None))
 
 
 def _check_factory(spec: AttributeSpec, job: Survey) -> None:
-    again, build, arguments = job.loaded.again, job.loaded.build, (*job.sample.inputs, *job.sample.forward_args)
+    again, build, arguments = (
+        job.loaded.again,
+        job.loaded.build,
+        (*job.sample.inputs, *job.sample.forward_args),
+    )
     if again is None or build is None or not isinstance(spec.model, FactoryModel):
         return
 
@@ -211,7 +283,9 @@ def _check_factory(spec: AttributeSpec, job: Survey) -> None:
 
     if _same(outputs(job.loaded.forward), outputs(again)):
         return
-    if not _same(outputs(build()), outputs(build())):  # new ones: a model that counts its calls is told as such later
+    if not _same(
+        outputs(build()), outputs(build())
+    ):  # new ones: a model that counts its calls is told as such later
         raise another_model(spec.model, "other outputs of the second one for the same rows")
 
 
@@ -223,15 +297,21 @@ def _same(one: object, other: object) -> bool:
 
 
 def _kernel_warnings(findings: Findings) -> tuple[str, ...]:
-    """That kernels were asked for which may round rows by their place, where the trial has not shown it already."""
+    """That kernels were asked for which may round rows by their place, where the trial has not
+    shown it already.
+    """
     told = kernels.objection(kernels.in_force())
     return () if told is None or findings.lowered else (told,)
 
 
 def _device_warnings(spec: AttributeSpec, device: str) -> tuple[str, ...]:
     if spec.compute.gpus_per_worker and device == "cpu":
-        return ("compute.gpus_per_worker is set, but there is no CUDA device where this is planned: workers will use "
-                "their CPUs; plan where there is one",)  # fmt: skip
+        return (
+            (
+                "compute.gpus_per_worker is set, but there is no CUDA device where this is planned:"
+                " workers will use their CPUs; plan where there is one"
+            ),
+        )
     return ()
 
 
@@ -240,7 +320,9 @@ def _model_facts(request: Request) -> ModelFacts:
     check_shipped(code, request.trusted)
     install_code(code)
     return ModelFacts(
-        code, code_digest(request.spec.model), model_artefacts(request.store, request.spec.model, request.base)
+        code,
+        code_digest(request.spec.model),
+        model_artefacts(request.store, request.spec.model, request.base),
     )
 
 
@@ -248,13 +330,19 @@ def planned_code(store: Store, plan: Plan) -> CodeBundle:
     """The code that a stored plan ships, read again. IntegrityError if it is other code by now."""
     code = pack_code(store, plan.spec.model, "/")
     if plan.code_bundle not in (None, code.digest):
-        raise IntegrityError("model.code", expected=f"the planned code, {str(plan.code_bundle)[:16]}…",
-                             seen=f"{code.digest[:16]}…", next_step="restore it, or plan a new run")  # fmt: skip
+        raise IntegrityError(
+            "model.code",
+            expected=f"the planned code, {str(plan.code_bundle)[:16]}…",
+            seen=f"{code.digest[:16]}…",
+            next_step="restore it, or plan a new run",
+        )
     return code
 
 
 def _means_wanted(request: Request, dataset: Dataset) -> bool:
-    """Whether a baseline needs the dataset's means; zeros stand in while the pre-pass has not run."""
+    """Whether a baseline needs the dataset's means; zeros stand in while the pre-pass has
+    not run.
+    """
     known = request.ingest and not dataset.estimated
     return known and any(isinstance(b, MeanBaseline) for b in request.spec.baselines)
 
@@ -263,8 +351,12 @@ def _refuse_lengths(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
     """A compiled model is compiled again for every length, and after a few of them no more."""
     varying = [s.name for s in shapes if s.varying]
     if spec.compute.compile and varying:
-        raise SpecError("compute.compile", expected="inputs of one shape", seen=f"lists of any length in {varying[0]}",
-                        next_step="set compute.compile: false")  # fmt: skip
+        raise SpecError(
+            "compute.compile",
+            expected="inputs of one shape",
+            seen=f"lists of any length in {varying[0]}",
+            next_step="set compute.compile: false",
+        )
 
 
 def _row_id_type(spec: AttributeSpec, schema: pa.Schema) -> pa.DataType:
@@ -278,7 +370,9 @@ def _thread_count(spec: AttributeSpec) -> int:
 
 @contextmanager
 def pinned(count: int) -> Iterator[None]:
-    """The workers' threads and deterministic kernels while the model is tried here; put back afterwards."""
+    """The workers' threads and deterministic kernels while the model is tried here; put back
+    afterwards.
+    """
     threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     pin_numerics(count)
     try:
@@ -291,9 +385,13 @@ def pinned(count: int) -> Iterator[None]:
 def _absolute(request: Request) -> AttributeSpec:
     """The spec with every URI as workers will see it."""
     spec, parse = request.spec, request.store.parse
-    source = spec.source.model_copy(update={"uri": tuple(str(parse(u, request.base)) for u in spec.source.uris)})
+    source = spec.source.model_copy(
+        update={"uri": tuple(str(parse(u, request.base)) for u in spec.source.uris)}
+    )
     output = spec.output.model_copy(update={"uri": str(parse(spec.output.uri, request.base))})
-    return spec.model_copy(update={"source": source, "output": output, "model": _absolute_model(request)})
+    return spec.model_copy(
+        update={"source": source, "output": output, "model": _absolute_model(request)}
+    )
 
 
 def _absolute_model(request: Request) -> Model:
@@ -301,11 +399,18 @@ def _absolute_model(request: Request) -> Model:
     if not isinstance(model, FactoryModel):
         return model.model_copy(update={"uri": str(parse(model.uri, request.base))})
     weights = None if model.weights is None else str(parse(model.weights, request.base))
-    return model.model_copy(update={"weights": weights, "code": tuple(str(parse(c, request.base)) for c in model.code)})
+    return model.model_copy(
+        update={"weights": weights, "code": tuple(str(parse(c, request.base)) for c in model.code)}
+    )
 
 
-def _cut(spec: AttributeSpec, dataset: Dataset, shapes: Sequence[InputShape], findings: Findings, most: int
-         ) -> tuple[Shard, ...]:  # fmt: skip
+def _cut(
+    spec: AttributeSpec,
+    dataset: Dataset,
+    shapes: Sequence[InputShape],
+    findings: Findings,
+    most: int,
+) -> tuple[Shard, ...]:
     """The shards of a dataset, none of which decodes to more than `most` bytes."""
     compute, files, width = spec.compute, dataset.files, row_bytes(dataset.schema, shapes)
     if compute.shard_bytes is not None:
@@ -314,9 +419,15 @@ def _cut(spec: AttributeSpec, dataset: Dataset, shapes: Sequence[InputShape], fi
         rows = compute.shard_rows
     else:
         per_row = _targets_per_row(spec, findings)
-        fitting = auto_rows(sum(f.rows for f in files), compute.worker_range.max,
-                            per_row * _output_row_bytes(spec, shapes), per_row * findings.seconds_per_row)  # fmt: skip
-        rows = max(1, min(fitting, most // max(1, 2 * width)))  # half of it is left to ids, masks and targets
+        fitting = auto_rows(
+            sum(f.rows for f in files),
+            compute.worker_range.max,
+            per_row * _output_row_bytes(spec, shapes),
+            per_row * findings.seconds_per_row,
+        )
+        rows = max(
+            1, min(fitting, most // max(1, 2 * width))
+        )  # half of it is left to ids, masks and targets
     shards = cut(files, rows)
     check_decoded(shards, width, most)
     return shards
@@ -328,8 +439,12 @@ def _targets_per_row(spec: AttributeSpec, findings: Findings) -> int:
     if spec.target.kind != "all":
         return 1
     if findings.outputs is None:
-        raise SpecError("target.kind all", expected="model outputs [rows, outputs]", seen="another shape",
-                        next_step="use `scalar`, or `index` with a list")  # fmt: skip
+        raise SpecError(
+            "target.kind all",
+            expected="model outputs [rows, outputs]",
+            seen="another shape",
+            next_step="use `scalar`, or `index` with a list",
+        )
     return findings.outputs
 
 
@@ -338,14 +453,24 @@ def _output_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:
     return sum(math.prod(s.shape) for s in shapes) * width + 100
 
 
-def _projection(spec: AttributeSpec, dataset: Dataset, shapes: Sequence[InputShape], shards: Sequence[Shard],
-                findings: Findings) -> Projection:  # fmt: skip
-    rows = (dataset.estimated_rows or sum(f.rows for f in dataset.files)) * _targets_per_row(spec, findings)
+def _projection(
+    spec: AttributeSpec,
+    dataset: Dataset,
+    shapes: Sequence[InputShape],
+    shards: Sequence[Shard],
+    findings: Findings,
+) -> Projection:
+    rows = (dataset.estimated_rows or sum(f.rows for f in dataset.files)) * _targets_per_row(
+        spec, findings
+    )
     largest = max((s.rows for s in shards), default=0) * _targets_per_row(spec, findings)
     row_bytes = _output_row_bytes(spec, shapes)
     return Projection(
-        seconds_per_row=findings.seconds_per_row, evaluations_per_row=findings.evaluations_per_row,
-        batch_seconds=findings.batch_s, output_bytes=rows * row_bytes,
+        seconds_per_row=findings.seconds_per_row,
+        evaluations_per_row=findings.evaluations_per_row,
+        batch_seconds=findings.batch_s,
+        output_bytes=rows * row_bytes,
         memory_bytes=findings.memory_bytes + 4 * largest * row_bytes,
-        seconds=rows * findings.seconds_per_row / spec.compute.worker_range.max, estimated=dataset.estimated,
-    )  # fmt: skip
+        seconds=rows * findings.seconds_per_row / spec.compute.worker_range.max,
+        estimated=dataset.estimated,
+    )

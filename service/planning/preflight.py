@@ -1,4 +1,6 @@
-"""What is tried on a few real rows before any worker starts: the model's contract, and what a row costs."""
+"""What is tried on a few real rows before any worker starts: the model's contract, and what a row
+costs.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +16,54 @@ from integrand.schemas.records import Quantiles
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSteps
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.specs.targets import ColumnTarget, TopKTarget
-from integrand.service.planning.batches import Form, Question, choose_batch, insists, judge_closed_form, keeps_order
+from integrand.service.planning.batches import (
+    Form,
+    Question,
+    choose_batch,
+    insists,
+    judge_closed_form,
+    keeps_order,
+)
 from integrand.service.planning.sample import Sample, real_rows
-from integrand.service.planning.trials import check_compiled, rounding_seen, seconds_per_batch, step_batch
+from integrand.service.planning.trials import (
+    check_compiled,
+    rounding_seen,
+    seconds_per_batch,
+    step_batch,
+)
 from integrand.workers.engine.autocast import HALVES, LEAST
-from integrand.workers.engine.batching import KEPT_BYTES_PER_ELEMENT, activation_bytes, step_batch_rows
+from integrand.workers.engine.batching import (
+    KEPT_BYTES_PER_ELEMENT,
+    activation_bytes,
+    step_batch_rows,
+)
 from integrand.workers.engine.prepared import Prepared, assemble, closed_form, stepping, work_of
 from integrand.workers.engine.tracks import live_rows
 from integrand.workers.methods.attribution import attribute, no_closed_form
 from integrand.workers.methods.probing import unused_inputs
-from integrand.workers.models.outputs import Forward, check_output, on_copies, target_table, transformed
+from integrand.workers.models.outputs import (
+    Forward,
+    check_output,
+    on_copies,
+    target_table,
+    transformed,
+)
 from integrand.workers.models.portions import Portions
 from integrand.workers.quadrature.rules import plain_rule
 from integrand.workers.quadrature.smooth import FIRST
 from integrand.workers.rewriting.savings import Savings, choose, with_alignment, without_hoisting
 
 TRIAL_S = 10.0
-"""Longest that the adaptive mode is tried on real rows; a dearer model is projected at its most evaluations."""
+"""Longest that the adaptive mode is tried on real rows; a dearer model is projected at its most
+evaluations.
+"""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the trial showed; `lowered` is why a row's bits depend on its place, None where they do not."""
+    """What the trial showed; `lowered` is why a row's bits depend on its place, None where they do
+    not.
+    """
 
     batch_rows: int
     outputs: int | None
@@ -52,20 +80,34 @@ class Findings:
 
 
 def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
-    """Try the model on real rows. Raises SpecError for whatever cannot work, with its likely cause."""
+    """Try the model on real rows. Raises SpecError for whatever cannot work, with its
+    likely cause.
+    """
     sample, width, warnings = first_pass(spec, model, sample)
     exact, savings = rewriting(spec, model, sample)
     prepared = ready(spec, model, sample, savings, exact=exact)
-    if exact and isinstance(spec.accuracy, Adaptive) and insists(spec) and not keeps_order(prepared, sample):
-        exact, savings = False, _savings(spec, model, sample)  # step batches may keep the bits that it does not
+    if (
+        exact
+        and isinstance(spec.accuracy, Adaptive)
+        and insists(spec)
+        and not keeps_order(prepared, sample)
+    ):
+        exact, savings = (
+            False,
+            _savings(spec, model, sample),
+        )  # step batches may keep the bits that it does not
         prepared = ready(spec, model, sample, savings, exact=False)
         warnings.append("the closed form is not taken: a row's last bits depend on its place there")
-    with real_rows(model, [*sample.inputs, *sample.forward_args]):  # twice as many rows are tried here
+    with real_rows(
+        model, [*sample.inputs, *sample.forward_args]
+    ):  # twice as many rows are tried here
         row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
     planned = _batch_rows(spec, row_bytes, model)
     if spec.compute.compile:
         check_compiled(step_batch(prepared, sample, planned))
-    asked = Question(spec, Form(prepared, savings), sample, partial(_aligned, spec, model, sample, savings))
+    asked = Question(
+        spec, Form(prepared, savings), sample, partial(_aligned, spec, model, sample, savings)
+    )
     chosen = judge_closed_form(asked, planned) if exact else choose_batch(asked, planned)
     prepared, batch_rows = chosen.form.prepared, chosen.rows
     warnings += chosen.warnings
@@ -73,22 +115,39 @@ def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
     warnings += _rounding_warnings(spec, half_error) if half_error else []
     batch_s = seconds_per_batch(step_batch(prepared, sample, batch_rows))
     evaluations, seconds = _cost(spec, prepared, sample, batch_rows, batch_s)
-    return Findings(batch_rows, width, row_bytes, batch_s, evaluations, seconds,
-                    _memory(spec, sample, row_bytes, batch_rows), tuple(warnings), exact, chosen.form.savings, half_error,
-                    chosen.lowered)  # fmt: skip
+    return Findings(
+        batch_rows,
+        width,
+        row_bytes,
+        batch_s,
+        evaluations,
+        seconds,
+        _memory(spec, sample, row_bytes, batch_rows),
+        tuple(warnings),
+        exact,
+        chosen.form.savings,
+        half_error,
+        chosen.lowered,
+    )
 
 
 def _aligned(spec: AttributeSpec, model: Forward, sample: Sample, savings: Savings) -> Form | None:
     """The model with linear layers of whole vectors; None where that is no way."""
     if spec.compute.savings == "none":
         return None
-    found = with_alignment(model, savings, sample.inputs, sample.baselines, sample.forward_args, sample.target)
+    found = with_alignment(
+        model, savings, sample.inputs, sample.baselines, sample.forward_args, sample.target
+    )
     return None if found is None else Form(ready(spec, model, sample, found, exact=False), found)
 
 
-def ready(spec: AttributeSpec, model: Forward, sample: Sample, savings: Savings, *, exact: bool) -> Prepared:
+def ready(
+    spec: AttributeSpec, model: Forward, sample: Sample, savings: Savings, *, exact: bool
+) -> Prepared:
     """The model as the workers of this job will run it."""
-    found = assemble(model, spec.target.transform, savings, sample.inputs, sample.forward_args, exact=exact)
+    found = assemble(
+        model, spec.target.transform, savings, sample.inputs, sample.forward_args, exact=exact
+    )
     device = sample.inputs[0].device.type
     return stepping(found, spec.compute.autocast, device, compile=spec.compute.compile)
 
@@ -97,12 +156,16 @@ def _rounding_warnings(spec: AttributeSpec, seen: Quantiles) -> list[str]:
     """What half precision does to the first rows, and to what can be certified."""
     autocast = spec.compute.autocast
     assert autocast
-    told = [f"{autocast} moves the attributions of the first rows by {seen.p50 or 0:.2g} (median) to {seen.max or 0:.2g} "
-            "of their size, against float32 at the same nodes"]  # fmt: skip
+    told = [
+        f"{autocast} moves the attributions of the first rows by {seen.p50 or 0:.2g} (median) to"
+        f" {seen.max or 0:.2g} of their size, against float32 at the same nodes"
+    ]
     least = LEAST * torch.finfo(HALVES[autocast]).eps
     if isinstance(spec.accuracy, Adaptive) and spec.accuracy.tolerance <= least:
-        told.append(f"no row can be certified to {spec.accuracy.tolerance:g} under {autocast}, whose rounding counts for "
-                    f"{least:.2g} or more: rows will be `at_precision_floor`")  # fmt: skip
+        told.append(
+            f"no row can be certified to {spec.accuracy.tolerance:g} under {autocast}, whose"
+            f" rounding counts for {least:.2g} or more: rows will be `at_precision_floor`"
+        )
     return told
 
 
@@ -120,8 +183,19 @@ def rewriting(spec: AttributeSpec, model: Forward, sample: Sample) -> tuple[bool
 def _savings(spec: AttributeSpec, model: Forward, sample: Sample) -> Savings:
     if spec.compute.savings == "none":
         return Savings()
-    found = choose(model, sample.inputs, sample.baselines, sample.forward_args, sample.target, work_of(spec.accuracy))
-    return without_hoisting(found, "forward_args differ from row to row") if sample.forward_args else found
+    found = choose(
+        model,
+        sample.inputs,
+        sample.baselines,
+        sample.forward_args,
+        sample.target,
+        work_of(spec.accuracy),
+    )
+    return (
+        without_hoisting(found, "forward_args differ from row to row")
+        if sample.forward_args
+        else found
+    )
 
 
 def _no_closed_form(spec: AttributeSpec, model: Forward, sample: Sample) -> str | None:
@@ -141,8 +215,12 @@ def _no_closed_form(spec: AttributeSpec, model: Forward, sample: Sample) -> str 
     return found if isinstance(found, str) else None
 
 
-def first_pass(spec: AttributeSpec, model: Forward, sample: Sample) -> tuple[Sample, int | None, list[str]]:
-    """The sample with its targets, the width of the model's output where it has one, and what is doubtful about both."""
+def first_pass(
+    spec: AttributeSpec, model: Forward, sample: Sample
+) -> tuple[Sample, int | None, list[str]]:
+    """The sample with its targets, the width of the model's output where it has one, and what is
+    doubtful about both.
+    """
     out, warnings = _try_model(spec, transformed(model, spec.target.transform), sample)
     table, width = _targets(spec, out, sample)
     check_output(out, sample.rows, table)
@@ -164,19 +242,28 @@ def _try_model(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[T
     if not isinstance(out, Tensor):
         check_output(out, sample.rows, None)
     if not torch.isfinite(out).all():
-        warnings = ["the model's output is NaN or inf on some of the first rows: they will be `nonfinite`"]
+        warnings = [
+            "the model's output is NaN or inf on some of the first rows: they will be `nonfinite`"
+        ]
     else:
         warnings = []
     if out.is_floating_point() and torch.finfo(out.dtype).eps > torch.finfo(points[0].dtype).eps:
-        warnings.append(f"the model returns {str(out.dtype)[6:]} although precision is {spec.compute.precision}: "
-                        "something in it casts down")  # fmt: skip
+        warnings.append(
+            f"the model returns {str(out.dtype)[6:]} although precision is"
+            f" {spec.compute.precision}: something in it casts down"
+        )
     unused = unused_inputs(out, points)
     warnings += [
-        f"the output does not depend on input `{spec.inputs[i].name}`: its attributions are zeros" for i in unused
+        f"the output does not depend on input `{spec.inputs[i].name}`: its attributions are zeros"
+        for i in unused
     ]
-    gradients = torch.autograd.grad(on_copies(forward, *points, *sample.forward_args).sum(), points, allow_unused=True)
+    gradients = torch.autograd.grad(
+        on_copies(forward, *points, *sample.forward_args).sum(), points, allow_unused=True
+    )
     if all(g is None or not g.any() for g in gradients):
-        warnings.append("every gradient is zero on the first rows: is the output rounded, clamped or saturated?")
+        warnings.append(
+            "every gradient is zero on the first rows: is the output rounded, clamped or saturated?"
+        )
     return out.detach(), warnings
 
 
@@ -190,14 +277,22 @@ def _targets(spec: AttributeSpec, out: Tensor, sample: Sample) -> tuple[Tensor |
         table = target_table(target.index, sample.rows)
         return None if table is None else table.to(out.device), width
     if width is None:
-        raise SpecError(f"target.kind {target.kind}", expected="model outputs [rows, outputs]",
-                        seen=f"shape {list(out.shape)}", next_step="use `scalar`, or `index` with a list")  # fmt: skip
+        raise SpecError(
+            f"target.kind {target.kind}",
+            expected="model outputs [rows, outputs]",
+            seen=f"shape {list(out.shape)}",
+            next_step="use `scalar`, or `index` with a list",
+        )
     if isinstance(target, ColumnTarget):
         assert sample.target is not None
         return _column_targets(sample.target, width, target.column), width
     if isinstance(target, TopKTarget) and target.k > width:
-        raise SpecError("target.k", expected=f"at most {width}, the model's outputs", seen=str(target.k),
-                        next_step="explain fewer, or `all`")  # fmt: skip
+        raise SpecError(
+            "target.k",
+            expected=f"at most {width}, the model's outputs",
+            seen=str(target.k),
+            next_step="explain fewer, or `all`",
+        )
     largest = target.kind in ("argmax", "top_k")
     return (out if largest else torch.zeros_like(out)).argmax(-1, keepdim=True), width
 
@@ -205,8 +300,11 @@ def _targets(spec: AttributeSpec, out: Tensor, sample: Sample) -> tuple[Tensor |
 def _column_targets(targets: Tensor, width: int, column: str) -> Tensor:
     inside = (targets >= 0) & (targets < width)
     if not inside.any():
-        raise SpecError(f"target.column {column}", expected=f"output indices from 0 to {width - 1}",
-                        seen=f"{targets.tolist()} in the first rows")  # fmt: skip
+        raise SpecError(
+            f"target.column {column}",
+            expected=f"output indices from 0 to {width - 1}",
+            seen=f"{targets.tolist()} in the first rows",
+        )
     return targets.where(inside, targets[inside][0])[:, None]
 
 
@@ -216,9 +314,14 @@ def _batch_rows(spec: AttributeSpec, row_bytes: int, model: Forward) -> int:
     if isinstance(model, Portions):
         return model.rows
     if row_bytes > spec.compute.memory:
-        raise SpecError("compute.memory", expected=f"at least {row_bytes / 2**20:.0f} MiB: what one row keeps for its "
-                        "backward pass", seen=f"{spec.compute.memory / 2**20:.0f} MiB",
-                        next_step="raise compute.memory, or run where there is more")  # fmt: skip
+        raise SpecError(
+            "compute.memory",
+            expected=(
+                f"at least {row_bytes / 2**20:.0f} MiB: what one row keeps for its backward pass"
+            ),
+            seen=f"{spec.compute.memory / 2**20:.0f} MiB",
+            next_step="raise compute.memory, or run where there is more",
+        )
     return step_batch_rows(row_bytes, spec.compute.memory)
 
 
@@ -229,8 +332,16 @@ def _cost(
     most = _most_evaluations(spec.accuracy)
     mean = float(most)
     if isinstance(spec.accuracy, Adaptive) and sample.rows * most / batch_rows * batch_s <= TRIAL_S:
-        found = attribute(forward, sample.inputs, baselines=sample.baselines, target=sample.target,
-                          forward_args=sample.forward_args, accuracy=spec.accuracy, batch_rows=batch_rows, checked=True)  # fmt: skip
+        found = attribute(
+            forward,
+            sample.inputs,
+            baselines=sample.baselines,
+            target=sample.target,
+            forward_args=sample.forward_args,
+            accuracy=spec.accuracy,
+            batch_rows=batch_rows,
+            checked=True,
+        )
         mean = max(1.0, float(found.evaluations.double().mean()))
     return mean, (mean + 1) * batch_s / batch_rows * 1.2
 
@@ -241,10 +352,18 @@ def _memory(spec: AttributeSpec, sample: Sample, row_bytes: int, batch_rows: int
     elements = sum(x[0].numel() for x in sample.inputs)
     fixed = isinstance(spec.accuracy, FixedSteps)
     live = live_rows(batch_rows, _most_evaluations(spec.accuracy) if fixed else FIRST)
-    return int(process + 2 * row_bytes * batch_rows + live * elements * (8 if fixed else KEPT_BYTES_PER_ELEMENT))
+    return int(
+        process
+        + 2 * row_bytes * batch_rows
+        + live * elements * (8 if fixed else KEPT_BYTES_PER_ELEMENT)
+    )
 
 
 def _most_evaluations(accuracy: Accuracy) -> int:
     if isinstance(accuracy, Exact):
         return 1
-    return len(plain_rule(accuracy).nodes) if isinstance(accuracy, FixedSteps) else accuracy.max_evaluations
+    return (
+        len(plain_rule(accuracy).nodes)
+        if isinstance(accuracy, FixedSteps)
+        else accuracy.max_evaluations
+    )

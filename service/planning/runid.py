@@ -1,4 +1,6 @@
-"""The run id: a digest of whatever can change a value, of a job about to be planned or of a plan that is stored."""
+"""The run id: a digest of whatever can change a value, of a job about to be planned or of a plan
+that is stored.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,25 @@ FileId = tuple[str, int, str]
 """A source file as the run id knows it: path below the source root, size and fingerprint."""
 
 
-def run_id(spec: AttributeSpec, files: Sequence[FileId], artefacts: Sequence[Artefact], code: Sequence[str | None],
-           numerics: Numerics, salt: str, *, state: str | None = None, stored: bool = False) -> str:  # fmt: skip
-    """Digest of spec, data, model and numerics: not the output, name, workers, attempts, deadlines or shard size.
+def run_id(
+    spec: AttributeSpec,
+    files: Sequence[FileId],
+    artefacts: Sequence[Artefact],
+    code: Sequence[str | None],
+    numerics: Numerics,
+    salt: str,
+    *,
+    state: str | None = None,
+    stored: bool = False,
+) -> str:
+    """Digest of spec, data, model and numerics: not the output, name, workers, attempts, deadlines
+    or shard size.
 
-    Where weights and sources lie does not matter, what they hold does. The torch build is not part of it, nor are the
-    kernels in force: resuming on others is refused, or lowers the level of determinism. `code` are the digests of the
-    entrypoint's package and of what is shipped, `state` that of the model that the factory built. Of `stored` records a field that they were written without does not count.
+    Where weights and sources lie does not matter, what they hold does. The torch build is not part
+    of it, nor are the kernels in force: resuming on others is refused, or lowers the level of
+    determinism. `code` are the digests of the entrypoint's package and of what is shipped, `state`
+    that of the model that the factory built. Of `stored` records a field that they were written
+    without does not count.
     """
     parts = {"inputs", "forward_args", "target", "baseline", "accuracy"}
     places = {"weights", "uri", "code"}
@@ -37,18 +51,32 @@ def run_id(spec: AttributeSpec, files: Sequence[FileId], artefacts: Sequence[Art
 
 
 def _choices(numerics: Numerics, *, stored: bool) -> dict[str, object]:
-    """The numerical choices that a job has the same on every machine; those of later versions only where they were made."""
+    """The numerical choices that a job has the same on every machine; those of later versions only
+    where they were made.
+    """
     chosen: dict[str, object] = numerics.model_dump(
         mode="json", exclude={"torch_build", "kernels"}, exclude_unset=stored
     )
     later = {"takes_rows": None, "portable": False}
-    return {name: value for name, value in chosen.items() if name not in later or value != later[name]}
+    return {
+        name: value for name, value in chosen.items() if name not in later or value != later[name]
+    }
 
 
 def stored_run_id(plan: Plan) -> str | None:
-    """The id of a run from its stored plan alone; None of one that was written without the digest of its code."""
+    """The id of a run from its stored plan alone; None of one that was written without the digest
+    of its code.
+    """
     if plan.code_bundle is None:
         return None
     files = plan.identity or tuple((f.path, f.size, f.fingerprint) for f in plan.files)
-    return run_id(plan.spec, files, plan.artefacts, (plan.code_sha256, plan.code_bundle), plan.numerics, plan.salt,
-                  state=plan.model_state, stored=True)  # fmt: skip
+    return run_id(
+        plan.spec,
+        files,
+        plan.artefacts,
+        (plan.code_sha256, plan.code_bundle),
+        plan.numerics,
+        plan.salt,
+        state=plan.model_state,
+        stored=True,
+    )

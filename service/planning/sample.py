@@ -51,15 +51,19 @@ class Sample:
 
     def take(self, index: Tensor) -> Sample:
         """The rows of these numbers."""
-        return Sample(tuple(x[index] for x in self.inputs),
-                      tuple(b if b.shape[0] == 1 else b[index] for b in self.baselines),
-                      tuple(a[index] for a in self.forward_args),
-                      None if self.target is None else self.target[index])  # fmt: skip
+        return Sample(
+            tuple(x[index] for x in self.inputs),
+            tuple(b if b.shape[0] == 1 else b[index] for b in self.baselines),
+            tuple(a[index] for a in self.forward_args),
+            None if self.target is None else self.target[index],
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """Some rows of a source, with the name of the first one, and how many rows were looked at so far."""
+    """Some rows of a source, with the name of the first one, and how many rows were looked at so
+    far.
+    """
 
     first: str
     table: pa.Table
@@ -67,10 +71,11 @@ class Look:
 
 
 def looks(store: Store, spec: AttributeSpec, dataset: Dataset) -> Iterator[Look]:
-    """Rows to plan with: from the start of several files, then from their middle, then all, one part after the other.
+    """Rows to plan with: from the start of several files, then from their middle, then all, one
+    part after the other.
 
-    Rolling features begin with nulls, columns came late, rows are rarely complete: such rows are `bad_input` in the
-    output, and no reason to refuse the job.
+    Rolling features begin with nulls, columns came late, rows are rarely complete: such rows are
+    `bad_input` in the output, and no reason to refuse the job.
     """
     if dataset.head is not None:
         yield Look("the first row", dataset.head, dataset.head.num_rows)
@@ -84,7 +89,10 @@ def looks(store: Store, spec: AttributeSpec, dataset: Dataset) -> Iterator[Look]
     chosen = filled[:: max(1, len(filled) // SAMPLE_FILES)][:SAMPLE_FILES]
     for place in (0.0, 0.5):
         starts = [(i, int(place * f.rows), f.rows) for i, f in chosen]
-        slices = [Slice(file=i, start=start, stop=min(rows, start + SAMPLE_ROWS)) for i, start, rows in starts]
+        slices = [
+            Slice(file=i, start=start, stop=min(rows, start + SAMPLE_ROWS))
+            for i, start, rows in starts
+        ]
         table = read_slices(store, dataset.files, slices, columns)
         yield Look(_name(dataset, slices[0]), table, table.num_rows)
     seen = 0
@@ -98,12 +106,19 @@ def _name(dataset: Dataset, rows: Slice) -> str:
     return f"{file.path}#{file.first_row + rows.start}"
 
 
-def find_rows(spec: AttributeSpec, shapes: tuple[InputShape, ...], found: Iterator[Look], device: str, forward: Forward,
-              *, estimated: bool) -> tuple[tuple[InputShape, ...], Rows]:  # fmt: skip
+def find_rows(
+    spec: AttributeSpec,
+    shapes: tuple[InputShape, ...],
+    found: Iterator[Look],
+    device: str,
+    forward: Forward,
+    *,
+    estimated: bool,
+) -> tuple[tuple[InputShape, ...], Rows]:
     """The first look with a clean row, of one padded length, and the inputs' shapes there.
 
-    Raises DataError with the first reason if every row that was looked at is bad; of text that is not split yet
-    (`estimated`) these are few.
+    Raises DataError with the first reason if every row that was looked at is bad; of text that is
+    not split yet (`estimated`) these are few.
     """
     seen, told = 0, ""
     for look in found:
@@ -115,20 +130,30 @@ def find_rows(spec: AttributeSpec, shapes: tuple[InputShape, ...], found: Iterat
         if seen >= MOST_LOOKED_AT:
             break
     further = (
-        "; a plan of text that is not split yet sees the first lines of each file, with --ingest all"
+        "; a plan of text that is not split yet sees the first lines of each file, with"
+        " --ingest all"
         if estimated
         else ""
     )
-    raise DataError("source", expected="at least one usable row", seen=f"{seen:,} bad rows, and no other; the first: {told}",
-                    next_step=f"mend the data, or name the right columns and shape under inputs{further}")  # fmt: skip
+    raise DataError(
+        "source",
+        expected="at least one usable row",
+        seen=f"{seen:,} bad rows, and no other; the first: {told}",
+        next_step=f"mend the data, or name the right columns and shape under inputs{further}",
+    )
 
 
 _Length = tuple[NDArray[np.int64], tuple[InputShape, ...], Rows]
 """Numbers of the rows of one padded length, the inputs' shapes, and the rows."""
 
 
-def _of_lengths(spec: AttributeSpec, shapes: tuple[InputShape, ...], table: pa.Table, device: str, forward: Forward
-                ) -> list[_Length]:  # fmt: skip
+def _of_lengths(
+    spec: AttributeSpec,
+    shapes: tuple[InputShape, ...],
+    table: pa.Table,
+    device: str,
+    forward: Forward,
+) -> list[_Length]:
     """A table's rows by padded length, judged by what they hold and by what ids the model knows."""
     found = []
     for bucket in length_buckets(table, spec, shapes):
@@ -140,25 +165,44 @@ def _of_lengths(spec: AttributeSpec, shapes: tuple[InputShape, ...], table: pa.T
 
 def _first_reason(look: Look, lengths: Sequence[_Length]) -> str:
     """Why the first row is bad. What ingest says begins with the number of its line."""
-    reason = next((rows.reasons[0] for numbers, _, rows in lengths if len(numbers) and numbers[0] == 0), None) or ""
+    reason = (
+        next(
+            (rows.reasons[0] for numbers, _, rows in lengths if len(numbers) and numbers[0] == 0),
+            None,
+        )
+        or ""
+    )
     return reason if reason.startswith("line ") else f"{look.first}: {reason}"
 
 
-def sample_rows(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, means: Sequence[np.ndarray] | None,
-                device: str, forward: Forward, most: int = 8) -> Sample:  # fmt: skip
-    """The first clean rows that the model takes, of rows of which some are clean; a single one twice: no batch has one."""
+def sample_rows(
+    spec: AttributeSpec,
+    shapes: Sequence[InputShape],
+    rows: Rows,
+    means: Sequence[np.ndarray] | None,
+    device: str,
+    forward: Forward,
+    most: int = 8,
+) -> Sample:
+    """The first clean rows that the model takes, of rows of which some are clean; a single one
+    twice: no batch has one.
+    """
     clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
     taken = _taken(forward, [t.to(device) for t in (*rows.inputs, *rows.forward_args)], clean, most)
     index = torch.tensor(taken * 2 if len(taken) == 1 else taken)
     baselines = baseline_tensors(spec, shapes, rows, means)
-    return Sample(tuple(x[index].to(device) for x in rows.inputs),
-                  tuple((b if b.shape[0] == 1 else b[index]).to(device) for b in baselines),
-                  tuple(a[index].to(device) for a in rows.forward_args),
-                  None if rows.target is None else rows.target[index].to(device))  # fmt: skip
+    return Sample(
+        tuple(x[index].to(device) for x in rows.inputs),
+        tuple((b if b.shape[0] == 1 else b[index]).to(device) for b in baselines),
+        tuple(a[index].to(device) for a in rows.forward_args),
+        None if rows.target is None else rows.target[index].to(device),
+    )
 
 
 def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most: int) -> list[int]:
-    """The first clean rows, without those on which the model raises; with them where it raises on each, as is told later."""
+    """The first clean rows, without those on which the model raises; with them where it raises on
+    each, as is told later.
+    """
 
     def attempt(part: slice) -> list[int]:
         on_copies(forward, *(a[clean[part]] for a in arguments))
@@ -167,9 +211,17 @@ def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most
     if len(clean) == 1:
         return clean
     with real_rows(forward, arguments), torch.no_grad():
-        found = [row for rows in isolate(attempt, lambda error: [], slice(0, min(most, len(clean)))) for row in rows]
+        found = [
+            row
+            for rows in isolate(attempt, lambda error: [], slice(0, min(most, len(clean))))
+            for row in rows
+        ]
         if not found and len(clean) > most:
-            found = [row for rows in isolate(attempt, lambda error: [], slice(most, len(clean))) for row in rows][:most]
+            found = [
+                row
+                for rows in isolate(attempt, lambda error: [], slice(most, len(clean)))
+                for row in rows
+            ][:most]
     return found or clean[:most]
 
 
@@ -194,11 +246,19 @@ def real_rows(forward: Forward, arguments: Sequence[Tensor]) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         shapes = [list(a.shape) for a in arguments]
         ids = ", and no ids" if isinstance(forward, IdsModel) else ""
-        raise SpecError("model", expected="a forward pass over real rows", next_step="check shape, columns and dtypes "
-                        "of inputs and forward_args, compute.precision for a program whose dtype is fixed, and that the model "
-                        f"takes them in this order; one that takes a single number of rows needs compute.batch_rows{ids}",
-                        seen=f"{type(error).__name__}: {one_line(error)}, for arguments of shape {shapes}, "
-                        f"{_other_batches(forward, arguments)}") from error  # fmt: skip
+        raise SpecError(
+            "model",
+            expected="a forward pass over real rows",
+            next_step=(
+                "check shape, columns and dtypes of inputs and forward_args, compute.precision for"
+                " a program whose dtype is fixed, and that the model takes them in this order; one"
+                f" that takes a single number of rows needs compute.batch_rows{ids}"
+            ),
+            seen=(
+                f"{type(error).__name__}: {one_line(error)}, for arguments of shape {shapes}, "
+                f"{_other_batches(forward, arguments)}"
+            ),
+        ) from error
 
 
 def _other_batches(forward: Forward, arguments: Sequence[Tensor]) -> str:

@@ -48,8 +48,12 @@ def list_source(store: Store, source: Source, base: str) -> Listing:
     if not kept:
         raise _no_data(source, list(found.values()))
     if len(known) > 1:
-        raise DataError("source", expected="files of one format", seen=", ".join(known),
-                        next_step="narrow source.uri with a glob such as table/*.parquet")  # fmt: skip
+        raise DataError(
+            "source",
+            expected="files of one format",
+            seen=", ".join(known),
+            next_step="narrow source.uri with a glob such as table/*.parquet",
+        )
     _check_distinct(kept)
     top = _root(roots, kept)
     return Listing(known[0], tuple((e, e.uri.path.removeprefix(top).lstrip("/")) for e in kept))
@@ -63,10 +67,16 @@ def _no_data(source: Source, others: Sequence[Entry]) -> DataError:
     elif any(name.endswith((".tsv", ".tab")) for name in names):
         step = "write CSV with commas, or Parquet: pandas.read_csv(..., sep='\\t').to_parquet(...)"
     elif any(name.endswith(".json") for name in names):
-        step = "one object in each line is JSON lines: name it .jsonl, or set source.format: json_lines"
+        step = (
+            "one object in each line is JSON lines: name it .jsonl, or set source.format:"
+            " json_lines"
+        )
     seen = f"{len(names)} other files, such as {names[0]}" if names else "no files"
     return DataError(
-        f"source {', '.join(source.uris)}", expected="Parquet, CSV or JSON lines files", seen=seen, next_step=step
+        f"source {', '.join(source.uris)}",
+        expected="Parquet, CSV or JSON lines files",
+        seen=seen,
+        next_step=step,
     )
 
 
@@ -76,16 +86,24 @@ def _check_distinct(entries: Sequence[Entry]) -> None:
     for path in (e.uri.path for e in entries if e.uri.scheme == "file"):
         other = seen.setdefault(os.path.realpath(path), path)
         if other != path:
-            raise DataError(f"source {path}", expected="each file once", seen=f"the same file as {other}",
-                            next_step="name it once in source.uri, and leave out links to it")  # fmt: skip
+            raise DataError(
+                f"source {path}",
+                expected="each file once",
+                seen=f"the same file as {other}",
+                next_step="name it once in source.uri, and leave out links to it",
+            )
 
 
 def _expand(store: Store, root: Uri) -> Sequence[Entry]:
     try:
         return store.expand(root)
     except FileNotFoundError:
-        raise DataError(f"source {root}", expected="a file, folder or glob with something in it", seen="nothing there",
-                        next_step="check source.uri; relative paths start at the spec's folder") from None  # fmt: skip
+        raise DataError(
+            f"source {root}",
+            expected="a file, folder or glob with something in it",
+            seen="nothing there",
+            next_step="check source.uri; relative paths start at the spec's folder",
+        ) from None
 
 
 def entry_format(source: Source, uri: Uri) -> Format | None:
@@ -106,11 +124,19 @@ def _root(roots: Sequence[Uri], entries: Sequence[Entry]) -> str:
     return os.path.commonpath([folder(r) or "/" for r in roots])
 
 
-def read_footers(store: Store, listing: Listing) -> tuple[tuple[SourceFile, ...], tuple[pa.Schema, ...]]:
-    """Rows, row groups, fingerprint and schema of every Parquet file. Raises DataError without a single row."""
+def read_footers(
+    store: Store, listing: Listing
+) -> tuple[tuple[SourceFile, ...], tuple[pa.Schema, ...]]:
+    """Rows, row groups, fingerprint and schema of every Parquet file. Raises DataError without a
+    single row.
+    """
     with ThreadPoolExecutor(READERS) as readers:
         found = list(readers.map(lambda one: inspect_file(store, *one), listing.files))
     if not sum(file.rows for file, _ in found):
-        raise DataError(f"source of {len(found)} files", expected="at least one row", seen="no rows",
-                        next_step="check source.uri")  # fmt: skip
+        raise DataError(
+            f"source of {len(found)} files",
+            expected="at least one row",
+            seen="no rows",
+            next_step="check source.uri",
+        )
     return tuple(f for f, _ in found), tuple(s for _, s in found)

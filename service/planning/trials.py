@@ -1,4 +1,6 @@
-"""Step batches of real rows, as a worker will run them: whether they compile and repeat their bits, and what they cost."""
+"""Step batches of real rows, as a worker will run them: whether they compile and repeat their bits,
+and what they cost.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,27 @@ JUDGED_AT = FixedSteps(steps=15)
 
 
 def step_batch(prepared: Prepared, sample: Sample, batch_rows: int) -> Problem:
-    """The sample's rows over and over, as many as a step batch takes, behind the hoisted prefix where there is one."""
+    """The sample's rows over and over, as many as a step batch takes, behind the hoisted prefix
+    where there is one.
+    """
     rows = sample.repeat(batch_rows)
-    problem = Problem(prepared.forward, rows.inputs, rows.baselines, rows.forward_args,
-                      None if rows.target is None else rows.target[:, None], batch_rows,
-                      step=prepared.step, half=prepared.half)  # fmt: skip
+    problem = Problem(
+        prepared.forward,
+        rows.inputs,
+        rows.baselines,
+        rows.forward_args,
+        None if rows.target is None else rows.target[:, None],
+        batch_rows,
+        step=prepared.step,
+        half=prepared.half,
+    )
     return problem if prepared.hoisted is None else lifted(Evaluator(problem), prepared.hoisted)
 
 
 def seconds_per_batch(problem: Problem) -> float:
-    """Median seconds of one gradient step batch, after a first one. Nothing that decides a value may use it."""
+    """Median seconds of one gradient step batch, after a first one. Nothing that decides a value
+    may use it.
+    """
     gradients(problem)
     times = []
     for _ in range(ROUNDS):
@@ -48,8 +61,10 @@ def seconds_per_batch(problem: Problem) -> float:
 def repeats_bits(problem: Problem) -> bool:
     """Whether each row's gradient is the same once more, and at the other end of the batch."""
     found = gradients(problem)
-    return all(torch.equal(found.nan_to_num(), other.nan_to_num())
-               for other in (gradients(problem), gradients(problem, turned=True).flip(0)))  # fmt: skip
+    return all(
+        torch.equal(found.nan_to_num(), other.nan_to_num())
+        for other in (gradients(problem), gradients(problem, turned=True).flip(0))
+    )
 
 
 def check_compiled(problem: Problem) -> None:
@@ -57,14 +72,22 @@ def check_compiled(problem: Problem) -> None:
     try:
         gradients(problem)
     except Exception as error:  # the model has run before, and a compiler may raise anything
-        raise SpecError("compute.compile", expected="a model that torch.compile takes, and a compiler for what it writes",
-                        seen=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                        next_step="set compute.compile: false") from error  # fmt: skip
+        raise SpecError(
+            "compute.compile",
+            expected="a model that torch.compile takes, and a compiler for what it writes",
+            seen=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            next_step="set compute.compile: false",
+        ) from error
 
 
 def rounding_seen(prepared: Prepared, sample: Sample, batch_rows: int) -> Quantiles:
-    """Relative L1 distance of the sample rows' attributions under autocast from those without, at the same nodes."""
-    half, plain = (_attributions(p, sample, batch_rows) for p in (prepared, replace(prepared, step=None, half=None)))
+    """Relative L1 distance of the sample rows' attributions under autocast from those without, at
+    the same nodes.
+    """
+    half, plain = (
+        _attributions(p, sample, batch_rows)
+        for p in (prepared, replace(prepared, step=None, half=None))
+    )
     size = plain.abs().sum(1)
     distances = ((half - plain).abs().sum(1) / size)[size > 0].nan_to_num(torch.inf)
     if not len(distances):
@@ -76,13 +99,23 @@ def rounding_seen(prepared: Prepared, sample: Sample, batch_rows: int) -> Quanti
 
 
 def _attributions(prepared: Prepared, sample: Sample, batch_rows: int) -> Tensor:
-    found = attribute(prepared, sample.inputs, baselines=sample.baselines, target=sample.target,
-                      forward_args=sample.forward_args, accuracy=JUDGED_AT, batch_rows=batch_rows, checked=True)  # fmt: skip
+    found = attribute(
+        prepared,
+        sample.inputs,
+        baselines=sample.baselines,
+        target=sample.target,
+        forward_args=sample.forward_args,
+        accuracy=JUDGED_AT,
+        batch_rows=batch_rows,
+        checked=True,
+    )
     return torch.cat([a.reshape(sample.rows, -1).double().cpu() for a in found.attributions], 1)
 
 
 def gradients(problem: Problem, *, turned: bool = False) -> Tensor:
-    """Gradients of one step batch, its rows spread over their paths; `turned`: the last one first."""
+    """Gradients of one step batch, its rows spread over their paths; `turned`: the last one
+    first.
+    """
     rows = torch.arange(problem.batch_rows, device=problem.device)
     alphas = torch.linspace(0, 1, problem.batch_rows, dtype=torch.float64, device=problem.device)
     order = rows.flip(0) if turned else rows

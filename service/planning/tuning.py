@@ -1,4 +1,6 @@
-"""What a gradient evaluation of a job's model costs on this machine, by rows of a step batch, threads and savings."""
+"""What a gradient evaluation of a job's model costs on this machine, by rows of a step batch,
+threads and savings.
+"""
 
 from __future__ import annotations
 
@@ -45,27 +47,42 @@ class Tuning:
 
     def lines(self) -> list[str]:
         """A `compute` for the fastest trial with each number of threads, as YAML."""
-        best = [min((t for t in self.trials if t.threads == n), key=lambda t: t.seconds)
-                for n in sorted({t.threads for t in self.trials})]  # fmt: skip
-        return [f"compute: {{batch_rows: {t.batch_rows}, threads: {t.threads}, cpus_per_worker: {t.threads}, "
-                f"savings: {t.savings}}}  # {1 / t.seconds:.4g} evaluations/s in each worker" for t in best]  # fmt: skip
+        best = [
+            min((t for t in self.trials if t.threads == n), key=lambda t: t.seconds)
+            for n in sorted({t.threads for t in self.trials})
+        ]
+        return [
+            f"compute: {{batch_rows: {t.batch_rows}, threads: {t.threads}, cpus_per_worker:"
+            f" {t.threads}, savings: {t.savings}}}  # {1 / t.seconds:.4g} evaluations/s in each"
+            " worker"
+            for t in best
+        ]
 
 
 def tune_job(
-    spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = (), access: Access = Access()
+    spec: AttributeSpec,
+    *,
+    base: str = "/",
+    trusted: tuple[str, ...] = (),
+    access: Access = Access(),
 ) -> Tuning:
     """Time step batches of a job's first rows. Raises like `plan_job`; writes nothing.
 
-    Sizes are powers of two within `compute.memory`; threads are one, and as many as torch takes by itself.
+    Sizes are powers of two within `compute.memory`; threads are one, and as many as torch takes by
+    itself.
     """
     check_trust(spec.model, trusted)
     threads = sorted({1, torch.get_num_threads()})
     with pinned(1):
-        job = survey(Request(spec, base, Store(access), trusted, ingest=False), LocalPool(), twice=False)
+        job = survey(
+            Request(spec, base, Store(access), trusted, ingest=False), LocalPool(), twice=False
+        )
         sample = first_pass(spec, job.forward, job.sample)[0]
         trials: list[Trial] = []
         for savings in _CHOICES:
-            asked = spec.model_copy(update={"compute": spec.compute.model_copy(update={"savings": savings})})
+            asked = spec.model_copy(
+                update={"compute": spec.compute.model_copy(update={"savings": savings})}
+            )
             exact, found = rewriting(asked, job.forward, sample)
             if exact:
                 return Tuning(job.device, (), exact=True)
@@ -76,7 +93,9 @@ def tune_job(
     return Tuning(job.device, tuple(trials))
 
 
-def _trials(spec: AttributeSpec, prepared: Prepared, sample: Sample, threads: int) -> Iterator[Trial]:
+def _trials(
+    spec: AttributeSpec, prepared: Prepared, sample: Sample, threads: int
+) -> Iterator[Trial]:
     """Step batches of growing size, while they fit into memory and are not slow."""
     row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
     with pinned(threads):

@@ -34,7 +34,9 @@ class Mapper(Protocol):
         """Run a pre-pass function over items, results in order."""
 
     def prepare(self) -> None:
-        """Begin what takes time and needs no plan, beside whatever the caller does; `map` and a pool's `start` wait for it."""
+        """Begin what takes time and needs no plan, beside whatever the caller does; `map` and a
+        pool's `start` wait for it.
+        """
 
     def close(self) -> None:
         """Stop everything, in flight or not."""

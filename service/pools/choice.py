@@ -17,7 +17,9 @@ _FEW_ITEMS = 8
 
 
 class Undecided:
-    """Pre-passes before it is known which pool a job gets: of few items in this process, of more on Ray."""
+    """Pre-passes before it is known which pool a job gets: of few items in this process, of more on
+    Ray.
+    """
 
     def __init__(self, workers: Pool) -> None:
         self._local, self._workers = LocalPool(), workers
@@ -35,8 +37,8 @@ class Undecided:
     def settle(self, work_s: float, *, begun: bool) -> Pool:
         """This process for a small job, Ray for any other.
 
-        A run that was begun before goes to Ray, for it may have died of its rows here; so does one whose pre-passes have
-        started Ray.
+        A run that was begun before goes to Ray, for it may have died of its rows here; so does one
+        whose pre-passes have started Ray.
         """
         small = work_s < SMALL_S and not begun and not self._on_ray
         return self._local if small else self._workers
@@ -46,18 +48,32 @@ class Undecided:
         self._workers.close()
 
 
-def make_pool(kind: PoolKind, address: str | None, compute: Compute, *, allow_unauthenticated_ray: bool = False
-              ) -> Pool:  # fmt: skip
-    """The pool asked for, `auto` being Ray; a local Ray is given room for as many workers as the job may ask for."""
+def make_pool(
+    kind: PoolKind,
+    address: str | None,
+    compute: Compute,
+    *,
+    allow_unauthenticated_ray: bool = False,
+) -> Pool:
+    """The pool asked for, `auto` being Ray; a local Ray is given room for as many workers as the
+    job may ask for.
+    """
     if kind == "local":
         return LocalPool()
     cpus = compute.worker_range.max * compute.cpus_per_worker
     return RayPool(address, cpus=cpus, allow_unauthenticated=allow_unauthenticated_ray)
 
 
-def make_planning_pool(kind: PoolKind, address: str | None, compute: Compute, *, allow_unauthenticated_ray: bool = False
-                       ) -> Pool | Undecided:  # fmt: skip
-    """The same for a job without a plan: under `auto`, without a cluster and GPUs, it is not settled yet."""
+def make_planning_pool(
+    kind: PoolKind,
+    address: str | None,
+    compute: Compute,
+    *,
+    allow_unauthenticated_ray: bool = False,
+) -> Pool | Undecided:
+    """The same for a job without a plan: under `auto`, without a cluster and GPUs, it is not
+    settled yet.
+    """
     pool = make_pool(kind, address, compute, allow_unauthenticated_ray=allow_unauthenticated_ray)
     settled = kind != "auto" or address is not None or compute.gpus_per_worker > 0
     return pool if settled else Undecided(pool)

@@ -13,7 +13,9 @@ from integrand.workers.shards.worker import Setup, Worker
 
 
 class LocalPool:
-    """One worker in this process: no Ray, no isolation. A model that dies or hangs takes the run with it."""
+    """One worker in this process: no Ray, no isolation. A model that dies or hangs takes the run
+    with it.
+    """
 
     def __init__(self) -> None:
         self._worker: Worker | None = None

@@ -16,7 +16,8 @@ _ENDED: dict[Ended, str] = {
     "stalled": "no step batch finished within the stall limit; the worker was killed",
     "preempted": "the worker's node was being taken away",
 }
-# As Ray 2.60 words them: it has no class for an actor whose node died, nor for one whose driver's node did.
+# As Ray 2.60 words them: it has no class for an actor whose node died, nor for one whose driver's
+# node did.
 _NODE_DIED = ("its node has died", "its owner has died")
 _OUT_OF_MEMORY = "due to the node running low on memory"
 
@@ -33,10 +34,14 @@ class Failure:
 
 
 def failure_of(error: Exception, trace: str, node: str = "") -> Failure:
-    """An exception raised by a shard, as a failure: storage faults are told apart from what the shard did."""
+    """An exception raised by a shard, as a failure: storage faults are told apart from what the
+    shard did.
+    """
     own = error if isinstance(error, IntegrandError) else None
     kind: LossKind = "storage" if isinstance(error, TransientError) else "raised"
-    return Failure(kind, redact(f"{type(error).__name__}: {error}")[:500], redact(trace)[-4000:], node, own)
+    return Failure(
+        kind, redact(f"{type(error).__name__}: {error}")[:500], redact(trace)[-4000:], node, own
+    )
 
 
 def loss_of(error: Exception, node: str, *, ended: Ended | None) -> Failure:
@@ -46,7 +51,9 @@ def loss_of(error: Exception, node: str, *, ended: Ended | None) -> Failure:
 
 
 def lost_context(error: Exception) -> bool:
-    """Whether a process can use its GPU no more, as after an illegal access: every later call in it fails too."""
+    """Whether a process can use its GPU no more, as after an illegal access: every later call in it
+    fails too.
+    """
     return "CUDA error" in str(error)
 
 
@@ -58,6 +65,8 @@ def _kind(error: Exception) -> LossKind:
         return "memory"
     if getattr(error, "preempted", False):
         return "preempted"
-    if isinstance(error, NodeDiedError | ActorUnavailableError) or any(sign in text for sign in _NODE_DIED):
+    if isinstance(error, NodeDiedError | ActorUnavailableError) or any(
+        sign in text for sign in _NODE_DIED
+    ):
         return "lost"
     return "killed_worker"

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from integrand.workers.shards.actor import Place
 
 UNREACHABLE_S = 60.0
-"""How long Ray may take to find out that a node is dead: its head asks each one every 3 s, five times."""
+"""How long Ray may take to find out that a node is dead: its head asks each one every 3 s, five
+times.
+"""
 LAST_S = 5.0
 """A shard that runs is dropped so long before its node goes, lest it commit after that."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -56,7 +58,8 @@ class _Seat:
 
 @dataclass
 class RayPool:
-    """Actors on Ray: an embedded local cluster with room for `cpus` without `address`, the cluster there otherwise.
+    """Actors on Ray: an embedded local cluster with room for `cpus` without `address`, the cluster
+    there otherwise.
 
     Off loopback either must ask for a token, unless `allow_unauthenticated`.
     """
@@ -74,17 +77,20 @@ class RayPool:
     _own_ray: bool = False
 
     def prepare(self) -> None:
-        """Start the local cluster in a thread: 3 s, most of which it waits. One elsewhere is up already.
+        """Start the local cluster in a thread: 3 s, most of which it waits. One elsewhere is up
+        already.
 
-        The thread stays as long as the cluster: Linux kills what was told to die with its parent once the thread ends that
-        made it, and Ray tells its daemons so.
+        The thread stays as long as the cluster: Linux kills what was told to die with its parent
+        once the thread ends that made it, and Ray tells its daemons so.
         """
         if self.address is None and self._joining is None:
             self._starter = ThreadPoolExecutor(1, "ray")
             self._joining = self._starter.submit(self._init)
 
     def map(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
-        """Ray tasks, at most 64 in flight. They only create what is absent, so Ray may retry them."""
+        """Ray tasks, at most 64 in flight. They only create what is absent, so Ray may
+        retry them.
+        """
         import ray
 
         self.connect()
@@ -103,7 +109,9 @@ class RayPool:
         return made
 
     def connect(self) -> None:
-        """Join the cluster, or start a local one that has room for all workers: pre-passes run on it before them."""
+        """Join the cluster, or start a local one that has room for all workers: pre-passes run on
+        it before them.
+        """
         import ray
         from ray.util.client import ray as client
 
@@ -141,18 +149,31 @@ class RayPool:
                 if self.address
                 else "check memory and space in Ray's folder, /tmp/ray"
             )
-            raise TransientError(f"Ray at {self.address or 'this machine'}", expected="a cluster that answers",
-                                 seen=str(error)[:300], next_step=advice) from error  # fmt: skip
+            raise TransientError(
+                f"Ray at {self.address or 'this machine'}",
+                expected="a cluster that answers",
+                seen=str(error)[:300],
+                next_step=advice,
+            ) from error
 
     def _embed(self) -> None:
-        """A Ray of our own. It listens on every interface, and since 2.59 asks for the token that it makes."""
+        """A Ray of our own. It listens on every interface, and since 2.59 asks for the token that
+        it makes.
+        """
         import ray
 
-        with suppress(OSError):  # where there is no home Ray says so itself, unless the token is given otherwise
+        with suppress(
+            OSError
+        ):  # where there is no home Ray says so itself, unless the token is given otherwise
             RAY_TOKEN.parent.mkdir(mode=0o700, exist_ok=True)
         protect_token(RAY_TOKEN)
-        ray.init(address="local", num_cpus=max(2, math.ceil(self.cpus)), include_dashboard=False, log_to_driver=False,
-                 logging_level=logging.ERROR)  # fmt: skip
+        ray.init(
+            address="local",
+            num_cpus=max(2, math.ceil(self.cpus)),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
         self._own_ray = True
         protect_token(RAY_TOKEN)
         try:
@@ -173,13 +194,17 @@ class RayPool:
         self._start_s, self._stall_s = compute.start_s, stall_s
         self._setup = ray.put(setup)
         remote: Any = ShardActor  # ray.remote hides what it returns from type checkers
-        self._actors = remote.options(num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker,
-                                      runtime_env=self._environment(compute))  # fmt: skip
+        self._actors = remote.options(
+            num_cpus=compute.cpus_per_worker,
+            num_gpus=compute.gpus_per_worker,
+            runtime_env=self._environment(compute),
+        )
         for worker in range(wanted):
             self._seat(worker)
 
     def _environment(self, compute: Compute) -> dict[str, dict[str, str]] | None:
-        """What workers need in their environment before they start. A cluster of our own has it from this process.
+        """What workers need in their environment before they start. A cluster of our own has it
+        from this process.
 
         A worker with an environment of its own is no prestarted one, and takes 0.7 s longer.
         """
@@ -224,19 +249,30 @@ class RayPool:
                 return outcomes
 
     def _settle_starts(self) -> bool:
-        """Take note of actors that are up; raise what keeps them from starting. True if one came up."""
+        """Take note of actors that are up; raise what keeps them from starting. True if one came
+        up.
+        """
         import ray
 
         starting = {s.ready: n for n, s in self._seats.items() if not s.is_ready}
-        done, _ = ray.wait(list(starting), num_returns=len(starting), timeout=0) if starting else ([], [])
+        done, _ = (
+            ray.wait(list(starting), num_returns=len(starting), timeout=0) if starting else ([], [])
+        )
         for ref in done:
             self._settle_start(starting[ref], ref)
-        late = [s for s in self._seats.values() if not s.is_ready and time.monotonic() - s.since > self._start_s]
+        late = [
+            s
+            for s in self._seats.values()
+            if not s.is_ready and time.monotonic() - s.since > self._start_s
+        ]
         ready, needed = sum(s.is_ready for s in self._seats.values()), max(1, self._fewest)
         if late and ready < needed:
-            raise TransientError(f"{len(late)} workers", expected=f"{needed} ready within {self._start_s:g} s",
-                                 seen=f"{ready} ready; the cluster has {_resources()}",
-                                 next_step="lower compute.workers or cpus_per_worker, or free the cluster")  # fmt: skip
+            raise TransientError(
+                f"{len(late)} workers",
+                expected=f"{needed} ready within {self._start_s:g} s",
+                seen=f"{ready} ready; the cluster has {_resources()}",
+                next_step="lower compute.workers or cpus_per_worker, or free the cluster",
+            )
         return bool(done)
 
     def _settle_start(self, worker: int, ref: Any) -> None:
@@ -248,13 +284,19 @@ class RayPool:
         except RayTaskError as error:
             if isinstance(error.cause, IntegrandError):
                 raise error.cause from None
-            raise SpecError("worker start", expected="the model to load on the worker as it did at planning",
-                            seen=str(error)[-600:]) from error  # fmt: skip
+            raise SpecError(
+                "worker start",
+                expected="the model to load on the worker as it did at planning",
+                seen=str(error)[-600:],
+            ) from error
         except RayError as error:
             self._failed_starts += 1
             if self._failed_starts >= 3:
-                raise TransientError("worker start", expected="a worker that loads the model",
-                                     seen=f"{self._failed_starts} deaths: {str(error)[:400]}") from error  # fmt: skip
+                raise TransientError(
+                    "worker start",
+                    expected="a worker that loads the model",
+                    seen=f"{self._failed_starts} deaths: {str(error)[:400]}",
+                ) from error
             self._seat(worker)
             return
         self._failed_starts = 0
@@ -262,7 +304,9 @@ class RayPool:
         seat.is_ready, seat.node, seat.node_id = True, place.node, place.node_id
 
     def _outcome(self, worker: int, seat: _Seat) -> Outcome | None:
-        """Settle a call that ended. An actor that died is replaced, and so is one that lost its CUDA context."""
+        """Settle a call that ended. An actor that died is replaced, and so is one that lost its
+        CUDA context.
+        """
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -275,10 +319,14 @@ class RayPool:
             if lost_context(cause) or seat.ended:
                 self.replace(worker)
             # The cause left its traceback behind; Ray kept it as text, coloured for terminals.
-            return Outcome(worker, shard, failure_of(cause, _COLOURS.sub("", str(error)), seat.node))
+            return Outcome(
+                worker, shard, failure_of(cause, _COLOURS.sub("", str(error)), seat.node)
+            )
         except RayError as error:
             return self._lost(worker, seat, shard, error)
-        if isinstance(result, Beat):  # it lives, and may still run the shard, but nobody waits for that any more
+        if isinstance(
+            result, Beat
+        ):  # it lives, and may still run the shard, but nobody waits for that any more
             result = Failure("lost", "the connection to the worker broke", node=seat.node)
             self.replace(worker)
         elif seat.ended:  # killed, but it was faster: the next shard must not find it dead
@@ -286,13 +334,18 @@ class RayPool:
         return Outcome(worker, shard, result)
 
     def _lost(self, worker: int, seat: _Seat, shard: Shard, error: Exception) -> Outcome | None:
-        """Settle a call whose actor is gone. One that cannot be reached is asked until Ray knows what became of it."""
+        """Settle a call whose actor is gone. One that cannot be reached is asked until Ray knows
+        what became of it.
+        """
         from ray.exceptions import ActorUnavailableError
 
         if seat.ended is None and seat.node_id in self._look():
             seat.ended = "preempted"
         seat.unreachable = seat.unreachable or time.monotonic()
-        unknown = isinstance(error, ActorUnavailableError) and time.monotonic() - seat.unreachable < UNREACHABLE_S
+        unknown = (
+            isinstance(error, ActorUnavailableError)
+            and time.monotonic() - seat.unreachable < UNREACHABLE_S
+        )
         if unknown and seat.ended is None:
             seat.shard, seat.call = shard, seat.actor.beat.remote()
             return None
@@ -300,14 +353,18 @@ class RayPool:
         return Outcome(worker, shard, loss_of(error, seat.node, ended=seat.ended))
 
     def _look(self) -> Mapping[str, float]:
-        """Nodes that leave or left, and when; TransientError if the cluster is silent. A Ray Client is told nothing."""
+        """Nodes that leave or left, and when; TransientError if the cluster is silent. A Ray Client
+        is told nothing.
+        """
         if self._lookout is None:
             return {}
         self._lookout.check()
         return self._lookout.leaving
 
     def _leave_nodes(self, leaving: Mapping[str, float]) -> None:
-        """Take workers off nodes that leave: idle ones at once, for a node waits for them; busy ones in the last seconds."""
+        """Take workers off nodes that leave: idle ones at once, for a node waits for them; busy
+        ones in the last seconds.
+        """
         import ray
 
         for worker, seat in list(self._seats.items()):
@@ -316,7 +373,8 @@ class RayPool:
             if seat.shard is None:
                 self.replace(worker)
             elif seat.ended is None and 0 < leaving[seat.node_id] < time.time() + LAST_S:
-                seat.ended = "preempted"  # another host's clock: if it is wrong, a shard more or less is run again
+                # another host's clock: if it is wrong, a shard more or less is run again
+                seat.ended = "preempted"
                 ray.kill(seat.actor)
 
     def _watch(self) -> None:
@@ -368,7 +426,9 @@ class RayPool:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Ray puts a handler of its own in the place of ours, which aborts the process; only the main thread may object."""
+    """Ray puts a handler of its own in the place of ours, which aborts the process; only the main
+    thread may object.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -378,7 +438,9 @@ def _sigterm_kept() -> Iterator[None]:
 
 
 def _found(address: str) -> str:
-    """`host:port` of the cluster that Ray finds on this machine for `auto`; other addresses are what they say."""
+    """`host:port` of the cluster that Ray finds on this machine for `auto`; other addresses are
+    what they say.
+    """
     if address != "auto":
         return address
     from ray._private.services import canonicalize_bootstrap_address  # Ray has no public way to ask
@@ -413,8 +475,12 @@ def _fetch(ref: Any) -> Any:
             raise error.cause from None
         raise
     except RayError as error:
-        raise TransientError("pre-pass", expected="a worker that lives through it", seen=str(error)[:300],
-                             next_step="run again: what was written is kept") from error  # fmt: skip
+        raise TransientError(
+            "pre-pass",
+            expected="a worker that lives through it",
+            seen=str(error)[:300],
+            next_step="run again: what was written is kept",
+        ) from error
 
 
 def _resources() -> str:

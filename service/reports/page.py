@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A titled table as text; `numeric` says which columns stand to the right, `bars` how long a row's bar is, 0 to 1."""
+    """A titled table as text; `numeric` says which columns stand to the right, `bars` how long a
+    row's bar is, 0 to 1.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -41,8 +43,12 @@ class Page:
 
 def html_page(run: Run, top: int) -> str:
     """The manifest, the `top` features and the worst rows. Reads one shard at a time."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown
+    )
+    template = environment.from_string(
+        files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    )
     return template.render(page=_page(run, top))
 
 
@@ -51,12 +57,21 @@ def _page(run: Run, top: int) -> Page:
     if manifest.shards_done:
         features = run.top_features(top)
         largest = max(features["mean_abs"].max() if len(features) else 0.0, 1e-300)
-        sheets = [_sheet("Top features", features, tuple(float(v / largest) for v in features["mean_abs"]))]
+        sheets = [
+            _sheet(
+                "Top features", features, tuple(float(v / largest) for v in features["mean_abs"])
+            )
+        ]
         quiet = nothing_to_see(manifest)
         worst = telling(run.worst(top)) if quiet is None else pd.DataFrame({"rows": [quiet]})
         sheets.append(_sheet("Worst rows", worst))
-    return Page(f"{manifest.name} · run {manifest.run_id}", tuple(manifest_facts(manifest)), tuple(sheets),
-                manifest.quarantined, manifest.warnings)  # fmt: skip
+    return Page(
+        f"{manifest.name} · run {manifest.run_id}",
+        tuple(manifest_facts(manifest)),
+        tuple(sheets),
+        manifest.quarantined,
+        manifest.warnings,
+    )
 
 
 def _sheet(title: str, frame: pd.DataFrame, bars: tuple[float, ...] = ()) -> Sheet:

@@ -32,20 +32,50 @@ def _facts(console: Console, title: str, facts: list[tuple[str, str]]) -> None:
 
 def show_plan(console: Console, plan: Plan) -> None:
     """Shards, rows, cost and the frozen numerical choices."""
-    cost, guess = plan.projection, " (estimated: not split yet)" if plan.projection.estimated else ""
+    cost, guess = (
+        plan.projection,
+        " (estimated: not split yet)" if plan.projection.estimated else "",
+    )
     chosen = plan.numerics
     facts = [
-        ("rows", f"{plan.rows:,}" if plan.shards else f"~{_rows(plan) // plan.targets_per_row:,}{guess}"),
-        ("shards", f"{len(plan.shards):,} of at most {max(s.rows for s in plan.shards):,} rows" if plan.shards else "cut by run"),
-        *([("source files", f"{len(plan.files):,}")] if plan.files else []), ("targets per row", f"{plan.targets_per_row:,}"),
-        ("output", f"~{size(cost.output_bytes)}"), ("memory per worker", f"~{size(cost.memory_bytes)}"),
-        ("cost per row", f"{_evaluations(plan)}, {cost.seconds_per_row * 1e3:.3g} ms on one worker"),
-        ("estimated time", f"{duration(cost.seconds)} with {plan.spec.compute.worker_range.max} workers"),
+        (
+            "rows",
+            f"{plan.rows:,}" if plan.shards else f"~{_rows(plan) // plan.targets_per_row:,}{guess}",
+        ),
+        (
+            "shards",
+            (
+                f"{len(plan.shards):,} of at most {max(s.rows for s in plan.shards):,} rows"
+                if plan.shards
+                else "cut by run"
+            ),
+        ),
+        *([("source files", f"{len(plan.files):,}")] if plan.files else []),
+        ("targets per row", f"{plan.targets_per_row:,}"),
+        ("output", f"~{size(cost.output_bytes)}"),
+        ("memory per worker", f"~{size(cost.memory_bytes)}"),
+        (
+            "cost per row",
+            f"{_evaluations(plan)}, {cost.seconds_per_row * 1e3:.3g} ms on one worker",
+        ),
+        (
+            "estimated time",
+            f"{duration(cost.seconds)} with {plan.spec.compute.worker_range.max} workers",
+        ),
         ("device hours", f"{cost.seconds_per_row * _rows(plan) / 3600:.3g}"),
-        *_step_batch(chosen), *_way(plan),
-        ("determinism", f"tolerance: {plan.lowered}" if plan.lowered else f"bitwise ({plan.spec.compute.reproducible})"),
-        ("kernels", chosen.kernels or "not recorded"), ("torch", chosen.torch_build),
-    ]  # fmt: skip
+        *_step_batch(chosen),
+        *_way(plan),
+        (
+            "determinism",
+            (
+                f"tolerance: {plan.lowered}"
+                if plan.lowered
+                else f"bitwise ({plan.spec.compute.reproducible})"
+            ),
+        ),
+        ("kernels", chosen.kernels or "not recorded"),
+        ("torch", chosen.torch_build),
+    ]
     _facts(console, f"plan {plan.run_id} ({plan.spec.name})", facts)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow")
@@ -61,7 +91,10 @@ def _step_batch(chosen: Numerics) -> list[tuple[str, str]]:
     if chosen.exact:
         return [("threads", f"{chosen.threads}, {_precision(chosen)} on {chosen.device}")]
     at_once = f", given to the model {chosen.takes_rows} at a time" if chosen.takes_rows else ""
-    told = f"{chosen.batch_rows:,} rows{at_once}, {chosen.threads} threads, {_precision(chosen)} on {chosen.device}"
+    told = (
+        f"{chosen.batch_rows:,} rows{at_once}, {chosen.threads} threads, {_precision(chosen)} on"
+        f" {chosen.device}"
+    )
     return [("step batch", told)]
 
 
@@ -76,7 +109,9 @@ def _way(plan: Plan) -> list[tuple[str, str]]:
     chosen = plan.numerics
     if chosen.exact:
         asked = (
-            "" if plan.spec.accuracy.kind == "exact" else f", as `{plan.spec.accuracy.kind}` does where there is one"
+            ""
+            if plan.spec.accuracy.kind == "exact"
+            else f", as `{plan.spec.accuracy.kind}` does where there is one"
         )
         return [("integral", f"in closed form, without step batches{asked}")]
     return [
@@ -90,8 +125,18 @@ def show_tuning(console: Console, tuning: Tuning) -> None:
     if tuning.exact:
         console.print("The integral is taken in closed form: there are no step batches to tune.")
         return
-    frame = pd.DataFrame([{"batch_rows": t.batch_rows, "threads": t.threads, "savings": t.savings,
-                           "ms per evaluation": t.seconds * 1e3, "evaluations/s": 1 / t.seconds} for t in tuning.trials])  # fmt: skip
+    frame = pd.DataFrame(
+        [
+            {
+                "batch_rows": t.batch_rows,
+                "threads": t.threads,
+                "savings": t.savings,
+                "ms per evaluation": t.seconds * 1e3,
+                "evaluations/s": 1 / t.seconds,
+            }
+            for t in tuning.trials
+        ]
+    )
     show_frame(console, frame, f"step batches on this machine's {tuning.device}", len(frame))
     console.print("Lines for the spec, each the fastest of its kind:")
     for line in tuning.lines():
@@ -109,8 +154,11 @@ def show_manifest(console: Console, manifest: RunManifest) -> None:
     """Completeness of the run first, then statuses, diagnostics and what was given up."""
     _facts(console, f"run {manifest.run_id} ({manifest.name})", manifest_facts(manifest))
     for shard in manifest.quarantined:
-        console.print(f"quarantined shard {shard.shard} ({shard.rows:,} rows, {shard.attempts} attempts): {shard.reason}",
-                      style="red")  # fmt: skip
+        console.print(
+            f"quarantined shard {shard.shard} ({shard.rows:,} rows, {shard.attempts} attempts):"
+            f" {shard.reason}",
+            style="red",
+        )
     if manifest.quarantined:
         console.print("mend the cause, then `integrand retry-quarantined` this run", style="yellow")
     for warning in manifest.warnings:
@@ -121,14 +169,21 @@ def manifest_facts(manifest: RunManifest) -> list[tuple[str, str]]:
     """Names and values, completeness first; statuses are indented."""
     state = "complete" if manifest.complete else "partial" if manifest.quarantined else "unfinished"
     return [
-        ("state", state), ("shards", f"{manifest.shards_done:,} of {manifest.shards_planned:,}"),
-        ("rows in", f"{manifest.rows_in:,} of {manifest.rows_planned:,}"), ("rows out", f"{manifest.rows_out:,}"),
-        *((f"  {status}", f"{count:,} ({count / max(1, manifest.rows_out):.1%})") for status, count in manifest.statuses.items()),
-        ("converged", f"{manifest.converged_share:.1%}"), ("evaluations/row", f"{manifest.evaluations_per_row:,.1f}"),
-        ("|gap|", quantiles(manifest.gap)), ("error estimate", quantiles(manifest.error)),
+        ("state", state),
+        ("shards", f"{manifest.shards_done:,} of {manifest.shards_planned:,}"),
+        ("rows in", f"{manifest.rows_in:,} of {manifest.rows_planned:,}"),
+        ("rows out", f"{manifest.rows_out:,}"),
+        *(
+            (f"  {status}", f"{count:,} ({count / max(1, manifest.rows_out):.1%})")
+            for status, count in manifest.statuses.items()
+        ),
+        ("converged", f"{manifest.converged_share:.1%}"),
+        ("evaluations/row", f"{manifest.evaluations_per_row:,.1f}"),
+        ("|gap|", quantiles(manifest.gap)),
+        ("error estimate", quantiles(manifest.error)),
         ("determinism", "; ".join([manifest.determinism, *manifest.determinism_reasons])),
         ("digest", manifest.digest[:16]),
-    ]  # fmt: skip
+    ]
 
 
 MOST_FINDINGS = 50
@@ -144,8 +199,11 @@ def show_verification(console: Console, found: Verification) -> None:
         console.print(f"not checked: {unchecked}", style="yellow", highlight=False)
     held = "holds" if found.holds else f"does not hold: {len(found.findings)} findings"
     console.print(f"{found.state} run {found.run}: what was checked {held}", highlight=False)
-    console.print(f"{found.rows:,} output rows in {found.shards:,} shards were read; {found.sampled:,} input rows were attributed "
-                  f"again, {found.bitwise:,} of them compared in every bit", highlight=False)  # fmt: skip
+    console.print(
+        f"{found.rows:,} output rows in {found.shards:,} shards were read; {found.sampled:,} input"
+        f" rows were attributed again, {found.bitwise:,} of them compared in every bit",
+        highlight=False,
+    )
 
 
 def show_heartbeat(console: Console, run: Run) -> None:
@@ -154,8 +212,11 @@ def show_heartbeat(console: Console, run: Run) -> None:
         beat = Heartbeat.model_validate_json(run.store.read(run.uri.child("_progress.json")))
     except (FileNotFoundError, ValidationError):  # advice that is broken is none
         return
-    console.print(f"driver last heard at {beat.at}: {beat.shards_done:,}/{beat.shards_planned:,} shards, "
-                  f"{pace(beat.rows_per_second)} rows/s, ETA {duration(beat.eta_s)}", highlight=False)  # fmt: skip
+    console.print(
+        f"driver last heard at {beat.at}: {beat.shards_done:,}/{beat.shards_planned:,} shards, "
+        f"{pace(beat.rows_per_second)} rows/s, ETA {duration(beat.eta_s)}",
+        highlight=False,
+    )
 
 
 def quantiles(found: Quantiles) -> str:
@@ -193,10 +254,23 @@ def nothing_to_see(manifest: RunManifest) -> str | None:
     exact, largest = manifest.numerics is not None and manifest.numerics.exact, manifest.error.max
     if not exact or largest is None or largest > LEAST_TOLD:
         return None
-    return f"none is worth a look: the integral was taken in closed form, and no error estimate is above {largest:.1e}"
+    return (
+        "none is worth a look: the integral was taken in closed form, and no error estimate is"
+        f" above {largest:.1e}"
+    )
 
 
-ROW_COLUMNS = ["row_id", "target", "status", "f_input", "gap", "error_estimate", "evaluations", "worst_by", "reason"]
+ROW_COLUMNS = [
+    "row_id",
+    "target",
+    "status",
+    "f_input",
+    "gap",
+    "error_estimate",
+    "evaluations",
+    "worst_by",
+    "reason",
+]
 
 
 def show_rows(console: Console, frame: pd.DataFrame, title: str, most: int) -> None:
@@ -206,7 +280,9 @@ def show_rows(console: Console, frame: pd.DataFrame, title: str, most: int) -> N
 
 def telling(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns of output rows that fit a page and hold a value."""
-    told = [c for c in ROW_COLUMNS if c in frame.columns and (frame.empty or frame[c].notna().any())]
+    told = [
+        c for c in ROW_COLUMNS if c in frame.columns and (frame.empty or frame[c].notna().any())
+    ]
     return frame[told]
 
 
@@ -215,7 +291,11 @@ def show_frame(console: Console, frame: pd.DataFrame, title: str, most: int) -> 
     shown = f"{min(most, len(frame))} of {len(frame)}" if len(frame) > most else str(len(frame))
     table = Table(title=f"{title} ({shown})", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in frame.columns:
-        table.add_column(str(column), overflow="fold", justify="left" if frame[column].dtype == object else "right")
+        table.add_column(
+            str(column),
+            overflow="fold",
+            justify="left" if frame[column].dtype == object else "right",
+        )
     for values in frame.head(most).itertuples(index=False):
         table.add_row(*(cell(v) for v in values))
     console.print(table)
@@ -232,13 +312,21 @@ def show_row(console: Console, run: Run, row_id: str, most: int) -> None:
     """Every target of one row: its diagnostics, and its largest attributions by name."""
     frame = run.rows(row_id)
     if frame.empty:
-        raise DataError(f"row {row_id}", expected="the id of a row that is committed", seen="none such",
-                        next_step=f"see the ids with --where, or pd.read_parquet({str(run.uri.child('data'))!r})")  # fmt: skip
+        raise DataError(
+            f"row {row_id}",
+            expected="the id of a row that is committed",
+            seen="none such",
+            next_step=(
+                f"see the ids with --where, or pd.read_parquet({str(run.uri.child('data'))!r})"
+            ),
+        )
     for _, record in frame.iterrows():
         _facts(console, f"row {row_id}", [(str(c), cell(record[c])) for c in COLUMNS])
         if record["status"] in WITHOUT_ATTRIBUTION:
             continue
-        show_frame(console, largest_attributions(run, record).head(most), "largest attributions", most)
+        show_frame(
+            console, largest_attributions(run, record).head(most), "largest attributions", most
+        )
 
 
 def largest_attributions(run: Run, record: pd.Series[Any]) -> pd.DataFrame:

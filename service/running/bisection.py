@@ -1,4 +1,6 @@
-"""Which rows of a shard take its workers away: found by halving, from the attempts that the run folder remembers."""
+"""Which rows of a shard take its workers away: found by halving, from the attempts that the run
+folder remembers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ READ_ONLY: Range = (0, 0)
 
 
 def most_losses(rows: int) -> int:
-    """Losses after which a search is given up. Each may cost a worker's start; k culprits of n rows cost 2k·log2(n)."""
+    """Losses after which a search is given up. Each may cost a worker's start; k culprits of n rows
+    cost 2k·log2(n).
+    """
     return max(64, 16 * rows.bit_length())
 
 
@@ -22,18 +26,24 @@ _REASONS = {
 }
 
 
-def next_trial(shard: Shard, attempts: Sequence[Attempt], survived: Collection[Range]) -> Trial | None:
-    """What a condemned shard is tried with next; None where it cannot even be read, or too much was lost.
+def next_trial(
+    shard: Shard, attempts: Sequence[Attempt], survived: Collection[Range]
+) -> Trial | None:
+    """What a condemned shard is tried with next; None where it cannot even be read, or too much was
+    lost.
 
-    First the rows are only read, then ranges are halved until the rows that are lost alone are known; the last trial
-    is the whole shard without them. `survived` are ranges that were run and lost nobody.
+    First the rows are only read, then ranges are halved until the rows that are lost alone are
+    known; the last trial is the whole shard without them. `survived` are ranges that were run and
+    lost nobody.
     """
     lost = {a.rows: a for a in attempts if a.charged and a.rows is not None}
     if READ_ONLY in lost or len(lost) >= most_losses(shard.rows):
         return None
     if READ_ONLY not in survived:
         return _trial(shard, READ_ONLY)
-    untried = next((r for r in _parts((0, shard.rows), lost) if r not in lost and r not in survived), None)
+    untried = next(
+        (r for r in _parts((0, shard.rows), lost) if r not in lost and r not in survived), None
+    )
     if untried is not None:
         return _trial(shard, untried)
     alone = sorted(r for r in lost if r[1] - r[0] == 1)
@@ -41,7 +51,9 @@ def next_trial(shard: Shard, attempts: Sequence[Attempt], survived: Collection[R
 
 
 def _parts(rows: Range, lost: Collection[Range]) -> Iterator[Range]:
-    """Both halves of a range that is to blame, and the parts of a half that was lost too; of one row, the row."""
+    """Both halves of a range that is to blame, and the parts of a half that was lost too; of one
+    row, the row.
+    """
     start, stop = rows
     middle = (start + stop) // 2
     for part in ((start, middle), (middle, stop)) if stop - start > 1 else (rows,):

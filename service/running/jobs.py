@@ -42,9 +42,17 @@ from integrand.workers.storage.store import Access, Store
 STALL_S, STALL_BATCHES = 60.0, 20
 
 
-def plan_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = (), access: Access = Access(),
-             salt: str = "", ingest: bool = False) -> Plan:  # fmt: skip
-    """Resolve and check a job without running it. Raises SpecError or DataError for what cannot work.
+def plan_job(
+    spec: AttributeSpec,
+    *,
+    base: str = "/",
+    trusted: tuple[str, ...] = (),
+    access: Access = Access(),
+    salt: str = "",
+    ingest: bool = False,
+) -> Plan:
+    """Resolve and check a job without running it. Raises SpecError or DataError for what cannot
+    work.
 
     base     folder that relative paths of the spec start from
     trusted  module prefixes whose model code may run here
@@ -54,13 +62,24 @@ def plan_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] =
     return make_plan(Request(spec, base, Store(access), trusted, salt, ingest), LocalPool())[0]
 
 
-def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = (), access: Access = Access(),
-            pool: PoolKind = "auto", address: str | None = None, salt: str = "",
-            allow_mixed: bool = False, allow_unauthenticated_ray: bool = False, logical_date: str | None = None,
-            console: Console | None = None) -> RunManifest:  # fmt: skip
+def run_job(
+    spec: AttributeSpec,
+    *,
+    base: str = "/",
+    trusted: tuple[str, ...] = (),
+    access: Access = Access(),
+    pool: PoolKind = "auto",
+    address: str | None = None,
+    salt: str = "",
+    allow_mixed: bool = False,
+    allow_unauthenticated_ray: bool = False,
+    logical_date: str | None = None,
+    console: Console | None = None,
+) -> RunManifest:
     """Plan a job, run what is missing of it, and return its manifest, complete or not.
 
-    pool          `ray` actors; `local`: one worker in this process; `auto`: this process for small jobs without a cluster
+    pool          `ray` actors; `local`: one worker in this process; `auto`: this process for small
+                  jobs without a cluster
     address       of a Ray cluster; None starts one on this machine
     allow_mixed   resume on another torch build, at determinism level `tolerance`
     allow_unauthenticated_ray  use a cluster off loopback although it takes anybody's calls
@@ -69,13 +88,17 @@ def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = 
     if logical_date is not None:
         instant(logical_date)
     request = Request(spec, base, Store(access), trusted, salt)
-    planner = make_planning_pool(pool, address, spec.compute, allow_unauthenticated_ray=allow_unauthenticated_ray)
+    planner = make_planning_pool(
+        pool, address, spec.compute, allow_unauthenticated_ray=allow_unauthenticated_ray
+    )
     shown = console or Terminal(soft_wrap=True)
     try:
         begin = _plan_run(request, planner, shown)
         run = open_folder(request, begin.plan.run_id, begin.plan)
         check_build(run.plan, allow_mixed)
-        setup = Setup(run.planned, run.plan_sha256, run.uri, access, trusted, begin.code, allow_mixed)
+        setup = Setup(
+            run.planned, run.plan_sha256, run.uri, access, trusted, begin.code, allow_mixed
+        )
         manifest = finish(run, setup, _settle(planner, begin, shown), shown, logical_date)
     finally:
         planner.close()
@@ -84,7 +107,9 @@ def run_job(spec: AttributeSpec, *, base: str = "/", trusted: tuple[str, ...] = 
 
 @dataclass(frozen=True, eq=False)
 class Begin:
-    """A run as planned today, without its shards, and the code it ships; whether its folder was there before."""
+    """A run as planned today, without its shards, and the code it ships; whether its folder was
+    there before.
+    """
 
     plan: Plan
     code: CodeBundle
@@ -92,7 +117,9 @@ class Begin:
 
 
 def _plan_run(request: Request, pool: Mapper, console: Console) -> Begin:
-    """Make the plan and its run folder. The stored shards count from then on: twice 100,000 would take much memory."""
+    """Make the plan and its run folder. The stored shards count from then on: twice 100,000 would
+    take much memory.
+    """
     planned, code = make_plan(request, pool)
     _announce(planned, console)
     begun = create_folder(request, planned, console)
@@ -105,8 +132,10 @@ def _settle(pool: Pool | Undecided, begin: Begin, console: Console) -> Pool:
         return pool
     chosen = pool.settle(_work_s(begin.plan), begun=begin.begun)
     if isinstance(chosen, LocalPool):
-        console.print("it runs in this process, faster than Ray starts; if the model takes the process along, the same "
-                      "command goes on with Ray")  # fmt: skip
+        console.print(
+            "it runs in this process, faster than Ray starts; if the model takes the process along,"
+            " the same command goes on with Ray"
+        )
     return chosen
 
 
@@ -116,15 +145,20 @@ def _work_s(plan: Plan) -> float:
 
 
 def _announce(plan: Plan, console: Console) -> None:
-    console.print(f"run {plan.run_id}: {plan.rows:,} rows in {len(plan.shards):,} shards, about "
-                  f"{progress.duration(plan.projection.seconds)} of work", highlight=False)  # fmt: skip
+    console.print(
+        f"run {plan.run_id}: {plan.rows:,} rows in {len(plan.shards):,} shards, about "
+        f"{progress.duration(plan.projection.seconds)} of work",
+        highlight=False,
+    )
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
 
 
 @dataclass(frozen=True, eq=False)
 class OpenRun(RunFolder):
-    """A run folder that is being worked on, its output root, and its stored plan as workers get it."""
+    """A run folder that is being worked on, its output root, and its stored plan as workers
+    get it.
+    """
 
     root: Uri
     planned: bytes
@@ -149,38 +183,62 @@ def create_folder(request: Request, planned: Plan, console: Console) -> bool:
 def open_folder(request: Request, run_id: str, fresh: Plan | None = None) -> OpenRun:
     """A run folder as it was left, with the shards that were cut when it was created.
 
-    fresh   the same run as it is planned today, with or without shards: what is no part of its identity is taken from it
+    fresh   the same run as it is planned today, with or without shards: what is no part of its
+            identity is taken from it
     """
     root = request.store.parse(request.spec.output.uri, request.base)
     uri = root.child(run_id)
     plan, plan_sha256 = load_plan(request.store, uri)
     if plan.run_id != run_id:
-        raise IntegrityError(str(uri), expected=f"the plan of run {run_id}", seen=plan.run_id,
-                             next_step="move the folder away")  # fmt: skip
+        raise IntegrityError(
+            str(uri),
+            expected=f"the plan of run {run_id}",
+            seen=plan.run_id,
+            next_step="move the folder away",
+        )
     plan = _as_asked(plan, fresh) if fresh else plan
     return OpenRun(request.store, uri, plan, plan_sha256, root, without_shards(plan))
 
 
 def _as_asked(plan: Plan, fresh: Plan) -> Plan:
-    """A stored plan under today's name, workers, attempts, deadlines and limits, and with what it reads where it lies
-    today: these are no part of its identity."""
-    today = {name: getattr(fresh.spec, name) for name in ("name", "compute", "limits", "source", "model", "output")}
+    """A stored plan under today's name, workers, attempts, deadlines and limits, and with what it
+    reads where it lies today: these are no part of its identity.
+    """
+    today = {
+        name: getattr(fresh.spec, name)
+        for name in ("name", "compute", "limits", "source", "model", "output")
+    }
     files = tuple(
-        known.model_copy(update={"uri": file.uri}) for known, file in zip(plan.files, fresh.files, strict=True)
+        known.model_copy(update={"uri": file.uri})
+        for known, file in zip(plan.files, fresh.files, strict=True)
     )
-    return plan.model_copy(update={"spec": plan.spec.model_copy(update=today), "files": files,
-                                   "artefacts": fresh.artefacts, "statistics": fresh.statistics})  # fmt: skip
+    return plan.model_copy(
+        update={
+            "spec": plan.spec.model_copy(update=today),
+            "files": files,
+            "artefacts": fresh.artefacts,
+            "statistics": fresh.statistics,
+        }
+    )
 
 
 def check_build(plan: Plan, allow_mixed: bool) -> None:
-    """IntegrityError on another torch build than the plan's, unless that may lower the level of determinism."""
+    """IntegrityError on another torch build than the plan's, unless that may lower the level of
+    determinism.
+    """
     planned = plan.numerics.torch_build
     if planned != torch.__version__ and not allow_mixed:
-        raise IntegrityError("torch build", expected=f"{planned}, with which this run began", seen=torch.__version__,
-                             next_step="use that build, or --allow-mixed (level `tolerance`), or --fresh SALT")  # fmt: skip
+        raise IntegrityError(
+            "torch build",
+            expected=f"{planned}, with which this run began",
+            seen=torch.__version__,
+            next_step="use that build, or --allow-mixed (level `tolerance`), or --fresh SALT",
+        )
 
 
-def finish(run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_date: str | None) -> RunManifest:
+def finish(
+    run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_date: str | None
+) -> RunManifest:
     """Dispatch what is missing, then fold the stored footers."""
     done = load_manifest(run.store, run.uri)
     if done is not None:
@@ -191,7 +249,11 @@ def finish(run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_dat
     date = logical_date or _now()
     committed = read_committed(run)
     ledger = read_ledger(run.store, run.uri, run.plan)
-    missing = [s for s in run.plan.shards if s.id not in committed.shards and s.id not in ledger.quarantined]
+    missing = [
+        s
+        for s in run.plan.shards
+        if s.id not in committed.shards and s.id not in ledger.quarantined
+    ]
     if committed.shards:
         there = f"{len(committed.shards)} of {len(run.plan.shards)}"
         console.print(f"resuming run {run.plan.run_id}: {there} shards are done")
@@ -201,7 +263,9 @@ def finish(run: OpenRun, setup: Setup, pool: Pool, console: Console, logical_dat
     return _seal(run, ledger, committed, date)
 
 
-def _dispatch(run: OpenRun, ledger: Ledger, committed: Committed, pool: Pool, console: Console) -> Committed:
+def _dispatch(
+    run: OpenRun, ledger: Ledger, committed: Committed, pool: Pool, console: Console
+) -> Committed:
     """Run what is missing; what storage then holds."""
     with Sidecars(run, committed.loose) as sidecars, progress.watch(console) as show:
 
@@ -216,7 +280,9 @@ def _dispatch(run: OpenRun, ledger: Ledger, committed: Committed, pool: Pool, co
 def _seal(run: OpenRun, ledger: Ledger, committed: Committed, date: str) -> RunManifest:
     """Fold what storage holds into the manifest; point `_latest` at a complete run."""
     given_up = tuple(q for _, q in sorted(ledger.quarantined.items()))
-    manifest = fold(run.plan, run.plan_sha256, committed, given_up, created=_now(), logical_date=date)
+    manifest = fold(
+        run.plan, run.plan_sha256, committed, given_up, created=_now(), logical_date=date
+    )
     reach("run.folded")
     write_manifest(run.store, run.uri, manifest)
     reach("manifest.created")
@@ -236,16 +302,30 @@ def _now() -> str:
 
 def _stall_s(plan: Plan) -> float:
     compute = plan.spec.compute
-    compiling = compute.start_s if plan.numerics.compile else 0.0  # a worker compiles in its first step batch
-    return compute.stall_s or max(STALL_S, STALL_BATCHES * plan.projection.batch_seconds) + compiling
+    compiling = (
+        compute.start_s if plan.numerics.compile else 0.0
+    )  # a worker compiles in its first step batch
+    return (
+        compute.stall_s or max(STALL_S, STALL_BATCHES * plan.projection.batch_seconds) + compiling
+    )
 
 
 def limits_exceeded(spec: AttributeSpec, manifest: RunManifest) -> list[str]:
     """Which of the spec's limits a run is above, in words."""
     limits, total = spec.limits, max(1, manifest.rows_out)
-    shares = [("max_bad_share", limits.max_bad_share, manifest.count("bad_input", "nonfinite", "failed") / total),
-              ("max_uncertified_share", limits.max_uncertified_share, manifest.count("not_converged") / total),
-              ("max_quarantined", limits.max_quarantined, len(manifest.quarantined))]  # fmt: skip
+    shares = [
+        (
+            "max_bad_share",
+            limits.max_bad_share,
+            manifest.count("bad_input", "nonfinite", "failed") / total,
+        ),
+        (
+            "max_uncertified_share",
+            limits.max_uncertified_share,
+            manifest.count("not_converged") / total,
+        ),
+        ("max_quarantined", limits.max_quarantined, len(manifest.quarantined)),
+    ]
     return [
         f"limits.{name}: {seen:.4g} is above {most:g}"
         for name, most, seen in shares

@@ -1,4 +1,6 @@
-"""The dispatch loop: shards to idle workers, outcomes to the ledger, until every shard is done or given up."""
+"""The dispatch loop: shards to idle workers, outcomes to the ledger, until every shard is done or
+given up.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,18 @@ from integrand.workers.failpoints import reach
 from integrand.workers.storage.store import Store
 
 UNCHARGED_IN_A_ROW = 5
-"""Storage faults or preemptions of one shard, one after another, after which the run ends as retryable."""
+"""Storage faults or preemptions of one shard, one after another, after which the run ends as
+retryable.
+"""
 
 UNEXPLAINED = ("killed_worker", "stalled", "memory")
 
 
 @dataclass
 class Ledger:
-    """Attempts and quarantine of a run: durable in the run folder, so that they outlive the driver."""
+    """Attempts and quarantine of a run: durable in the run folder, so that they outlive the
+    driver.
+    """
 
     store: Store
     run: Uri
@@ -37,19 +43,44 @@ class Ledger:
     quarantined: dict[str, Quarantined] = field(default_factory=dict)
 
     def record(self, shard: Shard, failure: Failure, *, alone: bool, beside: bool) -> Attempt:
-        """Store one failed attempt. Charged is what a shard did itself, and memory that ran out with nothing beside."""
-        charged = failure.kind in ("raised", "killed_worker", "stalled") or (failure.kind == "memory" and not beside)
+        """Store one failed attempt. Charged is what a shard did itself, and memory that ran out
+        with nothing beside.
+        """
+        charged = failure.kind in ("raised", "killed_worker", "stalled") or (
+            failure.kind == "memory" and not beside
+        )
         rows = shard.only if isinstance(shard, Trial) else None
-        attempt = Attempt(shard=shard.id, outcome=failure.kind, rows=rows, charged=charged, alone=alone,
-                          reason=failure.reason, detail=failure.detail, node=failure.node, at=_now())  # fmt: skip
+        attempt = Attempt(
+            shard=shard.id,
+            outcome=failure.kind,
+            rows=rows,
+            charged=charged,
+            alone=alone,
+            reason=failure.reason,
+            detail=failure.detail,
+            node=failure.node,
+            at=_now(),
+        )
         self._append(attempt)
         reach("attempt.recorded")
         return attempt
 
     def release(self, shard: str) -> None:
-        """Take a shard out of quarantine: it starts anew, and its attempts until now count no more."""
-        self._append(Attempt(shard=shard, outcome="released", charged=False, alone=False, reason="retry-quarantined",
-                             detail="", node="", at=_now()))  # fmt: skip
+        """Take a shard out of quarantine: it starts anew, and its attempts until now count
+        no more.
+        """
+        self._append(
+            Attempt(
+                shard=shard,
+                outcome="released",
+                charged=False,
+                alone=False,
+                reason="retry-quarantined",
+                detail="",
+                node="",
+                at=_now(),
+            )
+        )
         self.store.delete(self.run.child(f"_quarantine/{shard}.json"))
         del self.quarantined[shard]
 
@@ -60,7 +91,9 @@ class Ledger:
 
     def _create(self, folder: str, number: int, data: bytes) -> None:
         try:  # names sort as they were written: the ledger is read back by name
-            self.store.create(self.run.child(f"{folder}/{number:04d}.json"), data, scratch=self.run.child("_tmp"))
+            self.store.create(
+                self.run.child(f"{folder}/{number:04d}.json"), data, scratch=self.run.child("_tmp")
+            )
         except FileExistsError:  # another driver counts on the same run: its records stay
             self._create(folder, number + 1, data)
 
@@ -74,17 +107,30 @@ class Ledger:
         """Not to be tried whole again: raised as often as allowed, or lost while it ran alone."""
         known = [a for a in self.counted(shard) if a.rows is None]
         lost_alone = any(a.alone and a.charged and a.outcome in UNEXPLAINED for a in known)
-        return lost_alone or sum(a.outcome == "raised" for a in known) >= self.plan.spec.compute.attempts
+        return (
+            lost_alone
+            or sum(a.outcome == "raised" for a in known) >= self.plan.spec.compute.attempts
+        )
 
     def suspect(self, shard: Shard) -> bool:
-        """To be tried alone, as the last of its attempts: its worker was lost twice beside other work."""
+        """To be tried alone, as the last of its attempts: its worker was lost twice beside other
+        work.
+        """
         losses = sum(a.outcome in UNEXPLAINED for a in self.counted(shard))
-        return losses >= max(1, min(2, self.plan.spec.compute.attempts - 1)) or self.condemned(shard)
+        return losses >= max(1, min(2, self.plan.spec.compute.attempts - 1)) or self.condemned(
+            shard
+        )
 
     def quarantine(self, shard: Shard) -> None:
         last = self.attempts[shard.id][-1]
-        entry = Quarantined(shard=shard.id, rows=shard.rows, attempts=len(self.attempts[shard.id]), reason=last.reason,
-                            detail=last.detail, node=last.node)  # fmt: skip
+        entry = Quarantined(
+            shard=shard.id,
+            rows=shard.rows,
+            attempts=len(self.attempts[shard.id]),
+            reason=last.reason,
+            detail=last.detail,
+            node=last.node,
+        )
         self.quarantined[shard.id] = entry
         self.store.replace(self.run.child(f"_quarantine/{shard.id}.json"), dump(entry))
         reach("shard.quarantined")
@@ -114,19 +160,29 @@ class Dispatch:
     def __post_init__(self) -> None:
         self.done, self.stats = set(self.stored.shards), self.stored.stats
         self.rows_here, self.rows_planned = 0, self.plan.rows
-        waiting = [s for s in self.plan.shards if s.id not in self.done and s.id not in self.ledger.quarantined]
+        waiting = [
+            s
+            for s in self.plan.shards
+            if s.id not in self.done and s.id not in self.ledger.quarantined
+        ]
         self.waiting = deque(s for s in waiting if not self.ledger.suspect(s))
         self.suspects = deque(s for s in waiting if self.ledger.suspect(s))
         self.survived: defaultdict[str, set[Range]] = defaultdict(set)
         self.in_flight: dict[int, Shard] = {}
-        self.accompanied: set[int] = set()  # workers whose attempt had another beside it at any time
-        self.uncharged: Counter[str] = Counter()  # faults in a row of each shard, as this driver saw them
+        self.accompanied: set[int] = (
+            set()
+        )  # workers whose attempt had another beside it at any time
+        self.uncharged: Counter[str] = (
+            Counter()
+        )  # faults in a row of each shard, as this driver saw them
         self.alone: int | None = None  # the worker whose fresh actor is for a suspect alone
         self.started: float | None = None
 
     def run(self) -> Set[str]:
         """Ids of every shard that is done. Raises what ends a run; resume picks up from storage."""
-        while (self.waiting or self.suspects or self.in_flight) and not self._too_many_quarantined():
+        while (
+            self.waiting or self.suspects or self.in_flight
+        ) and not self._too_many_quarantined():
             self._dispatch()
             for outcome in self.pool.wait(self.beat_s):
                 self._settle(outcome)
@@ -147,7 +203,9 @@ class Dispatch:
                 self.pool.retire(worker)
 
     def _submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
-        self.started = self.started or time.monotonic()  # rows/s and ETA leave out how long workers took to start
+        self.started = (
+            self.started or time.monotonic()
+        )  # rows/s and ETA leave out how long workers took to start
         self.in_flight[worker] = shard
         self.accompanied |= set(self.in_flight) if len(self.in_flight) > 1 else set()
         self.pool.submit(worker, shard, prefetch)
@@ -156,7 +214,8 @@ class Dispatch:
     def _try_alone(self, worker: int) -> None:
         """A suspect runs on a fresh worker with nothing beside it: only a loss here condemns it.
 
-        A condemned one runs in parts, which need no fresh worker each: one that was lost has been replaced.
+        A condemned one runs in parts, which need no fresh worker each: one that was lost has been
+        replaced.
         """
         if self.alone is None and not self.ledger.condemned(self.suspects[0]):
             self.alone = worker
@@ -200,9 +259,12 @@ class Dispatch:
         if self._hopeless(shard):
             self.ledger.quarantine(shard)
         elif self.uncharged[shard.id] >= UNCHARGED_IN_A_ROW:
-            raise TransientError(f"shard {shard.id}", expected="storage and nodes that last for one shard",
-                                 seen=f"{UNCHARGED_IN_A_ROW} faults in a row, the last: {failure.reason}",
-                                 next_step="run the same command again: it resumes")  # fmt: skip
+            raise TransientError(
+                f"shard {shard.id}",
+                expected="storage and nodes that last for one shard",
+                seen=f"{UNCHARGED_IN_A_ROW} faults in a row, the last: {failure.reason}",
+                next_step="run the same command again: it resumes",
+            )
         elif self.ledger.condemned(shard):
             self.suspects.appendleft(shard)
         elif self.ledger.suspect(shard):
@@ -226,12 +288,18 @@ class Dispatch:
         count = Counter(self.stats.statuses)
         converged = count["ok"] + count["at_precision_floor"]
         return Tally(
-            shards_planned=len(self.plan.shards), rows_planned=self.rows_planned, shards_done=len(self.done),
-            rows_done=self.stats.rows_in, rows_here=self.rows_here, evaluations=self.stats.evaluations,
-            attributed=converged + count["not_converged"] + count["unchecked"], converged=converged,
-            quarantined=len(self.ledger.quarantined.keys() - self.done), seconds=time.monotonic() - self.started if self.started else 0.0,
+            shards_planned=len(self.plan.shards),
+            rows_planned=self.rows_planned,
+            shards_done=len(self.done),
+            rows_done=self.stats.rows_in,
+            rows_here=self.rows_here,
+            evaluations=self.stats.evaluations,
+            attributed=converged + count["not_converged"] + count["unchecked"],
+            converged=converged,
+            quarantined=len(self.ledger.quarantined.keys() - self.done),
+            seconds=time.monotonic() - self.started if self.started else 0.0,
             searched=next((s.id for s in self.in_flight.values() if isinstance(s, Trial)), None),
-        )  # fmt: skip
+        )
 
     def _count(self, shard: Shard, footer: ShardFooter) -> None:
         """Keep what a footer adds up to, and the plan's own id of it: a run may have 100,000."""

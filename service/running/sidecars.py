@@ -1,4 +1,6 @@
-"""What a driver leaves beside the data as it goes, for readers elsewhere: a heartbeat, and blocks of folded footers."""
+"""What a driver leaves beside the data as it goes, for readers elsewhere: a heartbeat, and blocks
+of folded footers.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,15 @@ HEARTBEAT_S = 10.0
 
 
 class Sidecars:
-    """Writes both from threads of its own: the dispatch loop never waits for them, and a store that fails ends no run.
+    """Writes both from threads of its own: the dispatch loop never waits for them, and a store that
+    fails ends no run.
 
     `loose` are committed shards that no block covers yet; `shards` of them make one.
     """
 
-    def __init__(self, folder: RunFolder, loose: Iterable[str] = (), shards: int = BLOCK_SHARDS) -> None:
+    def __init__(
+        self, folder: RunFolder, loose: Iterable[str] = (), shards: int = BLOCK_SHARDS
+    ) -> None:
         self._folder, self._loose, self._shards = folder, deque(loose), shards
         self._threads = ThreadPoolExecutor(2, "sidecars")
         self._folding: Future[None] | None = None
@@ -39,7 +44,10 @@ class Sidecars:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._interrupted = kind is not None
         self._threads.shutdown()
@@ -47,7 +55,9 @@ class Sidecars:
             _free(self._folding), _free(self._telling)
 
     def committed(self, shard: str) -> None:
-        """Take note of a shard; whenever enough came together, their stored footers are folded into a block."""
+        """Take note of a shard; whenever enough came together, their stored footers are folded into
+        a block.
+        """
         self._loose.append(shard)
         self._fold()
 
@@ -71,9 +81,13 @@ class Sidecars:
                 return
 
     def _write_heartbeat(self, tally: Tally) -> None:
-        told = Heartbeat(at=datetime.now(UTC).isoformat(timespec="seconds"), shards_done=tally.shards_done,
-                         shards_planned=tally.shards_planned, rows_per_second=tally.rows_per_second,
-                         eta_s=tally.eta_s)  # fmt: skip
+        told = Heartbeat(
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            shards_done=tally.shards_done,
+            shards_planned=tally.shards_planned,
+            rows_per_second=tally.rows_per_second,
+            eta_s=tally.eta_s,
+        )
         with suppress(TransientError):  # the next beat tries again
             self._folder.store.replace(self._folder.uri.child(HEARTBEAT), dump(told))
 

@@ -15,11 +15,14 @@ from integrand.service.runs.manifest import (
 from integrand.workers.storage.store import Store
 
 
-def resolve_run(uri: str | os.PathLike[str] | Uri, *, store: Store | None = None, name: str | None = None) -> Uri:
+def resolve_run(
+    uri: str | os.PathLike[str] | Uri, *, store: Store | None = None, name: str | None = None
+) -> Uri:
     """The run folder that `uri` means: itself, or the latest run under an output root.
 
-    A root whose runs are all unfinished has no pointer: then its one run, if there is only one. SpecError if there
-    is none, or if several jobs or runs share the root and `name` does not tell which.
+    A root whose runs are all unfinished has no pointer: then its one run, if there is only one.
+    SpecError if there is none, or if several jobs or runs share the root and `name` does not tell
+    which.
     """
     store = store or Store()
     root = store.parse(str(uri), base=os.getcwd())
@@ -45,10 +48,16 @@ def _only_run(store: Store, root: Uri, name: str | None) -> Uri:
     runs = [run for run in runs if name is None or load_plan(store, run)[0].spec.name == name]
     if len(runs) != 1:
         known = [str(run) for run in runs] or _pointed(store, root)
-        raise _unclear(root, f"a run of `{name}`" if name else "a run folder or an output root", known)
+        raise _unclear(
+            root, f"a run of `{name}`" if name else "a run folder or an output root", known
+        )
     return runs[0]
 
 
 def _unclear(root: Uri, expected: str, candidates: list[str]) -> SpecError:
-    return SpecError(str(root), expected=expected, seen=", ".join(candidates) or "no run here",
-                     next_step="name one of them" if candidates else "check the path")  # fmt: skip
+    return SpecError(
+        str(root),
+        expected=expected,
+        seen=", ".join(candidates) or "no run here",
+        next_step="name one of them" if candidates else "check the path",
+    )

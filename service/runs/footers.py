@@ -1,4 +1,6 @@
-"""Footers of committed shards: the end of each object, read in parallel and held against the plan."""
+"""Footers of committed shards: the end of each object, read in parallel and held against
+the plan.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,8 @@ class RunFolder:
 def list_shards(store: Store, run: Uri) -> dict[str, Member]:
     """The objects below `data/` by shard id, from one listing, which may be old.
 
-    IntegrityError if a Parquet object there is not a shard's: readers that go by the folder would take its rows
-    for the run's.
+    IntegrityError if a Parquet object there is not a shard's: readers that go by the folder would
+    take its rows for the run's.
     """
     named = ((_shard_of(run, entry), entry) for entry in store.walk(run.child("data")))
     return {shard: member_of(entry, shard) for shard, entry in named if shard is not None}
@@ -61,16 +63,21 @@ def member_of(entry: Entry, shard: str) -> Member:
 
 
 def read_footer(store: Store, run: Uri, shard_id: str) -> ShardFooter | None:
-    """What a committed shard says of itself; None if it is not there. IntegrityError for a foreign object."""
+    """What a committed shard says of itself; None if it is not there. IntegrityError for a foreign
+    object.
+    """
     found = _end(store, run, shard_id, None)
     return _footer(run, shard_id, found[1]) if found else None
 
 
-def read_footers(store: Store, run: Uri, ids: Iterable[str], listed: Mapping[str, Member] = MappingProxyType({})
-                 ) -> Iterator[tuple[Member, ShardFooter]]:  # fmt: skip
-    """Objects and footers of these shards in this order, without those that are not there, however many there are.
+def read_footers(
+    store: Store, run: Uri, ids: Iterable[str], listed: Mapping[str, Member] = MappingProxyType({})
+) -> Iterator[tuple[Member, ShardFooter]]:
+    """Objects and footers of these shards in this order, without those that are not there, however
+    many there are.
 
-    Reads the end of each object; those not in `listed` are looked up first. IntegrityError for a foreign object.
+    Reads the end of each object; those not in `listed` are looked up first. IntegrityError for a
+    foreign object.
     """
     with ThreadPoolExecutor(THREADS) as threads:
         for batch in batches(ids, _BATCH):
@@ -90,17 +97,35 @@ def check_footer(folder: RunFolder, footer: ShardFooter) -> None:
     """IntegrityError if a footer is of another plan or does not add up."""
     shard = folder.shards.get(footer.shard)
     rows = shard.rows if shard else 0
-    expected = (folder.plan.run_id, folder.plan_sha256, rows, rows * folder.plan.targets_per_row, footer.rows_out)
-    seen = (footer.run_id, footer.plan_sha256, footer.rows_in, footer.rows_out, sum(footer.statuses.values()))
+    expected = (
+        folder.plan.run_id,
+        folder.plan_sha256,
+        rows,
+        rows * folder.plan.targets_per_row,
+        footer.rows_out,
+    )
+    seen = (
+        footer.run_id,
+        footer.plan_sha256,
+        footer.rows_in,
+        footer.rows_out,
+        sum(footer.statuses.values()),
+    )
     if shard is None or seen != expected:
-        raise IntegrityError(f"run {folder.plan.run_id} shard {footer.shard}",
-                             expected="run, plan, rows in, out, by status: " + _listed(expected),
-                             seen=_listed(seen) if shard else "a shard that the plan does not have",
-                             next_step=_REDO)  # fmt: skip
+        raise IntegrityError(
+            f"run {folder.plan.run_id} shard {footer.shard}",
+            expected="run, plan, rows in, out, by status: " + _listed(expected),
+            seen=_listed(seen) if shard else "a shard that the plan does not have",
+            next_step=_REDO,
+        )
 
 
-def _end(store: Store, run: Uri, shard_id: str, listed: Member | None) -> tuple[Member, bytes] | None:
-    """An object and its end, long enough to hold its Thrift footer, whose length is 8 bytes before the end."""
+def _end(
+    store: Store, run: Uri, shard_id: str, listed: Member | None
+) -> tuple[Member, bytes] | None:
+    """An object and its end, long enough to hold its Thrift footer, whose length is 8 bytes before
+    the end.
+    """
     place = run.child(shard_object(shard_id))
     try:
         member = listed or member_of(store.info(place), shard_id)
@@ -113,9 +138,15 @@ def _end(store: Store, run: Uri, shard_id: str, listed: Member | None) -> tuple[
 
 def _shard_of(run: Uri, entry: Entry) -> str | None:
     name = _PART.fullmatch(entry.uri.name)
-    if entry.uri.name.endswith(".parquet") and (name is None or entry.uri != run.child(shard_object(name[1]))):
-        raise IntegrityError(str(entry.uri), expected="only part-<shard>.parquet in data/",
-                             seen=entry.uri.name, next_step="move the foreign object away")  # fmt: skip
+    if entry.uri.name.endswith(".parquet") and (
+        name is None or entry.uri != run.child(shard_object(name[1]))
+    ):
+        raise IntegrityError(
+            str(entry.uri),
+            expected="only part-<shard>.parquet in data/",
+            seen=entry.uri.name,
+            next_step="move the foreign object away",
+        )
     return name[1] if name else None
 
 
@@ -127,8 +158,11 @@ def _footer(run: Uri, shard_id: str, tail: bytes) -> ShardFooter:
     except (pa.ArrowException, OSError, KeyError, ValidationError) as error:
         raise _not_ours(place, f"a footer of Integrand under `{FOOTER_KEY}`", str(error)) from error
     if (footer.shard, footer.rows_out) != (shard_id, metadata.num_rows):
-        raise _not_ours(place, f"shard {shard_id} of {metadata.num_rows} rows",
-                        f"shard {footer.shard} of {footer.rows_out} rows")  # fmt: skip
+        raise _not_ours(
+            place,
+            f"shard {shard_id} of {metadata.num_rows} rows",
+            f"shard {footer.shard} of {footer.rows_out} rows",
+        )
     return footer
 
 

@@ -1,4 +1,6 @@
-"""What a run holds, told from what is stored: the RunManifest, and the pointer to the latest run."""
+"""What a run holds, told from what is stored: the RunManifest, and the pointer to the
+latest run.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +47,19 @@ def read_plan(store: Store, run: Uri) -> bytes:
     try:
         return store.read(run.child(PLAN))
     except FileNotFoundError:
-        raise SpecError(str(run), expected="a run folder", seen=f"no {PLAN}",
-                        next_step="name the run folder or its output root") from None  # fmt: skip
+        raise SpecError(
+            str(run),
+            expected="a run folder",
+            seen=f"no {PLAN}",
+            next_step="name the run folder or its output root",
+        ) from None
 
 
 def parse_plan(stored: bytes, run: Uri) -> tuple[Plan, str]:
     """The plan in these bytes, and their sha256.
 
-    By way of Python objects, whose memory Python takes again: what pydantic parses 100,000 shards with stays lost.
+    By way of Python objects, whose memory Python takes again: what pydantic parses 100,000 shards
+    with stays lost.
     """
     return parse_record(Plan, stored, run.child(PLAN)), hashlib.sha256(stored).hexdigest()
 
@@ -63,7 +70,9 @@ def load_manifest(store: Store, run: Uri) -> RunManifest | None:
 
 
 def load_partial(store: Store, run: Uri) -> RunManifest | None:
-    """What the last driver told of a run with quarantined shards; None where there were none, or all is in."""
+    """What the last driver told of a run with quarantined shards; None where there were none, or
+    all is in.
+    """
     return _load(RunManifest, store, run.child(PARTIAL))
 
 
@@ -84,12 +93,20 @@ def read_attempts(store: Store, run: Uri) -> Iterator[Attempt]:
             yield parse_record(Attempt, data, place)
 
 
-# --- manifest ----------------------------------------------------------------------------------------------
+# --- manifest ----------------------------------------------------------------------------------
 
 
-def fold(plan: Plan, plan_sha256: str, committed: Committed, quarantined: Sequence[Quarantined] = (), *,
-         created: str, logical_date: str | None = None) -> RunManifest:  # fmt: skip
-    """The run as its committed shards tell it. Quantiles are upper bounds from the merged histograms.
+def fold(
+    plan: Plan,
+    plan_sha256: str,
+    committed: Committed,
+    quarantined: Sequence[Quarantined] = (),
+    *,
+    created: str,
+    logical_date: str | None = None,
+) -> RunManifest:
+    """The run as its committed shards tell it. Quantiles are upper bounds from the merged
+    histograms.
 
     `created` is the time of folding, ISO 8601.
     """
@@ -97,22 +114,38 @@ def fold(plan: Plan, plan_sha256: str, committed: Committed, quarantined: Sequen
     missing = tuple(s.id for s in plan.shards if s.id not in committed.shards)
     left = set(missing)
     return RunManifest(
-        run_id=plan.run_id, name=plan.spec.name, complete=not missing, plan_sha256=plan_sha256,
-        shards_done=stats.shards, shards_planned=len(plan.shards), rows_in=stats.rows_in, rows_planned=plan.rows,
-        rows_out=stats.rows_out, statuses=stats.statuses,
+        run_id=plan.run_id,
+        name=plan.spec.name,
+        complete=not missing,
+        plan_sha256=plan_sha256,
+        shards_done=stats.shards,
+        shards_planned=len(plan.shards),
+        rows_in=stats.rows_in,
+        rows_planned=plan.rows,
+        rows_out=stats.rows_out,
+        statuses=stats.statuses,
         gap=histogram_quantiles(stats.gap_histogram, stats.gap_max),
         error=histogram_quantiles(stats.error_histogram, stats.error_max),
-        evaluations=stats.evaluations, digest=stats.digest,
-        determinism="tolerance" if lowered else "bitwise", determinism_reasons=lowered,
-        environments=stats.environments, quarantined=tuple(q for q in quarantined if q.shard in left),
-        missing=missing, seconds=stats.seconds, warnings=plan.warnings, logical_date=logical_date,
-        numerics=plan.numerics, left_out=plan.left_out, half_error=plan.half_error,
+        evaluations=stats.evaluations,
+        digest=stats.digest,
+        determinism="tolerance" if lowered else "bitwise",
+        determinism_reasons=lowered,
+        environments=stats.environments,
+        quarantined=tuple(q for q in quarantined if q.shard in left),
+        missing=missing,
+        seconds=stats.seconds,
+        warnings=plan.warnings,
+        logical_date=logical_date,
+        numerics=plan.numerics,
+        left_out=plan.left_out,
+        half_error=plan.half_error,
         created=created,
-    )  # fmt: skip
+    )
 
 
 def write_manifest(store: Store, run: Uri, manifest: RunManifest) -> None:
-    """Create `_manifest.json` if the run is complete; renew `_partial.json` while shards are quarantined.
+    """Create `_manifest.json` if the run is complete; renew `_partial.json` while shards are
+    quarantined.
 
     IntegrityError if another manifest is there already that tells of other rows.
     """
@@ -128,7 +161,9 @@ def write_manifest(store: Store, run: Uri, manifest: RunManifest) -> None:
 
 
 def conclude(store: Store, run: Uri) -> None:
-    """Remove what a complete run has no more use for: the partial manifest, and scratch that killed writers left."""
+    """Remove what a complete run has no more use for: the partial manifest, and scratch that killed
+    writers left.
+    """
     store.delete(run.child(PARTIAL))
     for folder in (run, run.child("_tmp"), run.child("_stats"), run.child("_quarantine")):
         store.sweep(folder)
@@ -139,7 +174,9 @@ def _listed(values: Sequence[object]) -> str:
 
 
 def _lowered(plan: Plan, stats: Stats) -> tuple[str, ...]:
-    """Why the run is not bitwise: it was planned so, its shards were made in unlike environments, or say so themselves."""
+    """Why the run is not bitwise: it was planned so, its shards were made in unlike environments,
+    or say so themselves.
+    """
     environments, said = stats.environments, stats.lowered_reasons
     mixed = [f"its rows come from {len(environments)} environments: {'; '.join(environments)}"]
     more = [f"and {stats.lowered - len(said)} more shards"] if stats.lowered > len(said) else []
@@ -148,7 +185,8 @@ def _lowered(plan: Plan, stats: Stats) -> tuple[str, ...]:
     tried = environment({"torch": plan.numerics.torch_build, "processor": kernels or ""})
     if kernels and len(environments) == 1 and environments[0] != tried:
         planned.append(
-            f"its rows come from {environments[0]}, whose kernels were not tried: it was planned on {kernels}"
+            f"its rows come from {environments[0]}, whose kernels were not tried: it was planned on"
+            f" {kernels}"
         )
     return (*planned, *(mixed if len(environments) > 1 else []), *said, *more)
 
@@ -157,12 +195,15 @@ def _check_same(run: Uri, ours: RunManifest, stored: RunManifest | None) -> None
     seen = (stored.run_id, stored.plan_sha256, stored.digest) if stored else ()
     expected = (ours.run_id, ours.plan_sha256, ours.digest)
     if seen != expected:
-        raise IntegrityError(str(run.child(MANIFEST)), expected="run, plan, digest: " + _listed(expected),
-                             seen=_listed(seen) or "an object that is gone again",
-                             next_step="find out who else writes to this folder")  # fmt: skip
+        raise IntegrityError(
+            str(run.child(MANIFEST)),
+            expected="run, plan, digest: " + _listed(expected),
+            seen=_listed(seen) or "an object that is gone again",
+            next_step="find out who else writes to this folder",
+        )
 
 
-# --- the latest run ----------------------------------------------------------------------------------------
+# --- the latest run ----------------------------------------------------------------------------
 
 
 def read_pointer(store: Store, root: Uri, name: str) -> Pointer | None:
@@ -170,13 +211,19 @@ def read_pointer(store: Store, root: Uri, name: str) -> Pointer | None:
     place = root.child(LATEST, f"{name}.json")
     pointer = _load(Pointer, store, place)
     if pointer is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", pointer.run_id):
-        raise IntegrityError(str(place), expected="the name of a run folder", seen=repr(pointer.run_id),
-                             next_step="delete the pointer and finish a run again")  # fmt: skip
+        raise IntegrityError(
+            str(place),
+            expected="the name of a run folder",
+            seen=repr(pointer.run_id),
+            next_step="delete the pointer and finish a run again",
+        )
     return pointer
 
 
 def point_latest(store: Store, root: Uri, name: str, pointer: Pointer) -> bool:
-    """Point `name` at a complete run, unless it points at a run of later logical date. True if it does."""
+    """Point `name` at a complete run, unless it points at a run of later logical date. True if it
+    does.
+    """
     present = read_pointer(store, root, name)
     if present is not None and instant(present.logical_date) > instant(pointer.logical_date):
         return False
@@ -190,7 +237,9 @@ def instant(logical_date: str) -> datetime:
     try:
         moment = datetime.fromisoformat(logical_date)
     except ValueError:
-        raise SpecError("logical date", expected="ISO 8601, such as 2026-01-31", seen=repr(logical_date)) from None
+        raise SpecError(
+            "logical date", expected="ISO 8601, such as 2026-01-31", seen=repr(logical_date)
+        ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -203,16 +252,30 @@ def _load(kind: type[AnyRecord], store: Store, place: Uri) -> AnyRecord | None:
 
 
 def parse_record(kind: type[AnyRecord], data: bytes, place: Uri) -> AnyRecord:
-    """What a stored object says. IntegrityError for other bytes, DataError for those of a later format."""
+    """What a stored object says. IntegrityError for other bytes, DataError for those of a later
+    format.
+    """
     try:
         return kind.model_validate(from_json(data))
     except ValueError as error:  # a ValidationError is one
-        known = error.errors(include_url=False, include_input=False) if isinstance(error, ValidationError) else []
+        known = (
+            error.errors(include_url=False, include_input=False)
+            if isinstance(error, ValidationError)
+            else []
+        )
         if known and known[0]["loc"] == ("format_version",):
-            raise DataError(str(place), expected="format_version 1", seen="a folder of another format",
-                            next_step="upgrade integrand to read it") from None  # fmt: skip
-        raise IntegrityError(str(place), expected=f"a {kind.__name__}", seen=str(known[0]["msg"] if known else error),
-                             next_step="restore it, or start a new run with --fresh") from None  # fmt: skip
+            raise DataError(
+                str(place),
+                expected="format_version 1",
+                seen="a folder of another format",
+                next_step="upgrade integrand to read it",
+            ) from None
+        raise IntegrityError(
+            str(place),
+            expected=f"a {kind.__name__}",
+            seen=str(known[0]["msg"] if known else error),
+            next_step="restore it, or start a new run with --fresh",
+        ) from None
 
 
 def without_shards(plan: Plan) -> bytes:

@@ -1,4 +1,6 @@
-"""Results as DataFrames: finds a run, reads its committed objects with pushdown. Imports neither torch nor ray."""
+"""Results as DataFrames: finds a run, reads its committed objects with pushdown. Imports neither
+torch nor ray.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,12 @@ from integrand.workers.data.reading import read_slices
 from integrand.workers.data.values import plain_values
 from integrand.workers.storage.store import Access, Store
 
-Filters: TypeAlias = list[tuple[str, str, object]] | list[list[tuple[str, str, object]]] | ds.Expression
-"""Conditions as pandas.read_parquet takes them (a list is AND, a list of lists OR of ANDs), or an Arrow expression."""
+Filters: TypeAlias = (
+    list[tuple[str, str, object]] | list[list[tuple[str, str, object]]] | ds.Expression
+)
+"""Conditions as pandas.read_parquet takes them (a list is AND, a list of lists OR of ANDs), or an
+Arrow expression.
+"""
 
 _THREADS = 8
 _POSITION = "_position"
@@ -57,13 +63,17 @@ _FORMAT = ds.ParquetFileFormat(
 )
 
 
-# --- finding a run -----------------------------------------------------------------------------------------
+# --- finding a run -----------------------------------------------------------------------------
 
 
-def open_run(uri: str | os.PathLike[str] | Uri, *, name: str | None = None, access: Access = Access()) -> Run:
-    """A run, complete or not, from its folder or its output root; `name` picks one of several jobs of a root.
+def open_run(
+    uri: str | os.PathLike[str] | Uri, *, name: str | None = None, access: Access = Access()
+) -> Run:
+    """A run, complete or not, from its folder or its output root; `name` picks one of several jobs
+    of a root.
 
-    An unfinished run warns once, and is read as it stands now: later commits are not seen by this object.
+    An unfinished run warns once, and is read as it stands now: later commits are not seen by this
+    object.
     """
     store = Store(access)
     run = resolve_run(uri, store=store, name=name)
@@ -71,18 +81,26 @@ def open_run(uri: str | os.PathLike[str] | Uri, *, name: str | None = None, acce
     manifest = load_manifest(store, run)
     if manifest is None:
         committed = read_committed(RunFolder(store, run, plan, plan_sha256))
-        manifest = fold(plan, plan_sha256, committed, read_quarantined(store, run), created=plan.created)
+        manifest = fold(
+            plan, plan_sha256, committed, read_quarantined(store, run), created=plan.created
+        )
         manifest = manifest.model_copy(update={"complete": False})
-        warnings.warn(f"run {run} is unfinished: {manifest.rows_in} of {manifest.rows_planned} rows are in; "
-                      "`integrand run` with the same spec resumes it", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"run {run} is unfinished: {manifest.rows_in} of {manifest.rows_planned} rows are in; "
+            "`integrand run` with the same spec resumes it",
+            stacklevel=2,
+        )
     if (manifest.run_id, manifest.plan_sha256) != (plan.run_id, plan_sha256):
-        raise IntegrityError(str(run), expected=f"the manifest of run {plan.run_id} as planned",
-                             seen=f"one of run {manifest.run_id}, plan {manifest.plan_sha256[:12]}",
-                             next_step="restore the folder, or start a new run with --fresh")  # fmt: skip
+        raise IntegrityError(
+            str(run),
+            expected=f"the manifest of run {plan.run_id} as planned",
+            seen=f"one of run {manifest.run_id}, plan {manifest.plan_sha256[:12]}",
+            next_step="restore the folder, or start a new run with --fresh",
+        )
     return Run(run, plan, manifest, store)
 
 
-# --- reading a run -----------------------------------------------------------------------------------------
+# --- reading a run -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +123,12 @@ class Run:
         missing = set(self.manifest.missing)
         found = tuple(s for s in self.plan.shards if s.id not in missing)
         if not found:
-            raise DataError(str(self.uri), expected="at least one committed shard", seen="none",
-                            next_step="run the job (again): it resumes")  # fmt: skip
+            raise DataError(
+                str(self.uri),
+                expected="at least one committed shard",
+                seen="none",
+                next_step="run the job (again): it resumes",
+            )
         return found
 
     @cached_property
@@ -115,13 +137,18 @@ class Run:
         with _fragment(self.store, self._object(self.shards[0])) as fragment:
             return fragment.physical_schema
 
-    def to_pandas(self, columns: Sequence[str] | None = None, filters: Filters | None = None,
-                  inputs: bool = False) -> pd.DataFrame:  # fmt: skip
+    def to_pandas(
+        self,
+        columns: Sequence[str] | None = None,
+        filters: Filters | None = None,
+        inputs: bool = False,
+    ) -> pd.DataFrame:
         """One row per (input row, target), in the order of the input.
 
-        `columns` picks output columns. `inputs=True` puts all columns of the source beside them, `input.`-prefixed
-        where a name collides, once the source is seen to be the planned one (else IntegrityError); `filters` may
-        name these too. `df.attrs["complete"]` tells whether every planned row is in.
+        `columns` picks output columns. `inputs=True` puts all columns of the source beside them,
+        `input.`-prefixed where a name collides, once the source is seen to be the planned one (else
+        IntegrityError); `filters` may name these too. `df.attrs["complete"]` tells whether every
+        planned row is in.
         """
         _check_columns(columns or (), self.schema.names)
         expression = _expression(filters)
@@ -137,16 +164,25 @@ class Run:
         return (self._read(shard) for shard in self.shards)
 
     def rows(self, row_id: object) -> pd.DataFrame:
-        """The output rows of one input row, or of all rows that share the id; empty if there is none."""
-        return self.to_pandas(filters=pc.field("row_id") == _as_id(row_id, self.schema.field("row_id").type))
+        """The output rows of one input row, or of all rows that share the id; empty if there is
+        none.
+        """
+        return self.to_pandas(
+            filters=pc.field("row_id") == _as_id(row_id, self.schema.field("row_id").type)
+        )
 
     def where(self, sql: str) -> pd.DataFrame:
         """The rows for which a DuckDB boolean expression over the output columns is true.
 
-        Names with a dot are quoted: `"attr.age" > 1`. SpecError if the expression cannot be evaluated.
+        Names with a dot are quoted: `"attr.age" > 1`. SpecError if the expression cannot be
+        evaluated.
         """
         empty = self.schema.empty_table()
-        mentioned = [n for n in empty.column_names if not n.startswith(PREFIX) or n.casefold() in sql.casefold()]
+        mentioned = [
+            n
+            for n in empty.column_names
+            if not n.startswith(PREFIX) or n.casefold() in sql.casefold()
+        ]
         found = [empty]
         with duckdb.connect(config=_SANDBOX) as connection:
             _positions(connection, empty, sql)
@@ -156,7 +192,8 @@ class Run:
         return self._frame(pa.concat_tables(found))
 
     def worst(self, k: int = 10) -> pd.DataFrame:
-        """The `k` rows of largest error_estimate, then the `k` of largest |gap|, without their attributions.
+        """The `k` rows of largest error_estimate, then the `k` of largest |gap|, without their
+        attributions.
 
         `worst_by` says which of the two; a row may be in both.
         """
@@ -164,22 +201,32 @@ class Run:
         best = {key: self.schema.empty_table().select(columns) for key in ("error_estimate", "gap")}
         for shard in self.shards:
             table = self._read(shard, columns)
-            best = {key: _largest(pa.concat_tables([top, table]), key, k) for key, top in best.items()}
-        marked = [t.append_column("worst_by", pa.repeat(key, t.num_rows)) for key, t in best.items()]
+            best = {
+                key: _largest(pa.concat_tables([top, table]), key, k) for key, top in best.items()
+            }
+        marked = [
+            t.append_column("worst_by", pa.repeat(key, t.num_rows)) for key, t in best.items()
+        ]
         return self._frame(pa.concat_tables(marked))
 
     def top_features(self, k: int = 10) -> pd.DataFrame:
         """The `k` features of largest mean |attribution|, over the rows that have attributions.
 
-        Columns: feature (tensors flattened, as in `image[0,12,3]`), mean_abs and mean (in units of f), and share:
-        mean_abs over the sum of mean_abs of all features. Reads one shard at a time.
+        Columns: feature (tensors flattened, as in `image[0,12,3]`), mean_abs and mean (in units of
+        f), and share: mean_abs over the sum of mean_abs of all features. Reads one shard at a time.
         """
         columns = [n for n in self.schema.names if n.startswith(PREFIX)]
-        names = np.array([name for column in columns for name in feature_names(self.schema.field(column))])
+        names = np.array(
+            [name for column in columns for name in feature_names(self.schema.field(column))]
+        )
         total, absolute, count = np.zeros(len(names)), np.zeros(len(names)), 0
         for shard in self.shards:
             values = _matrix(self._read(shard, columns))
-            total, absolute, count = total + values.sum(0), absolute + np.abs(values).sum(0), count + len(values)
+            total, absolute, count = (
+                total + values.sum(0),
+                absolute + np.abs(values).sum(0),
+                count + len(values),
+            )
         top = np.argsort(-absolute, kind="stable")[:k]
         means = {"mean_abs": absolute[top] / max(1, count), "mean": total[top] / max(1, count)}
         share = absolute[top] / (absolute.sum() or 1.0)
@@ -188,19 +235,33 @@ class Run:
     def _object(self, shard: Shard) -> Uri:
         return self.uri.child(shard_object(shard.id))
 
-    def _read(self, shard: Shard, columns: Sequence[str] | None = None,
-              expression: ds.Expression | None = None) -> pa.Table:  # fmt: skip
+    def _read(
+        self,
+        shard: Shard,
+        columns: Sequence[str] | None = None,
+        expression: ds.Expression | None = None,
+    ) -> pa.Table:
         with _fragment(self.store, self._object(shard)) as fragment:
-            return fragment.to_table(columns=list(columns) if columns is not None else None, filter=expression)
+            return fragment.to_table(
+                columns=list(columns) if columns is not None else None, filter=expression
+            )
 
-    def _read_with_inputs(self, shard: Shard, columns: Sequence[str] | None,
-                          expression: ds.Expression | None) -> pa.Table:  # fmt: skip
+    def _read_with_inputs(
+        self, shard: Shard, columns: Sequence[str] | None, expression: ds.Expression | None
+    ) -> pa.Table:
         """A shard's rows are those of its slices, in order, each repeated for every target."""
-        output, source = self._read(shard), read_slices(self.store, self.plan.files, shard.slices, None)
+        output, source = (
+            self._read(shard),
+            read_slices(self.store, self.plan.files, shard.slices, None),
+        )
         repeated = source.take(np.repeat(np.arange(source.num_rows), self.plan.targets_per_row))
         if repeated.num_rows != output.num_rows:
-            raise IntegrityError(str(self._object(shard)), expected=f"{repeated.num_rows} rows, as planned",
-                                 seen=f"{output.num_rows}", next_step="run the job again with --fresh")  # fmt: skip
+            raise IntegrityError(
+                str(self._object(shard)),
+                expected=f"{repeated.num_rows} rows, as planned",
+                seen=f"{output.num_rows}",
+                next_step="run the job again with --fresh",
+            )
         kept = list(output.column_names if columns is None else columns)
         for name in [n for n in repeated.column_names if n != BAD]:
             beside = f"input.{name}" if name in self.schema.names else name
@@ -223,15 +284,21 @@ def _fragment(store: Store, place: Uri) -> Iterator[ds.ParquetFileFragment]:
     except MemoryError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise IntegrityError(str(place), expected="the object as it was committed", seen=str(error).split("\n")[0],
-                             next_step="move it away and run again: its shard is redone") from error  # fmt: skip
+        raise IntegrityError(
+            str(place),
+            expected="the object as it was committed",
+            seen=str(error).split("\n")[0],
+            next_step="move it away and run again: its shard is redone",
+        ) from error
 
 
-# --- dates and times that pandas has not ------------------------------------------------------------------
+# --- dates and times that pandas has not -------------------------------------------------------
 
 
 def _in_pandas(table: pa.Table) -> pd.DataFrame:
-    """A table as pandas has it; a column of dates or times beyond that holds what Python has, or stored integers."""
+    """A table as pandas has it; a column of dates or times beyond that holds what Python has, or
+    stored integers.
+    """
     beyond = [name for name in table.column_names if not _pandas_has(table[name])]
     frame: pd.DataFrame = table.drop_columns(beyond).to_pandas()
     for name in beyond:
@@ -241,9 +308,15 @@ def _in_pandas(table: pa.Table) -> pd.DataFrame:
 
 
 def _pandas_has(column: pa.ChunkedArray) -> bool:
-    """Of a zone pandas takes any time, and raises when it is looked at: the first and the last are."""
+    """Of a zone pandas takes any time, and raises when it is looked at: the first and the
+    last are.
+    """
     kind = column.type
-    if not (pa.types.is_date(kind) or pa.types.is_time(kind) or (pa.types.is_timestamp(kind) and kind.tz)):
+    if not (
+        pa.types.is_date(kind)
+        or pa.types.is_time(kind)
+        or (pa.types.is_timestamp(kind) and kind.tz)
+    ):
         return True
     ends = pc.min_max(column)
     try:
@@ -256,14 +329,16 @@ def _pandas_has(column: pa.ChunkedArray) -> bool:
 
 def _as_id(row_id: object, kind: pa.DataType) -> pa.Scalar:
     """A row id as it is stored; a date or time may be told as the integer that stores it."""
-    stored = (pa.int64() if kind.bit_width == 64 else pa.int32()) if pa.types.is_temporal(kind) else kind
+    stored = (
+        (pa.int64() if kind.bit_width == 64 else pa.int32()) if pa.types.is_temporal(kind) else kind
+    )
     for known in (kind, stored):
         with suppress(pa.ArrowException):
             return pa.scalar(row_id).cast(known).cast(kind)
     raise SpecError("row_id", expected=f"a value of type {kind}", seen=repr(row_id))
 
 
-# --- conditions and columns --------------------------------------------------------------------------------
+# --- conditions and columns --------------------------------------------------------------------
 
 
 def _check_columns(asked: Sequence[str], known: Sequence[str]) -> None:
@@ -271,8 +346,12 @@ def _check_columns(asked: Sequence[str], known: Sequence[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, [n.removeprefix(PREFIX) for n in known], 1, 0.5)
             found = [n for n in known if near and n.removeprefix(PREFIX) == near[0]] or known[:10]
-            raise SpecError("columns", expected="columns of the output", seen=f"`{name}`",
-                            next_step=f"did you mean {' or '.join(f'`{n}`' for n in found)}?")  # fmt: skip
+            raise SpecError(
+                "columns",
+                expected="columns of the output",
+                seen=f"`{name}`",
+                next_step=f"did you mean {' or '.join(f'`{n}`' for n in found)}?",
+            )
 
 
 def _expression(filters: Filters | None) -> ds.Expression | None:
@@ -292,18 +371,32 @@ def _filtered(table: pa.Table, expression: ds.Expression | None) -> pa.Table:
 
 
 def _bad_filter(error: Exception) -> SpecError:
-    return SpecError("filters", expected="conditions on columns, such as [('status', '==', 'ok')]",
-                     seen=str(error).split("\n")[0], next_step="check names and types of the columns")  # fmt: skip
+    return SpecError(
+        "filters",
+        expected="conditions on columns, such as [('status', '==', 'ok')]",
+        seen=str(error).split("\n")[0],
+        next_step="check names and types of the columns",
+    )
 
 
-def _positions(connection: duckdb.DuckDBPyConnection, table: pa.Table, sql: str) -> NDArray[np.int64]:
-    """Numbers of the rows for which the expression is true. DuckDB parses it as one: it cannot end the statement."""
+def _positions(
+    connection: duckdb.DuckDBPyConnection, table: pa.Table, sql: str
+) -> NDArray[np.int64]:
+    """Numbers of the rows for which the expression is true. DuckDB parses it as one: it cannot end
+    the statement.
+    """
     numbered = table.append_column(_POSITION, pa.array(np.arange(table.num_rows)))
     try:
-        found = connection.from_arrow(numbered).filter(sql).project(_POSITION).fetchnumpy()[_POSITION]
+        found = (
+            connection.from_arrow(numbered).filter(sql).project(_POSITION).fetchnumpy()[_POSITION]
+        )
     except duckdb.Error as error:
-        raise SpecError("where", expected='a DuckDB boolean expression, such as error_estimate > 0.01 or "attr.x" > 0',
-                        seen=str(error).split("\n")[0], next_step="quote names that hold a dot") from None  # fmt: skip
+        raise SpecError(
+            "where",
+            expected='a DuckDB boolean expression, such as error_estimate > 0.01 or "attr.x" > 0',
+            seen=str(error).split("\n")[0],
+            next_step="quote names that hold a dot",
+        ) from None
     return np.sort(np.asarray(found, np.int64))
 
 
@@ -315,7 +408,9 @@ def _largest(table: pa.Table, column: str, k: int) -> pa.Table:
 
 
 def _matrix(table: pa.Table) -> NDArray[np.float64]:
-    """Attributions `[rows, features]` in float64 of the rows that have them: all columns of a row, or none."""
+    """Attributions `[rows, features]` in float64 of the rows that have them: all columns of a row,
+    or none.
+    """
     there = table.filter(pc.is_valid(table.column(0)))
     blocks = [np.empty((there.num_rows, 0))]
     for column in there.itercolumns():
@@ -327,7 +422,9 @@ def _matrix(table: pa.Table) -> NDArray[np.float64]:
 
 
 def _totals(values: pa.Array) -> pa.Array:
-    """The sum of each list of varying length: its input is one feature. Other values stay as they are."""
+    """The sum of each list of varying length: its input is one feature. Other values stay as they
+    are.
+    """
     if not pa.types.is_list(values.type):
         return values
     return pa.array([math.fsum(row) for row in values.to_pylist()], pa.float64())

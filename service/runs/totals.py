@@ -1,7 +1,7 @@
 """Footers added up, and the `_stats/` blocks that spare readers most of them.
 
-A block is a cache of about 1,000 footers and is never trusted over `data/`: it counts while every member is listed
-with the size and the version that it had, and is otherwise as good as absent.
+A block is a cache of about 1,000 footers and is never trusted over `data/`: it counts while every
+member is listed with the size and the version that it had, and is otherwise as good as absent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from integrand.schemas.errors import IntegrityError
 from integrand.schemas.ids import fold_digests
 from integrand.schemas.records import ShardFooter, dump, merge_counts
 from integrand.schemas.stats import MOST_ENVIRONMENTS, MOST_REASONS, Block, Member, Stats
-from integrand.service.runs.footers import THREADS, RunFolder, batches, check_footer, list_shards, read_footers
+from integrand.service.runs.footers import (
+    THREADS,
+    RunFolder,
+    batches,
+    check_footer,
+    list_shards,
+    read_footers,
+)
 from integrand.workers.failpoints import reach
 from integrand.workers.storage.store import Entry
 
@@ -30,30 +37,48 @@ def stats_of(footer: ShardFooter) -> Stats:
     """One shard's footer as a sum of one."""
     lowered = footer.determinism == "tolerance"
     return Stats(
-        shards=1, rows_in=footer.rows_in, rows_out=footer.rows_out, statuses=footer.statuses,
-        gap_histogram=footer.gap_histogram, error_histogram=footer.error_histogram, gap_max=footer.gap.max,
-        error_max=footer.error.max, evaluations=footer.evaluations, padded_evaluations=footer.padded_evaluations,
-        duplicates=footer.duplicates, digest=footer.digest, seconds=footer.seconds, environments=(footer.environment,),
-        lowered=int(lowered), lowered_reasons=(f"shard {footer.shard} {footer.lowered or 'says so'}",) if lowered else (),
-    )  # fmt: skip
+        shards=1,
+        rows_in=footer.rows_in,
+        rows_out=footer.rows_out,
+        statuses=footer.statuses,
+        gap_histogram=footer.gap_histogram,
+        error_histogram=footer.error_histogram,
+        gap_max=footer.gap.max,
+        error_max=footer.error.max,
+        evaluations=footer.evaluations,
+        padded_evaluations=footer.padded_evaluations,
+        duplicates=footer.duplicates,
+        digest=footer.digest,
+        seconds=footer.seconds,
+        environments=(footer.environment,),
+        lowered=int(lowered),
+        lowered_reasons=(f"shard {footer.shard} {footer.lowered or 'says so'}",) if lowered else (),
+    )
 
 
 def merge(parts: Iterable[Stats]) -> Stats:
-    """The sum of the statistics of disjoint sets of shards: associative, commutative, `Stats()` neutral."""
+    """The sum of the statistics of disjoint sets of shards: associative, commutative, `Stats()`
+    neutral.
+    """
     found = list(parts)
     return Stats(
-        shards=sum(s.shards for s in found), rows_in=sum(s.rows_in for s in found), rows_out=sum(s.rows_out for s in found),
+        shards=sum(s.shards for s in found),
+        rows_in=sum(s.rows_in for s in found),
+        rows_out=sum(s.rows_out for s in found),
         statuses=merge_counts([s.statuses for s in found]),
         gap_histogram=merge_counts([s.gap_histogram for s in found]),
         error_histogram=merge_counts([s.error_histogram for s in found]),
-        gap_max=_largest(s.gap_max for s in found), error_max=_largest(s.error_max for s in found),
-        evaluations=sum(s.evaluations for s in found), padded_evaluations=sum(s.padded_evaluations for s in found),
-        duplicates=sum(s.duplicates for s in found), digest=fold_digests(s.digest for s in found),
+        gap_max=_largest(s.gap_max for s in found),
+        error_max=_largest(s.error_max for s in found),
+        evaluations=sum(s.evaluations for s in found),
+        padded_evaluations=sum(s.padded_evaluations for s in found),
+        duplicates=sum(s.duplicates for s in found),
+        digest=fold_digests(s.digest for s in found),
         seconds=_sums([s.seconds for s in found]),
         environments=_first(MOST_ENVIRONMENTS, (s.environments for s in found)),
         lowered=sum(s.lowered for s in found),
         lowered_reasons=_first(MOST_REASONS, (s.lowered_reasons for s in found)),
-    )  # fmt: skip
+    )
 
 
 def _largest(values: Iterable[float | None]) -> float | None:
@@ -61,19 +86,24 @@ def _largest(values: Iterable[float | None]) -> float | None:
 
 
 def _sums(seconds: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(s.get(name, 0.0) for s in seconds) for name in sorted({n for s in seconds for n in s})}
+    return {
+        name: sum(s.get(name, 0.0) for s in seconds)
+        for name in sorted({n for s in seconds for n in s})
+    }
 
 
 def _first(most: int, sets: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(sorted({name for names in sets for name in names})[:most])
 
 
-# --- what a run holds --------------------------------------------------------------------------------------
+# --- what a run holds --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Committed:
-    """The committed shards of a run: which they are, what they hold together, and which of them no block covers."""
+    """The committed shards of a run: which they are, what they hold together, and which of them no
+    block covers.
+    """
 
     shards: Set[str] = frozenset()
     stats: Stats = field(default_factory=Stats)
@@ -81,7 +111,9 @@ class Committed:
 
 
 def fold_footers(folder: RunFolder, footers: Iterable[ShardFooter]) -> Committed:
-    """What these shards hold; IntegrityError if a footer is of another plan, does not add up or comes twice."""
+    """What these shards hold; IntegrityError if a footer is of another plan, does not add up or
+    comes twice.
+    """
     shards: set[str] = set()
     stats = Stats()
     for batch in batches(footers, BLOCK_SHARDS):
@@ -89,7 +121,9 @@ def fold_footers(folder: RunFolder, footers: Iterable[ShardFooter]) -> Committed
             check_footer(folder, footer)
             if footer.shard in shards:
                 raise IntegrityError(
-                    f"run {folder.plan.run_id} shard {footer.shard}", expected="one footer", seen="two"
+                    f"run {folder.plan.run_id} shard {footer.shard}",
+                    expected="one footer",
+                    seen="two",
                 )
             shards.add(footer.shard)
         stats = merge([stats, *map(stats_of, batch)])
@@ -97,10 +131,12 @@ def fold_footers(folder: RunFolder, footers: Iterable[ShardFooter]) -> Committed
 
 
 def read_committed(folder: RunFolder, seen: Collection[str] = ()) -> Committed:
-    """What a run holds as storage tells it: blocks where they are valid, else footers, and one listing of `data/`.
+    """What a run holds as storage tells it: blocks where they are valid, else footers, and one
+    listing of `data/`.
 
-    A listing may be old: shards that the caller has `seen` committed and that are not listed are looked up one by one,
-    and a listed one that is gone does not count. IntegrityError for what is not of this plan.
+    A listing may be old: shards that the caller has `seen` committed and that are not listed are
+    looked up one by one, and a listed one that is gone does not count. IntegrityError for what is
+    not of this plan.
     """
     listed = list_shards(folder.store, folder.uri)
     shards: set[str] = set()
@@ -124,21 +160,31 @@ def _held(folder: RunFolder, block: Block, listed: Mapping[str, Member]) -> list
     return [folder.shards[m.shard].id for m in planned if m.version and listed.get(m.shard) == m]
 
 
-# --- blocks ------------------------------------------------------------------------------------------------
+# --- blocks ------------------------------------------------------------------------------------
 
 
 def read_blocks(folder: RunFolder) -> Iterator[Block]:
-    """The blocks that were written for this plan, unheld against `data/`; broken and foreign ones are left out."""
-    entries = [e for e in folder.store.list(folder.uri.child(STATS), depth=1) if e.uri.name.endswith(".json")]
+    """The blocks that were written for this plan, unheld against `data/`; broken and foreign ones
+    are left out.
+    """
+    entries = [
+        e
+        for e in folder.store.list(folder.uri.child(STATS), depth=1)
+        if e.uri.name.endswith(".json")
+    ]
     with ThreadPoolExecutor(THREADS) as threads:
         for batch in batches(entries, THREADS):
             stored = threads.map(lambda entry: _stored(folder, entry), batch)
-            found = (_parsed(folder, entry, data) for entry, data in zip(batch, stored, strict=True))
+            found = (
+                _parsed(folder, entry, data) for entry, data in zip(batch, stored, strict=True)
+            )
             yield from (block for block in found if block is not None)
 
 
 def read_block(folder: RunFolder, entry: Entry) -> Block | None:
-    """One block of this plan; None where the bytes are not those that gave it its name, or of another plan."""
+    """One block of this plan; None where the bytes are not those that gave it its name, or of
+    another plan.
+    """
     return _parsed(folder, entry, _stored(folder, entry))
 
 
@@ -157,7 +203,10 @@ def _parsed(folder: RunFolder, entry: Entry, data: bytes) -> Block | None:
         block = Block.model_validate(from_json(data))
     except ValueError:
         return None
-    sound = block.plan_sha256 == folder.plan_sha256 and len({m.shard for m in block.members}) == block.stats.shards
+    sound = (
+        block.plan_sha256 == folder.plan_sha256
+        and len({m.shard for m in block.members}) == block.stats.shards
+    )
     return block if sound else None
 
 

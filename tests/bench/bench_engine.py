@@ -1,9 +1,10 @@
 """The engine against Captum, the articles' loop, SHAP and the machine's own limit, on one thread.
 
-Run by `make bench`; prints the tables of README. One process; in every round the limit and all contenders of a model take
-turns; medians and ranges are of per-round figures. Accuracy is against the float64 references of references.py. Captum
-runs at the fastest of a few sizes; "tuned" is an oracle's Captum, with the fewest nodes that meet the tolerance on other
-rows. Peak memory is each contender's own, in a fresh process.
+Run by `make bench`; prints the tables of README. One process; in every round the limit and all
+contenders of a model take turns; medians and ranges are of per-round figures. Accuracy is against
+the float64 references of references.py. Captum runs at the fastest of a few sizes; "tuned" is an
+oracle's Captum, with the fewest nodes that meet the tolerance on other rows. Peak memory is each
+contender's own, in a fresh process.
 """
 
 from __future__ import annotations
@@ -26,19 +27,41 @@ from zoo import Case, Missing
 from integrand.schemas.specs.accuracy import Adaptive, Exact, FixedSteps
 
 SAME_NODES = Integrand(FixedSteps(rule="gauss_legendre", steps=50), "Integrand, the same 50 nodes")
-COLUMNS = ("model", "who", "p99 error", "max error", "max gap", "evaluations/row", "rows/s", "faster than Captum-50",
-           "than Captum tuned", "ρ", "peak MiB", "uncertified")  # fmt: skip
+COLUMNS = (
+    "model",
+    "who",
+    "p99 error",
+    "max error",
+    "max gap",
+    "evaluations/row",
+    "rows/s",
+    "faster than Captum-50",
+    "than Captum tuned",
+    "ρ",
+    "peak MiB",
+    "uncertified",
+)
 REMARKS = (
-    "error: ‖a − a*‖₁ / ‖a*‖₁; gap: |Σa − (f(x) − f(x'))| / ‖a*‖₁. Medians, and ranges over rounds.",
-    "ρ: seconds that the contender's own evaluations take at the machine's limit (batch norm folded, channels-last, a first "
-    "affine layer hoisted, best batch size) over the seconds it took.",
-    "Captum tuned: the fewest of 5 … 500 nodes that meet the tolerance on other rows; no line where 500 do not.",
+    (
+        "error: ‖a − a*‖₁ / ‖a*‖₁; gap: |Σa − (f(x) − f(x'))| / ‖a*‖₁. Medians, and ranges over"
+        " rounds."
+    ),
+    (
+        "ρ: seconds that the contender's own evaluations take at the machine's limit (batch norm"
+        " folded, channels-last, a first affine layer hoisted, best batch size) over the seconds it"
+        " took."
+    ),
+    (
+        "Captum tuned: the fewest of 5 … 500 nodes that meet the tolerance on other rows; no line"
+        " where 500 do not."
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Bout:
-    """A model, how many rows are timed, checked against a reference and used for tuning, and what is asked of it.
+    """A model, how many rows are timed, checked against a reference and used for tuning, and what
+    is asked of it.
 
     loop   the articles' loop takes part
     exact  Integrand's exact mode takes part
@@ -56,15 +79,28 @@ class Bout:
 
     def reduced(self) -> Bout:
         """The same in seconds, for smoke tests."""
-        few = (min(self.timed, 8), min(self.checked, 2), min(self.calibrated, 2)) if self.timed > 16 else (1, 1, 1)
+        few = (
+            (min(self.timed, 8), min(self.checked, 2), min(self.calibrated, 2))
+            if self.timed > 16
+            else (1, 1, 1)
+        )
         most = min(self.most, 128 if few[0] == 1 else 2048)
-        return replace(self, timed=few[0], checked=few[1], calibrated=few[2], tolerances=self.tolerances[:1], most=most)
+        return replace(
+            self,
+            timed=few[0],
+            checked=few[1],
+            calibrated=few[2],
+            tolerances=self.tolerances[:1],
+            most=most,
+        )
 
 
 BOUTS = {
     "mlp-gelu": Bout(partial(zoo.mlp96, "gelu"), 1024, 256, 512, (1e-3,), loop=True),
     "mlp-relu": Bout(partial(zoo.mlp96, "relu"), 1024, 256, 512, (1e-2,), loop=True, exact=True),
-    "probability": Bout(partial(zoo.ten_outputs, "gelu", probability=True), 1024, 256, 512, (1e-3,)),
+    "probability": Bout(
+        partial(zoo.ten_outputs, "gelu", probability=True), 1024, 256, 512, (1e-3,)
+    ),
     "ten-outputs": Bout(partial(zoo.ten_outputs, "gelu"), 256, 32, 64, (1e-3,)),
     "digits": Bout(zoo.digits, 64, 64, 64, (1e-2,)),
     "reviews": Bout(zoo.reviews, 12, 8, 8, (1e-2, 1e-3), most=512),
@@ -74,7 +110,9 @@ BOUTS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender, the tuned Captum that meets the same tolerance, and whether its time goes into gradients alone."""
+    """A contender, the tuned Captum that meets the same tolerance, and whether its time goes into
+    gradients alone.
+    """
 
     contender: Contender
     rival: Captum | None = None
@@ -99,9 +137,12 @@ def enter(bout: Bout, case: Case, spare: Case) -> list[Entry]:
     known = reference(spare, min(bout.tolerances), most=bout.most)
     for tolerance in bout.tolerances:
         rival = tuned(spare, known, tolerance, by_length=case.lengths is not None)
-        # Of a module with a closed form the adaptive mode takes that: a function hides it, and shows what sampling costs.
+        # Of a module with a closed form the adaptive mode takes that: a function hides it, and
+        # shows what sampling costs.
         name = f"Integrand, certified {tolerance:g}{', as a function' * bout.exact}"
-        entries.append(Entry(Integrand(Adaptive(tolerance=tolerance), name, opaque=bout.exact), rival))
+        entries.append(
+            Entry(Integrand(Adaptive(tolerance=tolerance), name, opaque=bout.exact), rival)
+        )
         entries += [Entry(rival)] if rival else []
     if bout.exact:
         entries.append(Entry(Integrand(Exact(), "Integrand, exact"), rival, sampling=False))
@@ -136,8 +177,14 @@ def lines(bout: Bout, rounds: int) -> Iterator[tuple[str, ...]]:
     result = race(entries, case, rounds)
     for entry in entries:
         name = entry.contender.name
-        yield (case.name, name, *accuracy(checked, result.outcomes[name], exact), *speed(entry, entries[0], result, case),
-               _mebibytes(peak_bytes(entry.contender, case)), uncertified(result.outcomes[name]))  # fmt: skip
+        yield (
+            case.name,
+            name,
+            *accuracy(checked, result.outcomes[name], exact),
+            *speed(entry, entries[0], result, case),
+            _mebibytes(peak_bytes(entry.contender, case)),
+            uncertified(result.outcomes[name]),
+        )
     if bout.loop:
         yield loop_line(case, checked, exact, rounds, result.seconds[entries[0].contender.name])
     yield (case.name, "the reference itself", "", f"≤ {float(exact.error.max()):.1e}", *[""] * 8)
@@ -148,19 +195,31 @@ def speed(entry: Entry, fifty: Entry, result: Race, case: Case) -> tuple[str, st
     name = entry.contender.name
     taken = result.seconds[name]
     rival = _ratios(result.seconds[entry.rival.name], taken) if entry.rival else None
-    return (spread([case.rows / s for s in taken], ".3g"),
-            "1" if entry is fifty else spread(_ratios(result.seconds[fifty.contender.name], taken), ".2f", "×"),
-            spread(rival, ".2f", "×") if rival else "",
-            spread(_ratios(result.limits[name], taken), ".2f") if entry.sampling else "")  # fmt: skip
+    return (
+        spread([case.rows / s for s in taken], ".3g"),
+        (
+            "1"
+            if entry is fifty
+            else spread(_ratios(result.seconds[fifty.contender.name], taken), ".2f", "×")
+        ),
+        spread(rival, ".2f", "×") if rival else "",
+        spread(_ratios(result.limits[name], taken), ".2f") if entry.sampling else "",
+    )
 
 
 def accuracy(case: Case, outcome: Outcome, exact: Reference) -> tuple[str, str, str, str]:
-    """p99 and maximum error, maximum gap, evaluations per row: of the rows that have a reference, and of all."""
+    """p99 and maximum error, maximum gap, evaluations per row: of the rows that have a reference,
+    and of all.
+    """
     found = outcome.attributions[: len(exact.error)]
     error = relative_error(found, exact.attributions)
     gap = relative_gap(case, found, exact.attributions)
-    return (f"{float(error.quantile(0.99)):.1e}", f"{float(error.max()):.1e}", f"{float(gap.max()):.1e}",
-            f"{float(outcome.evaluations.double().mean()):.1f}")  # fmt: skip
+    return (
+        f"{float(error.quantile(0.99)):.1e}",
+        f"{float(error.max()):.1e}",
+        f"{float(gap.max()):.1e}",
+        f"{float(outcome.evaluations.double().mean()):.1f}",
+    )
 
 
 def uncertified(outcome: Outcome) -> str:
@@ -170,7 +229,9 @@ def uncertified(outcome: Outcome) -> str:
     return f"{1 - float(outcome.certified.double().mean()):.1%}"
 
 
-def loop_line(case: Case, checked: Case, exact: Reference, rounds: int, fifty: list[float]) -> tuple[str, ...]:
+def loop_line(
+    case: Case, checked: Case, exact: Reference, rounds: int, fifty: list[float]
+) -> tuple[str, ...]:
     """The articles' loop on a few rows only: it is that slow."""
     few, contender = checked.take(slice(0, 16)), PlainLoop()
     taken = []
@@ -178,13 +239,26 @@ def loop_line(case: Case, checked: Case, exact: Reference, rounds: int, fifty: l
         started = time.perf_counter()
         outcome = contender(few)
         taken.append((time.perf_counter() - started) * case.rows / few.rows)
-    known = Reference(exact.attributions[: few.rows * few.repeats], exact.error[: few.rows * few.repeats])
-    return (case.name, contender.name, *accuracy(few, outcome, known), spread([case.rows / s for s in taken], ".3g"),
-            spread(_ratios(fifty, taken), ".3f", "×"), "", "", "", "all")  # fmt: skip
+    known = Reference(
+        exact.attributions[: few.rows * few.repeats], exact.error[: few.rows * few.repeats]
+    )
+    return (
+        case.name,
+        contender.name,
+        *accuracy(few, outcome, known),
+        spread([case.rows / s for s in taken], ".3g"),
+        spread(_ratios(fifty, taken), ".3f", "×"),
+        "",
+        "",
+        "",
+        "all",
+    )
 
 
 def shap_sheet(rows: int, background: int) -> Sheet:
-    """SHAP by itself: expected gradients over several baselines, the mean over them of Integrated Gradients."""
+    """SHAP by itself: expected gradients over several baselines, the mean over them of Integrated
+    Gradients.
+    """
     case = zoo.mlp96("gelu", rows + background)
     case, spare = case.take(slice(0, rows)), case.take(slice(rows, None)).inputs
     contender = Shap(spare)
@@ -193,10 +267,19 @@ def shap_sheet(rows: int, background: int) -> Sheet:
     seconds = time.perf_counter() - started
     each = [reference(_against(case, baseline), 1e-3).attributions for baseline in spare.split(1)]
     error = relative_error(outcome.attributions, torch.stack(each).mean(0))
-    cells = (case.name, contender.name, f"{float(error.median()):.1%}", f"{float(error.max()):.1%}",
-             f"{contender.samples}", f"{rows / seconds:.3g}")  # fmt: skip
-    return Sheet("Expected gradients, for orientation: another question than the tables above answer",
-                 ("model", "who", "median error", "max error", "evaluations/row", "rows/s"), (cells,))  # fmt: skip
+    cells = (
+        case.name,
+        contender.name,
+        f"{float(error.median()):.1%}",
+        f"{float(error.max()):.1%}",
+        f"{contender.samples}",
+        f"{rows / seconds:.3g}",
+    )
+    return Sheet(
+        "Expected gradients, for orientation: another question than the tables above answer",
+        ("model", "who", "median error", "max error", "evaluations/row", "rows/s"),
+        (cells,),
+    )
 
 
 def _against(case: Case, baseline: torch.Tensor) -> Case:
@@ -223,8 +306,12 @@ def sheet(bout: Bout, rounds: int) -> Sheet:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", choices=[*BOUTS, "shap"], action="append", help="may be given several times")
-    parser.add_argument("--smoke", action="store_true", help="a few rows, one round: whether it runs, not how fast")
+    parser.add_argument(
+        "--only", choices=[*BOUTS, "shap"], action="append", help="may be given several times"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="a few rows, one round: whether it runs, not how fast"
+    )
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)

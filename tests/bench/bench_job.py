@@ -1,6 +1,7 @@
 """What orchestration costs, what a second worker brings, and what a user would write today.
 
-Run by `make bench`; prints the tables of README. One machine, one run; every round interleaves the contestants.
+Run by `make bench`; prints the tables of README. One machine, one run; every round interleaves the
+contestants.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from models import FEATURES, errors, mlp, reference, rows, write_rows  # noqa: E402
+from models import FEATURES, errors, mlp, reference, rows, write_rows
 
-from integrand.schemas.records import Plan, Shard  # noqa: E402
-from integrand.schemas.specs.accuracy import FixedSteps  # noqa: E402
-from integrand.schemas.specs.job import AttributeSpec, parse_spec  # noqa: E402
-from integrand.service.planning.planner import Request, make_plan  # noqa: E402
-from integrand.service.pools.ray import RayPool  # noqa: E402
-from integrand.service.running.jobs import create_folder, open_folder, run_job  # noqa: E402
-from integrand.service.running.runner import Dispatch, Ledger, read_ledger  # noqa: E402
-from integrand.service.runs.query import open_run  # noqa: E402
-from integrand.service.runs.totals import Committed  # noqa: E402
-from integrand.workers import attribute  # noqa: E402
-from integrand.workers.shards.worker import Setup, pin_numerics  # noqa: E402
-from integrand.workers.storage.store import Store  # noqa: E402
+from integrand.schemas.records import Plan, Shard
+from integrand.schemas.specs.accuracy import FixedSteps
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
+from integrand.service.planning.planner import Request, make_plan
+from integrand.service.pools.ray import RayPool
+from integrand.service.running.jobs import create_folder, open_folder, run_job
+from integrand.service.running.runner import Dispatch, Ledger, read_ledger
+from integrand.service.runs.query import open_run
+from integrand.service.runs.totals import Committed
+from integrand.workers import attribute
+from integrand.workers.shards.worker import Setup, pin_numerics
+from integrand.workers.storage.store import Store
 
 TRUSTED = ("models",)
 QUIET = Console(quiet=True)
@@ -49,15 +50,29 @@ SAME_NODES = {"kind": "fixed", "rule": "gauss_legendre", "steps": 50}
 
 
 def job(
-    folder: Path, count: int, activation: str, accuracy: dict[str, object], workers: int, shard_rows: int
+    folder: Path,
+    count: int,
+    activation: str,
+    accuracy: dict[str, object],
+    workers: int,
+    shard_rows: int,
 ) -> AttributeSpec:
-    return parse_spec({
-        "name": "bench", "source": {"uri": str(folder / f"rows-{count}"), "row_id": "id"},
-        "model": {"kind": "factory", "entrypoint": "models:mlp", "arguments": {"activation": activation},
-                  "code": [str(HERE / "models.py")]},
-        "inputs": [{"name": "x", "columns": FEATURES}], "accuracy": accuracy, "output": {"uri": str(folder / "out")},
-        "compute": {"workers": workers, "shard_rows": shard_rows, "threads": 1},
-    })  # fmt: skip
+    return parse_spec(
+        {
+            "name": "bench",
+            "source": {"uri": str(folder / f"rows-{count}"), "row_id": "id"},
+            "model": {
+                "kind": "factory",
+                "entrypoint": "models:mlp",
+                "arguments": {"activation": activation},
+                "code": [str(HERE / "models.py")],
+            },
+            "inputs": [{"name": "x", "columns": FEATURES}],
+            "accuracy": accuracy,
+            "output": {"uri": str(folder / "out")},
+            "compute": {"workers": workers, "shard_rows": shard_rows, "threads": 1},
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -70,8 +85,9 @@ class Crew:
     start_s: float
 
     def rows_per_second(self, shards: Sequence[Shard]) -> tuple[float, float, float]:
-        """Rows per second from first dispatch to last commit, CPU seconds per second outside workers, and the share of
-        the workers' time that was not spent in the engine."""
+        """Rows per second from first dispatch to last commit, CPU seconds per second outside
+        workers, and the share of the workers' time that was not spent in the engine.
+        """
         part, cpu, began = (
             self.plan.model_copy(update={"shards": tuple(shards)}),
             cpu_outside_workers(),
@@ -102,7 +118,10 @@ def hire(spec: AttributeSpec, salt: str) -> Crew:
     create_folder(request, plan, QUIET)
     run = open_folder(request, plan.run_id)
     pool.start(
-        Setup(run.planned, run.plan_sha256, run.uri, store.access, TRUSTED, code), spec.compute, len(plan.shards), 600
+        Setup(run.planned, run.plan_sha256, run.uri, store.access, TRUSTED, code),
+        spec.compute,
+        len(plan.shards),
+        600,
     )
     while len(pool.idle()) < spec.compute.worker_range.max:
         pool.wait(1)
@@ -110,12 +129,16 @@ def hire(spec: AttributeSpec, salt: str) -> Crew:
 
 
 def cpu_outside_workers() -> float:
-    """CPU seconds so far of this process and of Ray's daemons below it, the worker processes left out."""
+    """CPU seconds so far of this process and of Ray's daemons below it, the worker processes left
+    out.
+    """
     tick, total = os.sysconf("SC_CLK_TCK"), 0.0
     family = {os.getpid()}
     found = [(p, p.read_text()) for p in Path("/proc").glob("[0-9]*/stat") if p.exists()]
     stats = {int(text.split(" ", 1)[0]): text.rpartition(")")[2].split() for _, text in found}
-    names = {int(text.split(" ", 1)[0]): text.partition("(")[2].rpartition(")")[0] for _, text in found}
+    names = {
+        int(text.split(" ", 1)[0]): text.partition("(")[2].rpartition(")")[0] for _, text in found
+    }
     for _ in range(4):  # driver → raylet → agents
         family |= {pid for pid, fields in stats.items() if int(fields[1]) in family}
     for pid in family:
@@ -131,10 +154,14 @@ def resident_model() -> torch.nn.Module:
 
 
 def attribute_resident(task: tuple[int, int]) -> int:
-    """The same engine on `count` rows of tensors in this process, one thread, with the workers' switches."""
+    """The same engine on `count` rows of tensors in this process, one thread, with the workers'
+    switches.
+    """
     count, batch_rows = task
     x = torch.from_numpy(rows(count))
-    attribute(resident_model(), x, accuracy=FixedSteps(steps=50), batch_rows=batch_rows, checked=True)
+    attribute(
+        resident_model(), x, accuracy=FixedSteps(steps=50), batch_rows=batch_rows, checked=True
+    )
     return count
 
 
@@ -144,7 +171,9 @@ def timed_rows_per_second(work: Callable[[], int]) -> float:
 
 
 def bench_overhead(folder: Path, rounds: int, console: Console) -> None:
-    """One worker against the engine alone, two workers against one: in turns, on the same shards."""
+    """One worker against the engine alone, two workers against one: in turns, on the same
+    shards.
+    """
     each, per_shard = 8, 2048
     count = rounds * each * per_shard
     write_rows(folder / f"rows-{count}", count, per_file=per_shard)
@@ -161,13 +190,22 @@ def bench_overhead(folder: Path, rounds: int, console: Console) -> None:
             alone, _, idle = one.rows_per_second(one.plan.shards[shards])
             first.append(alone)
             outside_engine.append(idle)
-            pair.append(timed_rows_per_second(lambda: sum(processes.map(attribute_resident, [half] * 2, chunksize=1))))
+            pair.append(
+                timed_rows_per_second(
+                    lambda: sum(processes.map(attribute_resident, [half] * 2, chunksize=1))
+                )
+            )
             both, cpu, _ = two.rows_per_second(two.plan.shards[shards])
             second.append(both)
             outside.append(cpu)
     one.pool.close()
-    table = Table(title=f"Orchestration: {count} rows, 50 evaluations each, shards of {per_shard / statistics.median(first):.1f} s "
-                        f"on one worker, median of {rounds} rounds (range)")  # fmt: skip
+    table = Table(
+        title=(
+            f"Orchestration: {count} rows, 50 evaluations each, shards of"
+            f" {per_shard / statistics.median(first):.1f} s on one worker, median of {rounds}"
+            " rounds (range)"
+        )
+    )
     for name in ("", "rows/s", "against", "ratio"):
         table.add_column(name)
     table.add_row("1 engine process on resident tensors", spread(local, ".0f"), "", "")
@@ -177,13 +215,23 @@ def bench_overhead(folder: Path, rounds: int, console: Console) -> None:
         "1 process: the machine's limit",
         ratio(pair, local),
     )
-    table.add_row("Ray job, 1 worker", spread(first, ".0f"), "1 engine process", ratio(first, local))
-    table.add_row("Ray job, 2 workers", spread(second, ".0f"), "Ray job, 1 worker", ratio(second, first))
+    table.add_row(
+        "Ray job, 1 worker", spread(first, ".0f"), "1 engine process", ratio(first, local)
+    )
+    table.add_row(
+        "Ray job, 2 workers", spread(second, ".0f"), "Ray job, 1 worker", ratio(second, first)
+    )
     table.add_row("", "", "2 engine processes", ratio(second, pair))
     console.print(table)
-    console.print(f"one worker's time outside the engine (waiting, reading, encoding): {spread(outside_engine, '.1%')}")
-    console.print(f"CPU outside the workers, 2 workers busy: {spread(outside, '.1%')} of one core; start-up to all workers "
-                  f"ready: {one.start_s:.1f} s with Ray's own start, {two.start_s:.1f} s without")  # fmt: skip
+    console.print(
+        "one worker's time outside the engine (waiting, reading, encoding):"
+        f" {spread(outside_engine, '.1%')}"
+    )
+    console.print(
+        f"CPU outside the workers, 2 workers busy: {spread(outside, '.1%')} of one core; start-up"
+        f" to all workers ready: {one.start_s:.1f} s with Ray's own start, {two.start_s:.1f} s"
+        " without"
+    )
 
 
 def ratio(these: Sequence[float], those: Sequence[float]) -> str:
@@ -192,11 +240,18 @@ def ratio(these: Sequence[float], those: Sequence[float]) -> str:
 
 def bench_today(folder: Path, count: int, rounds: int, console: Console) -> None:
     """End to end, start-up included, against Ray Data with Captum, at equal or better error."""
-    table = Table(title=f"End to end: {count} rows, MLP 96-256-256-1, 2 workers of 1 thread, start-up included, "
-                        f"median of {rounds} rounds (range)")  # fmt: skip
+    table = Table(
+        title=(
+            f"End to end: {count} rows, MLP 96-256-256-1, 2 workers of 1 thread, start-up included,"
+            f" median of {rounds} rounds (range)"
+        )
+    )
     for name in ("model", "who", "seconds", "rows/s", "p99 error", "max error", "ratio"):
         table.add_column(name)
-    for activation, accuracy, label in (("gelu", ADAPTIVE, "adaptive 1e-3"), ("relu", SAME_NODES, "the same 50 nodes")):
+    for activation, accuracy, label in (
+        ("gelu", ADAPTIVE, "adaptive 1e-3"),
+        ("relu", SAME_NODES, "the same 50 nodes"),
+    ):
         sample = rows(count)[:256]
         exact = reference(mlp(activation), torch.from_numpy(sample)).numpy()
         ours, peer = [], []
@@ -205,12 +260,21 @@ def bench_today(folder: Path, count: int, rounds: int, console: Console) -> None
             ours.append(seconds)
             seconds, theirs = peer_job(folder, count, activation)
             peer.append(seconds)
-        for who, times, frame, told in ((f"Integrand, {label}", ours, mine, ratio(peer, ours)),
-                                        ("Ray Data + Captum, 50 nodes", peer, theirs, "1")):  # fmt: skip
+        for who, times, frame, told in (
+            (f"Integrand, {label}", ours, mine, ratio(peer, ours)),
+            ("Ray Data + Captum, 50 nodes", peer, theirs, "1"),
+        ):
             found = frame.sort_values("id")[[f"attr.{f}" for f in FEATURES]].to_numpy()[:256]
             p99, largest = errors(found, exact)
-            table.add_row(activation, who, spread(times, ".1f"), spread([count / t for t in times], ".0f"),
-                          f"{p99:.1e}", f"{largest:.1e}", told)  # fmt: skip
+            table.add_row(
+                activation,
+                who,
+                spread(times, ".1f"),
+                spread([count / t for t in times], ".0f"),
+                f"{p99:.1e}",
+                f"{largest:.1e}",
+                told,
+            )
     console.print(table)
 
 
@@ -218,18 +282,26 @@ def our_job(
     folder: Path, count: int, activation: str, accuracy: dict[str, object], salt: str
 ) -> tuple[float, pd.DataFrame]:
     """A fresh process, from its start to its end."""
-    script = ("import sys; sys.path.insert(0, sys.argv[1]); import bench_job, pathlib; "
-              "bench_job.run_once(pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5], sys.argv[6])")  # fmt: skip
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import bench_job, pathlib;"
+        " bench_job.run_once(pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5],"
+        " sys.argv[6])"
+    )
     kind = "adaptive" if accuracy is ADAPTIVE else "fixed"
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", script, str(HERE), str(folder), str(count), activation, kind, salt], check=True,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-c", script, str(HERE), str(folder), str(count), activation, kind, salt],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     seconds = time.perf_counter() - started
     return seconds, open_run(folder / "out").to_pandas().rename(columns={"row_id": "id"})
 
 
 def run_once(folder: Path, count: int, activation: str, kind: str, salt: str) -> None:
-    spec = job(folder, count, activation, ADAPTIVE if kind == "adaptive" else SAME_NODES, 2, count // 16)
+    spec = job(
+        folder, count, activation, ADAPTIVE if kind == "adaptive" else SAME_NODES, 2, count // 16
+    )
     manifest = run_job(spec, trusted=TRUSTED, salt=salt, console=QUIET, pool="ray")
     assert manifest.complete
 
@@ -238,15 +310,31 @@ def peer_job(folder: Path, count: int, activation: str) -> tuple[float, pd.DataF
     target = folder / "peer"
     shutil.rmtree(target, ignore_errors=True)
     started = time.perf_counter()
-    subprocess.run([sys.executable, str(HERE / "peer_ray_data.py"), str(folder / f"rows-{count}"), str(target), activation,
-                    "2"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=900)  # fmt: skip
+    subprocess.run(
+        [
+            sys.executable,
+            str(HERE / "peer_ray_data.py"),
+            str(folder / f"rows-{count}"),
+            str(target),
+            activation,
+            "2",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=900,
+    )
     return time.perf_counter() - started, pd.read_parquet(target)
 
 
 def spread(values: Sequence[float], form: str) -> str:
     """Median, and the range where there is more than one round."""
     middle = format(statistics.median(values), form)
-    return middle if len(values) == 1 else f"{middle} ({format(min(values), form)}–{format(max(values), form)})"
+    return (
+        middle
+        if len(values) == 1
+        else f"{middle} ({format(min(values), form)}–{format(max(values), form)})"
+    )
 
 
 def main() -> None:

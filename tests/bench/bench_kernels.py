@@ -1,7 +1,9 @@
-"""What kernels cost that leave a row's place out of account: `python tests/bench/bench_kernels.py [--markdown] [--smoke]`.
+"""What kernels cost that leave a row's place out of account: `python tests/bench/bench_kernels.py
+[--markdown] [--smoke]`.
 
-Kernels are chosen once in the life of a process, so each contestant is one; they take turns, and a round's rates are held
-against each other. One gradient evaluation: a forward and a backward pass over a step batch, its rows in memory.
+Kernels are chosen once in the life of a process, so each contestant is one; they take turns, and a
+round's rates are held against each other. One gradient evaluation: a forward and a backward pass
+over a step batch, its rows in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from integrand.workers.models.repeatability import Batch, measure_repeatability
 SETTINGS: dict[str, dict[str, str]] = {
     "as torch comes": {kernels.MKL: ""},
     "AUTO,STRICT (`prefer`, `require`)": dict(kernels.STRICT),
-    "AVX2,STRICT, ATen and oneDNN up to AVX2": dict(kernels.PORTABLE) | {kernels.MKL: "AVX2,STRICT"},
+    "AVX2,STRICT, ATen and oneDNN up to AVX2": (
+        dict(kernels.PORTABLE) | {kernels.MKL: "AVX2,STRICT"}
+    ),
     "`portable`": dict(kernels.PORTABLE),
 }
 SECONDS, ROUNDS = 2.0, 7
@@ -42,10 +46,15 @@ class Load:
 def loads() -> dict[str, Load]:
     """An MLP, where products are all, and the demo's CNN, where convolutions are."""
     torch.manual_seed(0)
-    mlp = nn.Sequential(nn.Linear(96, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 1)).eval()
+    mlp = nn.Sequential(
+        nn.Linear(96, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 1)
+    ).eval()
     odd = nn.Sequential(nn.Linear(7, 16), nn.GELU(), nn.Linear(16, 2)).eval()
-    return {"MLP-96 GELU": Load(mlp, torch.rand(1024, 96)), "MNIST CNN": Load(digits_cnn().eval(), torch.rand(128, 1, 28, 28)),
-            "7-16-2 GELU": Load(odd, torch.rand(1024, 7))}  # fmt: skip
+    return {
+        "MLP-96 GELU": Load(mlp, torch.rand(1024, 96)),
+        "MNIST CNN": Load(digits_cnn().eval(), torch.rand(128, 1, 28, 28)),
+        "7-16-2 GELU": Load(odd, torch.rand(1024, 7)),
+    }
 
 
 def measure(name: str, seconds: float) -> dict[str, float]:
@@ -69,19 +78,31 @@ def _evaluate(load: Load) -> None:
 
 
 def contend(name: str, rounds: int, seconds: float) -> list[tuple[str, ...]]:
-    """A line for each setting: rates, their ratio to torch's own in the same round, and whether bits were kept."""
+    """A line for each setting: rates, their ratio to torch's own in the same round, and whether
+    bits were kept.
+    """
     rates: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
     kept: dict[str, bool] = {}
     for _ in range(rounds):
         for setting, variables in SETTINGS.items():
             command = [sys.executable, __file__, "--one", name, "--seconds", str(seconds)]
-            done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, env=os.environ | variables, capture_output=True, text=True, check=True
+            )
             found = json.loads(done.stdout)
             rates[setting].append(found["rate"])
             kept[setting] = bool(found["kept"])
     first = rates["as torch comes"]
-    return [(name, setting, spread(found, ",.0f"), spread([a / b for a, b in zip(found, first, strict=True)], ".2f", "×"),
-             "yes" if kept[setting] else "no") for setting, found in rates.items()]  # fmt: skip
+    return [
+        (
+            name,
+            setting,
+            spread(found, ",.0f"),
+            spread([a / b for a, b in zip(found, first, strict=True)], ".2f", "×"),
+            "yes" if kept[setting] else "no",
+        )
+        for setting, found in rates.items()
+    ]
 
 
 def main() -> None:
@@ -97,7 +118,9 @@ def main() -> None:
     rounds, seconds = (1, 0.1) if asked.smoke else (ROUNDS, asked.seconds)
     rows = [row for name in loads() for row in contend(name, rounds, seconds)]
     columns = ("model", "kernels", "evaluations/s", "of torch's own", "rows keep their bits")
-    Sheet("Kernels, one thread, processes taking turns", columns, tuple(rows)).show(markdown=asked.markdown)
+    Sheet("Kernels, one thread, processes taking turns", columns, tuple(rows)).show(
+        markdown=asked.markdown
+    )
 
 
 if __name__ == "__main__":

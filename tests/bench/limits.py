@@ -1,8 +1,10 @@
-"""What the machine allows: the fastest way to take the gradients that a contender took, and nothing else.
+"""What the machine allows: the fastest way to take the gradients that a contender took, and nothing
+else.
 
-Everything that an engine may rightly do is done here outside the clock: rows and points resident, batch norm folded,
-convolutions in channels-last, a first affine layer applied once per row, the best batch size of a sweep. A contender's
-ρ is this time over its own, so that a clever engine cannot pass 1 by comparison with a clumsy limit.
+Everything that an engine may rightly do is done here outside the clock: rows and points resident,
+batch norm folded, convolutions in channels-last, a first affine layer applied once per row, the
+best batch size of a sweep. A contender's ρ is this time over its own, so that a clever engine
+cannot pass 1 by comparison with a clumsy limit.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ LARGEST_POINTS, LARGEST_ELEMENTS = 1024, 1 << 21
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """A way to the same gradients: `case.model` differentiated at `case.inputs`, after `once` in seconds per row."""
+    """A way to the same gradients: `case.model` differentiated at `case.inputs`, after `once` in
+    seconds per row.
+    """
 
     case: Case
     once: float = 0.0
@@ -33,23 +37,32 @@ class Variant:
 
 @dataclass(frozen=True, eq=False)
 class Limit:
-    """Prepared variants of every bucket of a case; measuring it is a contestant's turn in each round."""
+    """Prepared variants of every bucket of a case; measuring it is a contestant's turn in each
+    round.
+    """
 
     variants: tuple[tuple[Tensor, tuple[Variant, ...]], ...]
     repeats: int
 
     def costs(self) -> list[float]:
-        """Seconds of the cheapest evaluation of all outputs, by bucket: one forward, a backward for each output."""
+        """Seconds of the cheapest evaluation of all outputs, by bucket: one forward, a backward for
+        each output.
+        """
         return [min(best_cost(v) for v in variants) for _, variants in self.variants]
 
     def seconds(self, costs: list[float], evaluations: Tensor) -> float:
         """What evaluations `[rows × outputs]` cost at least."""
         per_row = evaluations.reshape(-1, self.repeats).double().mean(1)
-        return sum(cost * float(per_row[places].sum()) for cost, (places, _) in zip(costs, self.variants, strict=True))
+        return sum(
+            cost * float(per_row[places].sum())
+            for cost, (places, _) in zip(costs, self.variants, strict=True)
+        )
 
 
 def prepare(case: Case) -> Limit:
-    return Limit(tuple((places, tuple(variants(part))) for places, part in buckets(case)), case.repeats)
+    return Limit(
+        tuple((places, tuple(variants(part))) for places, part in buckets(case)), case.repeats
+    )
 
 
 def variants(case: Case) -> Iterator[Variant]:
@@ -61,7 +74,8 @@ def variants(case: Case) -> Iterator[Variant]:
         _require_equal(folded(inputs[:1]), case.model(case.inputs[:1]))
         yield Variant(replace(case, model=folded, inputs=inputs))
     if isinstance(case.model, nn.Sequential) and isinstance(case.model[0], nn.Linear):
-        # The first layer's own cost, twice a row, is below the clock's noise and left out, in the limit's favour.
+        # The first layer's own cost, twice a row, is below the clock's noise and left out, in the
+        # limit's favour.
         yield Variant(replace(case, model=case.model[1:], inputs=case.model[0](case.inputs)))
 
 
@@ -107,7 +121,10 @@ def fold(model: nn.Module) -> fx.GraphModule:
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         norm = modules.get(node.target) if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or node.args[0].op != "call_module":
+        if (
+            not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+            or node.args[0].op != "call_module"
+        ):
             continue
         before = modules[node.args[0].target]
         if isinstance(before, nn.Conv2d | nn.Linear) and len(node.args[0].users) == 1:

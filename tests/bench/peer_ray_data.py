@@ -1,7 +1,9 @@
-"""What a user would write today: Ray Data map_batches with Captum IntegratedGradients(n_steps=50) in an actor pool.
+"""What a user would write today: Ray Data map_batches with Captum IntegratedGradients(n_steps=50)
+in an actor pool.
 
-Run as its own process: `python peer_ray_data.py SOURCE OUTPUT ACTIVATION WORKERS`. Prints the seconds that its
-pipeline took, start-up included. The actors get less than all CPUs, or the read tasks starve.
+Run as its own process: `python peer_ray_data.py SOURCE OUTPUT ACTIVATION WORKERS`. Prints the
+seconds that its pipeline took, start-up included. The actors get less than all CPUs, or the read
+tasks starve.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def main(source: str, output: str, activation: str, workers: int) -> None:
         def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             x = torch.from_numpy(np.stack([batch[f] for f in FEATURES], 1))
             found = self.method.attribute(x, target=0, n_steps=50, internal_batch_size=3200)
-            return {"id": batch["id"]} | {f"attr.{f}": found[:, i].numpy() for i, f in enumerate(FEATURES)}
+            return {"id": batch["id"]} | {
+                f"attr.{f}": found[:, i].numpy() for i, f in enumerate(FEATURES)
+            }
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -1,7 +1,8 @@
-"""Who is measured: Integrand, Captum, the articles' loop and SHAP, each a callable from a case to its attributions.
+"""Who is measured: Integrand, Captum, the articles' loop and SHAP, each a callable from a case to
+its attributions.
 
-Peers run unmodified, with frozen weights. Every contender is picklable, so that a fresh process can be asked for its
-peak memory.
+Peers run unmodified, with frozen weights. Every contender is picklable, so that a fresh process can
+be asked for its peak memory.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Contender(Protocol):
 class Integrand:
     """`integrand.workers.attribute`; rows of mixed lengths bucket by bucket.
 
-    With `opaque` it gets a function in place of the module: nothing can be known of it but its values.
+    With `opaque` it gets a function in place of the module: nothing can be known of it but its
+    values.
     """
 
     accuracy: Accuracy
@@ -74,16 +76,30 @@ class Integrand:
     def _explain_bucket(self, case: Case) -> Attribution:
         model = case.model
         forward = (lambda *arguments: model(*arguments)) if self.opaque else self._planned(case)
-        return attribute(forward, case.inputs, baselines=case.baselines, forward_args=case.forward_args,
-                         target=list(case.outputs) or case.target, accuracy=self.accuracy)  # fmt: skip
+        return attribute(
+            forward,
+            case.inputs,
+            baselines=case.baselines,
+            forward_args=case.forward_args,
+            target=list(case.outputs) or case.target,
+            accuracy=self.accuracy,
+        )
 
     def _planned(self, case: Case) -> Prepared:
-        """The model as a job's plan leaves it, made at the first call: contestants are timed from the second on."""
+        """The model as a job's plan leaves it, made at the first call: contestants are timed from
+        the second on.
+        """
         key = (id(case.model), tuple(case.inputs.shape[1:]), self.name)
         if key not in _PLANNED:
             few = case.take(slice(0, 4))
-            planned = prepare(case.model, few.inputs, baselines=few.baselines, forward_args=few.forward_args,
-                              target=list(case.outputs) or few.target, accuracy=self.accuracy)  # fmt: skip
+            planned = prepare(
+                case.model,
+                few.inputs,
+                baselines=few.baselines,
+                forward_args=few.forward_args,
+                target=list(case.outputs) or few.target,
+                accuracy=self.accuracy,
+            )
             _PLANNED[key] = (case.model, planned)
         return _PLANNED[key][1]
 
@@ -94,10 +110,11 @@ _PLANNED: dict[tuple[int, tuple[int, ...], str], tuple[nn.Module, Prepared]] = {
 
 @dataclass(frozen=True)
 class Captum:
-    """`captum.attr.IntegratedGradients` with its default rule: `rows` of a call, `batch` evaluations at once.
+    """`captum.attr.IntegratedGradients` with its default rule: `rows` of a call, `batch`
+    evaluations at once.
 
-    Rows of mixed lengths come padded: to the longest of all, or, with `by_length`, sorted, to the longest of the call.
-    Several outputs are several runs: it has no other way.
+    Rows of mixed lengths come padded: to the longest of all, or, with `by_length`, sorted, to the
+    longest of the call. Several outputs are several runs: it has no other way.
     """
 
     steps: int = 50
@@ -113,11 +130,18 @@ class Captum:
     def __call__(self, case: Case) -> Outcome:
         from captum.attr import IntegratedGradients
 
-        method, order, whole = IntegratedGradients(case.model), torch.arange(case.rows), case.repeated()
+        method, order, whole = (
+            IntegratedGradients(case.model),
+            torch.arange(case.rows),
+            case.repeated(),
+        )
         if case.lengths is not None:
             case = case.cut(int(case.lengths.max()))
             order = case.lengths.argsort() if self.by_length else order
-        found = [(places, self._of_rows(method.attribute, case.take(places))) for places in order.split(self.rows)]
+        found = [
+            (places, self._of_rows(method.attribute, case.take(places)))
+            for places in order.split(self.rows)
+        ]
         return _gather(whole, [(_repeats(places, case.repeats), part) for places, part in found])
 
     def _of_rows(self, explain: Callable[..., Tensor], case: Case) -> Outcome:
@@ -125,9 +149,17 @@ class Captum:
             case = case.cut(int(case.lengths.max()))
         targets = case.outputs or ((0 if case.target is None else case.target),)
         arguments = case.forward_args or None
-        found = [explain(case.inputs, case.baselines, target=target, additional_forward_args=arguments,
-                         n_steps=self.steps, internal_batch_size=max(self.batch, case.rows))
-                 for target in targets]  # fmt: skip
+        found = [
+            explain(
+                case.inputs,
+                case.baselines,
+                target=target,
+                additional_forward_args=arguments,
+                n_steps=self.steps,
+                internal_batch_size=max(self.batch, case.rows),
+            )
+            for target in targets
+        ]
         together = torch.stack(found, 1).flatten(0, 1)
         return Outcome(together, torch.full((len(together),), self.steps))
 
@@ -144,21 +176,26 @@ class PlainLoop:
 
     def __call__(self, case: Case) -> Outcome:
         repeated = case.repeated()
-        found = torch.cat([self._of_row(repeated.take(slice(row, row + 1))) for row in range(repeated.rows)])
+        found = torch.cat(
+            [self._of_row(repeated.take(slice(row, row + 1))) for row in range(repeated.rows)]
+        )
         return Outcome(found, torch.full((repeated.rows,), self.steps))
 
     def _of_row(self, case: Case) -> Tensor:
         x, blank, mean = case.inputs, case.baselines, torch.zeros_like(case.inputs)
         for step in range(1, self.steps + 1):
             at = (blank + step / self.steps * (x - blank)).requires_grad_()
-            (gradient,) = torch.autograd.grad(case.value(at, case.forward_args, case.target).sum(), at)
+            (gradient,) = torch.autograd.grad(
+                case.value(at, case.forward_args, case.target).sum(), at
+            )
             mean += gradient / self.steps
         return (x - blank) * mean
 
 
 @dataclass(frozen=True)
 class Shap:
-    """`shap.GradientExplainer`, its 200 samples: expected gradients over `background`, which is another question.
+    """`shap.GradientExplainer`, its 200 samples: expected gradients over `background`, which is
+    another question.
 
     Its attributions are those of a random choice of background rows and path points for each row.
     """
@@ -177,11 +214,17 @@ class Shap:
 
         explainer = GradientExplainer(case.model, self.background)
         found = explainer.shap_values(case.inputs, nsamples=self.samples, rseed=0)
-        return Outcome(torch.as_tensor(found).reshape(case.inputs.shape), torch.full((case.rows,), self.samples))
+        return Outcome(
+            torch.as_tensor(found).reshape(case.inputs.shape),
+            torch.full((case.rows,), self.samples),
+        )
 
 
-def tuned(case: Case, exact: Reference, tolerance: float, *, by_length: bool = False) -> Captum | None:
-    """The cheapest Captum that meets the tolerance on every row of a calibration case: an oracle's choice.
+def tuned(
+    case: Case, exact: Reference, tolerance: float, *, by_length: bool = False
+) -> Captum | None:
+    """The cheapest Captum that meets the tolerance on every row of a calibration case: an oracle's
+    choice.
 
     The fastest sizes, then the fewest nodes of LADDER. None where 500 nodes do not meet it.
     """
@@ -194,9 +237,13 @@ def tuned(case: Case, exact: Reference, tolerance: float, *, by_length: bool = F
 
 
 def best_sizes(case: Case, *, by_length: bool = False) -> Captum:
-    """Captum-50 with the fastest of `case.sizes`: the better of two tries each, at fewer nodes to save time."""
+    """Captum-50 with the fastest of `case.sizes`: the better of two tries each, at fewer nodes to
+    save time.
+    """
     candidates = [Captum(20, rows, batch, by_length) for rows, batch in case.sizes]
-    fastest = min(candidates, key=lambda contender: min(_seconds(contender, case) for _ in range(2)))
+    fastest = min(
+        candidates, key=lambda contender: min(_seconds(contender, case) for _ in range(2))
+    )
     return replace(fastest, steps=50)
 
 
@@ -220,4 +267,6 @@ def _gather(case: Case, parts: list[tuple[Tensor, Outcome]]) -> Outcome:
         evaluations[places] = part.evaluations.long()
         if part.certified is not None:
             certified[places] = part.certified
-    return Outcome(attributions, evaluations, certified if parts[0][1].certified is not None else None)
+    return Outcome(
+        attributions, evaluations, certified if parts[0][1].certified is not None else None
+    )

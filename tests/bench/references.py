@@ -1,9 +1,12 @@
-"""Integrated Gradients in float64 by means that share nothing with the engine, each row with its own error bound.
+"""Integrated Gradients in float64 by means that share nothing with the engine, each row with its
+own error bound.
 
-Where f is smooth along the path: composite Gauss-Legendre, panels doubled until a row no longer moves. Where the net is a
-chain of affine layers and ReLUs: every kink, found exactly (ExactLine: Sotoudeh & Thakur, NeurIPS 2019), and Gauss-Legendre
-on each piece. Otherwise: midpoints, tripled. MiniLM and EfficientNet are too slow in float64: their gradients are taken in
-float32 and summed in float64, which moves a reference by 4e-7 (MiniLM, measured at 64 nodes) or 5e-4 (EfficientNet, at 135).
+Where f is smooth along the path: composite Gauss-Legendre, panels doubled until a row no longer
+moves. Where the net is a chain of affine layers and ReLUs: every kink, found exactly (ExactLine:
+Sotoudeh & Thakur, NeurIPS 2019), and Gauss-Legendre on each piece. Otherwise: midpoints, tripled.
+MiniLM and EfficientNet are too slow in float64: their gradients are taken in float32 and summed in
+float64, which moves a reference by 4e-7 (MiniLM, measured at 64 nodes) or 5e-4 (EfficientNet, at
+135).
 """
 
 from __future__ import annotations
@@ -17,25 +20,40 @@ from torch import Tensor, nn
 from zoo import Case, buckets, double
 
 NODES = 8
-AFFINE = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Flatten, nn.Dropout, nn.AvgPool2d, nn.Identity)
-KINKS: dict[type[nn.Module], tuple[float, ...]] = {nn.ReLU: (0.0,), nn.LeakyReLU: (0.0,), nn.ReLU6: (0.0, 6.0)}
+AFFINE = (
+    nn.Linear,
+    nn.Conv2d,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.Flatten,
+    nn.Dropout,
+    nn.AvgPool2d,
+    nn.Identity,
+)
+KINKS: dict[type[nn.Module], tuple[float, ...]] = {
+    nn.ReLU: (0.0,),
+    nn.LeakyReLU: (0.0,),
+    nn.ReLU6: (0.0, 6.0),
+}
 """Activations that are linear between these pre-activations."""
 TAILS = (nn.Softmax, nn.LogSoftmax)
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """attributions `[rows, ...]` float64, and `error` `[rows]`: a bound of ‖a − a*‖₁ / ‖a*‖₁, estimated.
+    """attributions `[rows, ...]` float64, and `error` `[rows]`: a bound of ‖a − a*‖₁ / ‖a*‖₁,
+    estimated.
 
-    Rows whose attributions float32 cannot hold (probabilities below 1e-38) have an error of infinity: nothing that
-    computes in float32 can find them.
+    Rows whose attributions float32 cannot hold (probabilities below 1e-38) have an error of
+    infinity: nothing that computes in float32 can find them.
     """
 
     attributions: Tensor
     error: Tensor
 
     def good(self, tolerance: float, measured: Tensor) -> Tensor:
-        """Rows whose reference is ten times better than the tolerance or than the error measured with it, `[rows]`.
+        """Rows whose reference is ten times better than the tolerance or than the error measured
+        with it, `[rows]`.
 
         The others judge nobody.
         """
@@ -43,7 +61,9 @@ class Reference:
 
 
 def reference(case: Case, tolerance: float, *, most: int = 8192) -> Reference:
-    """The reference of every row of `case.repeated()`, to a tenth of `tolerance` where `most` nodes reach that."""
+    """The reference of every row of `case.repeated()`, to a tenth of `tolerance` where `most` nodes
+    reach that.
+    """
     case = case.repeated()
     found = [(places, _of_bucket(part, tolerance, most)) for places, part in buckets(case)]
     attributions = torch.zeros(case.inputs.shape, dtype=torch.float64)
@@ -63,7 +83,12 @@ def _of_bucket(case: Case, tolerance: float, most: int) -> Reference:
     if not case.smooth:
         return refined(case, midpoints, [3**k for k in range(3, 12) if 3**k <= most], tolerance)
     rule = composite_gauss if case.wide else whole_gauss
-    return refined(double(case) if case.wide else case, rule, doublings(128 if case.wide else 64, most), tolerance)
+    return refined(
+        double(case) if case.wide else case,
+        rule,
+        doublings(128 if case.wide else 64, most),
+        tolerance,
+    )
 
 
 def doublings(first: int, most: int) -> list[int]:
@@ -74,13 +99,17 @@ Rule = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
 def whole_gauss(nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre on all of [0, 1]: fewest nodes where the integrand is analytic, as MiniLM's is."""
+    """Gauss-Legendre on all of [0, 1]: fewest nodes where the integrand is analytic, as MiniLM's
+    is.
+    """
     points, weights = np.polynomial.legendre.leggauss(nodes)
     return (points + 1) / 2, weights / 2
 
 
 def composite_gauss(nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """8 Gauss-Legendre nodes on each of nodes/8 equal panels: sure where the integrand has narrow features too."""
+    """8 Gauss-Legendre nodes on each of nodes/8 equal panels: sure where the integrand has narrow
+    features too.
+    """
     panels = nodes // NODES
     points, weights = np.polynomial.legendre.leggauss(NODES)
     starts = np.arange(panels)[:, None] / panels
@@ -94,9 +123,10 @@ def midpoints(steps: int) -> tuple[np.ndarray, np.ndarray]:
 def refined(case: Case, rule: Rule, sizes: list[int], tolerance: float) -> Reference:
     """Each row by the rule of ever larger sizes, until its error is below a tenth of the tolerance.
 
-    The bound is what the last step changed, over its growth less 1: for errors that fall like 1/size, as those of kinks do,
-    just the error that is left. Smooth rows are better by far. Against exact kinks, at 243 midpoints, it was 1.3 times the
-    error on the MNIST CNN and MLP-96, and at least 0.92 of it on every row; in nets of few features it is less sure.
+    The bound is what the last step changed, over its growth less 1: for errors that fall like
+    1/size, as those of kinks do, just the error that is left. Smooth rows are better by far.
+    Against exact kinks, at 243 midpoints, it was 1.3 times the error on the MNIST CNN and MLP-96,
+    and at least 0.92 of it on every row; in nets of few features it is less sure.
     """
     at = integrate(case, *rule(sizes[0]))
     error = torch.full((case.rows,), torch.inf, dtype=torch.float64)
@@ -111,7 +141,9 @@ def refined(case: Case, rule: Rule, sizes: list[int], tolerance: float) -> Refer
 
 
 def integrate(case: Case, nodes: np.ndarray, weights: np.ndarray) -> Tensor:
-    """Σ_k w_k ∂f/∂x(x' + α_k (x − x')) · (x − x'), gradients in the case's dtype, sums in float64: `[rows, ...]`."""
+    """Σ_k w_k ∂f/∂x(x' + α_k (x − x')) · (x − x'), gradients in the case's dtype, sums in float64:
+    `[rows, ...]`.
+    """
     total = torch.zeros(case.inputs.shape, dtype=torch.float64)
     difference = case.inputs - case.baselines
     for rows in torch.arange(case.rows).split(max(1, case.batch // len(nodes))):
@@ -135,11 +167,13 @@ def gradients_at(case: Case, difference: Tensor, alphas: Tensor) -> Tensor:
     return gradient.double().reshape(count, *shape)
 
 
-# --- kinks, exactly -----------------------------------------------------------------------------------------------
+# --- kinks, exactly ----------------------------------------------------------------------------
 
 
 def is_chain(model: nn.Module) -> bool:
-    """Whether the model is a chain of affine layers and piecewise-linear activations, and at most a softmax at its end."""
+    """Whether the model is a chain of affine layers and piecewise-linear activations, and at most a
+    softmax at its end.
+    """
     if not isinstance(model, nn.Sequential):
         return False
     layers = list(model[:-1]) if isinstance(model[-1], TAILS) else list(model)
@@ -147,7 +181,8 @@ def is_chain(model: nn.Module) -> bool:
 
 
 def exact_line(case: Case) -> Reference:
-    """Gauss-Legendre on every linear piece of each row's path: exact for logits, to 1e-6 or better after a softmax.
+    """Gauss-Legendre on every linear piece of each row's path: exact for logits, to 1e-6 or better
+    after a softmax.
 
     The bound is left to the completeness gap, which a missed kink would open.
     """
@@ -162,7 +197,9 @@ def _exact_row(case: Case) -> Tensor:
     points, weights = np.polynomial.legendre.leggauss(count)
     starts, lengths = breaks[:-1, None], breaks.diff()[:, None]
     nodes = starts + lengths * torch.from_numpy((points + 1) / 2)
-    return integrate(case, nodes.flatten().numpy(), (lengths * torch.from_numpy(weights / 2)).flatten().numpy())[0]
+    return integrate(
+        case, nodes.flatten().numpy(), (lengths * torch.from_numpy(weights / 2)).flatten().numpy()
+    )[0]
 
 
 @torch.no_grad()
@@ -173,7 +210,9 @@ def _chain(case: Case, alphas: Tensor, depth: int) -> Tensor:
 
 
 def finer(breaks: Tensor, logits: Tensor) -> Tensor:
-    """More breaks, so that no logit moves by more than 2 between two: there 4 nodes resolve a softmax to 1e-6."""
+    """More breaks, so that no logit moves by more than 2 between two: there 4 nodes resolve a
+    softmax to 1e-6.
+    """
     parts = (logits.diff(dim=0).abs().amax(1) / 2).ceil().clamp(min=1).long()
     inside = torch.arange(int(parts.sum())) - (parts.cumsum(0) - parts).repeat_interleave(parts)
     starts, steps = (v.repeat_interleave(parts) for v in (breaks[:-1], breaks.diff() / parts))
@@ -181,23 +220,29 @@ def finer(breaks: Tensor, logits: Tensor) -> Tensor:
 
 
 def break_points(case: Case) -> Tensor:
-    """Ascending α in [0, 1], ends included, between which the chain before its tail is linear in α: `[breaks]`."""
+    """Ascending α in [0, 1], ends included, between which the chain before its tail is linear in α:
+    `[breaks]`.
+    """
     alphas = torch.tensor([0.0, 1.0], dtype=torch.float64)
     for depth, layer in enumerate(case.model):
         for kink in KINKS.get(type(layer), ()):
-            alphas = torch.cat([alphas, crossings(alphas, _chain(case, alphas, depth) - kink)]).unique()
+            alphas = torch.cat(
+                [alphas, crossings(alphas, _chain(case, alphas, depth) - kink)]
+            ).unique()
     return alphas
 
 
 def crossings(alphas: Tensor, values: Tensor) -> Tensor:
-    """α at which some column of `values` `[alphas, units]`, linear between neighbours, changes sign: `[crossings]`."""
+    """α at which some column of `values` `[alphas, units]`, linear between neighbours, changes
+    sign: `[crossings]`.
+    """
     left, right = values[:-1], values[1:]
     piece, unit = ((left < 0) != (right < 0)).nonzero().unbind(1)
     low, high = left[piece, unit], right[piece, unit]
     return alphas[piece] + (alphas[piece + 1] - alphas[piece]) * low / (low - high)
 
 
-# --- what is compared ---------------------------------------------------------------------------------------------
+# --- what is compared --------------------------------------------------------------------------
 
 
 def relative_error(found: Tensor, exact: Tensor) -> Tensor:
@@ -213,6 +258,8 @@ def relative_gap(case: Case, found: Tensor, exact: Tensor) -> Tensor:
         for places, part in buckets(case.repeated()):
             part = double(part)
             baseline = part.baselines.expand_as(part.inputs)
-            change = [part.value(x, part.forward_args, part.target) for x in (part.inputs, baseline)]
+            change = [
+                part.value(x, part.forward_args, part.target) for x in (part.inputs, baseline)
+            ]
             gaps[places] = found[places].double().flatten(1).sum(1) - (change[0] - change[1])
     return gaps.abs() / exact.flatten(1).abs().sum(1)

@@ -40,4 +40,8 @@ class Sheet:
 def spread(values: Sequence[float], form: str, unit: str = "") -> str:
     """Median, and the range where there is more than one value."""
     middle = format(statistics.median(values), form) + unit
-    return middle if len(values) == 1 else f"{middle} ({format(min(values), form)}–{format(max(values), form)})"
+    return (
+        middle
+        if len(values) == 1
+        else f"{middle} ({format(min(values), form)}–{format(max(values), form)})"
+    )

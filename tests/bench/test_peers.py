@@ -20,7 +20,9 @@ SAME = Integrand(FixedSteps(rule="gauss_legendre", steps=50), "the same 50 nodes
 
 
 class Tokens(nn.Module):
-    """A sum over unmasked tokens of tanh of their two numbers: `[rows, tokens, 2]` to `[rows, 1]`."""
+    """A sum over unmasked tokens of tanh of their two numbers: `[rows, tokens, 2]` to
+    `[rows, 1]`.
+    """
 
     def forward(self, x, mask):
         return (torch.tanh(x * torch.tensor([1.0, 2.0]).to(x)).sum(2) * mask).sum(1, keepdim=True)
@@ -30,7 +32,9 @@ def tokens() -> Case:
     lengths = torch.tensor([9, 3, 17, 8])
     mask = torch.arange(20) < lengths[:, None]
     x = torch.randn(4, 20, 2, generator=torch.Generator().manual_seed(0)) * mask[..., None]
-    return Case("tokens", Tokens().eval(), x, torch.zeros(1, 20, 2), forward_args=(mask,), lengths=lengths)
+    return Case(
+        "tokens", Tokens().eval(), x, torch.zeros(1, 20, 2), forward_args=(mask,), lengths=lengths
+    )
 
 
 def outputs() -> Case:
@@ -39,8 +43,11 @@ def outputs() -> Case:
 
 
 @pytest.mark.parametrize("build", [tokens, outputs])
-@pytest.mark.parametrize("contender", [SAME, Captum(rows=2, batch=7), Captum(rows=2, batch=64, by_length=True),
-                                       PlainLoop(500)], ids=lambda c: c.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "contender",
+    [SAME, Captum(rows=2, batch=7), Captum(rows=2, batch=64, by_length=True), PlainLoop(500)],
+    ids=lambda c: c.name,
+)
 def test_everyone_finds_the_reference(build, contender):
     case = build()
     exact = reference(case, 1e-6)
@@ -64,13 +71,23 @@ def test_tuning_takes_the_fewest_nodes_that_do():
 def test_a_folded_model_is_the_same_function():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4), nn.BatchNorm1d(4)
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(48, 4),
+        nn.BatchNorm1d(4),
     )
     model[1].running_mean.uniform_()
     x = torch.randn(5, 1, 6, 6)
     folded = fold(model.eval())
     assert torch.allclose(folded(x), model(x), atol=1e-5)
-    assert [node.target for node in folded.graph.nodes if node.op == "call_module"] == ["0", "2", "3", "4"]
+    assert [node.target for node in folded.graph.nodes if node.op == "call_module"] == [
+        "0",
+        "2",
+        "3",
+        "4",
+    ]
 
 
 def test_the_limit_counts_a_forward_once_for_all_outputs():

@@ -1,4 +1,6 @@
-"""The references, judged by closed forms and by each other: nothing that is measured against them is believed otherwise."""
+"""The references, judged by closed forms and by each other: nothing that is measured against them
+is believed otherwise.
+"""
 
 import math
 import sys
@@ -43,7 +45,9 @@ def cubic() -> Case:
 
 def test_a_polynomial_comes_out_to_rounding():
     x = cubic().inputs.double()
-    known = torch.stack([x[:, 0] ** 3 + x[:, 0] * x[:, 1] ** 2 / 3, 2 * x[:, 0] * x[:, 1] ** 2 / 3], 1)
+    known = torch.stack(
+        [x[:, 0] ** 3 + x[:, 0] * x[:, 1] ** 2 / 3, 2 * x[:, 0] * x[:, 1] ** 2 / 3], 1
+    )
     found = reference(cubic(), 1e-3)
     assert relative_error(found.attributions, known).max() < 1e-14
     assert found.good(1e-3, torch.zeros(3)).all()
@@ -52,10 +56,19 @@ def test_a_polynomial_comes_out_to_rounding():
 def test_kinks_are_found_where_they_are():
     """relu(x₀ − 1) + relu(x₁ − 1) on the path to (4, 2): kinks at 1/4 and 1/2."""
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).double().eval()
-    for layer, weight, bias in ((model[0], torch.eye(2), [-1.0, -1.0]), (model[2], torch.ones(1, 2), [0.0])):
+    for layer, weight, bias in (
+        (model[0], torch.eye(2), [-1.0, -1.0]),
+        (model[2], torch.ones(1, 2), [0.0]),
+    ):
         layer.weight.data.copy_(weight)
         layer.bias.data.copy_(torch.tensor(bias))
-    case = Case("kinks", model, torch.tensor([[4.0, 2.0]]).double(), torch.zeros(1, 2).double(), smooth=False)
+    case = Case(
+        "kinks",
+        model,
+        torch.tensor([[4.0, 2.0]]).double(),
+        torch.zeros(1, 2).double(),
+        smooth=False,
+    )
     assert break_points(case).tolist() == [0, 0.25, 0.5, 1]
     assert exact_line(case).attributions.tolist() == [[3.0, 1.0]]
 
@@ -73,15 +86,29 @@ def test_both_ways_agree_with_many_midpoints(activation, target):
 
 def test_a_batch_normed_cnn_is_a_chain():
     torch.manual_seed(0)
-    layers = (nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU6(), nn.Flatten(), nn.Linear(108, 4), nn.LogSoftmax(1))
+    layers = (
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU6(),
+        nn.Flatten(),
+        nn.Linear(108, 4),
+        nn.LogSoftmax(1),
+    )
     model = nn.Sequential(*layers).eval().requires_grad_(False)
     model[1].running_var.fill_(0.3)
     case = Case(
-        "cnn", model, torch.randn(2, 1, 8, 8) * 4, torch.full((1, 1, 8, 8), -1.0), torch.tensor([0, 3]), smooth=False
+        "cnn",
+        model,
+        torch.randn(2, 1, 8, 8) * 4,
+        torch.full((1, 1, 8, 8), -1.0),
+        torch.tensor([0, 3]),
+        smooth=False,
     )
     found = reference(case, 1e-5)
     assert found.error.max() < 1e-7
-    assert relative_error(integrate(double(case), *midpoints(8000)), found.attributions).max() < 3e-4
+    assert (
+        relative_error(integrate(double(case), *midpoints(8000)), found.attributions).max() < 3e-4
+    )
 
 
 def test_the_bound_tells_the_error_of_midpoints():
@@ -107,7 +134,10 @@ def test_attributions_below_float32_judge_nobody():
 
 
 def test_logits_move_by_at_most_two_between_breaks():
-    breaks, slope = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64), torch.tensor([3.0, -40.0], dtype=torch.float64)
+    breaks, slope = (
+        torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64),
+        torch.tensor([3.0, -40.0], dtype=torch.float64),
+    )
     found = finer(breaks, breaks[:, None] * slope)
     assert found[[0, -1]].tolist() == [0, 1]
     assert set(breaks.tolist()) <= set(found.tolist())
@@ -122,10 +152,19 @@ def test_rules_have_weights_that_sum_to_one():
 
 
 def test_buckets_lose_nothing_and_pad_nothing():
-    case = Case("tokens", nn.Identity(), torch.arange(60.0).reshape(3, 20, 1), torch.zeros(1, 20, 1),
-                forward_args=(torch.ones(3, 20),), lengths=torch.tensor([5, 16, 7]))  # fmt: skip
+    case = Case(
+        "tokens",
+        nn.Identity(),
+        torch.arange(60.0).reshape(3, 20, 1),
+        torch.zeros(1, 20, 1),
+        forward_args=(torch.ones(3, 20),),
+        lengths=torch.tensor([5, 16, 7]),
+    )
     parts = buckets(case)
-    assert [(places.tolist(), part.inputs.shape[1]) for places, part in parts] == [([0, 2], 8), ([1], 16)]
+    assert [(places.tolist(), part.inputs.shape[1]) for places, part in parts] == [
+        ([0, 2], 8),
+        ([1], 16),
+    ]
     assert torch.equal(parts[0][1].inputs[1], case.inputs[2, :8])
     assert parts[1][1].forward_args[0].shape == parts[1][1].inputs.shape[:2]
 
@@ -140,7 +179,9 @@ def test_every_output_is_a_row_of_its_own():
 
 
 def test_the_spike_is_what_it_says():
-    """Gradient (1, 1) everywhere but within a few widths of its centre, where the answer is made."""
+    """Gradient (1, 1) everywhere but within a few widths of its centre, where the answer is
+    made.
+    """
     case = Case("spike", Spike().eval(), torch.ones(1, 2), torch.zeros(1, 2))
     centre = Spike().centre
     edges = np.concatenate([[0], centre + 1e-6 * np.linspace(-40, 40, 401), [1]])

@@ -22,7 +22,9 @@ from integrand.service.pools.ray import RayPool
 from tests.plugins.jobs import JobFolder
 
 MARKS = (25, 45, 55)
-"""Rows that bring the first, second and third fault: with ten rows a shard, shards 00002, 00004 and 00005."""
+"""Rows that bring the first, second and third fault: with ten rows a shard, shards 00002, 00004 and
+00005.
+"""
 
 Run = Callable[..., RunManifest]
 
@@ -82,20 +84,33 @@ def compute(**changes: Any) -> dict[str, Any]:
     return {"shard_rows": 10, "batch_rows": 16} | changes
 
 
-def attempts(folder: JobFolder, manifest: RunManifest, out: Path) -> dict[str, list[tuple[str, bool, bool]]]:
+def attempts(
+    folder: JobFolder, manifest: RunManifest, out: Path
+) -> dict[str, list[tuple[str, bool, bool]]]:
     """(outcome, charged, alone) of every failed attempt, by shard."""
     plan = Plan.model_validate_json((out / manifest.run_id / "_plan.json").read_bytes())
     found = folder.ledger(manifest, plan, str(out)).attempts
-    return {shard: [(a.outcome, a.charged, a.alone) for a in known] for shard, known in sorted(found.items())}
+    return {
+        shard: [(a.outcome, a.charged, a.alone) for a in known]
+        for shard, known in sorted(found.items())
+    }
 
 
-# --- both pools --------------------------------------------------------------------------------------------
+# --- both pools --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("shard_rows", "workers"), [(1, 2), (7, {"min": 1, "max": 9}), (64, 1)])
-def test_one_digest_for_any_shards_and_workers(run: Run, folder: JobFolder, undisturbed: RunManifest, tmp_path: Path,
-                                               shard_rows: int, workers: int | dict[str, int]):  # fmt: skip
-    """The range asks for more workers than Ray has CPUs here: it makes do with those that come up."""
+def test_one_digest_for_any_shards_and_workers(
+    run: Run,
+    folder: JobFolder,
+    undisturbed: RunManifest,
+    tmp_path: Path,
+    shard_rows: int,
+    workers: int | dict[str, int],
+):
+    """The range asks for more workers than Ray has CPUs here: it makes do with those that
+    come up.
+    """
     manifest = run(compute=compute(shard_rows=shard_rows, workers=workers))
     assert (manifest.complete, manifest.digest) == (True, undisturbed.digest)
     assert manifest.statuses == {"unchecked": 70}
@@ -119,10 +134,14 @@ def test_running_again_computes_only_what_is_missing(run: Run, folder: JobFolder
 
 
 def mtimes(folder: Path) -> dict[str, int]:
-    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()
+    }
 
 
-def test_a_shard_that_cannot_be_read_is_quarantined_and_the_others_finish(run: Run, job: JobFolder, tmp_path: Path):
+def test_a_shard_that_cannot_be_read_is_quarantined_and_the_others_finish(
+    run: Run, job: JobFolder, tmp_path: Path
+):
     """And a storage fault is not charged, so that one allowed attempt is still there."""
     source = job.write_rows(count=70, marks=(45,), row_group_size=10, write_page_checksum=True)
     undisturbed = job.run(output={"uri": "undisturbed"})
@@ -140,7 +159,10 @@ def test_a_shard_that_cannot_be_read_is_quarantined_and_the_others_finish(run: R
         "00004": [("storage", False, False)],
     }
     run_folder = tmp_path / manifest.run_id
-    assert ((run_folder / "_manifest.json").exists(), (run_folder / "_partial.json").exists()) == (False, True)
+    assert ((run_folder / "_manifest.json").exists(), (run_folder / "_partial.json").exists()) == (
+        False,
+        True,
+    )
 
     source.write_bytes(sound)
     assert run(faults, job=job, compute=once).quarantined == manifest.quarantined, (
@@ -150,12 +172,18 @@ def test_a_shard_that_cannot_be_read_is_quarantined_and_the_others_finish(run: R
     shutil.rmtree(run_folder / "_attempts" / "00002")
     released = run(faults, job=job, compute=once)
     assert (released.complete, released.digest) == (True, undisturbed.digest)
-    assert ((run_folder / "_manifest.json").exists(), (run_folder / "_partial.json").exists()) == (True, False)
+    assert ((run_folder / "_manifest.json").exists(), (run_folder / "_partial.json").exists()) == (
+        True,
+        False,
+    )
 
 
-def test_a_row_on_which_a_shard_raises_is_failed_and_the_others_are_not(run: Run, folder: JobFolder,
-                                                                         undisturbed: RunManifest, tmp_path: Path):  # fmt: skip
-    """A lost CUDA context takes its process along, so the shard raises: its rows are tried in parts, and it is done."""
+def test_a_row_on_which_a_shard_raises_is_failed_and_the_others_are_not(
+    run: Run, folder: JobFolder, undisturbed: RunManifest, tmp_path: Path
+):
+    """A lost CUDA context takes its process along, so the shard raises: its rows are tried in
+    parts, and it is done.
+    """
     manifest = run("raise raise:once", compute=compute(attempts=1))
     assert (manifest.complete, manifest.statuses) == (True, {"failed": 1, "unchecked": 69})
     rows = folder.rows(manifest, str(tmp_path))
@@ -174,7 +202,10 @@ def test_a_row_on_which_a_shard_raises_is_failed_and_the_others_are_not(run: Run
 
 def test_an_input_that_changes_meanwhile_ends_the_run(run: Run, job: JobFolder, tmp_path: Path):
     source = job.write_rows(count=100, marks=(25,))
-    job.write_model(f"if (x[:, 0] == 1000).any():\n    open({str(source)!r}, 'ab').write(b'x')\nreturn self.logits(x)")
+    job.write_model(
+        f"if (x[:, 0] == 1000).any():\n    open({str(source)!r}, 'ab').write(b'x')\nreturn"
+        " self.logits(x)"
+    )
     with pytest.raises(IntegrityError, match=r"rows\.parquet"):
         run(job=job)
     assert not list(tmp_path.glob("*/_attempts/*")), "the shards are not to blame"
@@ -188,7 +219,9 @@ def test_pre_passes_run_on_the_pool(run: Run, folder: JobFolder, tmp_path: Path)
     table.iloc[30:].to_csv(tmp_path / "csv" / "2.csv", index=False)
     mean = {"baseline": {"kind": "mean"}}
     split = run(source={"uri": str(tmp_path / "csv"), "row_id": "id"}, **mean)
-    direct = folder.run(source={"uri": "data/a.parquet", "row_id": "id"}, output={"uri": str(tmp_path)}, **mean)
+    direct = folder.run(
+        source={"uri": "data/a.parquet", "row_id": "id"}, output={"uri": str(tmp_path)}, **mean
+    )
     assert (split.rows_out, split.digest) == (60, direct.digest)
     assert split.run_id != direct.run_id
     (tmp_path / "csv" / "3.csv").write_text("id,a,b\n1,2,3\n")
@@ -196,15 +229,20 @@ def test_pre_passes_run_on_the_pool(run: Run, folder: JobFolder, tmp_path: Path)
         run(source={"uri": str(tmp_path / "csv"), "row_id": "id"})
 
 
-# --- what Ray says -----------------------------------------------------------------------------------------
+# --- what Ray says -----------------------------------------------------------------------------
 
 # As Ray 2.60 words them. The first names OOM and a node too, as a mere guess.
-SIGKILL = ("The actor died unexpectedly before finishing this task. The actor is dead because its worker process has died. "
-           "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End "
-           "of file. There are some potential root causes. (1) The process is killed by SIGKILL by OOM killer due to high "
-           "memory usage. (2) ray stop --force is called. (3) The worker is crashed unexpectedly.")  # fmt: skip
-NODE = ("The actor died because its node has died. Node Id: 7e "
-        "the actor's node was terminated unexpectedly: health check failed")  # fmt: skip
+SIGKILL = (
+    "The actor died unexpectedly before finishing this task. The actor is dead because its worker"
+    " process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly"
+    " exits with a connection error code 2. End of file. There are some potential root causes. (1)"
+    " The process is killed by SIGKILL by OOM killer due to high memory usage. (2) ray stop --force"
+    " is called. (3) The worker is crashed unexpectedly."
+)
+NODE = (
+    "The actor died because its node has died. Node Id: 7e "
+    "the actor's node was terminated unexpectedly: health check failed"
+)
 OWNER = "The actor is dead because its owner has died. Owner Id: 01000000ffffffff"
 
 
@@ -215,7 +253,11 @@ OWNER = "The actor is dead because its owner has died. Owner Id: 01000000fffffff
         (exceptions.ActorUnavailableError("The actor is unavailable", b"0" * 16), None, "lost"),
         (exceptions.RayActorError(error_msg=SIGKILL), "stalled", "stalled"),
         (exceptions.RayActorError(error_msg=SIGKILL), "preempted", "preempted"),
-        (exceptions.OutOfMemoryError("1 worker(s) were killed: the node ran low on memory"), None, "memory"),
+        (
+            exceptions.OutOfMemoryError("1 worker(s) were killed: the node ran low on memory"),
+            None,
+            "memory",
+        ),
         (exceptions.RayActorError(error_msg=NODE), None, "lost"),
         (exceptions.RayActorError(error_msg=OWNER), None, "lost"),
         (exceptions.NodeDiedError("Node died"), None, "lost"),
@@ -227,7 +269,7 @@ def test_what_took_a_worker_away(error: Exception, ended: Ended | None, kind: st
     assert (found.kind, found.node, found.error) == (kind, "node-1", None)
 
 
-# --- Ray alone ---------------------------------------------------------------------------------------------
+# --- Ray alone ---------------------------------------------------------------------------------
 
 
 @pytest.mark.ray
@@ -257,10 +299,14 @@ def test_lost_workers_are_replaced_and_only_the_row_that_kills_alone_is_failed(
         ("os.kill(os.getpid(), 9)", TransientError, "worker start"),
     ],
 )
-def test_what_stops_workers_from_starting_keeps_its_type(ray_run: Run, job: JobFolder, build: str, kind: type[Exception],
-                                                         message: str):  # fmt: skip
+def test_what_stops_workers_from_starting_keeps_its_type(
+    ray_run: Run, job: JobFolder, build: str, kind: type[Exception], message: str
+):
     place = job.write_model()
-    elsewhere = f"def build(here):\n    if os.getpid() != here:\n        {build}\n    return made()\n\ndef made("
+    elsewhere = (
+        f"def build(here):\n    if os.getpid() != here:\n        {build}\n    return made()\n\ndef"
+        " made("
+    )
     place.write_text(place.read_text().replace("def build(", elsewhere))
     with pytest.raises(kind, match=message):
         ray_run(job=job, model=job.model(here=os.getpid()))
@@ -272,17 +318,24 @@ def test_too_few_workers_are_told_with_what_the_cluster_has(ray_run: Run):
         ray_run(compute=compute(workers=2, cpus_per_worker=1.5, start_s=1))
 
 
-# --- models that differ from process to process ----------------------------------------------------------------
+# --- models that differ from process to process ------------------------------------------------
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("change", [
-    ("torch.manual_seed(0)", "torch.manual_seed(os.getpid())"),
-    ("return self.logits(x)", "return self.logits(x) * (1 + os.getpid() % 97)"),
-], ids=["parameters", "a number of Python's"])  # fmt: skip
-def test_a_factory_that_builds_another_model_in_each_process_is_refused(job: JobFolder, tmp_path: Path, cluster: str,
-                                                                        change: tuple[str, str]):  # fmt: skip
-    """Planning calls it twice and sees one model; a worker sees another, and says so before a row is computed."""
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("torch.manual_seed(0)", "torch.manual_seed(os.getpid())"),
+        ("return self.logits(x)", "return self.logits(x) * (1 + os.getpid() % 97)"),
+    ],
+    ids=["parameters", "a number of Python's"],
+)
+def test_a_factory_that_builds_another_model_in_each_process_is_refused(
+    job: JobFolder, tmp_path: Path, cluster: str, change: tuple[str, str]
+):
+    """Planning calls it twice and sees one model; a worker sees another, and says so before a row
+    is computed.
+    """
     job.write_model("return self.logits(x)")
     place = job.path / f"{job.module}.py"
     assert change[0] in place.read_text()
@@ -311,7 +364,7 @@ def test_a_ray_that_the_caller_started_is_used_and_stays_up(cluster: str):
     assert ray.get_runtime_context().gcs_address == cluster
 
 
-# --- the pool that is chosen once a job is planned -------------------------------------------------------------
+# --- the pool that is chosen once a job is planned ---------------------------------------------
 
 
 class Spy(LocalPool):
@@ -328,7 +381,9 @@ class Spy(LocalPool):
         super().close()
 
 
-@pytest.mark.parametrize(("work_s", "begun", "here"), [(1.0, False, True), (30.0, False, False), (1.0, True, False)])
+@pytest.mark.parametrize(
+    ("work_s", "begun", "here"), [(1.0, False, True), (30.0, False, False), (1.0, True, False)]
+)
 def test_small_jobs_that_are_new_run_in_this_process(work_s: float, begun: bool, here: bool):
     used: list[str] = []
     workers = Spy(used, "ray")
@@ -342,7 +397,9 @@ def test_small_jobs_that_are_new_run_in_this_process(work_s: float, begun: bool,
     assert used == ["map on ray", "close ray"]
 
 
-def test_a_job_is_settled_by_its_plan_and_by_what_was_left(job: JobFolder, capsys: pytest.CaptureFixture[str]):
+def test_a_job_is_settled_by_its_plan_and_by_what_was_left(
+    job: JobFolder, capsys: pytest.CaptureFixture[str]
+):
     """Small and new: here. Begun before, and maybe lost with its process: on Ray."""
     first = job.run("auto")
     assert "runs in this process" in capsys.readouterr().out
@@ -351,15 +408,23 @@ def test_a_job_is_settled_by_its_plan_and_by_what_was_left(job: JobFolder, capsy
     (folder / "data" / "part-00001.parquet").unlink()
     settled: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Undecided, "settle", lambda self, work_s, *, begun: settled.append(begun) or LocalPool())
+        patch.setattr(
+            Undecided, "settle", lambda self, work_s, *, begun: settled.append(begun) or LocalPool()
+        )
         again = job.run("auto")
     assert settled == [True]
     assert again.digest == first.digest
 
 
-@pytest.mark.parametrize(("kind", "address", "gpus", "made"), [
-    ("auto", None, 0, Undecided), ("auto", "auto", 0, RayPool), ("auto", None, 1, RayPool), ("ray", None, 0, RayPool),
-    ("local", None, 0, LocalPool),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "address", "gpus", "made"),
+    [
+        ("auto", None, 0, Undecided),
+        ("auto", "auto", 0, RayPool),
+        ("auto", None, 1, RayPool),
+        ("ray", None, 0, RayPool),
+        ("local", None, 0, LocalPool),
+    ],
+)
 def test_which_pool_a_job_gets(kind: Any, address: str | None, gpus: int, made: type):
     assert type(make_planning_pool(kind, address, Compute(gpus_per_worker=gpus))) is made

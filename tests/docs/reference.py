@@ -1,6 +1,8 @@
-"""The generated parts of README: spec fields, output columns and commands, from the code that defines them.
+"""The generated parts of README: spec fields, output columns and commands, from the code that
+defines them.
 
-`python tests/docs/reference.py` writes them between their markers; test_readme.py fails when they are stale.
+`python tests/docs/reference.py` writes them between their markers; test_readme.py fails when they
+are stale.
 """
 
 from __future__ import annotations
@@ -51,7 +53,11 @@ def _part(title: str, part: type[Part]) -> str:
     if fields:
         lines += ["", "| field | default | meaning |", "|---|---|---|"]
     for name, field in fields.items():
-        default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
+        default = (
+            "required"
+            if field.is_required()
+            else _default(field.get_default(call_default_factory=True))
+        )
         lines.append(f"| `{name}` | {default} | {_cell(field.description or '')} |")
     return "\n".join(lines)
 
@@ -72,9 +78,15 @@ def _cell(text: str) -> str:
 
 def column_table() -> str:
     rows = [f"| `{name}` | {_cell(meaning)} |" for name, meaning in COLUMNS.items()]
-    rows.append("| `attr.<feature>` | Attribution of a named feature, one float column each, in units of f. |")
-    rows.append("| `attr.<input>` | Attributions of a tensor input: one fixed-size list; its shape is in the field's "
-                "metadata. Of ids in lists of varying length, a list as long as the row's own. |")  # fmt: skip
+    rows.append(
+        "| `attr.<feature>` | Attribution of a named feature, one float column each, in units of"
+        " f. |"
+    )
+    rows.append(
+        "| `attr.<input>` | Attributions of a tensor input: one fixed-size list; its shape is in"
+        " the field's metadata. Of ids in lists of varying length, a list as long as the row's"
+        " own. |"
+    )
     return "\n".join(["| column | meaning |", "|---|---|", *rows])
 
 
@@ -82,13 +94,20 @@ def command_table() -> str:
     """Every verb with its options, from the command line itself."""
     rows = ["| command | what it does | options |", "|---|---|---|"]
     for name, command in _commands(get_command(app), ()):
-        options = [f"`{'/'.join(p.opts)}` {_cell(p.help or '')}" for p in command.params
-                   if p.param_type_name == "option" and p.name != "help"]  # fmt: skip
+        options = [
+            f"`{'/'.join(p.opts)}` {_cell(p.help or '')}"
+            for p in command.params
+            if p.param_type_name == "option" and p.name != "help"
+        ]
         arguments = " ".join(
-            str(p.metavar or p.name).upper() for p in command.params if p.param_type_name == "argument"
+            str(p.metavar or p.name).upper()
+            for p in command.params
+            if p.param_type_name == "argument"
         )
-        rows.append(f"| `integrand {name}{' ' + arguments if arguments else ''}` | {_first_sentence(command.help or '')} | "
-                    f"{'<br>'.join(options) or '–'} |")  # fmt: skip
+        rows.append(
+            f"| `integrand {name}{' ' + arguments if arguments else ''}` |"
+            f" {_first_sentence(command.help or '')} | {'<br>'.join(options) or '–'} |"
+        )
     return "\n".join(rows)
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SECTION = (ROOT / "README.md").read_text().split("## What is promised, and what proves it")[1].split("\n## ")[0]
+SECTION = (
+    (ROOT / "README.md")
+    .read_text()
+    .split("## What is promised, and what proves it")[1]
+    .split("\n## ")[0]
+)
 ROWS = [line for line in SECTION.splitlines() if line.startswith("| ") and "---" not in line][1:]
 
 
@@ -24,5 +29,9 @@ def test_a_promise_names_tests_that_exist(row: str):
     for place, test in named:
         source = ROOT / "tests" / place
         assert source.is_file(), place
-        functions = [n.name for n in ast.parse(source.read_text()).body if isinstance(n, ast.FunctionDef)]
-        assert test in functions if test else any(name.startswith("test_") for name in functions), f"{place}::{test}"
+        functions = [
+            n.name for n in ast.parse(source.read_text()).body if isinstance(n, ast.FunctionDef)
+        ]
+        assert test in functions if test else any(name.startswith("test_") for name in functions), (
+            f"{place}::{test}"
+        )

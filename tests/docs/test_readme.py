@@ -1,4 +1,6 @@
-"""README is true: its generated parts are fresh, its spec parses, its Python runs, its picture is there."""
+"""README is true: its generated parts are fresh, its spec parses, its Python runs, its picture is
+there.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ from torch import nn
 class Text(nn.Module):
     def __init__(self):
         super().__init__()
-        self.bert = nn.ModuleDict({"embeddings": nn.ModuleDict({"word_embeddings": nn.Embedding(200, 8)})})
+        words = nn.ModuleDict({"word_embeddings": nn.Embedding(200, 8)})
+        self.bert = nn.ModuleDict({"embeddings": words})
         self.last = nn.Linear(8, 2)
 
     def forward(self, tokens, mask):
@@ -63,7 +66,9 @@ def build(name):
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory) -> Path:
-    """The output root after the README's own spec was run by the README's own command, on made-up applications."""
+    """The output root after the README's own spec was run by the README's own command, on made-up
+    applications.
+    """
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my_models.py").write_text(MODEL)
     (folder / "spec.yaml").write_text(blocks("yaml")[0])
@@ -71,15 +76,30 @@ def finished_run(tmp_path_factory) -> Path:
     exec(MODEL, scope)
     save_file(scope["build"]().state_dict(), folder / "model.safetensors")
     (folder / "data/applications").mkdir(parents=True)
-    columns = {c: np.random.default_rng(i).normal(size=60) for i, c in enumerate(("age", "income", "tenure"))}
-    pq.write_table(pa.table({"id": range(60), **columns}), folder / "data/applications/part-0.parquet")
-    command = [sys.executable, "-m", "integrand.service.cli", "run", "spec.yaml", "--trust-model-code", "my_models"]
+    columns = {
+        c: np.random.default_rng(i).normal(size=60)
+        for i, c in enumerate(("age", "income", "tenure"))
+    }
+    pq.write_table(
+        pa.table({"id": range(60), **columns}), folder / "data/applications/part-0.parquet"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "integrand.service.cli",
+        "run",
+        "spec.yaml",
+        "--trust-model-code",
+        "my_models",
+    ]
     subprocess.run([*command, "--pool", "local"], cwd=folder, check=True, capture_output=True)
     return folder / "attributions"
 
 
 def load_reference():
-    found = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
+    found = importlib.util.spec_from_file_location(
+        "reference", Path(__file__).with_name("reference.py")
+    )
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
@@ -110,7 +130,9 @@ def test_example_spec_parses():
 
 
 def run_notebook(old: str = "", new: str = "") -> dict[str, object]:
-    """Names after all notebook examples ran, one after the other; with `old` in their text changed to `new`."""
+    """Names after all notebook examples ran, one after the other; with `old` in their text changed
+    to `new`.
+    """
     text = "\n".join(b for b in blocks("python") if "attribute(" in b)
     assert old in text
     scope: dict[str, object] = {}
@@ -125,7 +147,9 @@ def test_notebook_examples_run():
     assert scope["several"].attributions.shape == (8, 3, 4)
     assert scope["several"].gap.shape == (8, 3)
     assert scope["exact"].evaluations.tolist() == [0] * 8
-    assert torch.allclose(scope["again"].attributions, scope["several"].attributions[:, 2], atol=1e-3)
+    assert torch.allclose(
+        scope["again"].attributions, scope["several"].attributions[:, 2], atol=1e-3
+    )
     assert scope["found"].attributions.sum(-1).shape == (3, 5)
 
 
@@ -141,9 +165,13 @@ def test_the_certificate_is_fooled_as_told():
     assert single.status[0] is RowStatus.not_converged
 
 
-@pytest.mark.parametrize(("example", "name", "columns"), [
-    (1, "Text", ["attr.tokens"]), (2, "Table", ["attr.age", "attr.income", "attr.plan_id", "attr.home", "attr.work"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("example", "name", "columns"),
+    [
+        (1, "Text", ["attr.tokens"]),
+        (2, "Table", ["attr.age", "attr.income", "attr.plan_id", "attr.home", "attr.work"]),
+    ],
+)
 def test_examples_of_ids_run(tmp_path: Path, example: int, name: str, columns: list[str]):
     """In place of parts of the first example, as the text says."""
     (tmp_path / f"{name.lower()}_ids.py").write_text(IDS_MODELS)
@@ -151,10 +179,17 @@ def test_examples_of_ids_run(tmp_path: Path, example: int, name: str, columns: l
     numbers = {c: random.normal(size=24) for c in ("age", "income")}
     ids = {c: random.integers(0, 4, 24) for c in ("plan_id", "home", "work")}
     tokens = [random.integers(1, 200, n).tolist() for n in random.integers(1, 20, 24)]
-    pq.write_table(pa.table({"id": range(24), "token_ids": tokens, **numbers, **ids}), tmp_path / "rows.parquet")
+    pq.write_table(
+        pa.table({"id": range(24), "token_ids": tokens, **numbers, **ids}),
+        tmp_path / "rows.parquet",
+    )
     fields = parse_text(blocks("yaml")[0], "README") | parse_text(blocks("yaml")[example], "README")
-    model = {"kind": "factory", "entrypoint": f"{name.lower()}_ids:build", "arguments": {"name": name},
-             "code": [f"{name.lower()}_ids.py"]}  # fmt: skip
+    model = {
+        "kind": "factory",
+        "entrypoint": f"{name.lower()}_ids:build",
+        "arguments": {"name": name},
+        "code": [f"{name.lower()}_ids.py"],
+    }
     spec = parse_spec(fields | {"source": {"uri": "rows.parquet", "row_id": "id"}, "model": model})
     manifest = run_job(spec, base=str(tmp_path), trusted=(f"{name.lower()}_ids",), pool="local")
     found = open_run(tmp_path / "attributions").to_pandas()
@@ -168,7 +203,9 @@ def test_examples_of_ids_run(tmp_path: Path, example: int, name: str, columns: l
 def test_query_example_runs(finished_run):
     example = next(b for b in blocks("python") if "open_run(" in b)
     scope: dict[str, object] = {}
-    exec(compile(example.replace('"attributions"', repr(str(finished_run))), "README", "exec"), scope)
+    exec(
+        compile(example.replace('"attributions"', repr(str(finished_run))), "README", "exec"), scope
+    )
     assert scope["run"].complete
 
 

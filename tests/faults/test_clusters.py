@@ -1,4 +1,5 @@
-"""Drivers on a Ray of their own that dies around them, or with them: what storage holds is all that the next one needs.
+"""Drivers on a Ray of their own that dies around them, or with them: what storage holds is all that
+the next one needs.
 
 Each test starts a command line and a Ray, which takes most of its time.
 """
@@ -36,14 +37,23 @@ def undisturbed(job: JobFolder) -> RunManifest:
 
 
 def held(folder: Path) -> dict[str, str]:
-    """An environment in which one worker stands still with its shard computed, until there is a file `go`."""
+    """An environment in which one worker stands still with its shard computed, until there is a
+    file `go`.
+    """
     return {VARIABLE: f"shard.computed=wait:{folder}/go@{folder}/there"}
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_cluster_that_ends_with_its_driver(job: JobFolder, family: Family, undisturbed: RunManifest, tmp_path: Path,
-                                             signal_number: signal.Signals):  # fmt: skip
-    """Driver, head, raylet and workers at once, as when the machine goes; or all in order, after one SIGTERM."""
+def test_a_cluster_that_ends_with_its_driver(
+    job: JobFolder,
+    family: Family,
+    undisturbed: RunManifest,
+    tmp_path: Path,
+    signal_number: signal.Signals,
+):
+    """Driver, head, raylet and workers at once, as when the machine goes; or all in order, after
+    one SIGTERM.
+    """
     driver = start(family, job, job.write_spec(**SIZES), **held(tmp_path))
     wait_until((tmp_path / "there").exists)
     if signal_number == signal.SIGKILL:
@@ -59,11 +69,14 @@ def test_a_cluster_that_ends_with_its_driver(job: JobFolder, family: Family, und
 
 
 @pytest.mark.parametrize("names", [(HEAD,), (HEAD, RAYLET)], ids=["head", "head and raylet"])
-def test_a_driver_that_outlives_its_cluster_ends_by_itself(job: JobFolder, family: Family, undisturbed: RunManifest,
-                                                           tmp_path: Path, names: tuple[str, ...]):  # fmt: skip
-    """As retryable, and soon: at once without its raylet; a head is given half a minute to come back.
+def test_a_driver_that_outlives_its_cluster_ends_by_itself(
+    job: JobFolder, family: Family, undisturbed: RunManifest, tmp_path: Path, names: tuple[str, ...]
+):
+    """As retryable, and soon: at once without its raylet; a head is given half a minute to come
+    back.
 
-    Meanwhile it and its orphaned workers are as a second driver: another finishes the run beside them.
+    Meanwhile it and its orphaned workers are as a second driver: another finishes the run beside
+    them.
     """
     driver = start(family, job, job.write_spec(**SIZES), **held(tmp_path))
     wait_until((tmp_path / "there").exists)
@@ -73,6 +86,8 @@ def test_a_driver_that_outlives_its_cluster_ends_by_itself(job: JobFolder, famil
     code, output = end(driver)
     assert (code, "Traceback" in output) == (4, False), output
     assert "next: " in output
-    agents = family.left(within=10)  # Ray's own take a minute to see that they are alone; nobody may compute
+    agents = family.left(
+        within=10
+    )  # Ray's own take a minute to see that they are alone; nobody may compute
     assert [command for command in agents.values() if "agent" not in command.lower()] == []
     check_rows(job, undisturbed)

@@ -1,4 +1,6 @@
-"""Drivers that die at every step of a run, and two drivers on one run, held to the rows of a run without faults."""
+"""Drivers that die at every step of a run, and two drivers on one run, held to the rows of a run
+without faults.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ BEFORE_SHARDS += [n for n in failpoints.NAMES if n.startswith("store.")]
 @pytest.fixture(scope="module")
 def undisturbed(complete: JobFolder, partial: JobFolder) -> dict[str, RunManifest]:
     runs = {"complete": complete, "partial": partial}
-    return {kind: job.run(output={"uri": "undisturbed"}, **CHANGES[kind]) for kind, job in runs.items()}
+    return {
+        kind: job.run(output={"uri": "undisturbed"}, **CHANGES[kind]) for kind, job in runs.items()
+    }
 
 
 def kind_of(point: str) -> str:
@@ -81,12 +85,17 @@ def test_every_point_is_reached_somewhere_and_every_point_reached_is_known():
     ("kind", "point"),
     [(kind_of(point), point) for point in OF_DRIVERS] + [("partial", "store.half_written")],
 )
-def test_drivers_killed_at_a_point(request: pytest.FixtureRequest, undisturbed: dict[str, RunManifest], kind: str,
-                                   point: str):  # fmt: skip
-    """The first driver dies when it is there for the first time, the next at its second, and so on until one finishes."""
+def test_drivers_killed_at_a_point(
+    request: pytest.FixtureRequest, undisturbed: dict[str, RunManifest], kind: str, point: str
+):
+    """The first driver dies when it is there for the first time, the next at its second, and so on
+    until one finishes.
+    """
     job: JobFolder = request.getfixturevalue(kind)
     for visit in count(1):
-        code = finish(start(job, f"{point}=kill#{visit}", output={"uri": f"at-{point}"}, **CHANGES[kind]))
+        code = finish(
+            start(job, f"{point}=kill#{visit}", output={"uri": f"at-{point}"}, **CHANGES[kind])
+        )
         if code != SIGKILLED:
             break
     assert (code, visit > 1) == (0, True)
@@ -95,11 +104,16 @@ def test_drivers_killed_at_a_point(request: pytest.FixtureRequest, undisturbed: 
     assert kind == "partial" or half_written == [], "the last driver sweeps what the others left"
 
 
-def test_a_shard_whose_driver_dies_is_not_to_blame(complete: JobFolder, undisturbed: dict[str, RunManifest]):
+def test_a_shard_whose_driver_dies_is_not_to_blame(
+    complete: JobFolder, undisturbed: dict[str, RunManifest]
+):
     """However often: nothing is recorded against it."""
     out = {"uri": "blameless"}
     for _ in range(6):
-        assert finish(start(complete, "shard.computed=kill", output=out, **CHANGES["complete"])) == SIGKILLED
+        assert (
+            finish(start(complete, "shard.computed=kill", output=out, **CHANGES["complete"]))
+            == SIGKILLED
+        )
     run = complete.path / "blameless" / undisturbed["complete"].run_id
     assert not list(run.glob("_attempts/*"))
     assert not list(run.glob("_quarantine/*"))
@@ -108,15 +122,25 @@ def test_a_shard_whose_driver_dies_is_not_to_blame(complete: JobFolder, undistur
 
 
 @POINTS
-def test_two_drivers_that_leave_a_point_together(request: pytest.FixtureRequest, undisturbed: dict[str, RunManifest],
-                                                 tmp_path: Path, point: str):  # fmt: skip
+def test_two_drivers_that_leave_a_point_together(
+    request: pytest.FixtureRequest, undisturbed: dict[str, RunManifest], tmp_path: Path, point: str
+):
     """Both stand there at once, and neither loses or doubles a row of the other."""
     kind = kind_of(point)
     job: JobFolder = request.getfixturevalue(kind)
     # Both begin their first shard together: who came later would find done what the other did.
     places = [point] if point in BEFORE_SHARDS else ["shard.begun", point]
-    drivers = [start(job, ";".join(f"{place}=wait:{tmp_path}/go-{place}@{tmp_path}/{place}-{name}" for place in places),
-                     output={"uri": f"both-{point}"}, **CHANGES[kind]) for name in ("one", "two")]  # fmt: skip
+    drivers = [
+        start(
+            job,
+            ";".join(
+                f"{place}=wait:{tmp_path}/go-{place}@{tmp_path}/{place}-{name}" for place in places
+            ),
+            output={"uri": f"both-{point}"},
+            **CHANGES[kind],
+        )
+        for name in ("one", "two")
+    ]
     for place in places:
         wait_until(lambda: all((tmp_path / f"{place}-{name}").exists() for name in ("one", "two")))  # noqa: B023
         (tmp_path / f"go-{place}").touch()
@@ -125,8 +149,9 @@ def test_two_drivers_that_leave_a_point_together(request: pytest.FixtureRequest,
 
 
 @POINTS
-def test_a_driver_that_stands_still_while_another_finishes(request: pytest.FixtureRequest, tmp_path: Path, point: str,
-                                                           undisturbed: dict[str, RunManifest]):  # fmt: skip
+def test_a_driver_that_stands_still_while_another_finishes(
+    request: pytest.FixtureRequest, tmp_path: Path, point: str, undisturbed: dict[str, RunManifest]
+):
     """It goes on afterwards, as one that was cut off does, and changes nothing."""
     kind = kind_of(point)
     job: JobFolder = request.getfixturevalue(kind)
@@ -153,7 +178,9 @@ class Folding:
 
 
 @pytest.mark.parametrize("point", ["store.half_written", "store.written", "store.linked", FOLDING])
-def test_a_driver_killed_while_it_folds_footers(complete: JobFolder, undisturbed: dict[str, RunManifest], point: str):
+def test_a_driver_killed_while_it_folds_footers(
+    complete: JobFolder, undisturbed: dict[str, RunManifest], point: str
+):
     """The block is there or not, and the next driver reads the same run in either case."""
     out, changes = f"fold-{point}", CHANGES["complete"]
     assert finish(start(complete, "run.folded=kill", output={"uri": out}, **changes)) == SIGKILLED

@@ -39,8 +39,12 @@ def undisturbed(job: JobFolder) -> RunManifest:
 def small(place: Path) -> Iterator[Path]:
     """A file system of 8 MB."""
     place.mkdir()
-    if os.geteuid() != 0 or subprocess.call(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)]):
-        (pytest.fail if os.environ.get("REQUIRE_ALL") else pytest.skip)("needs root that may mount a tmpfs")
+    if os.geteuid() != 0 or subprocess.call(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)]
+    ):
+        (pytest.fail if os.environ.get("REQUIRE_ALL") else pytest.skip)(
+            "needs root that may mount a tmpfs"
+        )
     yield place
     subprocess.check_call(["umount", "--lazy", str(place)])
 
@@ -55,7 +59,10 @@ def disk(job: JobFolder) -> Iterator[Path]:
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """Where Ray writes; the paths of its sockets have 107 characters at most."""
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder, small(Path(folder, "s")) as place:
+    with (
+        tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder,
+        small(Path(folder, "s")) as place,
+    ):
         yield place
 
 
@@ -70,8 +77,9 @@ def fill(place: Path) -> Path:
 
 
 @pytest.mark.needs_tool("mount")
-def test_a_full_disk_ends_the_run_as_retryable_and_space_completes_it(job: JobFolder, undisturbed: RunManifest,
-                                                                      disk: Path):  # fmt: skip
+def test_a_full_disk_ends_the_run_as_retryable_and_space_completes_it(
+    job: JobFolder, undisturbed: RunManifest, disk: Path
+):
     filler = disk / "filler"
     needed = sum(p.stat().st_size for p in (job.path / "undisturbed").rglob("*") if p.is_file())
     filler.write_bytes(bytes((8 << 20) - needed * 2 // 3))  # a part of the shards finds room
@@ -83,7 +91,10 @@ def test_a_full_disk_ends_the_run_as_retryable_and_space_completes_it(job: JobFo
     assert 0 < written < 10
     assert not list(disk.rglob("*.tmp")), "nothing half written is left to fill the disk"
     whole = job.rows(undisturbed)
-    assert whole["row_id"].tolist() == job.rows(undisturbed, "undisturbed")["row_id"].tolist()[: 100 * written]
+    assert (
+        whole["row_id"].tolist()
+        == job.rows(undisturbed, "undisturbed")["row_id"].tolist()[: 100 * written]
+    )
     filler.unlink()
     job.run(**SIZES)
     check_rows(job, undisturbed)
@@ -98,10 +109,16 @@ def family() -> Iterator[Family]:
 
 @pytest.mark.ray
 @pytest.mark.needs_tool("mount")
-def test_ray_on_a_disk_that_fills_up(job: JobFolder, family: Family, undisturbed: RunManifest, scratch: Path,
-                                     tmp_path: Path):  # fmt: skip
-    """Where it cannot start, which it takes 30 s to see, that is said; a run under way needs no space there."""
-    environment = {"RAY_TMPDIR": str(scratch), VARIABLE: f"shard.computed=wait:{tmp_path}/go@{tmp_path}/there"}
+def test_ray_on_a_disk_that_fills_up(
+    job: JobFolder, family: Family, undisturbed: RunManifest, scratch: Path, tmp_path: Path
+):
+    """Where it cannot start, which it takes 30 s to see, that is said; a run under way needs no
+    space there.
+    """
+    environment = {
+        "RAY_TMPDIR": str(scratch),
+        VARIABLE: f"shard.computed=wait:{tmp_path}/go@{tmp_path}/there",
+    }
     spec = job.write_spec(**SIZES)
     filler = fill(scratch)
     code, output = end(start(family, job, spec, **environment))
@@ -119,12 +136,22 @@ def test_ray_on_a_disk_that_fills_up(job: JobFolder, family: Family, undisturbed
 
 @pytest.mark.needs_tool("faketime")
 @pytest.mark.parametrize("offset", [AHEAD, BEHIND])
-def test_a_run_goes_on_under_another_clock(job: JobFolder, family: Family, undisturbed: RunManifest, offset: str):
-    """Begun under one clock, killed, taken up under another: nothing is decided by the time of day of two hosts."""
+def test_a_run_goes_on_under_another_clock(
+    job: JobFolder, family: Family, undisturbed: RunManifest, offset: str
+):
+    """Begun under one clock, killed, taken up under another: nothing is decided by the time of day
+    of two hosts.
+    """
     wrong = ("faketime", "-f", offset)
     assert drivers.finish(drivers.start(job, "shard.settled=kill", **SIZES)) == -signal.SIGKILL
     dying = start(
-        family, job, job.write_spec(**SIZES), "--pool", "local", before=wrong, **{VARIABLE: "shard.settled=kill#3"}
+        family,
+        job,
+        job.write_spec(**SIZES),
+        "--pool",
+        "local",
+        before=wrong,
+        **{VARIABLE: "shard.settled=kill#3"},
     )
     assert "Caught Killed" in end(dying)[1], "as faketime tells that its child was"
     objects = sorted((job.path / "out" / undisturbed.run_id / "data").glob("*"))
@@ -137,10 +164,16 @@ def test_a_run_goes_on_under_another_clock(job: JobFolder, family: Family, undis
 @pytest.mark.needs_tool("faketime")
 def test_a_store_that_refuses_a_wrong_clock_is_told_clearly(s3_server: S3Server, s3_root: Uri):
     """S3 refuses what was signed more than a quarter of an hour ago or ahead."""
-    code = (f"from integrand.workers.storage.store import Access, Store; Store(Access(endpoint_url={s3_server.endpoint_url!r}))"
-            f".create(Store().parse({str(s3_root.child('object'))!r}), b'x')")  # fmt: skip
+    code = (
+        "from integrand.workers.storage.store import Access, Store;"
+        " "
+        f"Store(Access(endpoint_url={s3_server.endpoint_url!r})).create(Store().parse({str(s3_root.child('object'))!r}),"
+        " b'x')"
+    )
     command = ["faketime", "-f", AHEAD, sys.executable, "-c", code]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 1
-    assert "clock" in found.stderr.splitlines()[-1] + found.stderr.splitlines()[-2], found.stderr[-2000:]
+    assert "clock" in found.stderr.splitlines()[-1] + found.stderr.splitlines()[-2], found.stderr[
+        -2000:
+    ]
     assert "RequestTimeTooSkewed" in found.stderr

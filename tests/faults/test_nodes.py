@@ -1,6 +1,8 @@
-"""Nodes of a Ray cluster that are taken away, die or run out of memory, under a job that goes on elsewhere.
+"""Nodes of a Ray cluster that are taken away, die or run out of memory, under a job that goes on
+elsewhere.
 
-All on one cluster; what takes time is Ray: starting nodes and workers, and finding out that a node is dead.
+All on one cluster; what takes time is Ray: starting nodes and workers, and finding out that a node
+is dead.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Nodes:
         return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
     def of(self, token: Path) -> str:
-        """The node of the worker that stands at a point, once one does: its parent is the raylet."""
+        """The node of the worker that stands at a point, once one does: its parent is the
+        raylet.
+        """
         wait_until(token.exists)
         parent = re.search(r"PPid:\s+(\d+)", Path(f"/proc/{token.read_text()}/status").read_text())
         assert parent
@@ -56,7 +60,9 @@ class Nodes:
         return int(self.all[name].all_processes["raylet"][0].process.pid)
 
     def drain(self, name: str, seconds: float) -> None:
-        """Tell the cluster, as a cloud's agent does, that a node is preempted in so many seconds."""
+        """Tell the cluster, as a cloud's agent does, that a node is preempted in so many
+        seconds.
+        """
         from ray._raylet import GcsClient
         from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
@@ -69,7 +75,9 @@ class Nodes:
 
 
 def ask_for_token() -> None:
-    """As `ray.init` does for a Ray of its own: one process cannot go from closed clusters to open ones and back."""
+    """As `ray.init` does for a Ray of its own: one process cannot go from closed clusters to open
+    ones and back.
+    """
     from ray._private.authentication import authentication_token_setup as tokens
 
     if not tokens._get_default_token_path().exists():
@@ -88,7 +96,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in {**SETTINGS, failpoints.VARIABLE: f"@{points}"}.items():
             environment.setenv(name, value)
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        made = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
         ray.init(address=made.address, log_to_driver=False)
         yield Nodes(made, points)
         ray.shutdown()
@@ -115,7 +125,8 @@ def undisturbed(job: JobFolder) -> RunManifest:
 def run_beside(
     job: JobFolder, nodes: Nodes, strikes: str, disturb: Callable[[], None], **changes: Any
 ) -> list[Attempt]:
-    """Run the job under these strikes while `disturb` acts on the cluster; the attempts that failed.
+    """Run the job under these strikes while `disturb` acts on the cluster; the attempts that
+    failed.
 
     Workers are held for longer than a model may stand still, so nothing stalls here.
     """
@@ -143,9 +154,12 @@ def held(folder: Path, *points: str) -> str:
     return ";".join(f"{point}=wait:{folder}/go-{point}@{folder}/{point}" for point in points)
 
 
-def test_a_shard_that_is_preempted_three_times_is_not_to_blame(job: JobFolder, nodes: Nodes, undisturbed: RunManifest,
-                                                               tmp_path: Path):  # fmt: skip
-    """Its worker is held, so the shard is dropped before the node goes. Three graces of twelve seconds."""
+def test_a_shard_that_is_preempted_three_times_is_not_to_blame(
+    job: JobFolder, nodes: Nodes, undisturbed: RunManifest, tmp_path: Path
+):
+    """Its worker is held, so the shard is dropped before the node goes. Three graces of twelve
+    seconds.
+    """
     points = ("shard.begun", "shard.read", "shard.computed")
     drained: list[str] = []
     nodes.add(), nodes.add()
@@ -163,9 +177,12 @@ def test_a_shard_that_is_preempted_three_times_is_not_to_blame(job: JobFolder, n
     wait_until(lambda: not nodes.living() & set(drained))
 
 
-def test_a_worker_on_a_draining_node_finishes_its_shard_and_leaves(job: JobFolder, nodes: Nodes, tmp_path: Path,
-                                                                   undisturbed: RunManifest):  # fmt: skip
-    """The node, which waits for its last worker, is gone long before its time; the next shard runs elsewhere."""
+def test_a_worker_on_a_draining_node_finishes_its_shard_and_leaves(
+    job: JobFolder, nodes: Nodes, tmp_path: Path, undisturbed: RunManifest
+):
+    """The node, which waits for its last worker, is gone long before its time; the next shard runs
+    elsewhere.
+    """
     seen: list[str] = []
 
     def disturb() -> None:
@@ -178,7 +195,9 @@ def test_a_worker_on_a_draining_node_finishes_its_shard_and_leaves(job: JobFolde
         (tmp_path / "go").touch()
 
     # Whoever begins a second shard is held until the node is gone: that must be another worker.
-    strikes = f"{held(tmp_path, 'shard.computed')};shard.begun=wait:{tmp_path}/go#2@{tmp_path}/second"
+    strikes = (
+        f"{held(tmp_path, 'shard.computed')};shard.begun=wait:{tmp_path}/go#2@{tmp_path}/second"
+    )
     lost = run_beside(job, nodes, strikes, disturb)
     assert lost == []
     assert seen[0] != seen[1]
@@ -186,9 +205,16 @@ def test_a_worker_on_a_draining_node_finishes_its_shard_and_leaves(job: JobFolde
 
 
 @pytest.mark.parametrize("signal_number", [None, signal.SIGTERM])
-def test_a_node_that_dies_under_a_shard(job: JobFolder, nodes: Nodes, undisturbed: RunManifest, tmp_path: Path,
-                                        signal_number: signal.Signals | None):  # fmt: skip
-    """Killed at once, or its raylet told to end: the shard is run elsewhere, and nothing is charged to it."""
+def test_a_node_that_dies_under_a_shard(
+    job: JobFolder,
+    nodes: Nodes,
+    undisturbed: RunManifest,
+    tmp_path: Path,
+    signal_number: signal.Signals | None,
+):
+    """Killed at once, or its raylet told to end: the shard is run elsewhere, and nothing is charged
+    to it.
+    """
 
     def disturb() -> None:
         name = nodes.of(tmp_path / "shard.computed")
@@ -199,16 +225,21 @@ def test_a_node_that_dies_under_a_shard(job: JobFolder, nodes: Nodes, undisturbe
     check_rows(job, undisturbed)
 
 
-def test_a_worker_that_the_memory_monitor_kills_beside_others_is_not_to_blame(job: JobFolder, cluster: Nodes,
-                                                                              tmp_path: Path):  # fmt: skip
+def test_a_worker_that_the_memory_monitor_kills_beside_others_is_not_to_blame(
+    job: JobFolder, cluster: Nodes, tmp_path: Path
+):
     """One worker takes more memory than its node allows it; another is held beside it."""
     from ray._private.utils import get_system_memory, get_used_memory
 
     total, used = get_system_memory(), get_used_memory()
-    grow = f"held = [torch.ones({total // 800}) for _ in range(40) if time.sleep(0.1) is None]"  # a fifth of it all
+    grow = (  # a fifth of it all
+        f"held = [torch.ones({total // 800}) for _ in range(40) if time.sleep(0.1) is None]"
+    )
     job.write_rows(count=40, marks=(25,))
-    job.write_model(f"if (x[:, 0] == 1000).any() and self.first_time('grown'):\n    {grow}\n    time.sleep(600)\n"
-                    "return self.logits(x)")  # fmt: skip
+    job.write_model(
+        f"if (x[:, 0] == 1000).any() and self.first_time('grown'):\n    {grow}\n   "
+        " time.sleep(600)\nreturn self.logits(x)"
+    )
     model = job.model(folder=str(tmp_path))
     (tmp_path / "grown").touch()
     undisturbed = job.run(model=model, output={"uri": "undisturbed"})
@@ -223,7 +254,9 @@ def test_a_worker_that_the_memory_monitor_kills_beside_others_is_not_to_blame(jo
         wait_until(lambda: bool(list((job.path / "out").glob("*/_attempts/*/*.json"))))
         (tmp_path / "go-shard.begun").touch()
 
-    lost = run_beside(job, cluster, held(tmp_path, "shard.begun"), release, model=model, compute=sizes)
+    lost = run_beside(
+        job, cluster, held(tmp_path, "shard.begun"), release, model=model, compute=sizes
+    )
     for name in list(cluster.all):
         cluster.remove(name)
     assert {a.outcome for a in lost} == {"memory"}

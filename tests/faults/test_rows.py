@@ -1,4 +1,6 @@
-"""Rows that are wrong in every way that we know: each gets its status and its reason, and no other row changes a bit."""
+"""Rows that are wrong in every way that we know: each gets its status and its reason, and no other
+row changes a bit.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from integrand.service.runs.query import Run, open_run
 from tests.plugins.jobs import JobFolder
 
 ROWS, TRIED = 40, 16
-"""Rows of the source, and how many of its first ones the plan tries: a model that raises there is refused."""
+"""Rows of the source, and how many of its first ones the plan tries: a model that raises there is
+refused.
+"""
 ATTRIBUTED = ("ok", "at_precision_floor", "not_converged", "unchecked")
 
 MODEL = """
@@ -72,7 +76,9 @@ FAULTS: dict[str, Fault] = {
     "empty list": Fault("p", [], "bad_input", "p has 0 values, expected 2"),
     "short list": Fault("p", [[1.0, 2.0]], "bad_input", "p has 1 values, expected 2"),
     "null within": Fault("p", [None, [1.0, 2.0]], "bad_input", "p[0] is null"),
-    "long list within": Fault("p", [[1.0, 2.0], [1.0] * 5000], "bad_input", "p[1] has 5000 values, expected 2"),
+    "long list within": Fault(
+        "p", [[1.0, 2.0], [1.0] * 5000], "bad_input", "p[1] has 5000 values, expected 2"
+    ),
     "null deep within": Fault("p", [[1.0, 2.0], [None, 2.0]], "bad_input", "p[1][0] is null"),
     "NaN deep within": Fault("p", [[1.0, math.nan], [1.0, 2.0]], "bad_input", "p[0][1] is NaN"),
     "no target": Fault("label", None, "bad_input", "label is null"),
@@ -83,28 +89,50 @@ FAULTS: dict[str, Fault] = {
     "raises": Fault("mark", 1, "failed", "the model raised ValueError: a row that I will not take"),
     "output NaN": Fault("mark", 2, "nonfinite", "the model's output at x is NaN or inf"),
     "output infinite": Fault("mark", 3, "nonfinite", "the model's output at x is NaN or inf"),
-    "output negative infinite": Fault("mark", 4, "nonfinite", "the model's output at x is NaN or inf"),
+    "output negative infinite": Fault(
+        "mark", 4, "nonfinite", "the model's output at x is NaN or inf"
+    ),
     "gradient NaN": Fault("mark", 5, "nonfinite", "the model's gradient on the path is NaN or inf"),
 }
 OF_THE_MODEL = {name for name, fault in FAULTS.items() if fault.status != "bad_input"}
-TYPES = {"id": pa.string(), "a": pa.float64(), "b": pa.float32(), "c": pa.int64(), "label": pa.int64(), "mark": pa.int64(),
-         "p": pa.list_(pa.list_(pa.float64()))}  # fmt: skip
+TYPES = {
+    "id": pa.string(),
+    "a": pa.float64(),
+    "b": pa.float32(),
+    "c": pa.int64(),
+    "label": pa.int64(),
+    "mark": pa.int64(),
+    "p": pa.list_(pa.list_(pa.float64())),
+}
 Rows = dict[str, list[Any]]
 
 
 def sound_rows() -> Rows:
     random = np.random.default_rng(0)
-    return {"id": [f"row {i}" for i in range(ROWS)], "a": random.normal(size=ROWS).tolist(),
-            "b": random.normal(size=ROWS).tolist(), "c": random.integers(-3, 4, ROWS).tolist(),
-            "label": random.integers(0, 2, ROWS).tolist(), "mark": [0] * ROWS,
-            "p": random.normal(size=(ROWS, 2, 2)).tolist()}  # fmt: skip
+    return {
+        "id": [f"row {i}" for i in range(ROWS)],
+        "a": random.normal(size=ROWS).tolist(),
+        "b": random.normal(size=ROWS).tolist(),
+        "c": random.integers(-3, 4, ROWS).tolist(),
+        "label": random.integers(0, 2, ROWS).tolist(),
+        "mark": [0] * ROWS,
+        "p": random.normal(size=(ROWS, 2, 2)).tolist(),
+    }
 
 
 def fields(out: str, accuracy: dict[str, Any]) -> dict[str, Any]:
-    inputs = [{"name": "x", "columns": ["a", "b", "c"]}, {"name": "image", "column": "p", "shape": [2, 2]}]
-    return {"inputs": inputs, "target": {"kind": "column", "column": "label"}, "output": {"uri": out}, "accuracy": accuracy,
-            "forward_args": [{"name": "mark", "column": "mark", "dtype": "int64"}],
-            "compute": {"shard_rows": 9, "batch_rows": 16, "savings": "none"}}  # fmt: skip
+    inputs = [
+        {"name": "x", "columns": ["a", "b", "c"]},
+        {"name": "image", "column": "p", "shape": [2, 2]},
+    ]
+    return {
+        "inputs": inputs,
+        "target": {"kind": "column", "column": "label"},
+        "output": {"uri": out},
+        "accuracy": accuracy,
+        "forward_args": [{"name": "mark", "column": "mark", "dtype": "int64"}],
+        "compute": {"shard_rows": 9, "batch_rows": 16, "savings": "none"},
+    }
 
 
 @dataclass(frozen=True)
@@ -117,7 +145,9 @@ class Sound:
 
     def run(self, rows: Rows) -> tuple[RunManifest, Run]:
         """Other rows of the same job, into a place of their own."""
-        self.job.write_table("rows.parquet", pa.table({n: pa.array(v, TYPES[n]) for n, v in rows.items()}))
+        self.job.write_table(
+            "rows.parquet", pa.table({n: pa.array(v, TYPES[n]) for n, v in rows.items()})
+        )
         out = uuid4().hex
         manifest = self.job.run(**fields(out, self.accuracy))
         return manifest, open_run(self.job.path / out)
@@ -127,7 +157,9 @@ class Sound:
 def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sound:
     job = JobFolder(tmp_path_factory.mktemp("rows"))
     (job.path / f"{job.module}.py").write_text(MODEL)
-    accuracy = {"kind": "adaptive"} if request.param == "adaptive" else {"kind": "fixed", "steps": 8}
+    accuracy = (
+        {"kind": "adaptive"} if request.param == "adaptive" else {"kind": "fixed", "steps": 8}
+    )
     made = Sound(job, accuracy, pd.DataFrame())
     return replace(made, rows=made.run(sound_rows())[1].to_pandas())
 
@@ -136,7 +168,10 @@ def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def spoilt(draw: st.DrawFn) -> dict[int, str]:
     """Rows and what is wrong with them."""
     rows = draw(st.sets(st.integers(0, ROWS - 1), max_size=ROWS // 2))
-    kinds = {True: st.sampled_from(sorted(FAULTS)), False: st.sampled_from(sorted(FAULTS.keys() - OF_THE_MODEL))}
+    kinds = {
+        True: st.sampled_from(sorted(FAULTS)),
+        False: st.sampled_from(sorted(FAULTS.keys() - OF_THE_MODEL)),
+    }
     return {row: draw(kinds[row >= TRIED]) for row in sorted(rows)}
 
 
@@ -148,7 +183,9 @@ def test_any_wrong_rows_among_sound_ones(sound: Sound, wrong: dict[int, str]):
 
 
 def check(sound: Sound, wrong: dict[int, str]) -> None:
-    """A wrong row has its status and its reason, is in no aggregate, and costs no other row a bit."""
+    """A wrong row has its status and its reason, is in no aggregate, and costs no other row
+    a bit.
+    """
     rows = sound_rows()
     for row, name in wrong.items():
         rows[FAULTS[name].column][row] = FAULTS[name].value
@@ -176,14 +213,23 @@ def check_aggregates(run: Run, found: pd.DataFrame) -> None:
     assert manifest.statuses == Counter(found["status"])
     assert sum(manifest.statuses.values()) == ROWS
     assert manifest.gap.max == pytest.approx(good["gap"].abs().max())
-    assert manifest.error.max == (None if good["error_estimate"].isna().all() else good["error_estimate"].max())
+    assert manifest.error.max == (
+        None if good["error_estimate"].isna().all() else good["error_estimate"].max()
+    )
     assert manifest.evaluations_per_row == pytest.approx(found["evaluations"].sum() / len(good))
-    assert manifest.converged_share == pytest.approx(good["status"].isin(ATTRIBUTED[:2]).sum() / ROWS)
+    assert manifest.converged_share == pytest.approx(
+        good["status"].isin(ATTRIBUTED[:2]).sum() / ROWS
+    )
     features = np.column_stack(
-        [good[["attr.a", "attr.b", "attr.c"]].to_numpy(float), np.stack(good["attr.image"].tolist())]
+        [
+            good[["attr.a", "attr.b", "attr.c"]].to_numpy(float),
+            np.stack(good["attr.image"].tolist()),
+        ]
     )
     top = run.top_features(7)
-    np.testing.assert_allclose(np.sort(top["mean_abs"]), np.sort(np.abs(features.astype(float)).mean(0)), rtol=1e-12)
+    np.testing.assert_allclose(
+        np.sort(top["mean_abs"]), np.sort(np.abs(features.astype(float)).mean(0)), rtol=1e-12
+    )
     assert np.isfinite(top[["mean_abs", "mean", "share"]].to_numpy()).all()
     assert set(run.worst(ROWS)["row_id"]) <= set(good["row_id"])
 
@@ -193,10 +239,34 @@ def test_every_kind_of_wrong_row_beside_the_others(sound: Sound):
     check(sound, dict(zip(range(TRIED, ROWS), FAULTS, strict=False)))
 
 
-# --- ids -------------------------------------------------------------------------------------------------------
+# --- ids ---------------------------------------------------------------------------------------
 
-ABSURD = ["", " ", "\x00", "a\x00b", "\n", "\r\n", "\t", "\x1b[31mred", "\u202edesrever", "../../etc/passwd", "=1+1", "'; --",
-          "%s%n", "😀" * 1000, "e\u0301", "\u00e9", "null", "None", "NaN", "row 1#2", "a,b", '"', "x" * 1_000_000, "\ufffe"]  # fmt: skip
+ABSURD = [
+    "",
+    " ",
+    "\x00",
+    "a\x00b",
+    "\n",
+    "\r\n",
+    "\t",
+    "\x1b[31mred",
+    "\u202edesrever",
+    "../../etc/passwd",
+    "=1+1",
+    "'; --",
+    "%s%n",
+    "😀" * 1000,
+    "e\u0301",
+    "\u00e9",
+    "null",
+    "None",
+    "NaN",
+    "row 1#2",
+    "a,b",
+    '"',
+    "x" * 1_000_000,
+    "\ufffe",
+]
 
 
 def test_absurd_ids_come_back_as_they_are(sound: Sound):
@@ -222,7 +292,7 @@ def test_ids_that_are_not_utf8_are_refused_before_a_run_exists(sound: Sound):
         sound.job.run(**fields(uuid4().hex, sound.accuracy))
 
 
-# --- text ------------------------------------------------------------------------------------------------------
+# --- text --------------------------------------------------------------------------------------
 
 JSON_FAULTS: dict[str, tuple[bytes, str]] = {
     "no JSON": (b'{"id": "?", "a": 1', "line"),
@@ -234,11 +304,20 @@ JSON_FAULTS: dict[str, tuple[bytes, str]] = {
     "NaN": (b'{"id": "?", "a": NaN, "b": 2, "c": 3}', "a"),
     "infinite": (b'{"id": "?", "a": 1e999, "b": 2, "c": 3}', "a"),
     "huge integer": (b'{"id": "?", "a": ' + b"9" * 400 + b', "b": 2, "c": 3}', "a"),
-    "too many digits for an integer": (b'{"id": "?", "a": ' + b"9" * 5000 + b', "b": 2, "c": 3}', ""),
+    "too many digits for an integer": (
+        b'{"id": "?", "a": ' + b"9" * 5000 + b', "b": 2, "c": 3}',
+        "",
+    ),
     "missing": (b'{"id": "?", "b": 2, "c": 3}', "a is null"),
     "null": (b'{"id": "?", "a": null, "b": 2, "c": 3}', "a is null"),
-    "nested too deep": (b'{"id": "?", "a": ' + b"[" * 100_000 + b"]" * 100_000 + b', "b": 2, "c": 3}', ""),
-    "lone surrogate": (b'{"id": "\\ud800", "a": 1, "b": 2, "c": 3}', "column id: '\\ud800' is not Unicode"),
+    "nested too deep": (
+        b'{"id": "?", "a": ' + b"[" * 100_000 + b"]" * 100_000 + b', "b": 2, "c": 3}',
+        "",
+    ),
+    "lone surrogate": (
+        b'{"id": "\\ud800", "a": 1, "b": 2, "c": 3}',
+        "column id: '\\ud800' is not Unicode",
+    ),
 }
 
 
@@ -252,7 +331,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobFolder, pd.DataFr
 
 def lines() -> list[bytes]:
     values = np.random.default_rng(1).normal(size=(ROWS, 3)).tolist()
-    return [json.dumps({"id": f"{i}", "a": a, "b": b, "c": c}).encode() for i, (a, b, c) in enumerate(values)]
+    return [
+        json.dumps({"id": f"{i}", "a": a, "b": b, "c": c}).encode()
+        for i, (a, b, c) in enumerate(values)
+    ]
 
 
 def run_lines(job: JobFolder, content: list[bytes]) -> tuple[RunManifest, pd.DataFrame]:
@@ -264,9 +346,14 @@ def run_lines(job: JobFolder, content: list[bytes]) -> tuple[RunManifest, pd.Dat
 
 
 @settings(max_examples=10, deadline=None)
-@given(wrong=st.dictionaries(st.integers(1, ROWS - 1), st.sampled_from(sorted(JSON_FAULTS)), min_size=1, max_size=20))
-def test_a_wrong_line_is_its_own_row_and_costs_no_other_row_a_bit(text: tuple[JobFolder, pd.DataFrame],
-                                                                  wrong: dict[int, str]):  # fmt: skip
+@given(
+    wrong=st.dictionaries(
+        st.integers(1, ROWS - 1), st.sampled_from(sorted(JSON_FAULTS)), min_size=1, max_size=20
+    )
+)
+def test_a_wrong_line_is_its_own_row_and_costs_no_other_row_a_bit(
+    text: tuple[JobFolder, pd.DataFrame], wrong: dict[int, str]
+):
     job, undisturbed = text  # the first line, which names the columns that no spec names, is sound
     content = [JSON_FAULTS[wrong[i]][0] if i in wrong else line for i, line in enumerate(lines())]
     manifest, found = run_lines(job, content)
@@ -280,7 +367,9 @@ def test_a_wrong_line_is_its_own_row_and_costs_no_other_row_a_bit(text: tuple[Jo
 
 def test_numbers_written_as_text_are_the_same_numbers(text: tuple[JobFolder, pd.DataFrame]):
     job, undisturbed = text
-    written = [json.dumps({k: str(v) for k, v in json.loads(line).items()}).encode() for line in lines()]
+    written = [
+        json.dumps({k: str(v) for k, v in json.loads(line).items()}).encode() for line in lines()
+    ]
     pd.testing.assert_frame_equal(run_lines(job, written)[1], undisturbed, check_exact=True)
 
 
@@ -291,7 +380,9 @@ def test_a_key_that_is_no_text_is_no_column(text: tuple[JobFolder, pd.DataFrame]
     pd.testing.assert_frame_equal(found, undisturbed, check_exact=True)
 
 
-def test_a_header_that_is_not_utf8_is_refused_before_a_run_exists(text: tuple[JobFolder, pd.DataFrame]):
+def test_a_header_that_is_not_utf8_is_refused_before_a_run_exists(
+    text: tuple[JobFolder, pd.DataFrame],
+):
     job, _ = text
     (job.path / "csv").mkdir()
     (job.path / "csv" / "rows.csv").write_bytes(b"id,a,b,c,\xff\n" + b"1,2,3,4,5\n" * 20)

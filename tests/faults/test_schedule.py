@@ -1,4 +1,6 @@
-"""A schedule that repeats itself: the same tick submitted again is the same run, and is not done twice."""
+"""A schedule that repeats itself: the same tick submitted again is the same run, and is not done
+twice.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ from tests.plugins.jobs import JobFolder
 
 def submit(job: JobFolder, tick: str) -> RunManifest:
     return run_job(
-        job.spec(model=job.weighted()), base=str(job.path), trusted=(job.module,), pool="local", logical_date=tick
+        job.spec(model=job.weighted()),
+        base=str(job.path),
+        trusted=(job.module,),
+        pool="local",
+        logical_date=tick,
     )
 
 

@@ -1,6 +1,8 @@
-"""Object stores that fail: what is tried again and for how long, and what the caller is told in the end.
+"""Object stores that fail: what is tried again and for how long, and what the caller is told in the
+end.
 
-The store is SeaweedFS behind a proxy that injects the faults; every test asserts that its fault struck.
+The store is SeaweedFS behind a proxy that injects the faults; every test asserts that its fault
+struck.
 """
 
 from __future__ import annotations
@@ -132,12 +134,14 @@ OPERATIONS: dict[str, tuple[str, Callable[[Store, Uri], object], object]] = {
 every_operation = pytest.mark.parametrize("operation", OPERATIONS)
 
 
-# --- what passes -------------------------------------------------------------------------------------------
+# --- what passes -------------------------------------------------------------------------------
 
 
 @every_operation
 @pytest.mark.parametrize("fault", ["500", "502", "503", "timeout", "conflict", "reset", "lost_ack"])
-def test_a_fault_that_passes_is_not_noticed(proxy: Proxy, store: Store, place: Uri, operation: str, fault: str) -> None:
+def test_a_fault_that_passes_is_not_noticed(
+    proxy: Proxy, store: Store, place: Uri, operation: str, fault: str
+) -> None:
     method, call, expected = OPERATIONS[operation]
     proxy.inject(Rule(fault, method, times=3))
     assert call(store, place) == expected
@@ -145,7 +149,9 @@ def test_a_fault_that_passes_is_not_noticed(proxy: Proxy, store: Store, place: U
 
 
 @pytest.mark.parametrize("operation", ["create", "read", "open", "list", "info"])
-def test_a_request_that_hangs_is_sent_again(proxy: Proxy, eager: Store, place: Uri, operation: str) -> None:
+def test_a_request_that_hangs_is_sent_again(
+    proxy: Proxy, eager: Store, place: Uri, operation: str
+) -> None:
     method, call, expected = OPERATIONS[operation]
     proxy.inject(Rule("hang", method))
     assert call(eager, place) == expected
@@ -183,7 +189,9 @@ def test_a_bit_flipped_on_its_way_to_the_store_is_not_stored(
     assert proxy.injected["flipped_up"] == 1
 
 
-def test_an_answer_that_takes_its_time_is_waited_for(proxy: Proxy, store: Store, place: Uri) -> None:
+def test_an_answer_that_takes_its_time_is_waited_for(
+    proxy: Proxy, store: Store, place: Uri
+) -> None:
     proxy.inject(Rule("delay", "GET", seconds=1.5))
     assert store.read(place) == BODY
     assert proxy.asked() == ["HEAD", "GET"]
@@ -206,17 +214,26 @@ def test_without_faults_nothing_is_asked_twice(proxy: Proxy, store: Store, place
         call()
         asked[name] = proxy.asked()
     assert asked == {
-        "create": ["PUT"], "replace": ["PUT"], "read": ["HEAD", "GET"], "open": ["HEAD", "GET"], "range": ["GET"],
-        "info": ["HEAD"], "info of nothing": ["HEAD"], "list": ["LIST"], "delete": ["DELETE"],
-    }  # fmt: skip
+        "create": ["PUT"],
+        "replace": ["PUT"],
+        "read": ["HEAD", "GET"],
+        "open": ["HEAD", "GET"],
+        "range": ["GET"],
+        "info": ["HEAD"],
+        "info of nothing": ["HEAD"],
+        "list": ["LIST"],
+        "delete": ["DELETE"],
+    }
 
 
-# --- what does not pass ------------------------------------------------------------------------------------
+# --- what does not pass ------------------------------------------------------------------------
 
 
 @every_operation
 @pytest.mark.parametrize("fault", ["503", "reset"])
-def test_what_lasts_is_given_up(proxy: Proxy, store: Store, place: Uri, operation: str, fault: str) -> None:
+def test_what_lasts_is_given_up(
+    proxy: Proxy, store: Store, place: Uri, operation: str, fault: str
+) -> None:
     method, call, _ = OPERATIONS[operation]
     proxy.inject(Rule(fault, method, times=None))
     with pytest.raises(TransientError, match="again"):
@@ -226,14 +243,18 @@ def test_what_lasts_is_given_up(proxy: Proxy, store: Store, place: Uri, operatio
 
 
 @pytest.mark.parametrize("operation", ["create", "read", "open", "list", "info"])
-def test_a_store_that_hangs_is_given_up_in_time(proxy: Proxy, hasty: Store, place: Uri, operation: str) -> None:
+def test_a_store_that_hangs_is_given_up_in_time(
+    proxy: Proxy, hasty: Store, place: Uri, operation: str
+) -> None:
     method, call, _ = OPERATIONS[operation]
     proxy.inject(Rule("hang", method, times=None))
     _gives_up(proxy, lambda: call(hasty, place))
 
 
 @pytest.mark.parametrize("operation", ["create", "read", "list"])
-def test_an_answer_that_drips_is_given_up_in_time(proxy: Proxy, hasty: Store, place: Uri, operation: str) -> None:
+def test_an_answer_that_drips_is_given_up_in_time(
+    proxy: Proxy, hasty: Store, place: Uri, operation: str
+) -> None:
     """A byte every 0.3 s keeps every timeout of a socket from striking."""
     method, call, _ = OPERATIONS[operation]
     proxy.inject(Rule("drip", method, times=None, seconds=0.3))
@@ -249,7 +270,9 @@ def _gives_up(proxy: Proxy, call: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("operation", ["read", "open", "range", "list"])
-def test_a_body_that_is_always_short_is_given_up(proxy: Proxy, store: Store, place: Uri, operation: str) -> None:
+def test_a_body_that_is_always_short_is_given_up(
+    proxy: Proxy, store: Store, place: Uri, operation: str
+) -> None:
     method, call, _ = OPERATIONS[operation]
     proxy.inject(Rule("truncated", method, times=None))
     with pytest.raises(TransientError, match="again"):
@@ -257,7 +280,9 @@ def test_a_body_that_is_always_short_is_given_up(proxy: Proxy, store: Store, pla
     assert proxy.injected["truncated"] == PATIENT.tries
 
 
-def test_a_shallow_listing_that_fails_is_no_empty_folder(proxy: Proxy, store: Store, place: Uri) -> None:
+def test_a_shallow_listing_that_fails_is_no_empty_folder(
+    proxy: Proxy, store: Store, place: Uri
+) -> None:
     proxy.inject(Rule("503", "LIST", times=None))
     with pytest.raises(TransientError):
         store.list(_root(place), depth=1)
@@ -267,25 +292,40 @@ def test_a_shallow_listing_that_fails_is_no_empty_folder(proxy: Proxy, store: St
 
 def test_a_wrong_clock_is_said_at_once(proxy: Proxy, store: Store, place: Uri) -> None:
     proxy.inject(Rule("skewed", times=None))
-    for call, asked in ((store.info, ["HEAD", "GET"]), (lambda place: store.replace(place, b""), ["PUT"])):
+    for call, asked in (
+        (store.info, ["HEAD", "GET"]),
+        (lambda place: store.replace(place, b""), ["PUT"]),
+    ):
         proxy.seen.clear()
         with pytest.raises(TransientError, match="clock"):
             call(place)
         assert proxy.asked() == asked
 
 
-def test_credentials_that_stay_expired_are_looked_for_once_more(proxy: Proxy, store: Store, place: Uri) -> None:
+def test_credentials_that_stay_expired_are_looked_for_once_more(
+    proxy: Proxy, store: Store, place: Uri
+) -> None:
     proxy.inject(Rule("expired", times=None))
-    for call, method in ((store.info, "GET"), (store.read, "GET"), (lambda place: store.replace(place, b""), "PUT")):
+    for call, method in (
+        (store.info, "GET"),
+        (store.read, "GET"),
+        (lambda place: store.replace(place, b""), "PUT"),
+    ):
         proxy.seen.clear()
         with pytest.raises(TransientError, match="renew them and run the same command again"):
             call(place)
         assert proxy.asked().count(method) == 2
 
 
-def test_renewed_credentials_are_taken_up(proxy: Proxy, place: Uri, monkeypatch, tmp_path: Path) -> None:
-    """They stand in a file, as single sign-on and sidecars renew them, while a store with open connections lives on."""
-    keys = {name: os.environ[f"AWS_{name.upper()}"] for name in ("access_key_id", "secret_access_key")}
+def test_renewed_credentials_are_taken_up(
+    proxy: Proxy, place: Uri, monkeypatch, tmp_path: Path
+) -> None:
+    """They stand in a file, as single sign-on and sidecars renew them, while a store with open
+    connections lives on.
+    """
+    keys = {
+        name: os.environ[f"AWS_{name.upper()}"] for name in ("access_key_id", "secret_access_key")
+    }
     for name in keys:
         monkeypatch.delenv(f"AWS_{name.upper()}")
     file = tmp_path / "credentials"
@@ -296,30 +336,38 @@ def test_renewed_credentials_are_taken_up(proxy: Proxy, place: Uri, monkeypatch,
     with pytest.raises(DataError):
         store.read(place)
     file.write_text(f"[default]\n{lines}\n")
-    proxy.inject(Rule("expired", times=3))  # a HEAD, another by botocore that looks for the region, a GET that asks why
+    proxy.inject(
+        Rule("expired", times=3)
+    )  # a HEAD, another by botocore that looks for the region, a GET that asks why
     assert store.read(place) == BODY
     assert proxy.injected["expired"] == 3
 
 
-# --- creates whose answer is lost --------------------------------------------------------------------------
+# --- creates whose answer is lost --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3, 4])
-def test_a_create_whose_answer_was_lost_is_a_success(proxy: Proxy, store: Store, s3_root: Uri, lost: int) -> None:
+def test_a_create_whose_answer_was_lost_is_a_success(
+    proxy: Proxy, store: Store, s3_root: Uri, lost: int
+) -> None:
     proxy.inject(Rule("lost_ack", "PUT", times=lost))
     store.create(s3_root.child("object"), BODY)
     assert store.read(s3_root.child("object")) == BODY
     assert proxy.injected["lost_ack"] == lost
 
 
-def test_a_conflict_after_a_lost_answer_is_a_success_too(proxy: Proxy, store: Store, s3_root: Uri) -> None:
+def test_a_conflict_after_a_lost_answer_is_a_success_too(
+    proxy: Proxy, store: Store, s3_root: Uri
+) -> None:
     proxy.inject(Rule("lost_ack", "PUT", times=2), Rule("conflict", "PUT", times=2))
     store.create(s3_root.child("object"), BODY)
     assert proxy.injected == {"lost_ack": 2, "conflict": 2}
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "conflict", "timeout"])
-def test_an_object_of_others_is_never_taken_for_ours(proxy: Proxy, store: Store, place: Uri, fault: str) -> None:
+def test_an_object_of_others_is_never_taken_for_ours(
+    proxy: Proxy, store: Store, place: Uri, fault: str
+) -> None:
     """Not even one of the same bytes: both writers of a race would think that they had won."""
     proxy.inject(Rule(fault, "PUT"))
     with pytest.raises(FileExistsError):
@@ -327,7 +375,9 @@ def test_an_object_of_others_is_never_taken_for_ours(proxy: Proxy, store: Store,
     assert proxy.injected[fault] == 1
 
 
-def test_of_eight_racing_creates_one_wins_though_answers_are_lost(proxy: Proxy, store: Store, s3_root: Uri) -> None:
+def test_of_eight_racing_creates_one_wins_though_answers_are_lost(
+    proxy: Proxy, store: Store, s3_root: Uri
+) -> None:
     def create(writer: int) -> bool:
         try:
             store.create(s3_root.child("object"), b"the same bytes")
@@ -341,7 +391,9 @@ def test_of_eight_racing_creates_one_wins_though_answers_are_lost(proxy: Proxy, 
     assert proxy.injected["lost_ack"] == 8
 
 
-def test_creates_are_proved_though_answers_are_lost(proxy: Proxy, store: Store, s3_root: Uri) -> None:
+def test_creates_are_proved_though_answers_are_lost(
+    proxy: Proxy, store: Store, s3_root: Uri
+) -> None:
     proxy.inject(Rule("lost_ack", "PUT", each=True, times=2))
     store.prove_creates(s3_root)
     assert proxy.injected["lost_ack"] == 2
@@ -350,13 +402,18 @@ def test_creates_are_proved_though_answers_are_lost(proxy: Proxy, store: Store, 
 
 def test_a_large_create_leaves_no_upload_open(proxy: Proxy, s3_server, s3_root: Uri) -> None:
     """s3fs would upload it in parts, and leave them there when it is cancelled."""
-    store, data = Store(replace(s3_server.access, endpoint_url=proxy.endpoint_url)), bytes(101 << 20)
+    store, data = (
+        Store(replace(s3_server.access, endpoint_url=proxy.endpoint_url)),
+        bytes(101 << 20),
+    )
     proxy.inject(Rule("503", "PUT"), Rule("lost_ack", "PUT", times=2))
     store.create(s3_root.child("object"), data)
     assert set(proxy.asked()) == {"PUT", "HEAD"}
     assert store.info(s3_root.child("object")).size == len(data)
     assert proxy.injected == {"503": 1, "lost_ack": 2}
-    assert s3fs.S3FileSystem(endpoint_url=s3_server.endpoint_url).list_multipart_uploads("tests") == []
+    assert (
+        s3fs.S3FileSystem(endpoint_url=s3_server.endpoint_url).list_multipart_uploads("tests") == []
+    )
 
 
 def test_what_no_put_can_hold_is_refused(store: Store, s3_root: Uri, monkeypatch) -> None:
@@ -365,7 +422,7 @@ def test_what_no_put_can_hold_is_refused(store: Store, s3_root: Uri, monkeypatch
         store.create(s3_root.child("object"), bytes(11))
 
 
-# --- files that are read bit by bit ------------------------------------------------------------------------
+# --- files that are read bit by bit ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "truncated", "short"])
@@ -380,7 +437,9 @@ def test_a_file_is_read_on_from_where_it_was(
     assert proxy.injected[fault] == 1
 
 
-def test_parquet_is_read_through_faults(proxy: Proxy, store: Store, behind: Store, s3_root: Uri) -> None:
+def test_parquet_is_read_through_faults(
+    proxy: Proxy, store: Store, behind: Store, s3_root: Uri
+) -> None:
     table, sink = pa.table({name: range(1 << 17) for name in "abc"}), pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=1 << 14, compression="none", use_dictionary=False)
     behind.create(s3_root.child("table"), sink.getvalue().to_pybytes())
@@ -401,7 +460,9 @@ def test_an_object_that_changes_under_a_retry_is_an_integrity_error(
     assert proxy.injected["503"] == 1
 
 
-def test_a_tail_of_another_object_is_an_integrity_error(store: Store, behind: Store, place: Uri) -> None:
+def test_a_tail_of_another_object_is_an_integrity_error(
+    store: Store, behind: Store, place: Uri
+) -> None:
     for size in (500, 999, 1001, 5000):  # it was replaced by one of 1,000 bytes
         with pytest.raises(IntegrityError):
             store.read_tail(place, size, 100)
@@ -421,18 +482,24 @@ def test_a_large_object_is_read_in_parts_of_one_version(
         store.read(place)
 
 
-def test_a_pointer_may_be_replaced_while_it_is_read(store: Store, behind: Store, place: Uri, monkeypatch) -> None:
+def test_a_pointer_may_be_replaced_while_it_is_read(
+    store: Store, behind: Store, place: Uri, monkeypatch
+) -> None:
     found = behind.info(place)
     behind.replace(place, b"another")
     monkeypatch.setattr(objects.S3Objects, "info", lambda self, uri: found)
     assert store.read(place) == b"another"
 
 
-# --- listings ----------------------------------------------------------------------------------------------
+# --- listings ----------------------------------------------------------------------------------
 
 
-def test_a_stale_listing_is_all_that_is_stale(proxy: Proxy, store: Store, behind: Store, place: Uri) -> None:
-    """Nothing here remembers a listing: the next one is fresh, and objects are asked for by name meanwhile."""
+def test_a_stale_listing_is_all_that_is_stale(
+    proxy: Proxy, store: Store, behind: Store, place: Uri
+) -> None:
+    """Nothing here remembers a listing: the next one is fresh, and objects are asked for by name
+    meanwhile.
+    """
     root = _root(place)
     assert _sizes(store, place) == [1000]
     behind.delete(place)
@@ -447,8 +514,12 @@ def test_a_stale_listing_is_all_that_is_stale(proxy: Proxy, store: Store, behind
     assert proxy.injected["stale"] == 1
 
 
-def test_a_long_listing_is_repeated_page_by_page(proxy: Proxy, store: Store, behind: Store, s3_root: Uri) -> None:
-    """1,100 objects are two pages: a retry of the whole would get through many pages of a busy store never."""
+def test_a_long_listing_is_repeated_page_by_page(
+    proxy: Proxy, store: Store, behind: Store, s3_root: Uri
+) -> None:
+    """1,100 objects are two pages: a retry of the whole would get through many pages of a busy
+    store never.
+    """
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda i: behind.replace(s3_root.child(f"{i:04}"), b""), range(1100)))
     proxy.inject(Rule("503", "LIST", times=2), Rule("503", "LIST", after=1, times=2))
@@ -456,7 +527,7 @@ def test_a_long_listing_is_repeated_page_by_page(proxy: Proxy, store: Store, beh
     assert proxy.asked() == ["LIST"] * 6
 
 
-# --- stores whose clients do more by themselves -------------------------------------------------------------
+# --- stores whose clients do more by themselves ------------------------------------------------
 
 
 @pytest.fixture
@@ -478,7 +549,9 @@ def test_another_store_keeps_the_same_promises(proxy: Proxy, other: Store, s3_ro
     assert other.read_tail(s3_root.child("a"), 1000, 7) == BODY[-7:]
     assert [entry.size for entry in other.list(s3_root)] == [1000, 3, 5]
     assert [entry.size for entry in other.list(s3_root, depth=2)] == [1000, 3]
-    assert other.list(s3_root.child("nothing")) == other.list(s3_root.child("nothing"), depth=1) == []
+    assert (
+        other.list(s3_root.child("nothing")) == other.list(s3_root.child("nothing"), depth=1) == []
+    )
     for missing in ("b", "nothing"):
         assert not other.exists(s3_root.child(missing))
     other.delete(s3_root.child("a"))
@@ -486,7 +559,9 @@ def test_another_store_keeps_the_same_promises(proxy: Proxy, other: Store, s3_ro
     assert not other.exists(s3_root.child("a"))
 
 
-def test_another_store_creates_once_though_answers_are_lost(proxy: Proxy, other: Store, s3_root: Uri) -> None:
+def test_another_store_creates_once_though_answers_are_lost(
+    proxy: Proxy, other: Store, s3_root: Uri
+) -> None:
     proxy.inject(Rule("lost_ack", "PUT", times=2, each=True))
     other.create(s3_root.child("object"), BODY)
     other.prove_creates(s3_root)
@@ -494,7 +569,9 @@ def test_another_store_creates_once_though_answers_are_lost(proxy: Proxy, other:
     assert [entry.uri.name for entry in other.list(s3_root)] == ["object"]
 
 
-def test_another_store_refuses_an_object_that_changed(proxy: Proxy, other: Store, behind: Store, place: Uri) -> None:
+def test_another_store_refuses_an_object_that_changed(
+    proxy: Proxy, other: Store, behind: Store, place: Uri
+) -> None:
     with other.open(place) as file:
         behind.replace(place, BODY[::-1])
         with pytest.raises(IntegrityError, match="changed input"):
@@ -505,13 +582,15 @@ def test_another_store_refuses_an_object_that_changed(proxy: Proxy, other: Store
 def test_another_store_leaves_out_no_folder_that_it_could_not_list(
     proxy: Proxy, other: Store, behind: Store, place: Uri, depth: int | None
 ) -> None:
-    proxy.inject(Rule("503", "LIST", key="*/deep*", times=2) if depth == 2 else Rule("503", "LIST", times=2))
+    proxy.inject(
+        Rule("503", "LIST", key="*/deep*", times=2) if depth == 2 else Rule("503", "LIST", times=2)
+    )
     behind.create(_root(place).child("deep", "object"), b"deep")
     assert _sizes(other, place, depth) == ([1000] if depth == 1 else [4, 1000])
     assert proxy.injected["503"] == 2
 
 
-# --- local files -------------------------------------------------------------------------------------------
+# --- local files -------------------------------------------------------------------------------
 
 
 FULL_DISK = """
@@ -522,7 +601,8 @@ from integrand.workers.storage.store import Store
 
 store, root = Store(), Uri("file", sys.argv[1])
 store.create(root.child("data", "first"), bytes(100_000), scratch=root.child("_tmp"))
-for write in (lambda: store.create(root.child("data", "second"), bytes(2 << 20), scratch=root.child("_tmp")),
+second, scratch = root.child("data", "second"), root.child("_tmp")
+for write in (lambda: store.create(second, bytes(2 << 20), scratch=scratch),
               lambda: store.replace(root.child("data", "first"), bytes(2 << 20))):
     try:
         write()
@@ -535,11 +615,16 @@ print([(entry.uri.name, entry.size) for entry in store.list(root)])
 @pytest.mark.needs_tool("unshare")
 def test_a_full_disk_says_so_and_keeps_nothing_of_the_write(tmp_path: Path) -> None:
     """A tmpfs of 1 MiB, mounted in a namespace of its own."""
-    mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} -c '{FULL_DISK}' {tmp_path}"
+    mount = (
+        f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} -c '{FULL_DISK}'"
+        f" {tmp_path}"
+    )
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "unshare" in done.stderr or "mount:" in done.stderr:
-        (pytest.fail if os.environ.get("REQUIRE_ALL") else pytest.skip)(f"no namespaces here: {done.stderr}")
+        (pytest.fail if os.environ.get("REQUIRE_ALL") else pytest.skip)(
+            f"no namespaces here: {done.stderr}"
+        )
     assert done.stdout.count("free space on the filesystem") == 2, done.stderr
     assert done.stdout.count(os.strerror(errno.ENOSPC)) == 2
     assert done.stdout.splitlines()[-1] == "[('first', 100000)]"

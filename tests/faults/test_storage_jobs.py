@@ -1,4 +1,6 @@
-"""Whole jobs whose source and output lie in an object store that fails: the same rows as without faults, or a clear end."""
+"""Whole jobs whose source and output lie in an object store that fails: the same rows as without
+faults, or a clear end.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +51,20 @@ class S3Job:
         return self.root.child("data")
 
     def run(self, out: str, **changes: Any) -> RunManifest:
-        fields = {"source": {"uri": str(self.source()), "row_id": "id"}, "output": {"uri": str(self.root.child(out))},
-                  "compute": {"shard_rows": SHARD_ROWS, "batch_rows": 16}}  # fmt: skip
+        fields = {
+            "source": {"uri": str(self.source()), "row_id": "id"},
+            "output": {"uri": str(self.root.child(out))},
+            "compute": {"shard_rows": SHARD_ROWS, "batch_rows": 16},
+        }
         spec = self.folder.spec(**fields | changes)
-        return run_job(spec, base=str(self.folder.path), trusted=(self.folder.module,), access=self.access, pool="local",
-                       console=Console(file=StringIO()))  # fmt: skip
+        return run_job(
+            spec,
+            base=str(self.folder.path),
+            trusted=(self.folder.module,),
+            access=self.access,
+            pool="local",
+            console=Console(file=StringIO()),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -79,30 +90,52 @@ def counted(s3_job: S3Job) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def undisturbed(s3_job: S3Job) -> RunManifest:
     manifest = s3_job.run("undisturbed")
-    s3_job.halfway = [request.key.rpartition("/")[2] for request in s3_job.proxy.seen].index("part-00002.parquet")
+    s3_job.halfway = [request.key.rpartition("/")[2] for request in s3_job.proxy.seen].index(
+        "part-00002.parquet"
+    )
     return manifest
 
 
 def check(s3_job: S3Job, s3_server, out: str, undisturbed: RunManifest) -> None:
     """What is stored, read beside the proxy, is what the fault-free run stored: every row once."""
     access = s3_server.access
-    runs = [open_run(s3_job.root.child(place, undisturbed.run_id), access=access) for place in (out, "undisturbed")]
+    runs = [
+        open_run(s3_job.root.child(place, undisturbed.run_id), access=access)
+        for place in (out, "undisturbed")
+    ]
     rows, expected = (run.to_pandas() for run in runs)
     assert sorted(rows["row_id"]) == list(range(ROWS))
     assert rows.equals(expected)
     latest = open_run(s3_job.root.child(out), access=access)
     assert (latest.manifest.complete, latest.manifest.digest) == (True, undisturbed.digest)
-    names = [entry.uri.name for entry in Store(access).list(s3_job.root.child(out, undisturbed.run_id, "data"))]
+    names = [
+        entry.uri.name
+        for entry in Store(access).list(s3_job.root.child(out, undisturbed.run_id, "data"))
+    ]
     assert names == [f"part-{shard:05d}.parquet" for shard in range(ROWS // SHARD_ROWS)]
 
 
 def attempts(s3_job: S3Job, s3_server, out: str, run: RunManifest) -> list[bytes]:
     store = Store(s3_server.access)
-    return [store.read(entry.uri) for entry in store.list(s3_job.root.child(out, run.run_id, "_attempts"))]
+    return [
+        store.read(entry.uri)
+        for entry in store.list(s3_job.root.child(out, run.run_id, "_attempts"))
+    ]
 
 
 def test_a_fifth_of_all_requests_fails(s3_job: S3Job, s3_server, undisturbed: RunManifest) -> None:
-    faults = ("500", "503", "conflict", "timeout", "reset", "truncated", "short", "lost_ack", "stale", "delay")
+    faults = (
+        "500",
+        "503",
+        "conflict",
+        "timeout",
+        "reset",
+        "truncated",
+        "short",
+        "lost_ack",
+        "stale",
+        "delay",
+    )
     s3_job.proxy.inject(*(Rule(fault, times=None, share=0.022, seconds=0.05) for fault in faults))
     manifest = s3_job.run("mixture")
     struck, asked = sum(s3_job.proxy.injected.values()), len(s3_job.proxy.seen)
@@ -111,19 +144,35 @@ def test_a_fifth_of_all_requests_fails(s3_job: S3Job, s3_server, undisturbed: Ru
     check(s3_job, s3_server, "mixture", undisturbed)
 
 
-def test_the_answer_to_every_write_is_lost_twice(s3_job: S3Job, s3_server, undisturbed: RunManifest) -> None:
-    """Plan, shards, manifest and pointer; aiohttp repeats a PUT once by itself, so the second loss is our own try's."""
+def test_the_answer_to_every_write_is_lost_twice(
+    s3_job: S3Job, s3_server, undisturbed: RunManifest
+) -> None:
+    """Plan, shards, manifest and pointer; aiohttp repeats a PUT once by itself, so the second loss
+    is our own try's.
+    """
     s3_job.proxy.inject(Rule("lost_ack", "PUT", times=2, each=True))
     assert s3_job.run("lost").digest == undisturbed.digest
-    written = {request.key.rpartition("/")[2] for request in s3_job.proxy.seen if request.method == "PUT"}
-    assert {"_plan.json", "part-00000.parquet", "part-00005.parquet", "_manifest.json", "test.json"} <= written
+    written = {
+        request.key.rpartition("/")[2] for request in s3_job.proxy.seen if request.method == "PUT"
+    }
+    assert {
+        "_plan.json",
+        "part-00000.parquet",
+        "part-00005.parquet",
+        "_manifest.json",
+        "test.json",
+    } <= written
     check(s3_job, s3_server, "lost", undisturbed)
     assert attempts(s3_job, s3_server, "lost", undisturbed) == []
 
 
-def test_every_listing_is_as_old_as_the_run(s3_job: S3Job, s3_server, undisturbed: RunManifest) -> None:
+def test_every_listing_is_as_old_as_the_run(
+    s3_job: S3Job, s3_server, undisturbed: RunManifest
+) -> None:
     """A run that goes on in another process lists nothing of what the first one committed."""
-    s3_job.proxy.inject(Rule("stale", "LIST", times=None), Rule("reset", times=None, after=s3_job.halfway))
+    s3_job.proxy.inject(
+        Rule("stale", "LIST", times=None), Rule("reset", times=None, after=s3_job.halfway)
+    )
     with pytest.raises(TransientError):
         s3_job.run("stale")
     s3_job.proxy.clear()
@@ -140,9 +189,11 @@ def test_an_attempt_whose_record_was_not_acknowledged_counts_once(
     row = SHARD_ROWS * 2 + 5
     marked = s3_job.folder.write_rows("marked.parquet", ROWS // 2, marks=(row,))
     Store(s3_server.access).replace(s3_job.root.child("marked", "a.parquet"), marked.read_bytes())
-    changes = {"source": {"uri": str(s3_job.root.child("marked")), "row_id": "id"},
-               "model": s3_job.folder.model(faults="raise:once", folder=str(tmp_path)),
-               "compute": {"shard_rows": SHARD_ROWS, "batch_rows": 16, "attempts": 2}}  # fmt: skip
+    changes = {
+        "source": {"uri": str(s3_job.root.child("marked")), "row_id": "id"},
+        "model": s3_job.folder.model(faults="raise:once", folder=str(tmp_path)),
+        "compute": {"shard_rows": SHARD_ROWS, "batch_rows": 16, "attempts": 2},
+    }
     s3_job.proxy.inject(Rule("lost_ack", "PUT", key="*/_attempts/*", times=2, each=True))
     manifest = s3_job.run("attempts", **changes)
     assert (manifest.complete, manifest.rows_in) == (True, ROWS // 2)
@@ -150,7 +201,9 @@ def test_an_attempt_whose_record_was_not_acknowledged_counts_once(
     assert len(attempts(s3_job, s3_server, "attempts", manifest)) == 1
 
 
-@pytest.mark.parametrize(("fault", "said"), [("reset", "an answer from the store"), ("expired", "valid credentials")])
+@pytest.mark.parametrize(
+    ("fault", "said"), [("reset", "an answer from the store"), ("expired", "valid credentials")]
+)
 def test_a_store_that_is_gone_ends_the_run_as_retryable_and_the_same_command_completes_it(
     s3_job: S3Job, s3_server, undisturbed: RunManifest, fault: str, said: str
 ) -> None:
@@ -168,7 +221,9 @@ def test_a_store_that_is_gone_ends_the_run_as_retryable_and_the_same_command_com
 def test_an_input_that_is_replaced_while_the_run_reads_it_stops_it(
     s3_job: S3Job, s3_server, undisturbed: RunManifest, tmp_path: Path
 ) -> None:
-    """Both files are replaced once the first shard is committed; the next shard may have been read by then."""
+    """Both files are replaced once the first shard is committed; the next shard may have been read
+    by then.
+    """
     store, go, token = Store(s3_server.access), tmp_path / "go", tmp_path / "token"
     for name in ("a.parquet", "b.parquet"):
         store.create(s3_job.root.child("replaced", name), store.read(s3_job.source().child(name)))
@@ -176,7 +231,9 @@ def test_an_input_that_is_replaced_while_the_run_reads_it_stops_it(
 
     def run() -> None:
         with pytest.raises(IntegrityError, match=r"as planned|changed input") as caught:
-            s3_job.run("unfinished", source={"uri": str(s3_job.root.child("replaced")), "row_id": "id"})
+            s3_job.run(
+                "unfinished", source={"uri": str(s3_job.root.child("replaced")), "row_id": "id"}
+            )
         raised.append(caught.value)
 
     failpoints.arm(f"shard.committed=wait:{go}@{token}")
@@ -185,7 +242,10 @@ def test_an_input_that_is_replaced_while_the_run_reads_it_stops_it(
         running.start()
         wait_until(token.exists)
         for name in ("a.parquet", "b.parquet"):
-            store.replace(s3_job.root.child("replaced", name), store.read(s3_job.source().child(name)) + b"more")
+            store.replace(
+                s3_job.root.child("replaced", name),
+                store.read(s3_job.source().child(name)) + b"more",
+            )
         go.touch()
         running.join()
     finally:

@@ -1,4 +1,6 @@
-"""Workers on Ray that die, hang or come back to another model, held to the rows of a run without faults."""
+"""Workers on Ray that die, hang or come back to another model, held to the rows of a run without
+faults.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,12 @@ from tests.plugins.oracle import check_rows
 from tests.plugins.processes import wait_until
 
 pytestmark = pytest.mark.ray
-OF_WORKERS = [n for n in failpoints.NAMES if n.startswith("store.") or n in (
-    "shard.begun", "shard.read", "shard.computed", "shard.encoded", "shard.committed")]  # fmt: skip
+OF_WORKERS = [
+    n
+    for n in failpoints.NAMES
+    if n.startswith("store.")
+    or n in ("shard.begun", "shard.read", "shard.computed", "shard.encoded", "shard.committed")
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +64,9 @@ def sizes(shard_rows: int, **compute: Any) -> dict[str, Any]:
     return {"compute": {"shard_rows": shard_rows, "batch_rows": 16, **compute}}
 
 
-def test_workers_killed_at_every_step_of_a_shard(job: JobFolder, cluster: str, tmp_path: Path,
-                                                 strike: Callable[[str], None]):  # fmt: skip
+def test_workers_killed_at_every_step_of_a_shard(
+    job: JobFolder, cluster: str, tmp_path: Path, strike: Callable[[str], None]
+):
     """One at each, while another shard runs beside. Nine starts of a worker take a while."""
     job.write_rows(count=32)
     undisturbed = job.run(output={"uri": "undisturbed"}, **sizes(2))
@@ -68,13 +75,17 @@ def test_workers_killed_at_every_step_of_a_shard(job: JobFolder, cluster: str, t
     assert [point for point in OF_WORKERS if not (tmp_path / point).exists()] == []
     check_rows(job, undisturbed)
     lost = attempts(job, manifest)
-    assert [(a.outcome, a.charged, a.alone) for a in lost] == [("killed_worker", True, False)] * len(OF_WORKERS)
+    assert [(a.outcome, a.charged, a.alone) for a in lost] == [
+        ("killed_worker", True, False)
+    ] * len(OF_WORKERS)
     assert len({a.shard for a in lost}) == len(OF_WORKERS), "one loss makes no suspect"
 
 
-def test_rows_that_take_their_workers_away_are_failed_and_the_others_are_not(job: JobFolder, cluster: str,
-                                                                             tmp_path: Path):  # fmt: skip
-    """One row segfaults and one holds the GIL for ever; a model that sleeps and one that spins do so only once.
+def test_rows_that_take_their_workers_away_are_failed_and_the_others_are_not(
+    job: JobFolder, cluster: str, tmp_path: Path
+):
+    """One row segfaults and one holds the GIL for ever; a model that sleeps and one that spins do
+    so only once.
 
     Each loss costs a start, and each hang the stall limit.
     """
@@ -83,7 +94,9 @@ def test_rows_that_take_their_workers_away_are_failed_and_the_others_are_not(job
     expected = job.rows(job.run(output={"uri": "undisturbed"}), "undisturbed")
     job.write_rows(count=28, marks=marks)
     model = job.model(faults="segfault freeze hang:once spin:once", folder=str(tmp_path))
-    manifest = job.run("ray", address=cluster, model=model, **sizes(2, stall_s=5, attempts=1, workers=2))
+    manifest = job.run(
+        "ray", address=cluster, model=model, **sizes(2, stall_s=5, attempts=1, workers=2)
+    )
     assert (manifest.complete, manifest.statuses) == (True, {"failed": 2, "unchecked": 26})
     found = job.rows(manifest)
     assert found.index[found["status"] == "failed"].tolist() == [17, 20]
@@ -91,19 +104,30 @@ def test_rows_that_take_their_workers_away_are_failed_and_the_others_are_not(job
     assert "within the stall limit" in found.loc[20, "reason"]
     same = [row for row in range(28) if row not in marks]
     pd.testing.assert_frame_equal(found.loc[same], expected.loc[same], check_exact=True)
-    outcomes = {shard: {a.outcome for a in attempts(job, manifest) if a.shard == shard} for shard in
-                ("00008", "00010", "00011", "00013")}  # fmt: skip
-    assert outcomes == {"00008": {"killed_worker"}, "00010": {"stalled"}, "00011": {"stalled"}, "00013": {"stalled"}}
+    outcomes = {
+        shard: {a.outcome for a in attempts(job, manifest) if a.shard == shard}
+        for shard in ("00008", "00010", "00011", "00013")
+    }
+    assert outcomes == {
+        "00008": {"killed_worker"},
+        "00010": {"stalled"},
+        "00011": {"stalled"},
+        "00013": {"stalled"},
+    }
 
 
-def test_a_worker_that_lost_its_cuda_context_gets_no_more_shards(job: JobFolder, cluster: str, tmp_path: Path):
+def test_a_worker_that_lost_its_cuda_context_gets_no_more_shards(
+    job: JobFolder, cluster: str, tmp_path: Path
+):
     """As CUDA has it: after one illegal access every later call of that process fails too."""
     job.write_rows(count=60, marks=(25,))
-    job.write_model("if (x[:, 0] == 1000).any() and self.first_time('struck'):\n"
-                    "    Model.lost = True\n"
-                    "if hasattr(Model, 'lost'):\n"
-                    "    fail(RuntimeError('CUDA error: an illegal memory access was encountered'))\n"
-                    "return self.logits(x)")  # fmt: skip
+    job.write_model(
+        "if (x[:, 0] == 1000).any() and self.first_time('struck'):\n"
+        "    Model.lost = True\n"
+        "if hasattr(Model, 'lost'):\n"
+        "    fail(RuntimeError('CUDA error: an illegal memory access was encountered'))\n"
+        "return self.logits(x)"
+    )
     model = job.model(folder=str(tmp_path))
     (tmp_path / "struck").touch()
     undisturbed = job.run(model=model, output={"uri": "undisturbed"})
@@ -113,9 +137,12 @@ def test_a_worker_that_lost_its_cuda_context_gets_no_more_shards(job: JobFolder,
     assert [(a.shard, a.outcome) for a in attempts(job, manifest)] == [("00002", "raised")]
 
 
-def test_a_worker_that_comes_back_to_other_weights_is_refused(job: JobFolder, cluster: str, tmp_path: Path,
-                                                              strike: Callable[[str], None]):  # fmt: skip
-    """The one that is running has loaded what was planned; it dies, and the next finds a file that was replaced."""
+def test_a_worker_that_comes_back_to_other_weights_is_refused(
+    job: JobFolder, cluster: str, tmp_path: Path, strike: Callable[[str], None]
+):
+    """The one that is running has loaded what was planned; it dies, and the next finds a file that
+    was replaced.
+    """
     job.write_weights()
     sound = (job.path / "weights.safetensors").read_bytes()
     same = {"model": job.weighted()}

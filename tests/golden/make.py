@@ -1,6 +1,8 @@
-"""Makes the golden run folder of the current format version: `python tests/golden/make.py WORKING_FOLDER`.
+"""Makes the golden run folder of the current format version: `python tests/golden/make.py
+WORKING_FOLDER`.
 
-Run once per FORMAT_VERSION, when it is raised; the folders of older versions stay as they are, and readers open them.
+Run once per FORMAT_VERSION, when it is raised; the folders of older versions stay as they are, and
+readers open them.
 """
 
 from __future__ import annotations
@@ -37,16 +39,32 @@ def main(folder: Path) -> None:
     columns = {"id": list("abcdef"), "a": [1.0, 2, 3, 4, 5, 6], "b": [2.0, 2, 2, 0, 1, 1]}
     table = pa.table(columns | {"pixels": pa.array(pixels, pa.list_(pa.float64()))})
     pq.write_table(table, folder / "rows.parquet")
-    spec = parse_spec({
-        "name": "golden", "source": {"uri": "rows.parquet", "row_id": "id"},
-        "model": {"kind": "factory", "entrypoint": "golden_model:build", "code": ["golden_model.py"]},
-        "inputs": [{"name": "x", "columns": ["a", "b"]}, {"name": "image", "column": "pixels", "shape": [1, 2, 2]}],
-        "target": {"kind": "all"}, "output": {"uri": "out"}, "compute": {"shard_rows": 3, "precision": "float64"},
-    })  # fmt: skip
+    spec = parse_spec(
+        {
+            "name": "golden",
+            "source": {"uri": "rows.parquet", "row_id": "id"},
+            "model": {
+                "kind": "factory",
+                "entrypoint": "golden_model:build",
+                "code": ["golden_model.py"],
+            },
+            "inputs": [
+                {"name": "x", "columns": ["a", "b"]},
+                {"name": "image", "column": "pixels", "shape": [1, 2, 2]},
+            ],
+            "target": {"kind": "all"},
+            "output": {"uri": "out"},
+            "compute": {"shard_rows": 3, "precision": "float64"},
+        }
+    )
     manifest = run_job(spec, base=str(folder), trusted=("golden_model",), pool="local")
     kept = Path(__file__).parent / f"v{FORMAT_VERSION}"
     shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(folder / "out" / manifest.run_id, kept, ignore=shutil.ignore_patterns("_tmp", "_progress.json"))
+    shutil.copytree(
+        folder / "out" / manifest.run_id,
+        kept,
+        ignore=shutil.ignore_patterns("_tmp", "_progress.json"),
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""A run of 100,000 shards without an engine: what its driver costs. `make load`, or with --shards N.
+"""A run of 100,000 shards without an engine: what its driver costs. `make load`, or with --shards
+N.
 
-Plan, dispatch, actors, objects, footers, blocks and manifest are real; nothing is attributed. The run is interrupted
-before its last shards, looked at and resumed, each in a process of its own.
+Plan, dispatch, actors, objects, footers, blocks and manifest are real; nothing is attributed. The
+run is interrupted before its last shards, looked at and resumed, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -30,22 +31,29 @@ from rich.table import Table
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from integrand.schemas.ids import NUMERICS_VERSION, fold_digests, shard_object  # noqa: E402
-from integrand.schemas.records import InputShape, Numerics, Plan, Projection, Shard, SourceFile  # noqa: E402
-from integrand.schemas.specs.compute import Compute  # noqa: E402
-from integrand.schemas.specs.job import AttributeSpec, parse_spec  # noqa: E402
-from integrand.schemas.uris import Uri  # noqa: E402
-from integrand.service.planning.cutting import cut  # noqa: E402
-from integrand.service.planning.planner import Request  # noqa: E402
-from integrand.service.pools.base import Outcome  # noqa: E402
-from integrand.service.pools.ray import RayPool  # noqa: E402
-from integrand.service.running.jobs import create_folder, finish, open_folder  # noqa: E402
-from integrand.service.runs.manifest import load_manifest  # noqa: E402
-from integrand.service.runs.totals import read_committed  # noqa: E402
-from integrand.workers.models.code import CodeBundle  # noqa: E402
-from integrand.workers.shards.worker import Setup  # noqa: E402
-from integrand.workers.storage.store import Access, Store  # noqa: E402
-from tests.load import noop  # noqa: E402
+from integrand.schemas.ids import NUMERICS_VERSION, fold_digests, shard_object
+from integrand.schemas.records import (
+    InputShape,
+    Numerics,
+    Plan,
+    Projection,
+    Shard,
+    SourceFile,
+)
+from integrand.schemas.specs.compute import Compute
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
+from integrand.schemas.uris import Uri
+from integrand.service.planning.cutting import cut
+from integrand.service.planning.planner import Request
+from integrand.service.pools.base import Outcome
+from integrand.service.pools.ray import RayPool
+from integrand.service.running.jobs import create_folder, finish, open_folder
+from integrand.service.runs.manifest import load_manifest
+from integrand.service.runs.totals import read_committed
+from integrand.workers.models.code import CodeBundle
+from integrand.workers.shards.worker import Setup
+from integrand.workers.storage.store import Access, Store
+from tests.load import noop
 
 QUIET = Console(quiet=True)
 ROWS = 10
@@ -75,12 +83,17 @@ class Load:
 
     @property
     def spec(self) -> AttributeSpec:
-        return parse_spec({
-            "name": "load", "source": {"uri": str(self.folder / "source")},
-            "model": {"kind": "factory", "entrypoint": "none:build"},
-            "inputs": [{"name": "features", "columns": FEATURES}], "target": {"kind": "scalar"},
-            "output": {"uri": str(self.folder)}, "compute": {"workers": self.workers, "shard_rows": ROWS},
-        })  # fmt: skip
+        return parse_spec(
+            {
+                "name": "load",
+                "source": {"uri": str(self.folder / "source")},
+                "model": {"kind": "factory", "entrypoint": "none:build"},
+                "inputs": [{"name": "features", "columns": FEATURES}],
+                "target": {"kind": "scalar"},
+                "output": {"uri": str(self.folder)},
+                "compute": {"workers": self.workers, "shard_rows": ROWS},
+            }
+        )
 
     @property
     def uri(self) -> Uri:
@@ -105,7 +118,9 @@ class Driven:
 
 @dataclass
 class NoOpPool(RayPool):
-    """Real actors that attribute nothing; the driver is interrupted once so many shards are done."""
+    """Real actors that attribute nothing; the driver is interrupted once so many shards are
+    done.
+    """
 
     shards: int = sys.maxsize
     began: float = 0.0
@@ -127,7 +142,9 @@ class NoOpPool(RayPool):
     def submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
         self.first_dispatch_s = self.first_dispatch_s or time.perf_counter() - self.began
         super().submit(worker, shard, prefetch)
-        self.most_in_flight = max(self.most_in_flight, sum(seat.shard is not None for seat in self._seats.values()))
+        self.most_in_flight = max(
+            self.most_in_flight, sum(seat.shard is not None for seat in self._seats.values())
+        )
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         outcomes = super().wait(timeout_s)
@@ -163,7 +180,9 @@ class Scale:
         self._thread.join()
 
     def growth(self, since: float) -> float:
-        """By a straight line through what was seen from `since` on: bytes from its start to its end."""
+        """By a straight line through what was seen from `since` on: bytes from its start to its
+        end.
+        """
         times, sizes = np.array([s for s in self.seen if s[0] >= since] or [(0, 0)]).T
         if len(times) < 3:
             return 0.0
@@ -176,25 +195,57 @@ class Scale:
 
 def resident(name: str) -> int:
     """Of this process: `VmRSS` now, `VmHWM` at most so far."""
-    return next(int(line.split()[1]) << 10 for line in _STATUS.read_text().splitlines() if line.startswith(name))
+    return next(
+        int(line.split()[1]) << 10
+        for line in _STATUS.read_text().splitlines()
+        if line.startswith(name)
+    )
 
 
 def prepare(load: Load) -> None:
     """The run folder with its plan: files of 1,000 rows, in row groups of a shard each."""
     files = tuple(
-        SourceFile(path=f"{i:04d}.parquet", uri=str(load.folder / "source" / f"{i:04d}.parquet"), rows=ROWS * count,
-                   size=1000, fingerprint="0" * 64, row_groups=(ROWS,) * count)
-        for i, count in enumerate(len(part) for part in np.array_split(range(load.shards), -(-load.shards // 100)))
-    )  # fmt: skip
+        SourceFile(
+            path=f"{i:04d}.parquet",
+            uri=str(load.folder / "source" / f"{i:04d}.parquet"),
+            rows=ROWS * count,
+            size=1000,
+            fingerprint="0" * 64,
+            row_groups=(ROWS,) * count,
+        )
+        for i, count in enumerate(
+            len(part) for part in np.array_split(range(load.shards), -(-load.shards // 100))
+        )
+    )
     planned = Plan(
-        run_id="run", spec=load.spec, files=files, source_columns=FEATURES, row_id_type="string",
+        run_id="run",
+        spec=load.spec,
+        files=files,
+        source_columns=FEATURES,
+        row_id_type="string",
         inputs=(InputShape(name="features", columns=FEATURES, shape=(2,), named=True),),
-        numerics=Numerics(numerics_version=NUMERICS_VERSION, batch_rows=ROWS, threads=1, precision="float32",
-                          device="cpu", torch_build="none"),
-        artefacts=(), code_sha256=None, shards=cut(files, ROWS), created="2026-01-01T00:00:00+00:00", versions={},
-        projection=Projection(seconds_per_row=0, evaluations_per_row=7, batch_seconds=0, output_bytes=0,
-                              memory_bytes=0, seconds=0),
-    )  # fmt: skip
+        numerics=Numerics(
+            numerics_version=NUMERICS_VERSION,
+            batch_rows=ROWS,
+            threads=1,
+            precision="float32",
+            device="cpu",
+            torch_build="none",
+        ),
+        artefacts=(),
+        code_sha256=None,
+        shards=cut(files, ROWS),
+        created="2026-01-01T00:00:00+00:00",
+        versions={},
+        projection=Projection(
+            seconds_per_row=0,
+            evaluations_per_row=7,
+            batch_seconds=0,
+            output_bytes=0,
+            memory_bytes=0,
+            seconds=0,
+        ),
+    )
     assert len(planned.shards) == load.shards
     create_folder(load.request, planned, QUIET)
 
@@ -212,13 +263,27 @@ def drive(load: Load, shards: int = sys.maxsize) -> Driven:
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     pool.close()
     steady = began + pool.first_dispatch_s + 0.1 * (seconds - pool.first_dispatch_s)
-    return Driven(pool.settled, pool.planning_s, pool.first_dispatch_s, seconds, cpu, resident("VmHWM"),
-                  scale.growth(steady), pool.most_in_flight, pool.spent, complete)  # fmt: skip
+    return Driven(
+        pool.settled,
+        pool.planning_s,
+        pool.first_dispatch_s,
+        seconds,
+        cpu,
+        resident("VmHWM"),
+        scale.growth(steady),
+        pool.most_in_flight,
+        pool.spent,
+        complete,
+    )
 
 
 def look(load: Load) -> tuple[int, float]:
-    """What `integrand status` reads of an unfinished run: its rows, and the seconds that it takes."""
-    from integrand.service.runs.query import open_run  # pandas and DuckDB, which a driver does not load
+    """What `integrand status` reads of an unfinished run: its rows, and the seconds that it
+    takes.
+    """
+    from integrand.service.runs.query import (
+        open_run,
+    )  # pandas and DuckDB, which a driver does not load
 
     warnings.simplefilter("ignore", UserWarning)  # of being unfinished
     began = time.perf_counter()
@@ -227,7 +292,9 @@ def look(load: Load) -> tuple[int, float]:
 
 
 def look_again_without(load: Load, count: int) -> float:
-    """Seconds to read what is committed where blocks are of little use: objects are gone here and there."""
+    """Seconds to read what is committed where blocks are of little use: objects are gone here and
+    there.
+    """
     lost = random.Random(0).sample(range(load.shards), count)
     for number in lost:
         Path(load.uri.child(shard_object(f"{number:05d}")).path).unlink()
@@ -264,11 +331,28 @@ class Figure:
 def figures(first: Driven, second: Driven, status_s: float) -> list[Figure]:
     spent, driven = first.spent, first.seconds - first.first_dispatch_s
     return [
-        Figure("driver RSS at most, MB", max(first.most_rss, second.most_rss) / MB, ".0f", MOST_RSS / MB),
-        Figure("  growth over the last nine tenths, MB", first.growth / MB, ".1f", MOST_GROWTH / MB),
+        Figure(
+            "driver RSS at most, MB",
+            max(first.most_rss, second.most_rss) / MB,
+            ".0f",
+            MOST_RSS / MB,
+        ),
+        Figure(
+            "  growth over the last nine tenths, MB", first.growth / MB, ".1f", MOST_GROWTH / MB
+        ),
         Figure("calls in flight at most", first.most_in_flight, "d", MOST_IN_FLIGHT),
-        Figure("a worker between two shards, ms", 1e3 * spent.waiting / spent.shards, ".1f", 1e3 * MOST_OVERHEAD_S),
-        Figure("driver CPU per shard, ms", 1e3 * first.cpu_s / first.shards, ".1f", 1e3 * MOST_OVERHEAD_S),
+        Figure(
+            "a worker between two shards, ms",
+            1e3 * spent.waiting / spent.shards,
+            ".1f",
+            1e3 * MOST_OVERHEAD_S,
+        ),
+        Figure(
+            "driver CPU per shard, ms",
+            1e3 * first.cpu_s / first.shards,
+            ".1f",
+            1e3 * MOST_OVERHEAD_S,
+        ),
         Figure("  encoding a shard, ms", 1e3 * spent.encoding / spent.shards, ".1f"),
         Figure("  creating its object, ms", 1e3 * spent.creating / spent.shards, ".1f"),
         Figure("shards per second", first.shards / driven, ".0f"),
@@ -283,7 +367,9 @@ def show(found: list[Figure], title: str) -> None:
     table = Table("", "measured", "at most", title=title)
     for figure in found:
         most = "" if figure.most is None else format(figure.most, "g")
-        table.add_row(figure.what, format(figure.value, figure.form), most, style="" if figure.kept else "red")
+        table.add_row(
+            figure.what, format(figure.value, figure.form), most, style="" if figure.kept else "red"
+        )
     Console().print(table)
 
 
@@ -302,7 +388,11 @@ def main(shards: int, workers: int, folder: Path) -> int:
     second = apart(drive, load)
     check(load)
     found = figures(first, second, status_s)
-    found.append(Figure("status with 100 objects lost at random, s", apart(look_again_without, load, 100), ".1f"))
+    found.append(
+        Figure(
+            "status with 100 objects lost at random, s", apart(look_again_without, load, 100), ".1f"
+        )
+    )
     show(found, f"{shards} shards, {workers} workers")
     return 0 if all(figure.kept for figure in found) else 1
 

@@ -1,4 +1,6 @@
-"""Workers without an engine: the objects of their shards are real, with footers, page checksums and conditional creates."""
+"""Workers without an engine: the objects of their shards are real, with footers, page checksums and
+conditional creates.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +45,26 @@ class NoOp:
     def load(self, setup: Setup) -> Place:
         plan = Plan.model_validate_json(setup.plan)
         rows = plan.files[0].row_groups[0]
-        any_shard, results = Shard(id="", slices=(Slice(file=0, start=0, stop=rows),)), _results(rows)
-        self.store, self.run_folder, self.spent, self.ended = Store(setup.access), setup.run, Spent(), 0.0
+        any_shard, results = (
+            Shard(id="", slices=(Slice(file=0, start=0, stop=rows),)),
+            _results(rows),
+        )
+        self.store, self.run_folder, self.spent, self.ended = (
+            Store(setup.access),
+            setup.run,
+            Spent(),
+            0.0,
+        )
         self.table = results_table(plan, results)
-        self.footer = shard_footer(plan, setup.plan_sha256, any_shard, results, same_build=True,
-                                   seconds={"total": 2.0**-10}, versions={"torch": "none"})  # fmt: skip
+        self.footer = shard_footer(
+            plan,
+            setup.plan_sha256,
+            any_shard,
+            results,
+            same_build=True,
+            seconds={"total": 2.0**-10},
+            versions={"torch": "none"},
+        )
         return Place("here", ray.get_runtime_context().get_node_id())
 
     def run(self, shard: Shard, prefetch: Shard | None) -> ShardFooter:
@@ -55,7 +72,11 @@ class NoOp:
         footer = self.footer.model_copy(update={"shard": shard.id, "digest": digest_of(shard.id)})
         data = encode(self.table, footer)
         encoded = time.perf_counter()
-        self.store.create(self.run_folder.child(shard_object(shard.id)), data, scratch=self.run_folder.child("_tmp"))
+        self.store.create(
+            self.run_folder.child(shard_object(shard.id)),
+            data,
+            scratch=self.run_folder.child("_tmp"),
+        )
         waited, self.ended = began - (self.ended or began), time.perf_counter()
         self.spent += Spent(1, waited, encoded - began, self.ended - encoded)
         return footer
@@ -71,7 +92,14 @@ def _results(rows: int) -> Results:
     """Rows that were attributed and certified, all alike."""
     ones = np.ones(rows)
     return Results(
-        row_id=pa.array(range(rows)), target=pa.nulls(rows, pa.int32()), status=[RowStatus.ok] * rows,
-        reason=[None] * rows, f_input=ones, f_baseline=ones, gap=ones / 1e4, error_estimate=ones / 1e3,
-        evaluations=np.full(rows, 7, np.int32), attributions=(np.ones((rows, 2), np.float32),),
-    )  # fmt: skip
+        row_id=pa.array(range(rows)),
+        target=pa.nulls(rows, pa.int32()),
+        status=[RowStatus.ok] * rows,
+        reason=[None] * rows,
+        f_input=ones,
+        f_baseline=ones,
+        gap=ones / 1e4,
+        error_estimate=ones / 1e3,
+        evaluations=np.full(rows, 7, np.int32),
+        attributions=(np.ones((rows, 2), np.float32),),
+    )

@@ -1,8 +1,10 @@
-"""Jobs that run while their workers, drivers and clusters are killed and storage fails. `make soak`, or --minutes M.
+"""Jobs that run while their workers, drivers and clusters are killed and storage fails. `make
+soak`, or --minutes M.
 
-One job after another, each a run of its own on SeaweedFS, through a proxy that spoils one request in twenty. Whenever a
-driver ends, for whatever reason, it is started again, as people and schedulers do, until its run is complete. Then every
-row must be there once, with the bits of a run without faults, and nothing else may be left, in storage or alive.
+One job after another, each a run of its own on SeaweedFS, through a proxy that spoils one request
+in twenty. Whenever a driver ends, for whatever reason, it is started again, as people and
+schedulers do, until its run is complete. Then every row must be there once, with the bits of a run
+without faults, and nothing else may be left, in storage or alive.
 """
 
 from __future__ import annotations
@@ -30,31 +32,37 @@ from rich.table import Table
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from integrand.schemas.records import RunManifest  # noqa: E402
-from integrand.schemas.uris import Uri  # noqa: E402
-from integrand.service.runs.query import open_run  # noqa: E402
-from integrand.workers.storage.store import Store  # noqa: E402
-from tests.plugins.jobs import JobFolder  # noqa: E402
-from tests.plugins.processes import Family  # noqa: E402
-from tests.plugins.proxy import Rule, fault_proxy  # noqa: E402
-from tests.plugins.seaweed import BUCKET, S3Server, serve  # noqa: E402
+from integrand.schemas.records import RunManifest
+from integrand.schemas.uris import Uri
+from integrand.service.runs.query import open_run
+from integrand.workers.storage.store import Store
+from tests.plugins.jobs import JobFolder
+from tests.plugins.processes import Family
+from tests.plugins.proxy import Rule, fault_proxy
+from tests.plugins.seaweed import BUCKET, S3Server, serve
 
 KILL_EVERY_S = 20.0
 KINDS: dict[Kind, float] = {"worker": 0.7, "driver": 0.2, "cluster": 0.1}
-"""How often each is killed: drivers and clusters seldom enough that some drivers live for minutes."""
+"""How often each is killed: drivers and clusters seldom enough that some drivers live for minutes.
+"""
 
 FAULTS = (
     *(Rule(fault, share=0.01, times=None) for fault in ("503", "500", "reset", "lost_ack")),
     *(Rule(fault, "GET", share=0.005, times=None) for fault in ("truncated", "flipped")),
-    Rule("delay", share=0.01, times=None), Rule("hang", share=0.001, times=None),
-)  # fmt: skip
+    Rule("delay", share=0.01, times=None),
+    Rule("hang", share=0.001, times=None),
+)
 RETRYABLE = 4
 ENDS_S = 180.0
-"""Seconds in which a driver must end once its cluster is gone, and whatever a dead driver started with it."""
+"""Seconds in which a driver must end once its cluster is gone, and whatever a dead driver started
+with it.
+"""
 
 MOST_SLOPE = 1.0
 WARM_UP_S, LEAST_OBSERVED_S = 20.0, 300.0
-"""A driver's memory is watched from so many seconds after its first worker is up, and judged if seen for so long in all."""
+"""A driver's memory is watched from so many seconds after its first worker is up, and judged if
+seen for so long in all.
+"""
 
 SLEEP = "INTEGRAND_SOAK_SLEEP"
 FORWARD = f"time.sleep(float(os.environ.get('{SLEEP}', '0')))\nreturn self.logits(x)"
@@ -90,7 +98,7 @@ class Soak:
         return Store(self.server.access)
 
 
-# --- one driver --------------------------------------------------------------------------------------------
+# --- one driver --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -102,7 +110,11 @@ class Driver:
     working_since: float | None = None
 
     def workers(self) -> list[int]:
-        return [pid for pid, command in sorted(self.family.living().items()) if command.startswith(WORKER)]
+        return [
+            pid
+            for pid, command in sorted(self.family.living().items())
+            if command.startswith(WORKER)
+        ]
 
     def megabytes(self) -> float:
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -111,7 +123,9 @@ class Driver:
         return 0.0
 
     def kill(self, kind: Kind, worker: int) -> None:
-        """One worker; the driver; or all of Ray's processes, daemons and workers, but not the driver."""
+        """One worker; the driver; or all of Ray's processes, daemons and workers, but not the
+        driver.
+        """
         cluster = [pid for pid in self.family.living() if pid != self.process.pid]
         for pid in {"worker": [worker], "driver": [self.process.pid], "cluster": cluster}[kind]:
             with suppress(ProcessLookupError):
@@ -120,11 +134,26 @@ class Driver:
 
 def start(soak: Soak, spec: Path, salt: str, log: Path) -> Driver:
     family = Family()
-    command = [sys.executable, "-m", "integrand.service.cli", "run", str(spec), "--pool", "ray", "--fresh", salt,
-               "--trust-model-code", soak.job.module]  # fmt: skip
-    environment = family.environment(INTEGRAND_CONFIG=str(soak.folder / "config.toml"), **{SLEEP: "0.1"})
+    command = [
+        sys.executable,
+        "-m",
+        "integrand.service.cli",
+        "run",
+        str(spec),
+        "--pool",
+        "ray",
+        "--fresh",
+        salt,
+        "--trust-model-code",
+        soak.job.module,
+    ]
+    environment = family.environment(
+        INTEGRAND_CONFIG=str(soak.folder / "config.toml"), **{SLEEP: "0.1"}
+    )
     with open(log, "ab") as output:
-        return Driver(subprocess.Popen(command, stdout=output, stderr=output, env=environment), family)
+        return Driver(
+            subprocess.Popen(command, stdout=output, stderr=output, env=environment), family
+        )
 
 
 def live(soak: Soak, driver: Driver) -> int:
@@ -136,7 +165,12 @@ def live(soak: Soak, driver: Driver) -> int:
         time.sleep(0.5)
         now, workers = time.monotonic(), driver.workers()
         driver.working_since = driver.working_since or (now if workers else None)
-        if driver.working_since and workers and struck is None and now - driver.working_since > WARM_UP_S:
+        if (
+            driver.working_since
+            and workers
+            and struck is None
+            and now - driver.working_since > WARM_UP_S
+        ):
             seen.append((now, driver.megabytes()))
         if workers and struck is None and soak.next_kill <= now < soak.ends:
             struck = now if strike(soak, driver, workers) == "cluster" else None
@@ -152,7 +186,9 @@ def live(soak: Soak, driver: Driver) -> int:
 
 
 def strike(soak: Soak, driver: Driver, workers: list[int]) -> Kind:
-    """Kill something of a driver that has workers: killed while it starts, again and again, it would never end."""
+    """Kill something of a driver that has workers: killed while it starts, again and again, it
+    would never end.
+    """
     kind = soak.random.choices(list(KINDS), list(KINDS.values()))[0]
     driver.kill(kind, soak.random.choice(workers))
     soak.kills[kind] += 1
@@ -160,7 +196,7 @@ def strike(soak: Soak, driver: Driver, workers: list[int]) -> Kind:
     return kind
 
 
-# --- one job -----------------------------------------------------------------------------------------------
+# --- one job -----------------------------------------------------------------------------------
 
 
 def run_to_the_end(soak: Soak, number: int) -> Uri:
@@ -188,14 +224,19 @@ def fields(job: JobFolder, source: str, out: str) -> dict[str, Any]:
 
 
 def check(soak: Soak, root: Uri, undisturbed: RunManifest) -> None:
-    """Every row once, bit by bit what it is without faults; and nothing beside the run in its folder."""
+    """Every row once, bit by bit what it is without faults; and nothing beside the run in its
+    folder.
+    """
     run = open_run(str(root), access=soak.server.access)
     ids = Counter(run.to_pandas(["row_id"])["row_id"])
     lost, doubled = undisturbed.rows_in - len(ids), sum(count - 1 for count in ids.values())
     if (lost, doubled, run.complete) != (0, 0, True):
         soak.wrong.append(f"{root}: {lost} rows lost, {doubled} doubled, complete: {run.complete}")
     if (run.manifest.digest, run.manifest.statuses) != (undisturbed.digest, undisturbed.statuses):
-        soak.wrong.append(f"{root}: {run.manifest.statuses} and digest {run.manifest.digest}, not {undisturbed.digest}")
+        soak.wrong.append(
+            f"{root}: {run.manifest.statuses} and digest {run.manifest.digest}, not"
+            f" {undisturbed.digest}"
+        )
     names = [e.uri.path.removeprefix(f"{root.path}/") for e in soak.store.list(root)]
     inside = [n.removeprefix(f"{run.manifest.run_id}/") for n in names if n != "_latest/test.json"]
     probes = [n for n in inside if re.fullmatch(r"_probe-\w+", n)]
@@ -209,19 +250,26 @@ def open_uploads(endpoint: str) -> list[str]:
     import s3fs
 
     filesystem = s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True)
-    return [upload["Key"] for upload in filesystem.call_s3("list_multipart_uploads", Bucket=BUCKET).get("Uploads", [])]
+    return [
+        upload["Key"]
+        for upload in filesystem.call_s3("list_multipart_uploads", Bucket=BUCKET).get("Uploads", [])
+    ]
 
 
 def slope(lives: list[list[tuple[float, float]]]) -> tuple[float, float]:
-    """MB a minute that drivers grow by, each from where it stood; and the seconds that they were watched for."""
+    """MB a minute that drivers grow by, each from where it stood; and the seconds that they were
+    watched for.
+    """
     centred = [np.array(life) - np.mean(life, axis=0) for life in lives if len(life) > 2]
     if not centred:
         return 0.0, 0.0
     times, sizes = np.concatenate(centred).T
-    return 60 * float(times @ sizes / (times @ times)), sum(life[-1][0] - life[0][0] for life in lives if len(life) > 2)
+    return 60 * float(times @ sizes / (times @ times)), sum(
+        life[-1][0] - life[0][0] for life in lives if len(life) > 2
+    )
 
 
-# --- the soak ----------------------------------------------------------------------------------------------
+# --- the soak ----------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -250,7 +298,8 @@ def main(minutes: float, seed: int, rows: int, folder: Path) -> int:
             check(soak, run_to_the_end(soak, jobs), undisturbed)
             jobs += 1
             print(
-                f"job {jobs}: {dict(soak.kills)}, exits {dict(soak.exits)}, wrong: {soak.wrong or 'nothing'}",
+                f"job {jobs}: {dict(soak.kills)}, exits {dict(soak.exits)}, wrong:"
+                f" {soak.wrong or 'nothing'}",
                 flush=True,
             )
         uploads = open_uploads(soak.server.endpoint_url)
@@ -259,8 +308,14 @@ def main(minutes: float, seed: int, rows: int, folder: Path) -> int:
     if watched > LEAST_OBSERVED_S and grown > MOST_SLOPE:
         soak.wrong.append(f"drivers grow by {grown:.2f} MB a minute")
     table = Table("", "", title=f"soak of {minutes:g} minutes, seed {seed}", show_header=False)
-    for name, value in {"jobs": jobs, "rows each": rows, **soak.kills, "driver exits": dict(soak.exits),
-                        "RSS slope, MB/min": f"{grown:.2f} over {watched:.0f} s", "wrong": soak.wrong or "nothing"}.items():  # fmt: skip
+    for name, value in {
+        "jobs": jobs,
+        "rows each": rows,
+        **soak.kills,
+        "driver exits": dict(soak.exits),
+        "RSS slope, MB/min": f"{grown:.2f} over {watched:.0f} s",
+        "wrong": soak.wrong or "nothing",
+    }.items():
         table.add_row(name, str(value))
     Console().print(table)
     return 1 if soak.wrong else 0

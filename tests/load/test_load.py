@@ -46,10 +46,15 @@ def test_a_driver_of_many_shards_is_quick_and_does_not_grow(cluster: str, tmp_pa
     assert first.growth <= MOST_GROWTH
     assert first.spent.waiting / first.spent.shards <= SLACK * MOST_OVERHEAD_S
     assert first.cpu_s / first.shards <= SLACK * MOST_OVERHEAD_S
-    assert len(list((tmp_path / "run" / "_stats").iterdir())) == 1, "1,000 of the 1,900 shards are in a block"
+    assert len(list((tmp_path / "run" / "_stats").iterdir())) == 1, (
+        "1,000 of the 1,900 shards are in a block"
+    )
     rows, _ = look(load)
     assert ROWS * (SHARDS - HELD_BACK) <= rows < ROWS * SHARDS
     second = drive(load)
-    assert (second.complete, second.shards) == (True, SHARDS - rows // ROWS), "only what was missing was run"
+    assert (second.complete, second.shards) == (
+        True,
+        SHARDS - rows // ROWS,
+    ), "only what was missing was run"
     assert second.planning_s <= MOST_PLANNING_S
     check(load)

@@ -1,4 +1,6 @@
-"""Imports point one way, heavy packages stay where they belong, and public names can be imported."""
+"""Imports point one way, heavy packages stay where they belong, and public names can be
+imported.
+"""
 
 import ast
 import importlib
@@ -18,9 +20,17 @@ RAY_MAY_BE_IMPORTED_BY = {
     "service/pools/lookout.py",
     "service/pools/losses.py",
 }
-READING = ("service/runs/query.py", "service/runs/manifest.py", "service/checks/verify.py", "service/reports/tables.py", "workers/storage/store.py",
-           "workers/data/reading.py")  # fmt: skip
-SOURCES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+READING = (
+    "service/runs/query.py",
+    "service/runs/manifest.py",
+    "service/checks/verify.py",
+    "service/reports/tables.py",
+    "workers/storage/store.py",
+    "workers/data/reading.py",
+)
+SOURCES = sorted(
+    str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")
+)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -41,17 +51,26 @@ def test_ray_is_imported_only_at_the_edge():
 
 
 def test_ray_data_is_used_nowhere():
-    assert [source for source in SOURCES if imports_of(source, "ray.data") or mentions_ray_data(source)] == []
+    assert [
+        source for source in SOURCES if imports_of(source, "ray.data") or mentions_ray_data(source)
+    ] == []
 
 
 def test_ray_is_never_asked_how_a_job_is():
-    """After a head restart a dead job still reads RUNNING: whether a run is done is told by its folder alone."""
-    assert [source for source in SOURCES if imports_of(source, "ray.job_submission", "ray.util.state")] == []
+    """After a head restart a dead job still reads RUNNING: whether a run is done is told by its
+    folder alone.
+    """
+    assert [
+        source for source in SOURCES if imports_of(source, "ray.job_submission", "ray.util.state")
+    ] == []
 
 
 def test_drivers_and_workers_start_without_pandas():
     """A tenth of a driver's memory, which is bounded."""
-    modules = "integrand.service.running.jobs, integrand.service.pools.choice, integrand.workers.shards.actor"
+    modules = (
+        "integrand.service.running.jobs, integrand.service.pools.choice,"
+        " integrand.workers.shards.actor"
+    )
     loaded = run_python(f"import sys, {modules}; print('pandas' in sys.modules)")
     assert (loaded.returncode, loaded.stdout.strip()) == (0, "False"), loaded.stderr
 
@@ -67,7 +86,9 @@ def test_reading_results_names_neither_torch_nor_ray(source: str):
     + ["from integrand.service import open_run", "from integrand.workers import Store"],
 )
 def test_reading_results_loads_neither_torch_nor_ray(statement: str):
-    loaded = run_python(f"import sys; {statement}; print(sorted({{'torch', 'ray'}} & set(sys.modules)))")
+    loaded = run_python(
+        f"import sys; {statement}; print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
+    )
     assert (loaded.returncode, loaded.stdout.strip()) == (0, "[]"), loaded.stderr
 
 
@@ -93,8 +114,14 @@ def test_an_unknown_name_is_an_attribute_error(folder: str):
 
 
 def imports_of(source: str, *modules: str) -> list[str]:
-    """Names imported anywhere in a file, inside functions too, that are or lie below one of the modules."""
-    return [name for name in imported_names(source) if any(f"{name}.".startswith(f"{m}.") for m in modules)]
+    """Names imported anywhere in a file, inside functions too, that are or lie below one of the
+    modules.
+    """
+    return [
+        name
+        for name in imported_names(source)
+        if any(f"{name}.".startswith(f"{m}.") for m in modules)
+    ]
 
 
 def imported_names(source: str) -> list[str]:

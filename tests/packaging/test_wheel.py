@@ -22,7 +22,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / folder, source / folder, ignore=CACHES)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "."]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        ".",
+    ]
     subprocess.run(command, cwd=source, check=True)
     (built,) = source.glob("integrand-*.whl")
     return built
@@ -31,13 +40,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_file_of_the_three_folders_and_nothing_else(wheel: Path):
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
-    kept = [path.relative_to(ROOT) for path in files if "__pycache__" not in path.parts and path.name[0] != "."]
+    kept = [
+        path.relative_to(ROOT)
+        for path in files
+        if "__pycache__" not in path.parts and path.name[0] != "."
+    ]
     assert packed == {f"integrand/{path.as_posix()}" for path in kept}
 
 
 def test_the_wheel_holds_the_licence_the_types_and_the_demo_data(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
-    expected = {f"integrand/{folder}/py.typed" for folder in FOLDERS} | {"integrand/service/demos/digits.parquet"}
+    expected = {f"integrand/{folder}/py.typed" for folder in FOLDERS} | {
+        "integrand/service/demos/digits.parquet"
+    }
     assert expected <= set(names)
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
 

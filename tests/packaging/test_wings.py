@@ -1,4 +1,6 @@
-"""Wings import downwards alone, and no room of a wing imports, by any way round, what imports it."""
+"""Wings import downwards alone, and no room of a wing imports, by any way round, what
+imports it.
+"""
 
 import ast
 from graphlib import TopologicalSorter
@@ -61,7 +63,12 @@ def test_a_wings_own_init_holds_its_docstring_alone(house: str, wing: str):
 
 
 def test_no_module_imports_in_a_circle():
-    files = [file for house in WINGS for file in (ROOT / house).rglob("*.py") if file.name != "__init__.py"]
+    files = [
+        file
+        for house in WINGS
+        for file in (ROOT / house).rglob("*.py")
+        if file.name != "__init__.py"
+    ]
     graph = {name_of(file): {m for m in imported(file) if m != name_of(file)} for file in files}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
@@ -74,4 +81,6 @@ def imported(file: Path) -> set[str]:
     """Modules that a file imports anywhere, also inside functions and for type checkers alone."""
     nodes = list(ast.walk(ast.parse(file.read_text())))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return plain | {
+        node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module
+    }

@@ -1,4 +1,6 @@
-"""Small networks and functions that attribution libraries test themselves on, written anew from their definitions."""
+"""Small networks and functions that attribution libraries test themselves on, written anew from
+their definitions.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,16 @@ F64 = torch.float64
 
 
 def drawn(model: nn.Module, seed: int = 0, gain: float = 1.0) -> nn.Module:
-    """The model in float64 and eval mode, its weights drawn from `seed` alone: the global stream has no say."""
+    """The model in float64 and eval mode, its weights drawn from `seed` alone: the global stream
+    has no say.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             fan = math.prod(parameter.shape[1:]) if parameter.ndim > 1 else 9
-            parameter.copy_(gain * torch.randn(parameter.shape, generator=generator) / math.sqrt(fan))
+            parameter.copy_(
+                gain * torch.randn(parameter.shape, generator=generator) / math.sqrt(fan)
+            )
     return model.double().eval()
 
 
@@ -29,7 +35,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-# --- Captum's BasicModels ------------------------------------------------------------------------------------
+# --- Captum's BasicModels ----------------------------------------------------------------------
 
 
 def b1(v: Tensor) -> Tensor:
@@ -80,27 +86,56 @@ def two_branches(a: Tensor, b: Tensor) -> Tensor:
 
 
 def softmax_model() -> nn.Module:
-    return drawn(nn.Sequential(nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 10),
-                               nn.Softmax(1)), gain=0.3)  # fmt: skip
+    return drawn(
+        nn.Sequential(
+            nn.Linear(40, 20),
+            nn.ReLU(),
+            nn.Linear(20, 20),
+            nn.ReLU(),
+            nn.Linear(20, 10),
+            nn.Softmax(1),
+        ),
+        gain=0.3,
+    )
 
 
 def sigmoid_model() -> nn.Module:
-    return drawn(nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 2), nn.Sigmoid()), gain=0.3)
+    return drawn(
+        nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 2), nn.Sigmoid()), gain=0.3
+    )
 
 
-# --- networks of today's kinds -------------------------------------------------------------------------------
+# --- networks of today's kinds -----------------------------------------------------------------
 
 
-def mlp(activation: type[nn.Module] = nn.GELU, features: int = 5, outputs: int = 3, seed: int = 0) -> nn.Module:
-    layers = (nn.Linear(features, 24), activation(), nn.Linear(24, 24), activation(), nn.Linear(24, outputs))
+def mlp(
+    activation: type[nn.Module] = nn.GELU, features: int = 5, outputs: int = 3, seed: int = 0
+) -> nn.Module:
+    layers = (
+        nn.Linear(features, 24),
+        activation(),
+        nn.Linear(24, 24),
+        activation(),
+        nn.Linear(24, outputs),
+    )
     return drawn(nn.Sequential(*layers), seed, gain=1.3)
 
 
 def conv_net(activation: type[nn.Module]) -> nn.Module:
     """[rows, 2, 8, 8] to 4 logits, with batch norm whose statistics are not the default ones."""
     norm = nn.BatchNorm2d(6)
-    net = drawn(nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), norm, activation(), nn.AvgPool2d(2), nn.Conv2d(6, 8, 3),
-                              activation(), nn.Flatten(), nn.Linear(32, 4)))  # fmt: skip
+    net = drawn(
+        nn.Sequential(
+            nn.Conv2d(2, 6, 3, padding=1),
+            norm,
+            activation(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(6, 8, 3),
+            activation(),
+            nn.Flatten(),
+            nn.Linear(32, 4),
+        )
+    )
     norm.running_mean.copy_(normal(6, seed=5) / 3)
     norm.running_var.copy_(normal(6, seed=6).square() + 0.5)
     return net
@@ -108,7 +143,11 @@ def conv_net(activation: type[nn.Module]) -> nn.Module:
 
 def pooled_net() -> nn.Module:
     """ReLU and max pooling: piecewise linear."""
-    return drawn(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)))
+    return drawn(
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+        )
+    )
 
 
 class Recurrent(nn.Module):
@@ -123,11 +162,16 @@ class Recurrent(nn.Module):
 
 
 class Reader(nn.Module):
-    """Token ids and a mask to 2 logits: embedding, position, one encoder layer, mean over the tokens that count."""
+    """Token ids and a mask to 2 logits: embedding, position, one encoder layer, mean over the
+    tokens that count.
+    """
 
     def __init__(self, width: int = 8, tokens: int = 11, length: int = 6) -> None:
         super().__init__()
-        self.embedding, self.position = nn.Embedding(tokens, width), nn.Parameter(torch.zeros(length, width))
+        self.embedding, self.position = (
+            nn.Embedding(tokens, width),
+            nn.Parameter(torch.zeros(length, width)),
+        )
         self.encoder = nn.TransformerEncoderLayer(width, 2, 16, activation="gelu", batch_first=True)
         self.last = nn.Linear(width, 2)
 
@@ -145,7 +189,11 @@ class Mixed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.categories, self.conv, self.last = nn.Embedding(5, 3), nn.Conv2d(1, 2, 3), nn.Linear(4 + 8 + 3, 1)
+        self.categories, self.conv, self.last = (
+            nn.Embedding(5, 3),
+            nn.Conv2d(1, 2, 3),
+            nn.Linear(4 + 8 + 3, 1),
+        )
 
     def forward(self, numbers: Tensor, image: Tensor, category: Tensor) -> Tensor:
         parts = [numbers, self.conv(image).tanh().flatten(1), self.categories(category).tanh()]

@@ -56,20 +56,35 @@ def test_one_row_expanded_over_the_batch() -> None:
 
 def test_a_shared_baseline_row_is_that_row_everywhere() -> None:
     model, x, baseline = mlp(), normal(4, 5), normal(1, 5, seed=1)
-    one, each = (attribute(model, x, baselines=b, target=0, batch_rows=16) for b in (baseline, baseline.expand(4, 5)))
+    one, each = (
+        attribute(model, x, baselines=b, target=0, batch_rows=16)
+        for b in (baseline, baseline.expand(4, 5))
+    )
     assert torch.equal(one.attributions, each.attributions)
     assert torch.equal(one.gap, each.gap)
 
 
-@pytest.mark.parametrize(("change", "error"), [
-    ({"inputs": normal(0, 3)}, DataError), ({"inputs": normal(4, 3).half()}, SpecError),
-    ({"inputs": normal(4, 3).bfloat16()}, SpecError), ({"inputs": normal(4, 3).long()}, SpecError),
-    ({"inputs": normal(4, 3).bool()}, SpecError), ({"inputs": normal(4, 3).to(torch.complex64)}, SpecError),
-    ({"baselines": normal(3)}, SpecError), ({"baselines": normal(2, 3)}, SpecError),
-    ({"baselines": normal(4, 2)}, SpecError), ({"baselines": (normal(4, 3), normal(4, 3))}, SpecError),
-    ({"forward_args": torch.ones(3)}, SpecError), ({"batch_rows": 0}, SpecError), ({"batch_rows": -8}, SpecError),
-])  # fmt: skip
-def test_what_cannot_be_meant_is_refused_in_words(change: dict[str, object], error: type[IntegrandError]) -> None:
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"inputs": normal(0, 3)}, DataError),
+        ({"inputs": normal(4, 3).half()}, SpecError),
+        ({"inputs": normal(4, 3).bfloat16()}, SpecError),
+        ({"inputs": normal(4, 3).long()}, SpecError),
+        ({"inputs": normal(4, 3).bool()}, SpecError),
+        ({"inputs": normal(4, 3).to(torch.complex64)}, SpecError),
+        ({"baselines": normal(3)}, SpecError),
+        ({"baselines": normal(2, 3)}, SpecError),
+        ({"baselines": normal(4, 2)}, SpecError),
+        ({"baselines": (normal(4, 3), normal(4, 3))}, SpecError),
+        ({"forward_args": torch.ones(3)}, SpecError),
+        ({"batch_rows": 0}, SpecError),
+        ({"batch_rows": -8}, SpecError),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_words(
+    change: dict[str, object], error: type[IntegrandError]
+) -> None:
     arguments = {"inputs": normal(4, 3)} | change
     with pytest.raises(error) as refused:
         attribute(lambda v, *more: squares(v), **arguments)
@@ -77,14 +92,22 @@ def test_what_cannot_be_meant_is_refused_in_words(change: dict[str, object], err
     assert refused.value.next_step
 
 
-@pytest.mark.parametrize("rule", ["left", "right", "midpoint", "trapezoid", "endpoints_mean", "gauss_legendre"])
+@pytest.mark.parametrize(
+    "rule", ["left", "right", "midpoint", "trapezoid", "endpoints_mean", "gauss_legendre"]
+)
 def test_one_step_is_enough_for_a_linear_model(rule: str) -> None:
-    found = attribute(lambda v: v @ v.new_tensor([2.0, -1]), tensor([3.0, 4]), accuracy=FixedSteps(rule=rule, steps=1))
+    found = attribute(
+        lambda v: v @ v.new_tensor([2.0, -1]),
+        tensor([3.0, 4]),
+        accuracy=FixedSteps(rule=rule, steps=1),
+    )
     torch.testing.assert_close(found.attributions, tensor([6.0, -4]))
 
 
 def test_bad_rows_stay_alone() -> None:
-    """NaN in the input, NaN from the model, inf from the model, an infinite gradient; good rows keep their bits."""
+    """NaN in the input, NaN from the model, inf from the model, an infinite gradient; good rows
+    keep their bits.
+    """
 
     def forward(v: Tensor) -> Tensor:
         return v[:, 0].log() + 1 / v[:, 1] + v[:, 2].square()
@@ -98,7 +121,11 @@ def test_bad_rows_stay_alone() -> None:
     places = [2, 5, 6]
     assert torch.equal(found.attributions[places], alone.attributions)
     assert torch.equal(found.error_estimate[places], alone.error_estimate)
-    assert [found.status[i] for i in (0, 1, 3, 4, 7)] == ["bad_input", *["nonfinite"] * 3, "bad_input"]
+    assert [found.status[i] for i in (0, 1, 3, 4, 7)] == [
+        "bad_input",
+        *["nonfinite"] * 3,
+        "bad_input",
+    ]
     assert found.attributions[[0, 1, 3, 4, 7]].isnan().all()
     assert all(found.reason[i] for i in (0, 1, 3, 4, 7))
 
@@ -114,8 +141,11 @@ def test_an_input_used_by_some_rows_only() -> None:
     """A gate that is shut for a row is no unused input: no warning, and zeros for that row."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = attribute(lambda a, b, gate: squares(a) + squares(b) * gate, (normal(2, 2), normal(2, 2)),
-                          forward_args=torch.tensor([0, 1]))  # fmt: skip
+        found = attribute(
+            lambda a, b, gate: squares(a) + squares(b) * gate,
+            (normal(2, 2), normal(2, 2)),
+            forward_args=torch.tensor([0, 1]),
+        )
     assert not found.attributions[1][0].any()
     assert found.attributions[1][1].all()
 
@@ -136,14 +166,20 @@ def test_an_index_argument_picks_its_rows_feature() -> None:
 
 @pytest.mark.parametrize("waves", [1, 2, 8])
 def test_an_attribution_of_exactly_nothing_converges(waves: int) -> None:
-    """Whole waves between x' and x: each feature's integral is 0, and what is left is rounding, not error."""
+    """Whole waves between x' and x: each feature's integral is 0, and what is left is rounding, not
+    error.
+    """
     found = attribute(lambda v: (2 * math.pi * waves * v).sin().sum(1), tensor([1.0, 1.0]))
     assert found.attributions.abs().max() < 1e-12
     assert set(found.status) <= CONVERGED
 
 
 def test_a_feature_that_nets_nothing_beside_one_that_counts() -> None:
-    found = attribute(lambda v: (v[:, 0] - 0.5) ** 2 + v[:, 1], tensor([1.0, 1.0]), accuracy=Adaptive(tolerance=1e-9))
+    found = attribute(
+        lambda v: (v[:, 0] - 0.5) ** 2 + v[:, 1],
+        tensor([1.0, 1.0]),
+        accuracy=Adaptive(tolerance=1e-9),
+    )
     torch.testing.assert_close(found.attributions, tensor([0.0, 1.0]), rtol=0, atol=1e-14)
     assert found.status == ("ok",)
 
@@ -156,7 +192,9 @@ def test_the_ends_of_float32(x: float, factor: float) -> None:
 
 
 def test_a_difference_that_float32_can_hardly_hold() -> None:
-    """x' a few units in the last place from x: the floor is named, nothing is called not converged."""
+    """x' a few units in the last place from x: the floor is named, nothing is called not
+    converged.
+    """
     x = torch.tensor([[1 + 1e-6, 1 + 2e-6]])
     found = attribute(lambda v: v.sin().sum(1), x, baselines=1.0)
     assert set(found.status) <= CONVERGED
@@ -171,12 +209,20 @@ def test_a_scalar_model_may_keep_its_last_dimension() -> None:
 
 
 def test_fast_paths_without_gradients_agree_with_the_path() -> None:
-    """Encoder layers take fused kernels under no_grad: f(x) comes from those, the path from the others."""
+    """Encoder layers take fused kernels under no_grad: f(x) comes from those, the path from the
+    others.
+    """
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True).double().eval()
+    layer = (
+        nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True).double().eval()
+    )
     x = normal(3, 5, 8)
-    found = attribute(lambda v: layer(v)[:, 0, 0], x, baselines=normal(1, 5, 8, seed=1),
-                      accuracy=Adaptive(tolerance=1e-6))  # fmt: skip
+    found = attribute(
+        lambda v: layer(v)[:, 0, 0],
+        x,
+        baselines=normal(1, 5, 8, seed=1),
+        accuracy=Adaptive(tolerance=1e-6),
+    )
     assert set(found.status) == {RowStatus.ok}
     assert (found.gap.abs() < 1e-7).all()
 

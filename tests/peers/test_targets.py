@@ -1,4 +1,6 @@
-"""Which output is explained: every form of a target on every shape of output, and which of them must raise."""
+"""Which output is explained: every form of a target on every shape of output, and which of them
+must raise.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ Target = int | tuple[int, ...] | Tensor | None
 
 
 def outputs(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`[rows, *shape]`: element k of a row is (k + 1) Σ x², so attributions name the target that was explained."""
+    """`[rows, *shape]`: element k of a row is (k + 1) Σ x², so attributions name the target that
+    was explained.
+    """
     factors = torch.arange(1, 1 + torch.Size(shape).numel()).to(x)
     return (x.square().sum(1, keepdim=True) * factors).reshape(len(x), *shape)
 
@@ -41,7 +45,9 @@ VALID: list[tuple[tuple[int, ...], Target, list[int]]] = [
 @pytest.mark.parametrize(("shape", "target", "factors"), VALID, ids=str)
 def test_a_target_that_fits(shape: tuple[int, ...], target: Target, factors: list[int]) -> None:
     found = attribute(lambda x: outputs(x, shape), X, target=target)
-    torch.testing.assert_close(found.attributions, X.square() * torch.tensor(factors, dtype=F64).reshape(-1, 1))
+    torch.testing.assert_close(
+        found.attributions, X.square() * torch.tensor(factors, dtype=F64).reshape(-1, 1)
+    )
     torch.testing.assert_close(found.f_input, X.square().sum(1) * torch.tensor(factors, dtype=F64))
 
 
@@ -72,7 +78,9 @@ REFUSED: list[tuple[tuple[int, ...], Target]] = [
 
 
 @pytest.mark.parametrize(("shape", "target"), REFUSED, ids=str)
-def test_a_target_that_does_not_fit_is_refused_and_named(shape: tuple[int, ...], target: Target) -> None:
+def test_a_target_that_does_not_fit_is_refused_and_named(
+    shape: tuple[int, ...], target: Target
+) -> None:
     """Case 43, and more. Nothing is taken from the end of an axis, cut short or repeated."""
     with pytest.raises(SpecError, match=r"^target") as refused:
         attribute(lambda x: outputs(x, shape), X, target=target)
@@ -84,7 +92,9 @@ def test_a_target_that_does_not_fit_is_refused_and_named(shape: tuple[int, ...],
 def test_a_batch_with_targets_is_its_rows_one_by_one(kind: str) -> None:
     """Case 27."""
     model, x = (mlp(), normal(6, 5)) if kind != "tuple" else (multidim, normal(6, 3).abs())
-    target: Target = {"index": 2, "table": torch.tensor([2, 0, 1, 1, 0, 2]), "tuple": (1, 0, 1)}[kind]
+    target: Target = {"index": 2, "table": torch.tensor([2, 0, 1, 1, 0, 2]), "tuple": (1, 0, 1)}[
+        kind
+    ]
     whole = attribute(model, x, target=target, batch_rows=16)
     for i in range(len(x)):
         of_row = target[i : i + 1] if isinstance(target, Tensor) else target

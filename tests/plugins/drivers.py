@@ -1,4 +1,6 @@
-"""Drivers in processes of their own, forked from one that has imported everything: each starts in milliseconds."""
+"""Drivers in processes of their own, forked from one that has imported everything: each starts in
+milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from integrand.workers import failpoints
 from tests.plugins.jobs import JobFolder
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["integrand.service.running.jobs", "tests.plugins.drivers", "rich.live"])
+_FORKS.set_forkserver_preload(
+    ["integrand.service.running.jobs", "tests.plugins.drivers", "rich.live"]
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Drive:
 
 def start(job: JobFolder, points: str = "", **changes: object) -> ForkServerProcess:
     """Run a job under strikes of `failpoints`. Exit codes are the command line's, or -SIGNAL."""
-    return fork(Drive(job.spec(**changes), str(job.path), job.module), points, job.path / "driver.log")
+    return fork(
+        Drive(job.spec(**changes), str(job.path), job.module), points, job.path / "driver.log"
+    )
 
 
 def fork(work: Callable[[], None], points: str, log: Path) -> ForkServerProcess:

@@ -17,13 +17,32 @@ import pytest
 
 from tests.plugins.processes import Family, wait_until
 
-RAYS = ("ray start", "gcs_server", "raylet/raylet", "/dashboard/", "/log_monitor", "autoscaler/_private/monitor",
-        "runtime_env/agent", "ray/util/client/server", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # fmt: skip
+RAYS = (
+    "ray start",
+    "gcs_server",
+    "raylet/raylet",
+    "/dashboard/",
+    "/log_monitor",
+    "autoscaler/_private/monitor",
+    "runtime_env/agent",
+    "ray/util/client/server",
+    "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent",
+)
 """What the command lines of a head's own processes have in them."""
 
 RAY = str(Path(sys.executable).with_name("ray"))
-PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port",
-         "node-manager-port", "object-manager-port", "ray-client-server-port", "runtime-env-agent-port")  # fmt: skip
+PORTS = (
+    "port",
+    "dashboard-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "metrics-export-port",
+    "node-manager-port",
+    "object-manager-port",
+    "ray-client-server-port",
+    "runtime-env-agent-port",
+)
 
 
 @dataclass(frozen=True)
@@ -37,37 +56,62 @@ class Cluster:
 
 
 class Head:
-    """A head node of two CPUs at the address `ip`, under the RAY_* `variables`; its dashboard is on loopback.
+    """A head node of two CPUs at the address `ip`, under the RAY_* `variables`; its dashboard is on
+    loopback.
 
     It may be killed and started again, on the same ports and in the same folder.
     """
 
     def __init__(self, ip: str = "127.0.0.1", **variables: str) -> None:
         self.family = Family()
-        self.folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # socket paths have 107 characters at most
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="r", dir="/tmp")
+        )  # socket paths have 107 characters at most
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-        self.cluster = Cluster(f"{ip}:{ports['port']}", f"ray://{ip}:{ports['ray-client-server-port']}",
-                               f"http://127.0.0.1:{ports['dashboard-port']}",
-                               self.family.environment(HOME=str(self.folder), **variables))  # fmt: skip
-        self._command = [RAY, "start", "--head", "--block", f"--node-ip-address={ip}", "--num-cpus=2",
-                         "--disable-usage-stats", f"--temp-dir={self.folder}",
-                         *(f"--{name}={port}" for name, port in ports.items())]  # fmt: skip
+        self.cluster = Cluster(
+            f"{ip}:{ports['port']}",
+            f"ray://{ip}:{ports['ray-client-server-port']}",
+            f"http://127.0.0.1:{ports['dashboard-port']}",
+            self.family.environment(HOME=str(self.folder), **variables),
+        )
+        self._command = [
+            RAY,
+            "start",
+            "--head",
+            "--block",
+            f"--node-ip-address={ip}",
+            "--num-cpus=2",
+            "--disable-usage-stats",
+            f"--temp-dir={self.folder}",
+            *(f"--{name}={port}" for name, port in ports.items()),
+        ]
 
     def start(self) -> Cluster:
         """Returns once it takes jobs."""
         log = self.folder / "log"
         with open(log, "wb") as output:
-            process = subprocess.Popen(self._command, env=self.cluster.environment, stdout=output, stderr=output,
-                                       start_new_session=True)  # fmt: skip
+            process = subprocess.Popen(
+                self._command,
+                env=self.cluster.environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         self._process = process
         _await_dashboard(self.cluster, process, log)
         return self.cluster
 
     def kill(self) -> None:
-        """SIGKILL to Ray's own processes, whose ports are free afterwards; drivers and workers are left to themselves."""
+        """SIGKILL to Ray's own processes, whose ports are free afterwards; drivers and workers are
+        left to themselves.
+        """
         self.family.kill(*RAYS)
         self._process.wait(10)
-        wait_until(lambda: not [c for c in self.family.living().values() if any(name in c for name in RAYS)])
+        wait_until(
+            lambda: (
+                not [c for c in self.family.living().values() if any(name in c for name in RAYS)]
+            )
+        )
 
     def stop(self) -> None:
         self._process.terminate()

@@ -1,4 +1,6 @@
-"""Job folders as users have them: Parquet rows, a model file and a spec, small enough to run in a second."""
+"""Job folders as users have them: Parquet rows, a model file and a spec, small enough to run in a
+second.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from integrand.workers.storage.store import Store
 
 COLUMNS = ("a", "b", "c")
 MARK = 1000.0
-"""Value of column `a` in marked rows: MARK for the first, MARK + 1 for the second. No other row comes near."""
+"""Value of column `a` in marked rows: MARK for the first, MARK + 1 for the second. No other row
+comes near.
+"""
 
 MODEL = '''
 import ctypes, os, time
@@ -51,7 +55,8 @@ FAULTS = {
     "segfault": lambda: ctypes.string_at(0),
     "hang": lambda: time.sleep(3600),
     "spin": lambda: spin(),
-    "freeze": lambda: ctypes.PyDLL(None).sleep(3600),  # holds the GIL: no thread of the process answers
+    # Holds the GIL: no thread of the process answers.
+    "freeze": lambda: ctypes.PyDLL(None).sleep(3600),
 }
 
 def spin():
@@ -59,7 +64,7 @@ def spin():
         pass
 
 class Model(nn.Module):
-    """Marked rows bring the faults, in order; `fault:once` strikes once, whichever process comes first."""
+    """Marked rows bring the faults, in order; `fault:once` strikes once, in whichever process."""
 
     def __init__(self, outputs, faults, folder):
         super().__init__()
@@ -92,59 +97,101 @@ also = build
 
 @dataclass
 class JobFolder:
-    """A folder with rows and a model; its module name is its own, so that one process may load many."""
+    """A folder with rows and a model; its module name is its own, so that one process may load
+    many.
+    """
 
     path: Path
     module: str = field(default_factory=lambda: f"model_{uuid4().hex}")
 
-    def write_rows(self, name: str = "rows.parquet", count: int = 20, *, start: int = 0, marks: tuple[int, ...] = (),
-                   row_group_size: int | None = None, write_page_checksum: bool = False, **columns: Any
-                   ) -> Path:  # fmt: skip
-        """`count` rows with ids from `start` and features a, b and c; the rows at `marks` are marked."""
+    def write_rows(
+        self,
+        name: str = "rows.parquet",
+        count: int = 20,
+        *,
+        start: int = 0,
+        marks: tuple[int, ...] = (),
+        row_group_size: int | None = None,
+        write_page_checksum: bool = False,
+        **columns: Any,
+    ) -> Path:
+        """`count` rows with ids from `start` and features a, b and c; the rows at `marks` are
+        marked.
+        """
         values = np.random.default_rng(start).normal(size=(count, 3)).astype(np.float32)
         for k, row in enumerate(marks):
             values[row, 0] = MARK + k
-        table = {"id": np.arange(start, start + count), **dict(zip(COLUMNS, values.T, strict=True)), **columns}
+        table = {
+            "id": np.arange(start, start + count),
+            **dict(zip(COLUMNS, values.T, strict=True)),
+            **columns,
+        }
         return self.write_table(name, pa.table(table), row_group_size, write_page_checksum)
 
-    def write_table(self, name: str, table: pa.Table, row_group_size: int | None = None,
-                    write_page_checksum: bool = False) -> Path:  # fmt: skip
+    def write_table(
+        self,
+        name: str,
+        table: pa.Table,
+        row_group_size: int | None = None,
+        write_page_checksum: bool = False,
+    ) -> Path:
         place = self.path / "data" / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, place, row_group_size=row_group_size, write_page_checksum=write_page_checksum)
+        pq.write_table(
+            table, place, row_group_size=row_group_size, write_page_checksum=write_page_checksum
+        )
         return place
 
     def flip_bit(self, name: str, row_group: int) -> bytes:
-        """One bit of a row group's first feature in a source file, its footer as it was; the sound bytes are returned."""
+        """One bit of a row group's first feature in a source file, its footer as it was; the sound
+        bytes are returned.
+        """
         source = self.path / "data" / name
         sound = source.read_bytes()
         with pq.ParquetFile(source) as parquet:
             group = parquet.metadata.row_group(row_group)
-            column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == COLUMNS[0])
+            column = next(
+                c
+                for c in map(group.column, range(group.num_columns))
+                if c.path_in_schema == COLUMNS[0]
+            )
             place = column.data_page_offset + column.total_compressed_size - 3
         source.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
         return sound
 
     def write_model(self, forward: str = "return self.logits(x)", mode: str = ".eval()") -> Path:
-        """The model file; `forward` is the body of its forward(x), one statement or lines joined by newlines."""
+        """The model file; `forward` is the body of its forward(x), one statement or lines joined by
+        newlines.
+        """
         place = self.path / f"{self.module}.py"
-        body = MODEL.replace("{forward}", forward.replace("\n", "\n        ")).replace("{mode}", mode)
+        body = MODEL.replace("{forward}", forward.replace("\n", "\n        ")).replace(
+            "{mode}", mode
+        )
         place.write_text(body)
         return place
 
     def write_weights(self, name: str = "weights.safetensors", seed: int = 1) -> Path:
         """Plain weights for the model of two outputs."""
         values = np.random.default_rng(seed)
-        shapes = {"first.weight": (8, 3), "first.bias": (8,), "last.weight": (2, 8), "last.bias": (2,)}
+        shapes = {
+            "first.weight": (8, 3),
+            "first.bias": (8,),
+            "last.weight": (2, 8),
+            "last.bias": (2,),
+        }
         place = self.path / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: values.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}, place)
+        save_file(
+            {key: values.normal(size=shape).astype(np.float32) for key, shape in shapes.items()},
+            place,
+        )
         return place
 
     def fields(self, **changes: Any) -> dict[str, Any]:
         """A spec over this folder; every change replaces a whole top-level field."""
         return {
-            "kind": "attribute", "name": "test",
+            "kind": "attribute",
+            "name": "test",
             "source": {"uri": "data", "row_id": "id"},
             "model": self.model(),
             "inputs": [{"name": "features", "columns": list(COLUMNS)}],
@@ -152,11 +199,15 @@ class JobFolder:
             "accuracy": {"kind": "fixed", "rule": "gauss_legendre", "steps": 8},
             "output": {"uri": "out"},
             "compute": {"shard_rows": 10, "batch_rows": 16},
-        } | changes  # fmt: skip
+        } | changes
 
     def model(self, **arguments: Any) -> dict[str, Any]:
-        return {"kind": "factory", "entrypoint": f"{self.module}:build", "code": [f"{self.module}.py"],
-                "arguments": arguments}  # fmt: skip
+        return {
+            "kind": "factory",
+            "entrypoint": f"{self.module}:build",
+            "code": [f"{self.module}.py"],
+            "arguments": arguments,
+        }
 
     def weighted(self, weights: str = "weights.safetensors") -> dict[str, Any]:
         return self.model() | {"weights": weights}
@@ -171,10 +222,24 @@ class JobFolder:
         return place
 
     def plan(self, *, salt: str = "", ingest: bool = False, **changes: Any) -> Plan:
-        return plan_job(self.spec(**changes), base=str(self.path), trusted=(self.module,), salt=salt, ingest=ingest)
+        return plan_job(
+            self.spec(**changes),
+            base=str(self.path),
+            trusted=(self.module,),
+            salt=salt,
+            ingest=ingest,
+        )
 
-    def run(self, pool: Any = "local", *, address: str | None = None, **changes: Any) -> RunManifest:
-        return run_job(self.spec(**changes), base=str(self.path), trusted=(self.module,), pool=pool, address=address)
+    def run(
+        self, pool: Any = "local", *, address: str | None = None, **changes: Any
+    ) -> RunManifest:
+        return run_job(
+            self.spec(**changes),
+            base=str(self.path),
+            trusted=(self.module,),
+            pool=pool,
+            address=address,
+        )
 
     def run_uri(self, manifest: RunManifest, out: str = "out") -> Uri:
         return Uri("file", str(self.path / out / manifest.run_id))

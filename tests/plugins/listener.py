@@ -1,4 +1,6 @@
-"""A server on loopback that notes whether anybody called, and the URIs that would make a careless parser call it."""
+"""A server on loopback that notes whether anybody called, and the URIs that would make a careless
+parser call it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Processes that a test starts, and whatever those start: told apart by a mark in their environment."""
+"""Processes that a test starts, and whatever those start: told apart by a mark in their
+environment.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ NAME = "INTEGRAND_TEST"
 
 
 class Family:
-    """Give `environment()` to a process; `living()` are then it and its descendants, orphans too."""
+    """Give `environment()` to a process; `living()` are then it and its descendants,
+    orphans too.
+    """
 
     def __init__(self) -> None:
         self.mark = uuid4().hex
@@ -30,7 +34,11 @@ class Family:
 
     def living(self) -> dict[int, str]:
         """Command lines by pid."""
-        found = {int(name): self._command(Path("/proc", name)) for name in os.listdir("/proc") if name.isdigit()}
+        found = {
+            int(name): self._command(Path("/proc", name))
+            for name in os.listdir("/proc")
+            if name.isdigit()
+        }
         return {pid: command for pid, command in found.items() if command}
 
     def left(self, within: float) -> dict[int, str]:
@@ -42,22 +50,36 @@ class Family:
 
     def kill(self, *names: str) -> None:
         """SIGKILL to all of them, or to those that have one of the names in their command line."""
-        for pid in [pid for pid, command in self.living().items() if not names or any(n in command for n in names)]:
+        for pid in [
+            pid
+            for pid, command in self.living().items()
+            if not names or any(n in command for n in names)
+        ]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def _command(self, process: Path) -> str:
         try:
-            if f"{NAME}={self.mark}".encode() not in (process / "environ").read_bytes().split(b"\0"):
+            if f"{NAME}={self.mark}".encode() not in (process / "environ").read_bytes().split(
+                b"\0"
+            ):
                 return ""
             return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             return ""
 
 
-def start(family: Family, job: JobFolder, spec: Path, *options: str, before: Sequence[str] = (), **environment: str
-          ) -> subprocess.Popen[str]:  # fmt: skip
-    """`integrand run` in a process of its own, maybe under a program that comes before it, on Ray unless options say otherwise."""
+def start(
+    family: Family,
+    job: JobFolder,
+    spec: Path,
+    *options: str,
+    before: Sequence[str] = (),
+    **environment: str,
+) -> subprocess.Popen[str]:
+    """`integrand run` in a process of its own, maybe under a program that comes before it, on Ray
+    unless options say otherwise.
+    """
     pool = () if "--pool" in options else ("--pool", "ray")
     command = [
         *before,
@@ -69,11 +91,20 @@ def start(family: Family, job: JobFolder, spec: Path, *options: str, before: Seq
         "--trust-model-code",
         job.module,
     ]
-    return subprocess.Popen([*command, *pool, *options], env=family.environment(**environment), cwd="/", text=True,
-                            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    return subprocess.Popen(
+        [*command, *pool, *options],
+        env=family.environment(**environment),
+        cwd="/",
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
-def end(driver: subprocess.Popen[str], signum: int | None = None, seconds: float = 120) -> tuple[int, str]:
+def end(
+    driver: subprocess.Popen[str], signum: int | None = None, seconds: float = 120
+) -> tuple[int, str]:
     """Its exit code and all that it printed, after a signal if one is given."""
     if signum is not None:
         driver.send_signal(signum)

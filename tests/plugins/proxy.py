@@ -1,7 +1,8 @@
 """A proxy before an S3 server that injects faults. Rules are data, and what struck is counted.
 
-Clients use `endpoint_url` as their endpoint: they sign for the proxy's own address, and as `Host` passes unchanged, the
-store behind finds the signature right. `BaseHTTPRequestHandler` answers `Expect: 100-continue`.
+Clients use `endpoint_url` as their endpoint: they sign for the proxy's own address, and as `Host`
+passes unchanged, the store behind finds the signature right. `BaseHTTPRequestHandler` answers
+`Expect: 100-continue`.
 """
 
 from __future__ import annotations
@@ -24,15 +25,34 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 ANSWERS = {
-    "500": (500, "InternalError"), "502": (502, "BadGateway"), "503": (503, "SlowDown"),
-    "conflict": (409, "ConditionalRequestConflict"), "timeout": (400, "RequestTimeout"),
-    "expired": (400, "ExpiredToken"), "skewed": (403, "RequestTimeTooSkewed"),
-}  # fmt: skip
-"""Faults that are an answer of the proxy's own: status and S3 error code. The store does not see the request."""
+    "500": (500, "InternalError"),
+    "502": (502, "BadGateway"),
+    "503": (503, "SlowDown"),
+    "conflict": (409, "ConditionalRequestConflict"),
+    "timeout": (400, "RequestTimeout"),
+    "expired": (400, "ExpiredToken"),
+    "skewed": (403, "RequestTimeTooSkewed"),
+}
+"""Faults that are an answer of the proxy's own: status and S3 error code. The store does not see
+the request.
+"""
 
-WIRE = ("reset", "delay", "hang", "truncated", "short", "drip", "flipped", "flipped_up", "lost_ack", "stale")
-"""Faults on the wire. `truncated` closes within the body, `short` lies about its length too, `flipped` turns one bit of
-it, `flipped_up` one of what is sent, `lost_ack` resets once the store has answered, `stale` gives the answer that the same LIST had before."""
+WIRE = (
+    "reset",
+    "delay",
+    "hang",
+    "truncated",
+    "short",
+    "drip",
+    "flipped",
+    "flipped_up",
+    "lost_ack",
+    "stale",
+)
+"""Faults on the wire. `truncated` closes within the body, `short` lies about its length too,
+`flipped` turns one bit of it, `flipped_up` one of what is sent, `lost_ack` resets once the store
+has answered, `stale` gives the answer that the same LIST had before.
+"""
 
 _HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length")
 
@@ -73,7 +93,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer; `length` is what it says of its body, which is longer than the body where that is of a HEAD."""
+    """One answer; `length` is what it says of its body, which is longer than the body where that is
+    of a HEAD.
+    """
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -92,7 +114,9 @@ class Reply:
 
 
 class Proxy:
-    """`inject` rules, of which the first that strikes wins; `injected` counts by fault, `seen` lists every request."""
+    """`inject` rules, of which the first that strikes wins; `injected` counts by fault, `seen`
+    lists every request.
+    """
 
     def __init__(self, endpoint: str, seed: int = 0) -> None:
         self.injected: Counter[str] = Counter()
@@ -139,7 +163,9 @@ class Proxy:
 
     def _strikes(self, rule: Rule, request: Request) -> bool:
         known = rule.fault != "stale" or request.target in self._listings
-        if not (known and rule.method in ("*", request.method) and fnmatchcase(request.key, rule.key)):
+        if not (
+            known and rule.method in ("*", request.method) and fnmatchcase(request.key, rule.key)
+        ):
             return False
         counted = rule, f"{request.method} {request.key}" if rule.each else ""
         self._counts[counted] += 1
@@ -149,12 +175,17 @@ class Proxy:
         return strikes
 
     def reply(self, request: Request, fault: str) -> Reply:
-        """What the client is to get: the store's answer, one of the proxy's own, or one spoilt on the way."""
+        """What the client is to get: the store's answer, one of the proxy's own, or one spoilt on
+        the way.
+        """
         if fault in ANSWERS:
             status, code = ANSWERS[fault]
             body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
             return Reply(
-                status, (("Content-Type", "application/xml"),), b"" if request.method == "HEAD" else body, len(body)
+                status,
+                (("Content-Type", "application/xml"),),
+                b"" if request.method == "HEAD" else body,
+                len(body),
             )
         if fault == "stale":
             return self._listings[request.target]
@@ -232,10 +263,12 @@ class _Handler(BaseHTTPRequestHandler):
         query, key = parse_qs(url.query, keep_blank_values=True), unquote(url.path).strip("/")
         listing = self.command == "GET" and "list-type" in query
         return Request(
-            method="LIST" if listing else self.command, target=self.path, headers=tuple(self.headers.items()),
+            method="LIST" if listing else self.command,
+            target=self.path,
+            headers=tuple(self.headers.items()),
             key="/".join([key, *query.get("prefix", [])]) if listing else key,
             body=self.rfile.read(int(self.headers.get("Content-Length", "0"))),
-        )  # fmt: skip
+        )
 
     def _reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,7 +1,7 @@
 """Marks tests that need a program outside Python: `@pytest.mark.needs_tool("faketime")`.
 
-Where the program is missing the test is skipped, and the end of the output says so, lest a green run hide it.
-With REQUIRE_ALL set, as in CI, the test fails instead.
+Where the program is missing the test is skipped, and the end of the output says so, lest a green
+run hide it. With REQUIRE_ALL set, as in CI, the test fails instead.
 """
 
 import os
@@ -15,7 +15,9 @@ _MISSING = pytest.StashKey[defaultdict[str, int]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_MISSING] = defaultdict(int)
-    config.addinivalue_line("markers", "needs_tool(*names): programs that must be on PATH for this test")
+    config.addinivalue_line(
+        "markers", "needs_tool(*names): programs that must be on PATH for this test"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -25,13 +27,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if not missing:
         return
     if os.environ.get("REQUIRE_ALL"):
-        pytest.fail(f"REQUIRE_ALL is set, but PATH lacks {', '.join(missing)}; install it", pytrace=False)
+        pytest.fail(
+            f"REQUIRE_ALL is set, but PATH lacks {', '.join(missing)}; install it", pytrace=False
+        )
     for tool in missing:
         item.config.stash[_MISSING][tool] += 1
     pytest.skip(f"needs {', '.join(missing)}")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     missing = config.stash[_MISSING]
     if missing:
         counts = ", ".join(f"{tool} ({missing[tool]})" for tool in sorted(missing))

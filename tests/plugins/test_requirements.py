@@ -1,4 +1,6 @@
-"""A test that lacks its program is skipped and named at the end, or fails where REQUIRE_ALL is set."""
+"""A test that lacks its program is skipped and named at the end, or fails where REQUIRE_ALL
+is set.
+"""
 
 from pathlib import Path
 
@@ -28,14 +30,18 @@ def inner(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-def test_a_missing_tool_skips_and_is_counted_at_the_end(inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_tool_skips_and_is_counted_at_the_end(
+    inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.delenv("REQUIRE_ALL", raising=False)
     result = inner.runpytest_inprocess("--strict-markers")
     result.assert_outcomes(passed=1, skipped=2)
     result.stdout.fnmatch_lines(["skipped because a tool is missing: no-such-tool (2)"])
 
 
-def test_require_all_turns_the_skip_into_a_failure(inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+def test_require_all_turns_the_skip_into_a_failure(
+    inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("REQUIRE_ALL", "1")
     result = inner.runpytest_inprocess("--strict-markers")
     result.assert_outcomes(passed=1, errors=2)

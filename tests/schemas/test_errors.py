@@ -1,4 +1,6 @@
-"""Errors say where, expected, seen and next; they keep their type and words on the way from a worker."""
+"""Errors say where, expected, seen and next; they keep their type and words on the way from a
+worker.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,13 @@ import pickle
 
 import pytest
 
-from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, SpecError, TransientError
+from integrand.schemas.errors import (
+    DataError,
+    IntegrandError,
+    IntegrityError,
+    SpecError,
+    TransientError,
+)
 
 KINDS = [(SpecError, 2), (DataError, 2), (TransientError, 4), (IntegrityError, 6)]
 

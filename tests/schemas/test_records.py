@@ -1,4 +1,6 @@
-"""What a run stores survives JSON, tolerates newer writers, and its quantiles are honest upper bounds."""
+"""What a run stores survives JSON, tolerates newer writers, and its quantiles are honest upper
+bounds.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,16 @@ from integrand.schemas.records import (
     merge_counts,
 )
 
-ATTEMPT = Attempt(shard="00000", outcome="raised", charged=True, alone=False, reason="r", detail="d", node="n", at="t")
+ATTEMPT = Attempt(
+    shard="00000",
+    outcome="raised",
+    charged=True,
+    alone=False,
+    reason="r",
+    detail="d",
+    node="n",
+    at="t",
+)
 
 
 def test_a_record_survives_json_and_is_frozen():
@@ -33,7 +44,9 @@ def test_fields_of_newer_writers_are_ignored():
 
 
 def test_a_shard_counts_the_rows_of_its_slices():
-    shard = Shard(id="00000", slices=(Slice(file=0, start=3, stop=5), Slice(file=1, start=0, stop=7)))
+    shard = Shard(
+        id="00000", slices=(Slice(file=0, start=3, stop=5), Slice(file=1, start=0, stop=7))
+    )
     assert shard.rows == 9
 
 

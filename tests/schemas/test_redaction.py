@@ -11,13 +11,19 @@ from integrand.schemas.redaction import redact
 
 CANARY = "cAnArY/0123+456=="
 LEAKS = [
-    f"GET https://b.s3.example/k?X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA{CANARY}&X-Amz-Signature={CANARY}",
+    (
+        "GET "
+        f"https://b.s3.example/k?X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA{CANARY}&X-Amz-Signature={CANARY}"
+    ),
     f"('https://b.s3.example/k?X-Amz-Security-Token={CANARY}')",
     f"https://account.blob.example/c/k?sv=2024&sig={CANARY}&se=2026",
     f"https://storage.example/k?GoogleAccessId=x{CANARY}&Signature={CANARY}",
     f"Authorization: AWS4-HMAC-SHA256 Credential={CANARY}, SignedHeaders=host, Signature={CANARY}",
     f"authorization: Bearer {CANARY}",
-    f"{{'Authorization': b'AWS4-HMAC-SHA256 Credential={CANARY}, Signature={CANARY}', 'Host': 'x'}}",
+    (
+        f"{{'Authorization': b'AWS4-HMAC-SHA256 Credential={CANARY}, Signature={CANARY}', 'Host':"
+        " 'x'}"
+    ),
     f'{{"x-amz-security-token": "{CANARY}", "range": "bytes=0-1"}}',
     f"sent Bearer {CANARY}",
     f"AWS_SECRET_ACCESS_KEY={CANARY}",
@@ -60,10 +66,13 @@ def test_what_is_no_secret_stays(text: str):
 
 def test_the_rest_of_the_text_stays():
     text = (
-        f"GET https://b.example/k?X-Amz-Signature={CANARY}&partNumber=2 failed\nAuthorization: Bearer {CANARY}\nretry"
+        f"GET https://b.example/k?X-Amz-Signature={CANARY}&partNumber=2 failed\nAuthorization:"
+        f" Bearer {CANARY}\nretry"
     )
-    assert redact(text) == (
-        "GET https://b.example/k?X-Amz-Signature=***&partNumber=2 failed\nAuthorization: ***\nretry"
+    assert (
+        redact(text)
+        == "GET https://b.example/k?X-Amz-Signature=***&partNumber=2 failed\nAuthorization:"
+        " ***\nretry"
     )
 
 

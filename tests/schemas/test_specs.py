@@ -1,4 +1,6 @@
-"""A spec parses to a frozen value; whatever is wrong with it is named, with the nearest thing that is right."""
+"""A spec parses to a frozen value; whatever is wrong with it is named, with the nearest thing that
+is right.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +13,51 @@ from pydantic import ValidationError
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
-from integrand.schemas.specs.baselines import ColumnBaseline, ConstantBaseline, MeanBaseline, ZeroBaseline
+from integrand.schemas.specs.baselines import (
+    ColumnBaseline,
+    ConstantBaseline,
+    MeanBaseline,
+    ZeroBaseline,
+)
 from integrand.schemas.specs.compute import WorkerRange
 from integrand.schemas.specs.inputs import ColumnsInput, TensorInput
 from integrand.schemas.specs.job import AttributeSpec, parse_spec, published_schema
 from integrand.schemas.specs.models import ExportedModel, FactoryModel, ScriptedModel
-from integrand.schemas.specs.targets import AllTargets, ArgmaxTarget, ColumnTarget, IndexTarget, ScalarTarget
+from integrand.schemas.specs.targets import (
+    AllTargets,
+    ArgmaxTarget,
+    ColumnTarget,
+    IndexTarget,
+    ScalarTarget,
+)
 
 DESIGN: dict[str, Any] = {
     "kind": "attribute",
     "name": "credit-default",
     "source": {"uri": "s3://bucket/table/", "row_id": "id"},
-    "model": {"kind": "factory", "entrypoint": "my_models:build", "weights": "s3://bucket/model.safetensors",
-              "code": ["s3://bucket/my_models.whl"]},
+    "model": {
+        "kind": "factory",
+        "entrypoint": "my_models:build",
+        "weights": "s3://bucket/model.safetensors",
+        "code": ["s3://bucket/my_models.whl"],
+    },
     "inputs": [{"name": "features", "columns": ["age", "income", "tenure"]}],
     "target": {"kind": "index", "index": 0},
     "baseline": {"kind": "zero"},
     "accuracy": {"kind": "adaptive", "tolerance": 1.0e-2, "max_evaluations": 512},
     "output": {"uri": "s3://bucket/attributions"},
     "compute": {"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 0, "shard_rows": "auto"},
-}  # fmt: skip
+}
 IMAGE = {"name": "image", "column": "pixels", "shape": [1, 28, 28]}
 
-# Every choice of the spec that is built so far: the field, what the user writes, and the part that it becomes.
+# Every choice of the spec that is built so far: the field, what the user writes, and the part that
+# it becomes.
 CHOICES: list[tuple[str, Any, type]] = [
-    ("model", {"kind": "factory", "entrypoint": "a.b.c:make", "arguments": {"width": 3, "name": "x"}}, FactoryModel),
+    (
+        "model",
+        {"kind": "factory", "entrypoint": "a.b.c:make", "arguments": {"width": 3, "name": "x"}},
+        FactoryModel,
+    ),
     ("model", {"kind": "torch_export", "uri": "model.pt2"}, ExportedModel),
     ("model", {"kind": "torchscript", "uri": "model.pt"}, ScriptedModel),
     ("target", {"kind": "scalar"}, ScalarTarget),
@@ -49,9 +71,11 @@ CHOICES: list[tuple[str, Any, type]] = [
     ("baseline", {"kind": "column", "columns": ["age0", "income0", "tenure0"]}, ColumnBaseline),
     ("baseline", {"kind": "mean"}, MeanBaseline),
     ("accuracy", {"kind": "adaptive"}, Adaptive),
-    *[("accuracy", {"kind": "fixed", "rule": rule, "steps": 50}, FixedSteps)
-      for rule in ("left", "right", "midpoint", "trapezoid", "endpoints_mean", "gauss_legendre")],
-]  # fmt: skip
+    *[
+        ("accuracy", {"kind": "fixed", "rule": rule, "steps": 50}, FixedSteps)
+        for rule in ("left", "right", "midpoint", "trapezoid", "endpoints_mean", "gauss_legendre")
+    ],
+]
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -75,9 +99,19 @@ def test_the_example_of_the_design_parses():
 
 
 def test_defaults_fill_the_rest():
-    parsed = parse_spec({k: DESIGN[k] for k in ("kind", "name", "source", "model", "inputs", "output")})
-    assert (parsed.target.kind, parsed.baseline.kind, parsed.accuracy) == ("scalar", "zero", Adaptive())
-    assert (parsed.compute.worker_range.max, parsed.compute.shard_rows, parsed.compute.batch_rows) == (
+    parsed = parse_spec(
+        {k: DESIGN[k] for k in ("kind", "name", "source", "model", "inputs", "output")}
+    )
+    assert (parsed.target.kind, parsed.baseline.kind, parsed.accuracy) == (
+        "scalar",
+        "zero",
+        Adaptive(),
+    )
+    assert (
+        parsed.compute.worker_range.max,
+        parsed.compute.shard_rows,
+        parsed.compute.batch_rows,
+    ) == (
         1,
         "auto",
         "auto",
@@ -94,9 +128,15 @@ def test_every_choice_parses_to_its_part(field: str, value: dict[str, Any], kind
 
 
 def test_an_image_input_and_several_inputs():
-    parsed = parse_spec(spec(inputs=[IMAGE | {"divide": 255, "mean": [0.5], "baseline": {"kind": "mean"}},
-                                     {"name": "rest", "columns": ["a"]}],
-                             forward_args=[{"name": "mask", "column": "mask", "shape": [4], "dtype": "bool"}]))  # fmt: skip
+    parsed = parse_spec(
+        spec(
+            inputs=[
+                IMAGE | {"divide": 255, "mean": [0.5], "baseline": {"kind": "mean"}},
+                {"name": "rest", "columns": ["a"]},
+            ],
+            forward_args=[{"name": "mask", "column": "mask", "shape": [4], "dtype": "bool"}],
+        )
+    )
     assert isinstance(parsed.inputs[0], TensorInput)
     assert parsed.inputs[0].shape == (1, 28, 28)
     assert parsed.baselines == (MeanBaseline(), ZeroBaseline())
@@ -107,12 +147,20 @@ IDS = {"name": "tokens", "ids": "ids", "embedding": "encoder.words"}
 
 
 def test_an_input_of_ids_and_its_mask():
-    job = spec(inputs=[IDS | {"pad": 0, "baseline": {"kind": "constant", "value": 3}}, {"name": "n", "columns": ["a"]},
-                       {"name": "codes", "ids": ["b", "c"], "embedding": ["b", "c"]}],
-               forward_args=[{"name": "mask", "mask_of": "tokens", "dtype": "int64"}])  # fmt: skip
+    job = spec(
+        inputs=[
+            IDS | {"pad": 0, "baseline": {"kind": "constant", "value": 3}},
+            {"name": "n", "columns": ["a"]},
+            {"name": "codes", "ids": ["b", "c"], "embedding": ["b", "c"]},
+        ],
+        forward_args=[{"name": "mask", "mask_of": "tokens", "dtype": "int64"}],
+    )
     parsed = parse_spec(job)
     assert [i.name for i in parsed.ids_inputs] == ["tokens", "codes"]
-    assert [(i.modules, i.baseline_id) for i in parsed.ids_inputs] == [(("encoder.words",), 3), (("b", "c"), None)]
+    assert [(i.modules, i.baseline_id) for i in parsed.ids_inputs] == [
+        (("encoder.words",), 3),
+        (("b", "c"), None),
+    ]
     assert AttributeSpec.model_validate_json(parsed.model_dump_json()) == parsed
     jsonschema.validate(job, published_schema())
 
@@ -120,31 +168,65 @@ def test_an_input_of_ids_and_its_mask():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"inputs": [IDS | {"embeding": "x"}]}, "inputs.0.embeding: unknown field; did you mean `embedding`?"),
+        (
+            {"inputs": [IDS | {"embeding": "x"}]},
+            "inputs.0.embeding: unknown field; did you mean `embedding`?",
+        ),
         ({"inputs": [IDS | {"pad": -1}]}, "inputs.0.pad: "),
         ({"inputs": [IDS | {"ids": ["a", "a"]}]}, "columns named twice: a"),
         ({"inputs": [IDS | {"ids": []}]}, "`ids` names no column"),
         ({"inputs": [IDS | {"ids": ["a", "b"], "embedding": ["x"]}]}, "1 modules for 2 columns"),
         ({"inputs": [IDS | {"ids": ["a"], "pad": 0}]}, "`pad` is for a column of lists"),
-        ({"inputs": [IDS | {"baseline": {"kind": "mean"}}]}, "inputs.0.baseline: unknown kind `mean`"),
-        ({"inputs": [IDS | {"baseline": {"kind": "constant", "value": 0.5}}]}, "the baseline of ids is an id"),
-        ({"inputs": [IDS | {"baseline": {"kind": "constant", "value": [1, 2]}}]}, "the baseline of ids is an id"),
-        ({"inputs": [IDS], "baseline": {"kind": "mean"}}, "says nothing about ids: give tokens its own"),
-        ({"inputs": [IDS, IDS | {"name": "more"}]}, "one embedding for several inputs: encoder.words"),
-        ({"inputs": [IDS], "model": {"kind": "torchscript", "uri": "m.pt"}}, "torchscript hides its modules"),
-        ({"forward_args": [{"name": "mask", "mask_of": "features"}]}, "names no input of ids: features"),
-        ({"inputs": [IDS], "forward_args": [{"name": "m", "mask_of": "tokens", "column": "c"}]}, "give one of"),
-        ({"inputs": [IDS], "forward_args": [{"name": "m", "mask_of": "tokens", "shape": [3]}]}, "leave out `shape`"),
+        (
+            {"inputs": [IDS | {"baseline": {"kind": "mean"}}]},
+            "inputs.0.baseline: unknown kind `mean`",
+        ),
+        (
+            {"inputs": [IDS | {"baseline": {"kind": "constant", "value": 0.5}}]},
+            "the baseline of ids is an id",
+        ),
+        (
+            {"inputs": [IDS | {"baseline": {"kind": "constant", "value": [1, 2]}}]},
+            "the baseline of ids is an id",
+        ),
+        (
+            {"inputs": [IDS], "baseline": {"kind": "mean"}},
+            "says nothing about ids: give tokens its own",
+        ),
+        (
+            {"inputs": [IDS, IDS | {"name": "more"}]},
+            "one embedding for several inputs: encoder.words",
+        ),
+        (
+            {"inputs": [IDS], "model": {"kind": "torchscript", "uri": "m.pt"}},
+            "torchscript hides its modules",
+        ),
+        (
+            {"forward_args": [{"name": "mask", "mask_of": "features"}]},
+            "names no input of ids: features",
+        ),
+        (
+            {"inputs": [IDS], "forward_args": [{"name": "m", "mask_of": "tokens", "column": "c"}]},
+            "give one of",
+        ),
+        (
+            {"inputs": [IDS], "forward_args": [{"name": "m", "mask_of": "tokens", "shape": [3]}]},
+            "leave out `shape`",
+        ),
         ({"inputs": [IDS | {"ids": ["age"]}, DESIGN["inputs"][0]]}, "clash: attr.age"),
     ],
-)  # fmt: skip
+)
 def test_an_input_of_ids_that_cannot_work_is_refused(change: dict[str, Any], message: str):
     assert message in refusal(spec(**change))
 
 
 def test_workers_are_a_number_or_a_range():
-    assert parse_spec(spec(compute={"workers": {"min": 1, "max": 4}})).compute.worker_range == WorkerRange(min=1, max=4)
-    assert "workers.min is above workers.max" in refusal(spec(compute={"workers": {"min": 4, "max": 1}}))
+    assert parse_spec(
+        spec(compute={"workers": {"min": 1, "max": 4}})
+    ).compute.worker_range == WorkerRange(min=1, max=4)
+    assert "workers.min is above workers.max" in refusal(
+        spec(compute={"workers": {"min": 4, "max": 1}})
+    )
 
 
 def test_a_spec_is_frozen_and_survives_json():
@@ -160,19 +242,40 @@ def test_a_spec_is_frozen_and_survives_json():
     ("change", "message"),
     [
         ({"sauce": {}}, "sauce: unknown field; did you mean `source`?"),
-        ({"source": {"uri": "x", "rowid": "id"}}, "source.rowid: unknown field; did you mean `row_id`?"),
-        ({"model": DESIGN["model"] | {"wieghts": "x"}}, "model.wieghts: unknown field; did you mean `weights`?"),
-        ({"inputs": [DESIGN["inputs"][0] | {"devide": 2}]}, "inputs.0.devide: unknown field; did you mean `divide`?"),
-        ({"inputs": [IMAGE | {"shap": [1]}]}, "inputs.0.shap: unknown field; did you mean `shape`?"),
-        ({"accuracy": {"kind": "adaptive", "tolerence": 1}}, "accuracy.tolerence: unknown field; did you mean `tolerance`?"),
+        (
+            {"source": {"uri": "x", "rowid": "id"}},
+            "source.rowid: unknown field; did you mean `row_id`?",
+        ),
+        (
+            {"model": DESIGN["model"] | {"wieghts": "x"}},
+            "model.wieghts: unknown field; did you mean `weights`?",
+        ),
+        (
+            {"inputs": [DESIGN["inputs"][0] | {"devide": 2}]},
+            "inputs.0.devide: unknown field; did you mean `divide`?",
+        ),
+        (
+            {"inputs": [IMAGE | {"shap": [1]}]},
+            "inputs.0.shap: unknown field; did you mean `shape`?",
+        ),
+        (
+            {"accuracy": {"kind": "adaptive", "tolerence": 1}},
+            "accuracy.tolerence: unknown field; did you mean `tolerance`?",
+        ),
         ({"accuracy": {"kind": "fixed", "tolerance": 0.1}}, "accuracy.tolerance: unknown field"),
         ({"compute": {"worker": 2}}, "compute.worker: unknown field; did you mean `workers`?"),
-        ({"compute": {"workers": {"mim": 1, "max": 2}}}, "compute.workers.mim: unknown field; did you mean `min`?"),
+        (
+            {"compute": {"workers": {"mim": 1, "max": 2}}},
+            "compute.workers.mim: unknown field; did you mean `min`?",
+        ),
         ({"output": {"url": "x", "uri": "x"}}, "output.url: unknown field; did you mean `uri`?"),
-        ({"limits": {"max_bad": 0.1}}, "limits.max_bad: unknown field; did you mean `max_bad_share`?"),
+        (
+            {"limits": {"max_bad": 0.1}},
+            "limits.max_bad: unknown field; did you mean `max_bad_share`?",
+        ),
         ({"limits": {"zzz": 1}}, "limits.zzz: unknown field; known here: max_bad_share"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_field_is_named_with_the_nearest(change: dict[str, Any], message: str):
     assert message in refusal(spec(**change))
 
@@ -181,13 +284,19 @@ def test_an_unknown_field_is_named_with_the_nearest(change: dict[str, Any], mess
     ("change", "message"),
     [
         ({"baseline": {"kind": "zeros"}}, "baseline: unknown kind `zeros`; did you mean `zero`?"),
-        ({"model": {"kind": "torch-export"}}, "model: unknown kind `torch-export`; did you mean `torch_export`?"),
+        (
+            {"model": {"kind": "torch-export"}},
+            "model: unknown kind `torch-export`; did you mean `torch_export`?",
+        ),
         ({"target": {"kind": "colum"}}, "target: unknown kind `colum`; did you mean `column`?"),
-        ({"inputs": [IMAGE | {"baseline": {"kind": "men"}}]}, "inputs.0.baseline: unknown kind `men`; did you mean `mean`?"),
+        (
+            {"inputs": [IMAGE | {"baseline": {"kind": "men"}}]},
+            "inputs.0.baseline: unknown kind `men`; did you mean `mean`?",
+        ),
         ({"baseline": {}}, "baseline: needs `kind`: one of zero, constant, column, mean"),
         ({"accuracy": {"steps": 3}}, "accuracy: needs `kind`: one of fixed, adaptive"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_kind_is_named_with_the_nearest(change: dict[str, Any], message: str):
     assert message in refusal(spec(**change))
 
@@ -198,10 +307,19 @@ def test_an_unknown_kind_is_named_with_the_nearest(change: dict[str, Any], messa
         ({"kind": "audit"}, "kind: Input should be 'attribute'"),
         ({"name": "../up"}, "name: "),
         ({"inputs": []}, "inputs: "),
-        ({"inputs": [{"name": "x"}]}, "inputs.0: an input needs `columns: [...]`, `column: ...` or `ids: ...`"),
+        (
+            {"inputs": [{"name": "x"}]},
+            "inputs.0: an input needs `columns: [...]`, `column: ...` or `ids: ...`",
+        ),
         ({"inputs": [{"name": "x", "columns": ["a", "a"]}]}, "columns named twice: a"),
-        ({"inputs": [{"name": "x", "columns": ["a"]}, {"name": "x", "columns": ["b"]}]}, "share a name: x"),
-        ({"inputs": [{"name": "x", "columns": ["a"]}, {"name": "y", "columns": ["a"]}]}, "clash: attr.a"),
+        (
+            {"inputs": [{"name": "x", "columns": ["a"]}, {"name": "x", "columns": ["b"]}]},
+            "share a name: x",
+        ),
+        (
+            {"inputs": [{"name": "x", "columns": ["a"]}, {"name": "y", "columns": ["a"]}]},
+            "clash: attr.a",
+        ),
         ({"inputs": [{"name": "x", "columns": ["a"], "std": [1, 0]}]}, "must not be 0"),
         ({"model": {"kind": "factory", "entrypoint": "no_colon"}}, "model.entrypoint: "),
         ({"target": {"kind": "index", "index": -1}}, "target.index: "),
@@ -211,11 +329,14 @@ def test_an_unknown_kind_is_named_with_the_nearest(change: dict[str, Any], messa
         ({"compute": {"workers": 0}}, "compute.workers: "),
         ({"compute": {"batch_rows": "automatic"}}, "compute.batch_rows: "),
         ({"inputs": [IMAGE | {"mean": "x"}]}, "inputs.0.mean: "),
-        ({"compute": {"shard_rows": 5, "shard_bytes": 5}}, "give `shard_rows` or `shard_bytes`, not both"),
+        (
+            {"compute": {"shard_rows": 5, "shard_bytes": 5}},
+            "give `shard_rows` or `shard_bytes`, not both",
+        ),
         ({"baseline": {"kind": "column"}}, "give either `column` or `columns`"),
         ({"source": {}}, "source.uri: Field required"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_value_is_named_by_its_place(change: dict[str, Any], message: str):
     assert message in refusal(spec(**change))
 
@@ -234,17 +355,30 @@ def test_the_published_schema_takes_good_specs_and_refuses_bad_ones():
     schema = json.loads(json.dumps(published_schema()))
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(DESIGN, schema)
-    jsonschema.validate(spec(inputs=[IMAGE], compute={"workers": {"min": 1, "max": 2}, "shard_rows": 100}), schema)
-    for bad in (spec(sauce=1), spec(target={"kind": "index"}), spec(baseline={"kind": "zeros"}), spec(inputs=[]),
-                spec(inputs=[{"name": "x"}]), spec(compute={"workers": "two"}), {}):  # fmt: skip
+    jsonschema.validate(
+        spec(inputs=[IMAGE], compute={"workers": {"min": 1, "max": 2}, "shard_rows": 100}), schema
+    )
+    for bad in (
+        spec(sauce=1),
+        spec(target={"kind": "index"}),
+        spec(baseline={"kind": "zeros"}),
+        spec(inputs=[]),
+        spec(inputs=[{"name": "x"}]),
+        spec(compute={"workers": "two"}),
+        {},
+    ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(bad, schema)
 
 
 def test_every_published_field_is_described():
     definitions = published_schema()["$defs"].values()
-    fields = [(d["title"], name, f) for d in definitions for name, f in d.get("properties", {}).items()]
+    fields = [
+        (d["title"], name, f) for d in definitions for name, f in d.get("properties", {}).items()
+    ]
     assert len(fields) > 40
     assert [
-        (title, name) for title, name, f in fields if "description" not in f and name not in ("kind", "baseline")
+        (title, name)
+        for title, name, f in fields
+        if "description" not in f and name not in ("kind", "baseline")
     ] == []

@@ -16,7 +16,9 @@ from tests.plugins.listener import HOSTILE, Listener
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_uri_is_refused_and_nothing_connects(text: str, listener: Listener):
     with pytest.raises(SpecError):
-        Store(Access(endpoint_url=f"http://127.0.0.1:{listener.port}")).parse(text.format(port=listener.port))
+        Store(Access(endpoint_url=f"http://127.0.0.1:{listener.port}")).parse(
+            text.format(port=listener.port)
+        )
     assert listener.calls == 0
 
 
@@ -29,8 +31,15 @@ def test_the_listener_would_notice(listener: Listener):
     pytest.fail("a real connection was not noticed")
 
 
-@pytest.mark.parametrize("text", ["s3://AKIAKEY:hunter2@bucket/x", "s3://AKIAKEY:abc/hunter2@bucket/x",
-                                  "https://user:hunter2@host/x", "zip://a::https://user:hunter2@host/x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://AKIAKEY:hunter2@bucket/x",
+        "s3://AKIAKEY:abc/hunter2@bucket/x",
+        "https://user:hunter2@host/x",
+        "zip://a::https://user:hunter2@host/x",
+    ],
+)
 def test_user_information_is_not_repeated(text: str):
     with pytest.raises(SpecError) as caught:
         parse_uri(text)
@@ -53,15 +62,23 @@ def test_what_is_no_text_is_refused(text: str):
         ("/", "/jobs", Uri("file", "/")),
         ("//data/./x//y/", "/jobs", Uri("file", "/data/x/y")),
         ("../data", "/jobs", Uri("file", "/jobs/../data")),
-        ("s3://arn:aws:s3:us-east-1:1:accesspoint/a/key", "/", Uri("s3", "arn:aws:s3:us-east-1:1:accesspoint/a/key")),
+        (
+            "s3://arn:aws:s3:us-east-1:1:accesspoint/a/key",
+            "/",
+            Uri("s3", "arn:aws:s3:us-east-1:1:accesspoint/a/key"),
+        ),
         ("a@b/c", "/jobs", Uri("file", "/jobs/a@b/c")),
         ("s3://bucket/a/b/", "/jobs", Uri("s3", "bucket/a/b")),
         ("S3://bucket/key", "/jobs", Uri("s3", "bucket/key")),
         ("s3://bucket/user@key", "/jobs", Uri("s3", "bucket/user@key")),
         ("gs://bucket", "/jobs", Uri("gs", "bucket")),
-        ("abfs://container@account.dfs.core.windows.net/x", "/", Uri("abfs", "container@account.dfs.core.windows.net/x")),
+        (
+            "abfs://container@account.dfs.core.windows.net/x",
+            "/",
+            Uri("abfs", "container@account.dfs.core.windows.net/x"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_good_uri_parses(text: str, base: str, expected: Uri):
     assert parse_uri(text, base=base) == expected
 

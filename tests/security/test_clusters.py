@@ -1,4 +1,6 @@
-"""Ray off loopback is used only if it asks for a token, and the token that it makes is nobody else's to read."""
+"""Ray off loopback is used only if it asks for a token, and the token that it makes is nobody
+else's to read.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ pool.close()
 
 def python(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=200)
+    return subprocess.run(
+        command, env=environment, cwd="/", capture_output=True, text=True, timeout=200
+    )
 
 
 @pytest.mark.ray
@@ -82,8 +86,18 @@ def test_a_token_of_ours_does_not_make_it_another(open_cluster: Cluster):
 
 @pytest.mark.ray
 def test_an_open_cluster_is_used_by_those_who_accept_it(job: JobFolder, open_cluster: Cluster):
-    done = python(open_cluster.environment, "-m", "integrand.service.cli", "run", str(job.write_spec()), "--trust-model-code",
-                  job.module, "--address", open_cluster.address, "--allow-unauthenticated-ray")  # fmt: skip
+    done = python(
+        open_cluster.environment,
+        "-m",
+        "integrand.service.cli",
+        "run",
+        str(job.write_spec()),
+        "--trust-model-code",
+        job.module,
+        "--address",
+        open_cluster.address,
+        "--allow-unauthenticated-ray",
+    )
     assert (done.returncode, "2 of 2" in done.stdout) == (0, True), done.stderr
 
 
@@ -96,7 +110,9 @@ def test_a_cluster_that_asks_for_a_token_is_used(token_cluster: Cluster):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("authorization", "status"), [(None, 401), ("Bearer wrong", 403), ("right", 200)])
+@pytest.mark.parametrize(
+    ("authorization", "status"), [(None, 401), ("Bearer wrong", 403), ("right", 200)]
+)
 def test_its_job_interface_asks_for_the_token(
     token_cluster: Cluster, token: str, authorization: str | None, status: int
 ):
@@ -114,9 +130,13 @@ def test_its_job_interface_asks_for_the_token(
 @pytest.mark.ray
 @pytest.mark.parametrize("mode", ["token by default", "disabled"])
 def test_a_ray_of_our_own_asks_for_a_token_that_only_we_can_read(tmp_path: Path, mode: str):
-    """It listens on every interface, so it is no better than another where authentication was turned off."""
+    """It listens on every interface, so it is no better than another where authentication was
+    turned off.
+    """
     family = Family()
-    environment = family.environment(HOME=str(tmp_path), **({"RAY_AUTH_MODE": mode} if mode == "disabled" else {}))
+    environment = family.environment(
+        HOME=str(tmp_path), **({"RAY_AUTH_MODE": mode} if mode == "disabled" else {})
+    )
     try:
         done = python(environment, "-c", CONNECT)
         assert not family.left(within=60)
@@ -125,7 +145,10 @@ def test_a_ray_of_our_own_asks_for_a_token_that_only_we_can_read(tmp_path: Path,
     folder = tmp_path / ".ray"
     assert folder.stat().st_mode & 0o777 == 0o700
     if mode == "disabled":
-        assert (done.returncode, "takes calls from anybody" in done.stderr) == (1, True), done.stderr
+        assert (done.returncode, "takes calls from anybody" in done.stderr) == (
+            1,
+            True,
+        ), done.stderr
     else:
         assert (done.returncode, done.stdout) == (0, "connected\n"), done.stderr
         assert (folder / "auth_token").stat().st_mode & 0o777 == 0o600
@@ -147,7 +170,8 @@ def test_loopback(host: str):
 
 
 @pytest.mark.parametrize(
-    "host", ["10.0.0.1", "localhost.example", "127.0.0.1.example", "0.0.0.0", "[fd00::2]", "head", ""]
+    "host",
+    ["10.0.0.1", "localhost.example", "127.0.0.1.example", "0.0.0.0", "[fd00::2]", "head", ""],
 )
 def test_not_loopback(host: str):
     assert not is_loopback(host)

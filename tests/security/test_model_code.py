@@ -1,4 +1,6 @@
-"""No byte of model code runs before the operator's word for it, whichever verb is used and whatever form it has."""
+"""No byte of model code runs before the operator's word for it, whichever verb is used and whatever
+form it has.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def model(job: JobFolder) -> dict[str, Any]:
 
 def call(monkeypatch: pytest.MonkeyPatch, job: JobFolder, verb: str, *trusted: str) -> int:
     flags = [part for prefix in trusted for part in ("--trust-model-code", prefix)]
-    monkeypatch.setattr("sys.argv", ["integrand", verb, str(job.write_spec(model=model(job))), *flags])
+    monkeypatch.setattr(
+        "sys.argv", ["integrand", verb, str(job.write_spec(model=model(job))), *flags]
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main()
     return int(ended.value.code or 0)
@@ -56,26 +60,41 @@ def configure(monkeypatch: pytest.MonkeyPatch, job: JobFolder, text: str) -> Non
 
 
 @pytest.mark.parametrize("verb", ["plan", "run", "tune"])
-def test_no_module_is_imported_without_trust(job: JobFolder, marked: Path, monkeypatch: pytest.MonkeyPatch, verb: str):
+def test_no_module_is_imported_without_trust(
+    job: JobFolder, marked: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+):
     """Neither the package nor any package above the entrypoint's module."""
     monkeypatch.setattr(operator, "DEFAULT_CONFIG", job.path / "none.toml")
-    for trusted in ((), ("inner",), (f"{job.module}x",), (f"{job.module}.inner.nets.deeper",), (f"{job.module}.in",)):
+    for trusted in (
+        (),
+        ("inner",),
+        (f"{job.module}x",),
+        (f"{job.module}.inner.nets.deeper",),
+        (f"{job.module}.in",),
+    ):
         assert call(monkeypatch, job, verb, *trusted) == 2
     assert not marked.exists()
 
 
-def test_trusted_code_does_leave_marks(job: JobFolder, marked: Path, monkeypatch: pytest.MonkeyPatch):
+def test_trusted_code_does_leave_marks(
+    job: JobFolder, marked: Path, monkeypatch: pytest.MonkeyPatch
+):
     assert call(monkeypatch, job, "plan", f"{job.module}.inner") == 0
     assert len(marked.read_text().splitlines()) == 3
 
 
-def test_a_locked_config_is_not_widened_by_a_flag(job: JobFolder, marked: Path, monkeypatch: pytest.MonkeyPatch,
-                                                  capsys: pytest.CaptureFixture[str]):  # fmt: skip
+def test_a_locked_config_is_not_widened_by_a_flag(
+    job: JobFolder,
+    marked: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
     configure(monkeypatch, job, '[trust]\nmodules = ["audited"]\nlocked = true\n')
     assert call(monkeypatch, job, "plan", job.module) == 2
     assert "locked to: audited" in capsys.readouterr().err
     monkeypatch.setattr(
-        "sys.argv", ["integrand", "run", str(job.write_spec(model=model(job))), "--allow-unauthenticated-ray"]
+        "sys.argv",
+        ["integrand", "run", str(job.write_spec(model=model(job))), "--allow-unauthenticated-ray"],
     )
     with pytest.raises(SystemExit):
         cli.main()
@@ -87,7 +106,9 @@ def test_a_worker_asks_too(job: JobFolder, marked: Path):
     """A plan that somebody else wrote does not carry their trust with it."""
     plan = plan_job(job.spec(model=model(job)), base=str(job.path), trusted=(job.module,))
     marked.unlink()
-    setup = Setup(dump(plan), "", Uri("file", str(job.path / "out")), Access(), ("other",), CodeBundle())
+    setup = Setup(
+        dump(plan), "", Uri("file", str(job.path / "out")), Access(), ("other",), CodeBundle()
+    )
     with pytest.raises(SpecError, match="trusted: other"):
         Worker(setup)
     assert not marked.exists()
@@ -95,7 +116,9 @@ def test_a_worker_asks_too(job: JobFolder, marked: Path):
 
 @pytest.mark.parametrize("name", ["integrand", "pickle", "elsewhere"])
 def test_shipped_code_is_below_a_trusted_prefix(job: JobFolder, name: str):
-    """It stands before what is installed, so it could pass for anything that trusted code imports."""
+    """It stands before what is installed, so it could pass for anything that trusted code
+    imports.
+    """
     mark = job.path / "ran"
     (job.path / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')\n")
     body = (job.path / f"{job.module}.py").read_text()
@@ -104,16 +127,25 @@ def test_shipped_code_is_below_a_trusted_prefix(job: JobFolder, name: str):
     with pytest.raises(SpecError, match=f"modules below a trusted prefix[\\s\\S]*`{name}`"):
         plan_job(spec, base=str(job.path), trusted=(job.module,))
     assert not mark.exists()
-    allowed = plan_job(spec, base=str(job.path), trusted=(job.module, name)) if name == "elsewhere" else None
+    allowed = (
+        plan_job(spec, base=str(job.path), trusted=(job.module, name))
+        if name == "elsewhere"
+        else None
+    )
     assert mark.exists() == (allowed is not None)
 
 
 def test_an_entrypoint_is_what_its_module_defines_not_what_it_imports(job: JobFolder):
-    """The spec chooses the arguments: `run` of a module that uses subprocess would be anybody's shell."""
+    """The spec chooses the arguments: `run` of a module that uses subprocess would be anybody's
+    shell.
+    """
     mark = job.path / "ran"
     place = job.path / f"{job.module}.py"
     place.write_text("from subprocess import run\n" + place.read_text())
-    model = job.model() | {"entrypoint": f"{job.module}:run", "arguments": {"args": f"touch {mark}", "shell": True}}
+    model = job.model() | {
+        "entrypoint": f"{job.module}:run",
+        "arguments": {"args": f"touch {mark}", "shell": True},
+    }
     with pytest.raises(SpecError, match="one of subprocess"):
         plan_job(job.spec(model=model), base=str(job.path), trusted=(job.module,))
     assert not mark.exists()
@@ -128,11 +160,16 @@ class Payload:
 
 
 def poisoned_program(mark: Path) -> bytes:
-    """A `.pt2` whose sample inputs are a payload: torch tries weights-only, then unpickles them all the same."""
+    """A `.pt2` whose sample inputs are a payload: torch tries weights-only, then unpickles them all
+    the same.
+    """
     program, payload, made = io.BytesIO(), io.BytesIO(), io.BytesIO()
     torch.export.save(torch.export.export(nn.Linear(3, 2).eval(), (torch.zeros(4, 3),)), program)
     torch.save(Payload(mark), payload)
-    with zipfile.ZipFile(program) as archive, zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as poisoned:
+    with (
+        zipfile.ZipFile(program) as archive,
+        zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as poisoned,
+    ):
         for name in archive.namelist():
             inputs = "sample_inputs" in name
             poisoned.writestr(name, payload.getvalue() if inputs else archive.read(name))
@@ -157,5 +194,7 @@ def test_weights_are_data_even_for_trusted_code(job: JobFolder):
     mark = job.path / "ran"
     torch.save({"first.weight": Payload(mark)}, job.path / "weights.pt")
     with pytest.raises(Exception, match="weights-only"):
-        plan_job(job.spec(model=job.weighted("weights.pt")), base=str(job.path), trusted=(job.module,))
+        plan_job(
+            job.spec(model=job.weighted("weights.pt")), base=str(job.path), trusted=(job.module,)
+        )
     assert not mark.exists()

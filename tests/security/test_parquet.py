@@ -1,4 +1,6 @@
-"""Parquet from strangers: no code of theirs runs, and a small file cannot take the memory that it stands for."""
+"""Parquet from strangers: no code of theirs runs, and a small file cannot take the memory that it
+stands for.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,15 @@ def whole(file: SourceFile) -> list[Slice]:
     return [Slice(file=0, start=0, stop=file.rows)]
 
 
-# --- code ----------------------------------------------------------------------------------------------------
+# --- code --------------------------------------------------------------------------------------
 
 
 class Hostile(pa.ExtensionType):
     """What Ray Data's type was before 2.55: its deserializer unpickles what the file says."""
 
-    def __init__(self, storage: pa.DataType, payload: bytes = b"", name: str = "ray.data.arrow_tensor") -> None:
+    def __init__(
+        self, storage: pa.DataType, payload: bytes = b"", name: str = "ray.data.arrow_tensor"
+    ) -> None:
         self.payload = payload
         super().__init__(storage, name)
 
@@ -81,7 +85,9 @@ def hostile() -> Iterator[None]:
 
 
 def crafted(mark: Path, rows: int, storage: pa.Array) -> pa.Array:
-    return pa.ExtensionArray.from_storage(Hostile(storage.type, pickle.dumps(Payload(mark))), storage)
+    return pa.ExtensionArray.from_storage(
+        Hostile(storage.type, pickle.dumps(Payload(mark))), storage
+    )
 
 
 def write_crafted(job: JobFolder, mark: Path) -> Path:
@@ -92,7 +98,9 @@ def write_crafted(job: JobFolder, mark: Path) -> Path:
     return place
 
 
-def test_opening_such_a_file_runs_its_payload_and_ours_does_not(job: JobFolder, tmp_path: Path, hostile: None):
+def test_opening_such_a_file_runs_its_payload_and_ours_does_not(
+    job: JobFolder, tmp_path: Path, hostile: None
+):
     mark = tmp_path / "ran"
     place = write_crafted(job, mark)
     pq.ParquetFile(place, arrow_extensions_enabled=False).close()
@@ -122,7 +130,9 @@ READERS: dict[str, Callable[[Uri, str], object]] = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_reader_of_a_run_folder_runs_nothing(job: JobFolder, tmp_path: Path, hostile: None, name: str):
+def test_a_reader_of_a_run_folder_runs_nothing(
+    job: JobFolder, tmp_path: Path, hostile: None, name: str
+):
     """Whoever may write to the output root may put such a file in the place of a shard's object."""
     mark, manifest = tmp_path / "ran", job.run()
     place = job.objects(manifest)[0]
@@ -130,7 +140,9 @@ def test_a_reader_of_a_run_folder_runs_nothing(job: JobFolder, tmp_path: Path, h
     pa.register_extension_type(Hostile(pa.list_(pa.float32())))
     lists = pa.array([[1.0]] * table.num_rows, pa.list_(pa.float32()))
     table = table.append_column("x", crafted(mark, table.num_rows, lists))
-    pq.write_table(table.replace_schema_metadata({k: v for k, v in own.items() if k != b"ARROW:schema"}), place)
+    pq.write_table(
+        table.replace_schema_metadata({k: v for k, v in own.items() if k != b"ARROW:schema"}), place
+    )
     mark.unlink(missing_ok=True)
     with suppress(IntegrityError):
         READERS[name](job.run_uri(manifest), job.module)
@@ -139,13 +151,19 @@ def test_a_reader_of_a_run_folder_runs_nothing(job: JobFolder, tmp_path: Path, h
 
 def test_parquet_is_opened_in_one_place():
     root = Path(decoding.__file__).resolve().parents[1]
-    found = {p.relative_to(root).as_posix() for folder in ("workers", "service") for p in (root / folder).glob("*.py")
-             if re.search(r"pq\.(ParquetFile\(|read_)|make_fragment", p.read_text())}  # fmt: skip
+    found = {
+        p.relative_to(root).as_posix()
+        for folder in ("workers", "service")
+        for p in (root / folder).glob("*.py")
+        if re.search(r"pq\.(ParquetFile\(|read_)|make_fragment", p.read_text())
+    }
     assert found == {"workers/data/decoding.py", "service/runs/query.py"}
 
 
 def test_model_code_that_imports_ray_data_changes_nothing(job: JobFolder, tmp_path: Path):
-    """The real types, asked to unpickle as old files need it: the worker's reads come after the import."""
+    """The real types, asked to unpickle as old files need it: the worker's reads come after the
+    import.
+    """
     import ray.data._internal.tensor_extensions.arrow as ray_types
 
     name = ray_types.ArrowTensorType((3,), pa.float32()).extension_name
@@ -157,22 +175,33 @@ def test_model_code_that_imports_ray_data_changes_nothing(job: JobFolder, tmp_pa
 
 def test_every_type_of_ray_data_is_known():
     """The names that the installed Ray registers, in a process of its own."""
-    code = ("import pyarrow as pa\nnames = []\nkept = pa.register_extension_type\n"
-            "pa.register_extension_type = lambda t: (names.append(t.extension_name), kept(t))\n"
-            "import ray.data\nprint(*names)")  # fmt: skip
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    code = (
+        "import pyarrow as pa\nnames = []\nkept = pa.register_extension_type\n"
+        "pa.register_extension_type = lambda t: (names.append(t.extension_name), kept(t))\n"
+        "import ray.data\nprint(*names)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert found
     assert set(found) <= set(decoding._EXTENSIONS)
 
 
 ODD = {
-    "map": pa.map_(pa.string(), pa.float64()), "struct": pa.struct([("a", pa.float64())]),
-    "union": pa.dense_union([pa.field("a", pa.float64())]), "uuid": pa.uuid(), "json": pa.json_(),
-    "opaque": pa.opaque(pa.float64(), "thing", "vendor"), "bool8": pa.bool8(),
-    "tensor": pa.fixed_shape_tensor(pa.float32(), (2,)), "list": pa.list_(pa.int64()),
+    "map": pa.map_(pa.string(), pa.float64()),
+    "struct": pa.struct([("a", pa.float64())]),
+    "union": pa.dense_union([pa.field("a", pa.float64())]),
+    "uuid": pa.uuid(),
+    "json": pa.json_(),
+    "opaque": pa.opaque(pa.float64(), "thing", "vendor"),
+    "bool8": pa.bool8(),
+    "tensor": pa.fixed_shape_tensor(pa.float32(), (2,)),
+    "list": pa.list_(pa.int64()),
     "dictionary of lists": pa.dictionary(pa.int8(), pa.list_(pa.int64())),
-    "text view": pa.string_view(), "view": pa.binary_view(), "nanoseconds of a day": pa.time64("ns"),
-}  # fmt: skip
+    "text view": pa.string_view(),
+    "view": pa.binary_view(),
+    "nanoseconds of a day": pa.time64("ns"),
+}
 
 
 @pytest.mark.parametrize("kind", ODD.values(), ids=ODD)
@@ -184,8 +213,21 @@ def test_types_that_are_not_on_the_list_are_refused_by_name(kind: pa.DataType):
         assert refused.value.seen == str(kind)
 
 
-PLAIN = [pa.int8(), pa.uint64(), pa.float32(), pa.bool_(), pa.decimal128(9, 2), pa.string(), pa.large_string(), pa.binary(),
-         pa.binary(16), pa.date32(), pa.timestamp("us", "UTC"), pa.time64("us"), pa.dictionary(pa.int32(), pa.string())]  # fmt: skip
+PLAIN = [
+    pa.int8(),
+    pa.uint64(),
+    pa.float32(),
+    pa.bool_(),
+    pa.decimal128(9, 2),
+    pa.string(),
+    pa.large_string(),
+    pa.binary(),
+    pa.binary(16),
+    pa.date32(),
+    pa.timestamp("us", "UTC"),
+    pa.time64("us"),
+    pa.dictionary(pa.int32(), pa.string()),
+]
 
 
 @pytest.mark.parametrize("kind", PLAIN, ids=str)
@@ -199,7 +241,7 @@ def test_ids_that_arrow_cannot_compare_are_refused_while_planning(job: JobFolder
         job.plan()
 
 
-# --- memory --------------------------------------------------------------------------------------------------
+# --- memory ------------------------------------------------------------------------------------
 
 
 def rows_bomb(place: Path) -> SourceFile:
@@ -212,17 +254,25 @@ def rows_bomb(place: Path) -> SourceFile:
 
 
 def string_bomb(place: Path, rows: int = 4096) -> SourceFile:
-    """One string of 700 kB, once in the dictionary and in every row: 2.9 GB out of some hundred bytes."""
+    """One string of 700 kB, once in the dictionary and in every row: 2.9 GB out of some hundred
+    bytes.
+    """
     ids = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["x" * 700_000])
-    pq.write_table(pa.table({"id": ids.cast(pa.dictionary(pa.int32(), pa.string()))}), place, compression="brotli",
-                   store_schema=False)  # fmt: skip
+    pq.write_table(
+        pa.table({"id": ids.cast(pa.dictionary(pa.int32(), pa.string()))}),
+        place,
+        compression="brotli",
+        store_schema=False,
+    )
     return inspected(place)
 
 
 def list_bomb(place: Path, values: int = 50_000_000) -> SourceFile:
     """One row that is a list of 50 million zeros: 400 MB."""
     zeros = pa.array(np.zeros(values))
-    pq.write_table(pa.table({"l": pa.ListArray.from_arrays([0, values], zeros)}), place, compression="zstd")
+    pq.write_table(
+        pa.table({"l": pa.ListArray.from_arrays([0, values], zeros)}), place, compression="zstd"
+    )
     return inspected(place)
 
 
@@ -248,11 +298,20 @@ print(memory("VmHWM") - before)
 """
 
 
-def read_in_child(file: SourceFile, start: int, stop: int, most: int = Access.decoded_bytes,
-                  columns: list[str] | None = None) -> tuple[str, int]:  # fmt: skip
-    """What reading these rows came to, in a process that may not have 4 GiB, and by how many bytes it grew at most."""
+def read_in_child(
+    file: SourceFile,
+    start: int,
+    stop: int,
+    most: int = Access.decoded_bytes,
+    columns: list[str] | None = None,
+) -> tuple[str, int]:
+    """What reading these rows came to, in a process that may not have 4 GiB, and by how many bytes
+    it grew at most.
+    """
     told = [file.model_dump_json(), *(json.dumps(value) for value in (start, stop, most, columns))]
-    done = subprocess.run([sys.executable, "-c", CHILD, *told], capture_output=True, text=True, timeout=250)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *told], capture_output=True, text=True, timeout=250
+    )
     assert done.returncode == 0, done.stderr
     outcome, grown = done.stdout.splitlines()
     return outcome, int(grown)
@@ -277,11 +336,15 @@ def test_a_few_hundred_bytes_that_stand_for_three_gigabytes(tmp_path: Path):
 
 
 def test_views_of_text_are_measured_before_they_are_spelt_out(tmp_path: Path):
-    """The schema that Arrow leaves in a file may call strings views, which are no dictionaries to it."""
+    """The schema that Arrow leaves in a file may call strings views, which are no dictionaries to
+    it.
+    """
     place, rows = tmp_path / "bomb.parquet", 4096
     ids = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["x" * 700_000])
     views = pa.schema([("id", pa.string_view())]).serialize().to_pybytes()
-    with pq.ParquetWriter(place, pa.schema([("id", ids.type)]), compression="brotli", store_schema=False) as writer:
+    with pq.ParquetWriter(
+        place, pa.schema([("id", ids.type)]), compression="brotli", store_schema=False
+    ) as writer:
         writer.write_table(pa.table({"id": ids}))
         writer.add_key_value_metadata({"ARROW:schema": base64.b64encode(views).decode()})
     outcome, grown = read_in_child(inspected(place), 0, rows)
@@ -292,9 +355,14 @@ def test_strings_within_lists_are_measured_a_few_rows_at_a_time(tmp_path: Path):
     rows = 4096
     words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["x" * 700_000])
     lists = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32)), words)
-    pq.write_table(pa.table({"l": lists}), tmp_path / "bomb.parquet", compression="brotli", store_schema=False)
+    pq.write_table(
+        pa.table({"l": lists}), tmp_path / "bomb.parquet", compression="brotli", store_schema=False
+    )
     outcome, grown = read_in_child(inspected(tmp_path / "bomb.parquet"), 0, rows, 100 * MiB)
-    assert (outcome.startswith("refused 192 rows"), grown < 300 * MiB) == (True, True), (outcome, grown)
+    assert (outcome.startswith("refused 192 rows"), grown < 300 * MiB) == (True, True), (
+        outcome,
+        grown,
+    )
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -302,9 +370,15 @@ def test_a_column_of_the_name_that_tells_of_bad_rows_costs_nothing(tmp_path: Pat
     rows = 4096
     words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["x" * 700_000])
     bad = pa.StructArray.from_arrays([words], ["s"]) if nested else words
-    pq.write_table(pa.table({"a": np.zeros(rows), "_bad": bad}), tmp_path / "t.parquet", compression="brotli",
-                   store_schema=False)  # fmt: skip
-    outcome, grown = read_in_child(inspected(tmp_path / "t.parquet"), 0, rows, columns=["a", "_bad"])
+    pq.write_table(
+        pa.table({"a": np.zeros(rows), "_bad": bad}),
+        tmp_path / "t.parquet",
+        compression="brotli",
+        store_schema=False,
+    )
+    outcome, grown = read_in_child(
+        inspected(tmp_path / "t.parquet"), 0, rows, columns=["a", "_bad"]
+    )
     assert (outcome, grown < 100 * MiB) == ("read 4096", True), grown
 
 
@@ -323,12 +397,16 @@ def test_one_row_that_is_too_large(tmp_path: Path):
 def test_what_a_shard_may_take_is_for_the_operator_to_say(tmp_path: Path):
     file = string_bomb(tmp_path / "bomb.parquet", 100)
     assert read_slices(Store(), [file], whole(file), None).nbytes > 70_000_000
-    with pytest.raises(DataError, match=r"at most 1000000 bytes of decoded columns at once(.|\n)*decoded_bytes"):
+    with pytest.raises(
+        DataError, match=r"at most 1000000 bytes of decoded columns at once(.|\n)*decoded_bytes"
+    ):
         read_slices(Store(Access(decoded_bytes=1_000_000)), [file], whole(file), None)
 
 
 def test_a_plan_cuts_shards_that_fit_or_says_that_none_do(job: JobFolder):
-    """12 bytes of inputs a row; a plan that is left to cut them itself does it within the room there is."""
+    """12 bytes of inputs a row; a plan that is left to cut them itself does it within the room
+    there is.
+    """
     job.write_rows(count=100)
     tight = Access(decoded_bytes=400)
     spec = job.spec(compute={"shard_rows": 50, "batch_rows": 16})
@@ -340,7 +418,9 @@ def test_a_plan_cuts_shards_that_fit_or_says_that_none_do(job: JobFolder):
 
 
 def test_a_footer_that_claims_any_number_of_rows_makes_no_plan_of_any_size():
-    file = SourceFile(path="a", uri="/a", rows=10**15, size=500, fingerprint="", row_groups=(10**15,))
+    file = SourceFile(
+        path="a", uri="/a", rows=10**15, size=500, fingerprint="", row_groups=(10**15,)
+    )
     with pytest.raises(SpecError, match="at most 1000000 shards"):
         cut([file], 10_000)
 
@@ -353,49 +433,79 @@ def test_the_slices_of_a_shard_share_its_room(tmp_path: Path):
 
 
 def test_reading_a_local_file_leaves_no_thread_of_arrows(tmp_path: Path):
-    """One that still held a part of the file when Python ended aborted a process that was done, one in some hundred."""
+    """One that still held a part of the file when Python ended aborted a process that was done, one
+    in some hundred.
+    """
     pq.write_table(pa.table({"a": np.zeros(4096)}), tmp_path / "t.parquet")
     file = inspected(tmp_path / "t.parquet")
-    code = CHILD.replace("before = memory", "import os; there = len(os.listdir('/proc/self/task')); before = memory")
+    code = CHILD.replace(
+        "before = memory", "import os; there = len(os.listdir('/proc/self/task')); before = memory"
+    )
     code += "print(len(os.listdir('/proc/self/task')) - there)"
     told = [file.model_dump_json(), *(json.dumps(value) for value in (0, 4096, 1 << 30, ["a"]))]
-    done = subprocess.run([sys.executable, "-c", code, *told], capture_output=True, text=True, timeout=250, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *told], capture_output=True, text=True, timeout=250, check=True
+    )
     assert [done.stdout.splitlines()[i] for i in (0, -1)] == ["read 4096", "0"]
 
 
 def test_columns_that_are_not_asked_for_cost_nothing(tmp_path: Path):
     ids = pa.DictionaryArray.from_arrays(pa.array(np.zeros(4096, np.int32)), ["x" * 700_000])
-    pq.write_table(pa.table({"id": ids, "a": np.zeros(4096), "id.b": ids}), tmp_path / "t.parquet", compression="brotli",
-                   store_schema=False)  # fmt: skip
+    pq.write_table(
+        pa.table({"id": ids, "a": np.zeros(4096), "id.b": ids}),
+        tmp_path / "t.parquet",
+        compression="brotli",
+        store_schema=False,
+    )
     file = inspected(tmp_path / "t.parquet")
     outcome, grown = read_in_child(file, 0, 4096, columns=["a"])
     assert (outcome, grown < 100 * MiB) == ("read 4096", True), grown
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 5_000, decoding.BATCH_BYTES])
-def test_rows_are_the_same_whatever_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_bytes: int):
-    """Strings, plain and dictionary-coded, nulls, decimals, lists of any length: as pyarrow reads them whole."""
+def test_rows_are_the_same_whatever_the_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_bytes: int
+):
+    """Strings, plain and dictionary-coded, nulls, decimals, lists of any length: as pyarrow reads
+    them whole.
+    """
     rng = np.random.default_rng(3)
     lists = [None if i % 13 == 0 else rng.normal(size=i % 7).tolist() for i in range(500)]
-    table = pa.table({
-        "s": [None if i % 9 == 0 else f"id {i}" for i in range(500)], "same": ["again"] * 500, "b": [b"\x00\xff"] * 500,
-        "large": pa.array([f"{i}" for i in range(500)], pa.large_string()), "l": lists, "n": rng.normal(size=500),
-        "d": pa.array(range(500), pa.decimal128(9, 2)), "k": pa.array(["a", "b"] * 250).dictionary_encode(),
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "s": [None if i % 9 == 0 else f"id {i}" for i in range(500)],
+            "same": ["again"] * 500,
+            "b": [b"\x00\xff"] * 500,
+            "large": pa.array([f"{i}" for i in range(500)], pa.large_string()),
+            "l": lists,
+            "n": rng.normal(size=500),
+            "d": pa.array(range(500), pa.decimal128(9, 2)),
+            "k": pa.array(["a", "b"] * 250).dictionary_encode(),
+        }
+    )
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=170)
     file = inspected(tmp_path / "t.parquet")
     monkeypatch.setattr(decoding, "BATCH_BYTES", batch_bytes)
     ticks: list[None] = []
-    found = read_slices(Store(), [file], [Slice(file=0, start=160, stop=420)], None, lambda: ticks.append(None))
+    found = read_slices(
+        Store(), [file], [Slice(file=0, start=160, stop=420)], None, lambda: ticks.append(None)
+    )
     assert found.schema.equals(table.schema)
     assert found.to_pylist() == table.slice(160, 260).to_pylist()
     assert (len(ticks) > 200) == (batch_bytes == 1)
 
 
-@pytest.mark.parametrize(("limit", "value", "seen"), [
-    ("_FOOTER_BYTES", 500, "a footer of"), ("_COLUMNS", 3, "4 columns"), ("_ROW_GROUPS", 1, "2 row groups"),
-])  # fmt: skip
-def test_absurd_footers_are_refused(job: JobFolder, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, seen: str):
+@pytest.mark.parametrize(
+    ("limit", "value", "seen"),
+    [
+        ("_FOOTER_BYTES", 500, "a footer of"),
+        ("_COLUMNS", 3, "4 columns"),
+        ("_ROW_GROUPS", 1, "2 row groups"),
+    ],
+)
+def test_absurd_footers_are_refused(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, seen: str
+):
     place = job.write_rows(row_group_size=10)
     monkeypatch.setattr(reading, limit, value)
     with pytest.raises(DataError, match=seen):

@@ -1,4 +1,6 @@
-"""Every place that a person may name is judged as a string first: a hostile one is refused and nothing connects."""
+"""Every place that a person may name is judged as a string first: a hostile one is refused and
+nothing connects.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,18 @@ def access(listener: Listener) -> Access:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_no_field_of_a_spec_connects_to_a_hostile_place(job: JobFolder, listener: Listener, field: str):
+def test_no_field_of_a_spec_connects_to_a_hostile_place(
+    job: JobFolder, listener: Listener, field: str
+):
     for text in HOSTILE:
         uri = text.format(port=listener.port)
         with pytest.raises(SpecError):
-            plan_job(job.spec(**FIELDS[field](job, uri)), base=str(job.path), trusted=(job.module, "torch_export"),
-                     access=access(listener))  # fmt: skip
+            plan_job(
+                job.spec(**FIELDS[field](job, uri)),
+                base=str(job.path),
+                trusted=(job.module, "torch_export"),
+                access=access(listener),
+            )
         assert listener.calls == 0, uri
 
 
@@ -49,8 +57,12 @@ def test_neither_does_a_run_that_is_opened(listener: Listener):
 
 
 @pytest.mark.parametrize("verb", ["show", "status"])
-def test_nor_one_named_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                                           listener: Listener, verb: str):  # fmt: skip
+def test_nor_one_named_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    listener: Listener,
+    verb: str,
+):
     for text in HOSTILE:
         monkeypatch.setattr("sys.argv", ["integrand", verb, text.format(port=listener.port)])
         with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,6 @@
-"""SECURITY.md says what is so: its tests are there, its config is one, and no test of it is left out."""
+"""SECURITY.md says what is so: its tests are there, its config is one, and no test of it is left
+out.
+"""
 
 from __future__ import annotations
 
@@ -22,5 +24,7 @@ def test_every_test_that_it_names_is_there():
 def test_its_config_is_one(tmp_path: Path):
     (found,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
     (tmp_path / "config.toml").write_text(found)
-    access = Access(endpoint_url="https://s3.example.com", schemes=("file", "s3"), buckets=("audits",))
+    access = Access(
+        endpoint_url="https://s3.example.com", schemes=("file", "s3"), buckets=("audits",)
+    )
     assert load_operator(str(tmp_path / "config.toml"), []) == Operator(("my_models",), access)

@@ -10,12 +10,24 @@ from rich.console import Console
 from integrand.service import progress
 from integrand.service.progress import Tally, describe, watch
 
-TALLY = Tally(shards_planned=10, rows_planned=100, shards_done=2, rows_done=20, rows_here=20, evaluations=160, attributed=20,
-              converged=19, quarantined=0, seconds=4.0)  # fmt: skip
+TALLY = Tally(
+    shards_planned=10,
+    rows_planned=100,
+    shards_done=2,
+    rows_done=20,
+    rows_here=20,
+    evaluations=160,
+    attributed=20,
+    converged=19,
+    quarantined=0,
+    seconds=4.0,
+)
 
 
 def test_a_line_says_speed_accuracy_and_time_left():
-    assert describe(TALLY) == "20/100 rows, 5 rows/s, 8.0 evaluations/row, converged 95.0%, ETA 16 s"
+    assert (
+        describe(TALLY) == "20/100 rows, 5 rows/s, 8.0 evaluations/row, converged 95.0%, ETA 16 s"
+    )
 
 
 def test_quarantine_and_a_search_are_told():

@@ -1,4 +1,6 @@
-"""Real jobs in a folder of their own: a Parquet file, a file of model code, a plan and the job that a worker runs."""
+"""Real jobs in a folder of their own: a Parquet file, a file of model code, a plan and the job that
+a worker runs.
+"""
 
 from __future__ import annotations
 
@@ -78,16 +80,31 @@ def one_thread() -> Iterator[None]:
 
 
 def toy_setup(
-    folder: Path, table: pa.Table, model: str | dict[str, Any], inputs: list[dict[str, Any]], fields: dict[str, Any]
+    folder: Path,
+    table: pa.Table,
+    model: str | dict[str, Any],
+    inputs: list[dict[str, Any]],
+    fields: dict[str, Any],
 ) -> Setup:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (folder / "toys.py").write_text(TOYS)
     pq.write_table(table, folder / "data" / "rows.parquet", row_group_size=10)
-    spec = parse_spec({"name": "toy", "source": {"uri": "data", "row_id": "id"}, "output": {"uri": "out"}, "inputs": inputs,
-                       "model": model if isinstance(model, dict) else
-                       {"kind": "factory", "entrypoint": f"toys:{model}", "code": ["toys.py"]},
-                       "compute": {"batch_rows": 16, "shard_rows": 10, "precision": "float64"},
-                       "target": {"kind": "index", "index": 1}} | fields)  # fmt: skip
+    spec = parse_spec(
+        {
+            "name": "toy",
+            "source": {"uri": "data", "row_id": "id"},
+            "output": {"uri": "out"},
+            "inputs": inputs,
+            "model": (
+                model
+                if isinstance(model, dict)
+                else {"kind": "factory", "entrypoint": f"toys:{model}", "code": ["toys.py"]}
+            ),
+            "compute": {"batch_rows": 16, "shard_rows": 10, "precision": "float64"},
+            "target": {"kind": "index", "index": 1},
+        }
+        | fields
+    )
     plan = plan_job(spec, base=str(folder), trusted=("toys",), ingest=True)
     code = pack_code(Store(), spec.model, str(folder))
     stored = dump(plan)
@@ -100,10 +117,17 @@ FEATURES = [{"name": "f", "columns": ["a", "b", "c"]}]
 
 @pytest.fixture
 def make_setup(tmp_path: Path) -> Callable[..., Setup]:
-    """`make_setup(table, model="smooth", inputs=FEATURES, place="job", **spec fields)` plans a job on `table`."""
+    """`make_setup(table, model="smooth", inputs=FEATURES, place="job", **spec fields)` plans a job
+    on `table`.
+    """
 
-    def make(table: pa.Table, model: str | dict[str, Any] = "smooth", inputs: list[dict[str, Any]] = FEATURES, place: str = "job",
-             **fields: Any) -> Setup:  # fmt: skip
+    def make(
+        table: pa.Table,
+        model: str | dict[str, Any] = "smooth",
+        inputs: list[dict[str, Any]] = FEATURES,
+        place: str = "job",
+        **fields: Any,
+    ) -> Setup:
         return toy_setup(tmp_path / place, table, model, inputs, fields)
 
     return make

@@ -14,14 +14,21 @@ import pytest
 
 from integrand.workers import failpoints
 
-REACH = "from integrand.workers.failpoints import reach; [reach('shard.read') for _ in range({times})]; print('alive')"
+REACH = (
+    "from integrand.workers.failpoints import reach; [reach('shard.read') for _ in range({times})];"
+    " print('alive')"
+)
 
 
 def passing(strikes: str, times: int = 1) -> subprocess.Popen[str]:
     """A process that comes to one point so many times, and then says that it lives."""
     environment = os.environ | {failpoints.VARIABLE: strikes}
-    return subprocess.Popen([sys.executable, "-c", REACH.format(times=times)], env=environment, text=True,
-                            stdout=subprocess.PIPE)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", REACH.format(times=times)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+    )
 
 
 def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -47,7 +54,9 @@ def disarmed() -> Iterator[None]:
         ("*=kill#3", 3, signal.SIGKILL),
     ],
 )
-def test_a_process_dies_where_it_is_told_to(strikes: str, times: int, signal_number: signal.Signals | None):
+def test_a_process_dies_where_it_is_told_to(
+    strikes: str, times: int, signal_number: signal.Signals | None
+):
     alive = (0, "alive") if signal_number is None else (-signal_number, "")
     assert end_of(passing(strikes, times)) == alive
 
@@ -76,7 +85,9 @@ def test_a_process_that_is_held_lives_and_comes_no_further(tmp_path: Path, actio
     assert end_of(process) == ((0, "alive") if action.startswith("wait") else (-signal.SIGKILL, ""))
 
 
-@pytest.mark.parametrize("strikes", ["shard.raed=kill", "shard.read=die", "shard.read", "shard.read=kill#x"])
+@pytest.mark.parametrize(
+    "strikes", ["shard.raed=kill", "shard.read=die", "shard.read", "shard.read=kill#x"]
+)
 def test_a_misspelt_strike_is_refused(strikes: str):
     with pytest.raises(ValueError, match=r"INTEGRAND_FAILPOINTS.*" + strikes):
         failpoints.arm(strikes)

@@ -1,4 +1,6 @@
-"""Kernels are asked for before their first use, read back and named; a setting of the user's own stays and is told."""
+"""Kernels are asked for before their first use, read back and named; a setting of the user's own
+stays and is told.
+"""
 
 from __future__ import annotations
 
@@ -21,32 +23,51 @@ READ = "print(kernels.in_force().mkl)"
 
 
 def told(code: str, **environment: str | None) -> tuple[str, str]:
-    """What a fresh Python prints and warns of, in an environment in which these are set, or not at all (None)."""
+    """What a fresh Python prints and warns of, in an environment in which these are set, or not at
+    all (None).
+    """
     variables = {
-        name: value for name, value in os.environ.items() if name not in (kernels.MKL, kernels.ATEN, kernels.ONEDNN)
+        name: value
+        for name, value in os.environ.items()
+        if name not in (kernels.MKL, kernels.ATEN, kernels.ONEDNN)
     }
     variables |= {name: value for name, value in environment.items() if value is not None}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip(), done.stderr
 
 
 @needs_mkl
 @pytest.mark.parametrize("first", ["", "import torch; "], ids=["before torch", "after torch"])
 def test_importing_the_package_asks_for_strict_kernels(first: str) -> None:
-    code = f"{first}from integrand.workers import kernels; import torch; torch.rand(9, 9) @ torch.rand(9, 9); {READ}"
+    code = (
+        f"{first}from integrand.workers import kernels; import torch; torch.rand(9, 9) @"
+        f" torch.rand(9, 9); {READ}"
+    )
     assert told(code)[0] == "AUTO,STRICT"
 
 
 @needs_mkl
-@pytest.mark.parametrize(("value", "seen", "strict"), [
-    ("COMPATIBLE", "COMPATIBLE", True), ("AUTO", "AUTO", False), ("", "OFF", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "seen", "strict"),
+    [
+        ("COMPATIBLE", "COMPATIBLE", True),
+        ("AUTO", "AUTO", False),
+        ("", "OFF", False),
+    ],
+)
 def test_a_setting_of_the_users_own_stays_and_is_told(value: str, seen: str, strict: bool) -> None:
-    code = f"from integrand.workers import kernels; {READ}; print(kernels.objection(kernels.in_force()))"
+    code = (
+        f"from integrand.workers import kernels; {READ};"
+        " print(kernels.objection(kernels.in_force()))"
+    )
     branch, objection = told(code, MKL_CBWR=value)[0].split("\n")
     assert branch == seen
     assert (objection == "None") == strict
-    assert strict or (f"MKL_CBWR={value} is your own setting" in objection and "unset it" in objection)
+    assert strict or (
+        f"MKL_CBWR={value} is your own setting" in objection and "unset it" in objection
+    )
 
 
 @needs_mkl
@@ -64,32 +85,42 @@ print([str(attribute(model, torch.ones(2, 3)).status[0]) for _ in range(3)], ker
     assert warned.count("MKL was used before integrand was imported") == 1
 
 
+PORTABLE = {
+    "name": "t",
+    "source": {"uri": "d"},
+    "output": {"uri": "o"},
+    "compute": {"reproducible": "portable"},
+    "inputs": [{"name": "x", "columns": ["a"]}],
+    "model": {"kind": "torchscript", "uri": "m"},
+}
+
+
 @needs_mkl
 def test_portable_kernels_are_taken_whatever_was_set() -> None:
-    code = """
+    code = f"""
 from integrand.schemas.specs.job import parse_spec
 from integrand.service.planning.planner import settle_kernels
 from integrand.workers import kernels
 from integrand.workers.shards.worker import processor
-settle_kernels(parse_spec({"name": "t", "source": {"uri": "d"}, "output": {"uri": "o"}, "compute": {"reproducible": "portable"},
-                           "inputs": [{"name": "x", "columns": ["a"]}], "model": {"kind": "torchscript", "uri": "m"}}))
+settle_kernels(parse_spec({PORTABLE}))
 print(kernels.in_force().portable, processor("cpu"))
 """
-    names = {told(code, MKL_CBWR=value, ATEN_CPU_CAPABILITY=capability)[0]
-             for value, capability in ((None, None), ("AUTO,STRICT", "default"))}  # fmt: skip
+    names = {
+        told(code, MKL_CBWR=value, ATEN_CPU_CAPABILITY=capability)[0]
+        for value, capability in ((None, None), ("AUTO,STRICT", "default"))
+    }
     assert names == {f"True x86_64 {kernels.portable_name()}"}
 
 
 @needs_mkl
 def test_portable_kernels_that_come_too_late_are_refused() -> None:
-    code = """
+    code = f"""
 import torch
 torch.rand(9, 9) @ torch.rand(9, 9)
 from integrand.schemas.specs.job import parse_spec
 from integrand.service.planning.planner import settle_kernels
 try:
-    settle_kernels(parse_spec({"name": "t", "source": {"uri": "d"}, "output": {"uri": "o"}, "compute": {"reproducible": "portable"},
-                               "inputs": [{"name": "x", "columns": ["a"]}], "model": {"kind": "torchscript", "uri": "m"}}))
+    settle_kernels(parse_spec({PORTABLE}))
 except ValueError as error:
     print(error)
 """
@@ -111,27 +142,44 @@ def test_children_are_asked_for_what_this_process_asks_for(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("to_be_had", [True, False])
 @pytest.mark.parametrize("before", [{}, {kernels.MKL: "AUTO"}], ids=["nothing", "AUTO"])
-def test_portable_kernels_are_asked_for_as_long_as_they_are_to_be_had(monkeypatch: pytest.MonkeyPatch, to_be_had: bool,
-                                                                      before: dict[str, str]) -> None:  # fmt: skip
+def test_portable_kernels_are_asked_for_as_long_as_they_are_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, to_be_had: bool, before: dict[str, str]
+) -> None:
     """A refused job left its wish behind, and the next one of the process was planned with it."""
     for name in (kernels.MKL, kernels.ATEN, kernels.ONEDNN):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     for name, value in before.items():
         monkeypatch.setenv(name, value)
-    there = Kernels(kernels.PORTABLE[kernels.MKL], "AVX2", kernels.PORTABLE[kernels.ONEDNN] if to_be_had else "")
+    there = Kernels(
+        kernels.PORTABLE[kernels.MKL], "AVX2", kernels.PORTABLE[kernels.ONEDNN] if to_be_had else ""
+    )
     monkeypatch.setattr(kernels, "in_force", lambda: there)
     assert kernels.ask_portable() == there
     assert kernels.asked() == (dict(kernels.PORTABLE) if to_be_had else before)
 
 
-@pytest.mark.parametrize(("found", "name", "strict", "portable"), [
-    (Kernels("AUTO,STRICT", "AVX512", ""), "MKL AUTO,STRICT AVX512", True, False),
-    (Kernels("OFF", "DEFAULT", ""), "MKL OFF", False, False),
-    (Kernels("AVX2,STRICT", "AVX2", "AVX2"), "MKL AVX2,STRICT oneDNN up to AVX2 AVX2", True, False),
-    (Kernels("COMPATIBLE", "AVX2", "AVX2"), "MKL COMPATIBLE oneDNN up to AVX2 AVX2", True, True),
-    (Kernels("", "DEFAULT", ""), "", True, False),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("found", "name", "strict", "portable"),
+    [
+        (Kernels("AUTO,STRICT", "AVX512", ""), "MKL AUTO,STRICT AVX512", True, False),
+        (Kernels("OFF", "DEFAULT", ""), "MKL OFF", False, False),
+        (
+            Kernels("AVX2,STRICT", "AVX2", "AVX2"),
+            "MKL AVX2,STRICT oneDNN up to AVX2 AVX2",
+            True,
+            False,
+        ),
+        (
+            Kernels("COMPATIBLE", "AVX2", "AVX2"),
+            "MKL COMPATIBLE oneDNN up to AVX2 AVX2",
+            True,
+            True,
+        ),
+        (Kernels("", "DEFAULT", ""), "", True, False),
+    ],
+    ids=str,
+)
 def test_kernels_have_names(found: Kernels, name: str, strict: bool, portable: bool) -> None:
     assert (str(found), found.strict, found.portable) == (name, strict, portable)
 
@@ -140,29 +188,47 @@ def test_kernels_have_names(found: Kernels, name: str, strict: bool, portable: b
 @pytest.mark.parametrize("features", [5, 7, 11, 13, 30, 50])
 @pytest.mark.parametrize("rows", [16, 256, 1024])
 def test_small_networks_keep_their_bits_in_full_step_batches(features: int, rows: int) -> None:
-    """Row lengths that fill no whole vector: with plain kernels of MKL two thirds of these depend on place."""
+    """Row lengths that fill no whole vector: with plain kernels of MKL two thirds of these depend
+    on place.
+    """
     torch.manual_seed(0)
     for width in (10, 16, 23):
         model = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, 2)).eval()
         found = measure_repeatability(
-            model, Batch((torch.randn(24, features),), (), torch.ones(24, 1, dtype=torch.int64)), rows
+            model,
+            Batch((torch.randn(24, features),), (), torch.ones(24, 1, dtype=torch.int64)),
+            rows,
         )
         assert found.bitwise
 
 
 @pytest.mark.needs_strict_kernels
-@pytest.mark.parametrize("kind", ["gru", "lstm", "attention", "convolutions", "depthwise", "conv1d"])
+@pytest.mark.parametrize(
+    "kind", ["gru", "lstm", "attention", "convolutions", "depthwise", "conv1d"]
+)
 @pytest.mark.parametrize("rows", [16, 64])
 def test_layers_of_every_kind_keep_their_bits(kind: str, rows: int) -> None:
     """MKL for products, oneDNN for convolutions: both at odd sizes."""
     torch.manual_seed(0)
     module, shape = {
-        "gru": (nn.GRU(4, 9, batch_first=True), (5, 4)), "lstm": (nn.LSTM(4, 9, batch_first=True), (5, 4)),
-        "attention": (nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, activation="gelu"), (5, 12)),
-        "convolutions": (nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.SiLU(), nn.Conv2d(5, 7, 2)), (1, 9, 9)),
-        "depthwise": (nn.Sequential(nn.Conv2d(3, 17, 3, stride=2), nn.SiLU(), nn.Conv2d(17, 17, 3, groups=17)), (3, 17, 17)),
+        "gru": (nn.GRU(4, 9, batch_first=True), (5, 4)),
+        "lstm": (nn.LSTM(4, 9, batch_first=True), (5, 4)),
+        "attention": (
+            nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, activation="gelu"),
+            (5, 12),
+        ),
+        "convolutions": (
+            nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.SiLU(), nn.Conv2d(5, 7, 2)),
+            (1, 9, 9),
+        ),
+        "depthwise": (
+            nn.Sequential(
+                nn.Conv2d(3, 17, 3, stride=2), nn.SiLU(), nn.Conv2d(17, 17, 3, groups=17)
+            ),
+            (3, 17, 17),
+        ),
         "conv1d": (nn.Sequential(nn.Conv1d(3, 7, 5), nn.SiLU(), nn.Conv1d(7, 5, 3)), (3, 20)),
-    }[kind]  # fmt: skip
+    }[kind]
     module.eval().requires_grad_(False)
 
     def forward(x: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,15 @@ from integrand.workers.data.tensors import Rows, scale, spread
 from integrand.workers.models.loading import DTYPES
 
 
-def baseline_tensors(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, means: Sequence[np.ndarray] | None
-                     ) -> tuple[Tensor, ...]:  # fmt: skip
-    """One tensor per input: `[1, *shape]` where all rows share it, else `[rows, *shape]`; zeros for ids, see IdsModel."""
+def baseline_tensors(
+    spec: AttributeSpec,
+    shapes: Sequence[InputShape],
+    rows: Rows,
+    means: Sequence[np.ndarray] | None,
+) -> tuple[Tensor, ...]:
+    """One tensor per input: `[1, *shape]` where all rows share it, else `[rows, *shape]`; zeros for
+    ids, see IdsModel.
+    """
     made = []
     for i, (shape, baseline) in enumerate(zip(shapes, spec.baselines, strict=True)):
         dtype = DTYPES[spec.compute.storage]
@@ -37,15 +43,26 @@ def baseline_tensors(spec: AttributeSpec, shapes: Sequence[InputShape], rows: Ro
     return tuple(made)
 
 
-def constant(baseline: ConstantBaseline, spec: AttributeSpec, index: int, shape: InputShape) -> Tensor:
-    """`[1, *shape]` float64. Raises SpecError if the list fits neither the features nor the leading channels."""
+def constant(
+    baseline: ConstantBaseline, spec: AttributeSpec, index: int, shape: InputShape
+) -> Tensor:
+    """`[1, *shape]` float64. Raises SpecError if the list fits neither the features nor the leading
+    channels.
+    """
     try:
         values = spread(baseline.value, shape.shape)
     except ValueError:
         seen = len(baseline.value) if isinstance(baseline.value, tuple) else 1
-        raise SpecError(f"baseline of input `{shape.name}`", expected=f"1, {shape.shape[0]} (channels) or "
-                        f"{int(np.prod(shape.shape))} (features) values", seen=f"{seen}",
-                        next_step="give one number, one per channel or one per feature") from None  # fmt: skip
+        raise SpecError(
+            f"baseline of input `{shape.name}`",
+            expected=(
+                f"1, {shape.shape[0]} (channels) or {int(np.prod(shape.shape))} (features) values"
+            ),
+            seen=f"{seen}",
+            next_step="give one number, one per channel or one per feature",
+        ) from None
     array = np.broadcast_to(values, shape.shape)[None].astype(np.float64)
     raw = baseline.units == "raw"
-    return torch.from_numpy(np.ascontiguousarray(scale(array, spec.inputs[index], shape) if raw else array))
+    return torch.from_numpy(
+        np.ascontiguousarray(scale(array, spec.inputs[index], shape) if raw else array)
+    )

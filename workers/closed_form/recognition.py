@@ -1,6 +1,8 @@
-"""Networks of at most two hidden ReLU-like layers, read out of a torch module: what `exact.py` can integrate.
+"""Networks of at most two hidden ReLU-like layers, read out of a torch module: what `exact.py` can
+integrate.
 
-Batch norm in eval mode, and Linear layers without an activation between them, fold into one affine map.
+Batch norm in eval mode, and Linear layers without an activation between them, fold into one affine
+map.
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ from integrand.workers.models.outputs import Forward, on_copies
 
 MOST_HIDDEN = 2
 SLACK = 64
-"""Rounding errors that a module's own forward may carry, in units of epsilon times the sum of its terms' magnitudes."""
+"""Rounding errors that a module's own forward may carry, in units of epsilon times the sum of its
+terms' magnitudes.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
     """z = W h + b, then σ(z) = z where z > 0 and leak·z elsewhere. Float64 on the CPU.
 
-    weight [units, inputs], bias [units], leak [units]: 0 for ReLU, 1 for the output layer, which has no activation
+    weight [units, inputs], bias [units], leak [units]: 0 for ReLU, 1 for the output layer, which
+    has no activation
     """
 
     weight: Tensor
@@ -49,7 +54,9 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class ShallowNetwork:
-    """A piecewise linear network: hidden layers (none, one or two) and a Linear output layer, frozen in float64."""
+    """A piecewise linear network: hidden layers (none, one or two) and a Linear output layer,
+    frozen in float64.
+    """
 
     hidden: tuple[Layer, ...]
     output: Layer
@@ -71,19 +78,23 @@ class ShallowNetwork:
         return found
 
     def magnitude(self, x: Tensor) -> Tensor:
-        """Sum of the magnitudes of all terms that make each output, [rows, outputs]: what rounding is relative to."""
+        """Sum of the magnitudes of all terms that make each output, [rows, outputs]: what rounding
+        is relative to.
+        """
         sizes = x.abs()
         for layer in (*self.hidden, self.output):
-            sizes = torch.addmm(layer.bias.abs(), sizes, layer.weight.abs().T) * layer.leak.abs().clamp(min=1)
+            sizes = torch.addmm(
+                layer.bias.abs(), sizes, layer.weight.abs().T
+            ) * layer.leak.abs().clamp(min=1)
         return sizes
 
 
 def recognise(forward: Forward) -> ShallowNetwork | str:
     """The network that a module computes, or what keeps it from being one, in a few words.
 
-    A straight chain of Linear, ReLU, LeakyReLU, PReLU, BatchNorm1d and Dropout in eval mode, Flatten, Identity and their
-    functional forms, read by torch.fx from any module (parameters as they are now). Structure alone is read, so confirm
-    with `agrees`.
+    A straight chain of Linear, ReLU, LeakyReLU, PReLU, BatchNorm1d and Dropout in eval mode,
+    Flatten, Identity and their functional forms, read by torch.fx from any module (parameters as
+    they are now). Structure alone is read, so confirm with `agrees`.
     """
     try:
         return _network(_steps(_traced(forward)))
@@ -93,9 +104,11 @@ def recognise(forward: Forward) -> ShallowNetwork | str:
 
 @torch.no_grad()
 def agrees(network: ShallowNetwork, forward: Forward, x: Tensor) -> bool:
-    """Whether the network's outputs at x [rows, ...] are those of `forward` up to rounding in the dtype of `forward`.
+    """Whether the network's outputs at x [rows, ...] are those of `forward` up to rounding in the
+    dtype of `forward`.
 
-    Guards against what structure does not show, such as an input of another rank or an overridden forward.
+    Guards against what structure does not show, such as an input of another rank or an overridden
+    forward.
     """
     rows, out = x.reshape(len(x), -1).double().cpu(), on_copies(forward, x)
     if rows.shape[1] != network.features or tuple(out.shape) not in _shapes(network, len(x)):
@@ -108,7 +121,7 @@ def _shapes(network: ShallowNetwork, rows: int) -> set[tuple[int, ...]]:
     return {(rows, network.outputs)} | ({(rows,)} if network.outputs == 1 else set())
 
 
-# --- from a module to its chain of steps ---------------------------------------------------------------------
+# --- from a module to its chain of steps -------------------------------------------------------
 
 
 class _Unfit(Exception):
@@ -133,14 +146,25 @@ _Step = _Affine | _Leak | None
 
 def _traced(forward: Forward) -> fx.GraphModule:
     if not isinstance(forward, nn.Module):
-        raise _Unfit(f"a {type(forward).__name__} in place of a module, whose layers cannot be read")
+        raise _Unfit(
+            f"a {type(forward).__name__} in place of a module, whose layers cannot be read"
+        )
     if isinstance(forward, torch.jit.ScriptModule):
         raise _Unfit("a TorchScript program, whose layers cannot be read")
     for name, module in forward.named_modules():
-        if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)):
+        if any(
+            (
+                module._forward_hooks,
+                module._forward_pre_hooks,
+                module._backward_hooks,
+                module._backward_pre_hooks,
+            )
+        ):
             raise _Unfit(f"a hook on `{name or type(module).__name__}`")
     try:
-        return fx.symbolic_trace(nn.Sequential(forward))  # a bare layer is then a leaf, not its insides
+        return fx.symbolic_trace(
+            nn.Sequential(forward)
+        )  # a bare layer is then a leaf, not its insides
     except Exception as error:  # the module's own code runs on proxies and may raise anything
         raise _Unfit(f"a forward that torch.fx cannot trace ({type(error).__name__})") from error
 
@@ -149,13 +173,25 @@ def _steps(traced: fx.GraphModule) -> list[_Step]:
     """What each node of a straight chain does, in order."""
     chain = _chain(traced.graph)
     kept = [node for node in chain if node.op in ("call_module", "call_function", "call_method")]
-    last = max((i for i, node in enumerate(kept) if isinstance(_operation(traced, node), nn.Linear)), default=0)
-    return [_step(traced, node, " after the last layer" if i > last else "") for i, node in enumerate(kept)]
+    last = max(
+        (i for i, node in enumerate(kept) if isinstance(_operation(traced, node), nn.Linear)),
+        default=0,
+    )
+    return [
+        _step(traced, node, " after the last layer" if i > last else "")
+        for i, node in enumerate(kept)
+    ]
 
 
 def _chain(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes from input to output, each fed by the one before alone. Reads of a shape are not part of it."""
-    nodes = [n for n in graph.nodes if not _reads_shape(n) and not (n.op == "placeholder" and not n.users)]
+    """Nodes from input to output, each fed by the one before alone. Reads of a shape are not part
+    of it.
+    """
+    nodes = [
+        n
+        for n in graph.nodes
+        if not _reads_shape(n) and not (n.op == "placeholder" and not n.users)
+    ]
     for before, node in zip([None, *nodes], nodes, strict=False):
         if node.op == "get_attr":
             raise _Unfit(f"`{str(node.target).removeprefix('0.')}` used outside of a layer")
@@ -172,7 +208,11 @@ def _reads_shape(node: fx.Node) -> bool:
         return False
     if node.target is getattr:
         return node.args[1] in ("shape", "ndim")
-    return node.target is operator.getitem and isinstance(node.args[0], fx.Node) and _reads_shape(node.args[0])
+    return (
+        node.target is operator.getitem
+        and isinstance(node.args[0], fx.Node)
+        and _reads_shape(node.args[0])
+    )
 
 
 def _operation(traced: fx.GraphModule, node: fx.Node) -> nn.Module | Callable[..., object] | str:
@@ -183,16 +223,21 @@ def _step(traced: fx.GraphModule, node: fx.Node, place: str) -> _Step:
     operation = _operation(traced, node)
     if isinstance(operation, nn.Module):
         for kind, read in _LAYERS.items():
-            if isinstance(operation, kind) and getattr(operation.forward, "__func__", None) is kind.forward:
+            if (
+                isinstance(operation, kind)
+                and getattr(operation.forward, "__func__", None) is kind.forward
+            ):
                 return read(operation)
         raise _Unfit(type(operation).__name__ + place)
-    name = operation if isinstance(operation, str) else getattr(operation, "__name__", str(operation))
+    name = (
+        operation if isinstance(operation, str) else getattr(operation, "__name__", str(operation))
+    )
     if name in _CALLS and (isinstance(operation, str) or operation in _FUNCTIONS):
         return _CALLS[name](_Call(node))
     raise _Unfit(name + place)
 
 
-# --- what a layer or a call does -----------------------------------------------------------------------------
+# --- what a layer or a call does ---------------------------------------------------------------
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -203,7 +248,14 @@ def _double(tensor: Tensor) -> Tensor:
 
 def _linear(layer: nn.Linear) -> _Affine:
     weight = _double(layer.weight)
-    return _Affine(weight, torch.zeros(len(weight), dtype=torch.float64) if layer.bias is None else _double(layer.bias))
+    return _Affine(
+        weight,
+        (
+            torch.zeros(len(weight), dtype=torch.float64)
+            if layer.bias is None
+            else _double(layer.bias)
+        ),
+    )
 
 
 def _batch_norm(layer: nn.BatchNorm1d) -> _Affine:
@@ -211,7 +263,9 @@ def _batch_norm(layer: nn.BatchNorm1d) -> _Affine:
         raise _Unfit("BatchNorm1d in train mode")
     if layer.running_mean is None or layer.running_var is None:
         raise _Unfit("BatchNorm1d without running statistics")
-    gain = (_double(layer.running_var) + layer.eps).rsqrt() * (1 if layer.weight is None else _double(layer.weight))
+    gain = (_double(layer.running_var) + layer.eps).rsqrt() * (
+        1 if layer.weight is None else _double(layer.weight)
+    )
     shift = 0 if layer.bias is None else _double(layer.bias)
     return _Affine(gain, shift - _double(layer.running_mean) * gain)
 
@@ -272,20 +326,35 @@ def _call_squeeze(call: _Call) -> None:
 
 
 def _call_view(call: _Call) -> None:
-    """Rows must stay rows whatever their number is; widths that do not fit show when layers are put together."""
+    """Rows must stay rows whatever their number is; widths that do not fit show when layers are put
+    together.
+    """
     sizes = call.node.args[1:]
     rows = (sizes[0] if isinstance(sizes[0], tuple | list) else sizes)[0] if sizes else None
-    if rows != -1 and not (isinstance(rows, fx.Node) and rows.args[1:] == (0,) and _reads_shape(rows)):
+    if rows != -1 and not (
+        isinstance(rows, fx.Node) and rows.args[1:] == (0,) and _reads_shape(rows)
+    ):
         raise _Unfit("a view that may mix rows")
 
 
-_FUNCTIONS = {F.relu, torch.relu, torch.relu_, F.leaky_relu, F.dropout, torch.flatten, torch.squeeze, torch.reshape}
+_FUNCTIONS = {
+    F.relu,
+    torch.relu,
+    torch.relu_,
+    F.leaky_relu,
+    F.dropout,
+    torch.flatten,
+    torch.squeeze,
+    torch.reshape,
+}
 _CALLS: dict[str, Callable[[_Call], _Step]] = {
     "relu": lambda call: _leak(0),
     "relu_": lambda call: _leak(0),
     "leaky_relu": _call_leaky_relu,
     "dropout": _call_dropout,
-    "flatten": lambda call: _flatten(call.argument(1, "start_dim", 0), call.argument(2, "end_dim", -1)),
+    "flatten": lambda call: _flatten(
+        call.argument(1, "start_dim", 0), call.argument(2, "end_dim", -1)
+    ),
     "squeeze": _call_squeeze,
     "view": _call_view,
     "reshape": _call_view,
@@ -293,7 +362,7 @@ _CALLS: dict[str, Callable[[_Call], _Step]] = {
 }
 
 
-# --- from steps to layers ------------------------------------------------------------------------------------
+# --- from steps to layers ----------------------------------------------------------------------
 
 
 def _network(steps: list[_Step]) -> ShallowNetwork:
@@ -313,25 +382,38 @@ def _network(steps: list[_Step]) -> ShallowNetwork:
 
 
 def _layer(affine: list[_Affine], slope: Tensor, before: list[Layer]) -> Layer:
-    """One layer from the affine maps in front of an activation; after a layer, none or diagonal ones will do."""
+    """One layer from the affine maps in front of an activation; after a layer, none or diagonal
+    ones will do.
+    """
     if before:
         width = len(before[-1].bias)
-        ones, zeros = torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+        ones, zeros = (
+            torch.ones(width, dtype=torch.float64),
+            torch.zeros(width, dtype=torch.float64),
+        )
         affine = [_Affine(ones, zeros), *affine]
     if not affine or (all(a.weight.ndim == 1 for a in affine) and not before):
         raise _Unfit("no Linear layer before the first activation")
     weight, bias = reduce(_compose, affine)
     if slope.ndim and len(slope) not in (1, len(bias)):
         raise _Unfit(f"{len(slope)} slopes for {len(bias)} units")
-    return Layer(torch.diag(weight) if weight.ndim == 1 else weight.contiguous(), bias, slope.expand(len(bias)).clone())
+    return Layer(
+        torch.diag(weight) if weight.ndim == 1 else weight.contiguous(),
+        bias,
+        slope.expand(len(bias)).clone(),
+    )
 
 
 def _compose(first: _Affine, second: _Affine) -> _Affine:
     """second ∘ first."""
     if len(first.bias) != second.weight.shape[-1]:
-        raise _Unfit(f"a layer of width {len(first.bias)} before one of width {second.weight.shape[-1]}")
+        raise _Unfit(
+            f"a layer of width {len(first.bias)} before one of width {second.weight.shape[-1]}"
+        )
     if second.weight.ndim == 1:
         gain = second.weight if first.weight.ndim == 1 else second.weight[:, None]
         return _Affine(gain * first.weight, second.weight * first.bias + second.bias)
-    weight = second.weight * first.weight if first.weight.ndim == 1 else second.weight @ first.weight
+    weight = (
+        second.weight * first.weight if first.weight.ndim == 1 else second.weight @ first.weight
+    )
     return _Affine(weight, second.weight @ first.bias + second.bias)

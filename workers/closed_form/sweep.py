@@ -1,7 +1,9 @@
-"""Compiled loops of the exact integral (`exact.py` derives them). numba: import this module only on use.
+"""Compiled loops of the exact integral (`exact.py` derives them). numba: import this module only on
+use.
 
-Strict IEEE arithmetic in a fixed order, one thread, each row alone: the same bits on every run, whatever rows are
-beside it. Nothing is cached on disk, since an installation may be read-only: the first use compiles, in 2 to 3 s.
+Strict IEEE arithmetic in a fixed order, one thread, each row alone: the same bits on every run,
+whatever rows are beside it. Nothing is cached on disk, since an installation may be read-only: the
+first use compiles, in 2 to 3 s.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 LANES = 32
-"""Second-layer units are visited in chunks of this many, so that each inner loop has a constant length (and becomes
-vector instructions) and a chunk without a crossing costs no division. 16 to 128 were tried; 32 was fastest."""
+"""Second-layer units are visited in chunks of this many, so that each inner loop has a constant
+length (and becomes vector instructions) and a chunk without a crossing costs no division. 16 to 128
+were tried; 32 was fastest.
+"""
 
 _CONSTANT, _SLOPE, _ON, _OFFSET, _RATE, _HIGH, _LOW = range(7)
 
 
 class First(NamedTuple):
-    """The first layer along the line, [rows, units] each: z₁ = start + α·slope, σ' is `before` until `alpha`, then `after`.
+    """The first layer along the line, [rows, units] each: z₁ = start + α·slope, σ' is `before`
+    until `alpha`, then `after`.
 
     A unit without a kink inside (0, 1) has alpha 1. `order` sorts each row's units by alpha.
     """
@@ -36,7 +41,9 @@ class First(NamedTuple):
 
 
 class Second(NamedTuple):
-    """The second layer at α = 0⁺, [rows, chunks, LANES] each: z₂ = start + α·slope; ∂f/∂z₂ is `high` where z₂ > 0, else `low`."""
+    """The second layer at α = 0⁺, [rows, chunks, LANES] each: z₂ = start + α·slope; ∂f/∂z₂ is
+    `high` where z₂ > 0, else `low`.
+    """
 
     start: Floats
     slope: Floats
@@ -50,14 +57,21 @@ def sweep(first: First, second: Second, columns: Floats, total: Floats, partial:
 
     columns  W₂ transposed, [first-layer units, chunks, LANES]: the column of a unit is contiguous
     total    out: C(1), [rows, chunks, LANES]
-    partial  out: (before − after)·W₂[:, j]·C(α_j), [rows, first-layer units]; 0 where unit j has no kink
+    partial  out: (before − after)·W₂[:, j]·C(α_j), [rows, first-layer units]; 0 where unit j has no
+             kink
     """
     chunks = columns.shape[1]
     units = np.empty((chunks, 7, LANES))
     sums = np.empty(LANES)
     for row in range(len(first.alpha)):
         for c in range(chunks):
-            _begin(units[c], second.start[row, c], second.slope[row, c], second.high[row, c], second.low[row, c])
+            _begin(
+                units[c],
+                second.start[row, c],
+                second.slope[row, c],
+                second.high[row, c],
+                second.low[row, c],
+            )
         behind = 0.0
         for j in first.order[row]:
             here = first.alpha[row, j]
@@ -78,7 +92,8 @@ def sweep(first: First, second: Second, columns: Floats, total: Floats, partial:
                 total[row, c, i] = units[c, _OFFSET, i] + units[c, _RATE, i]
 
 
-# Inlined by numba, not by LLVM: only then are these loops free of calls and vectorised (3 times faster).
+# Inlined by numba, not by LLVM: only then are these loops free of calls and vectorised (3 times
+# faster).
 
 
 @njit(error_model="numpy", inline="always")
@@ -105,9 +120,16 @@ def _count_crossings(units: Floats, here: float) -> int:
 
 @njit(error_model="numpy", inline="always")
 def _cross(units: Floats, behind: float, here: float) -> None:
-    """Bring C = offset + α·rate up to `here`. A unit that did not cross has the same rate: its offset gains exactly 0."""
+    """Bring C = offset + α·rate up to `here`. A unit that did not cross has the same rate: its
+    offset gains exactly 0.
+    """
     for i in range(LANES):
-        constant, slope, high, low = units[_CONSTANT, i], units[_SLOPE, i], units[_HIGH, i], units[_LOW, i]
+        constant, slope, high, low = (
+            units[_CONSTANT, i],
+            units[_SLOPE, i],
+            units[_HIGH, i],
+            units[_LOW, i],
+        )
         on = constant + here * slope > 0.0
         at = -constant / slope
         at = at if at > behind else behind  # also where slope is 0 and `at` is NaN
@@ -119,7 +141,9 @@ def _cross(units: Floats, behind: float, here: float) -> None:
 
 
 @njit(error_model="numpy", inline="always")
-def _turn(units: Floats, column: Floats, here: float, rise: float, turn: float, sums: Floats) -> None:
+def _turn(
+    units: Floats, column: Floats, here: float, rise: float, turn: float, sums: Floats
+) -> None:
     """Add column·C(here) to `sums`, lane by lane, and the rank-1 update to z₂."""
     for i in range(LANES):
         weight = column[i]

@@ -1,4 +1,6 @@
-"""Cells of text tables as typed values: what cannot be parsed is null, with the row's first fault beside it."""
+"""Cells of text tables as typed values: what cannot be parsed is null, with the row's first fault
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ Taken = TypeVar("Taken", bound=_Sized)
 
 @dataclass(frozen=True)
 class Line:
-    """One row as text: `cells` in the order of the columns asked for, or the fault that left it without.
+    """One row as text: `cells` in the order of the columns asked for, or the fault that left it
+    without.
 
     `size` is what it took in the file, roughly.
     """
@@ -41,9 +44,15 @@ class Line:
     size: int = 0
 
 
-def record_batches(lines: Iterator[Line], names: list[str], types: dict[str, pa.DataType],
-             shapes: dict[str, tuple[int, ...]]) -> Iterator[pa.RecordBatch]:  # fmt: skip
-    """Batches of typed columns, of no more rows and characters than are held at once; the cuts change nothing."""
+def record_batches(
+    lines: Iterator[Line],
+    names: list[str],
+    types: dict[str, pa.DataType],
+    shapes: dict[str, tuple[int, ...]],
+) -> Iterator[pa.RecordBatch]:
+    """Batches of typed columns, of no more rows and characters than are held at once; the cuts
+    change nothing.
+    """
     while taken := some(lines):
         yield record_batch(taken, names, types, shapes)
 
@@ -59,9 +68,15 @@ def some(lines: Iterator[Taken], rows: int = BATCH_ROWS) -> list[Taken]:
     return taken
 
 
-def record_batch(lines: Sequence[Line], names: list[str], types: dict[str, pa.DataType],
-           shapes: dict[str, tuple[int, ...]]) -> pa.RecordBatch:  # fmt: skip
-    """Typed columns and `_bad`; the first fault of a row is told, and only the cells at fault are null."""
+def record_batch(
+    lines: Sequence[Line],
+    names: list[str],
+    types: dict[str, pa.DataType],
+    shapes: dict[str, tuple[int, ...]],
+) -> pa.RecordBatch:
+    """Typed columns and `_bad`; the first fault of a row is told, and only the cells at fault are
+    null.
+    """
     faults = [None if line.fault is None else f"line {line.number}: {line.fault}" for line in lines]
     blank = [None] * len(names)
     cells = list(zip(*(line.cells or blank for line in lines), strict=True)) or [()] * len(names)
@@ -91,7 +106,9 @@ def _parsed(cells: Sequence[Any], parse: Parse) -> tuple[list[Any], dict[int, st
 
 
 def _plain_numbers(cells: Sequence[Any]) -> list[float]:
-    """All cells as floats, several times as fast as one by one; raises if any is empty, odd or no number."""
+    """All cells as floats, several times as fast as one by one; raises if any is empty, odd or no
+    number.
+    """
     if str in set(map(type, cells)) and "_" in "".join(cells):
         raise ValueError("a literal that is a number to Python alone")
     return list(map(float, cells))

@@ -1,4 +1,6 @@
-"""Which columns of a source a job takes, and what shape one row of each input has; without reading a row."""
+"""Which columns of a source a job takes, and what shape one row of each input has; without reading
+a row.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,15 @@ BAD = "_bad"
 
 
 def declared_columns(spec: AttributeSpec) -> tuple[str, ...]:
-    """Every column that a worker reads, each once; the last is `_bad`, which only ingested pieces have."""
+    """Every column that a worker reads, each once; the last is `_bad`, which only ingested pieces
+    have.
+    """
     names = [] if spec.source.row_id is None else [spec.source.row_id]
-    parts = [*spec.inputs, *(b for b in spec.baselines if isinstance(b, ColumnBaseline)), *spec.forward_args]
+    parts = [
+        *spec.inputs,
+        *(b for b in spec.baselines if isinstance(b, ColumnBaseline)),
+        *spec.forward_args,
+    ]
     for part in parts:
         names += value_columns(part)
     names += [spec.target.column] if isinstance(spec.target, ColumnTarget) else []
@@ -41,7 +49,9 @@ def value_columns(part: Input | ColumnBaseline | ForwardArg) -> tuple[str, ...]:
 
 
 def resolve_columns(schema: pa.Schema, spec: AttributeSpec) -> tuple[InputShape, ...]:
-    """Check every column of the spec against the data, and tell each input's shape. Raises SpecError."""
+    """Check every column of the spec against the data, and tell each input's shape. Raises
+    SpecError.
+    """
     shapes = tuple(resolve_input(schema, one) for one in spec.inputs)
     for shape, baseline in zip(shapes, spec.baselines, strict=True):
         if isinstance(baseline, ColumnBaseline):
@@ -58,16 +68,24 @@ def resolve_columns(schema: pa.Schema, spec: AttributeSpec) -> tuple[InputShape,
 
 
 def _check_outputs(shapes: Sequence[InputShape]) -> None:
-    """Refuse two attributions of one name; whether `ids` names features is known only with the data."""
+    """Refuse two attributions of one name; whether `ids` names features is known only with the
+    data.
+    """
     names = [n for s in shapes for n in (s.columns if s.named else (s.name,))]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
-        raise SpecError("inputs", expected="output columns of different names", seen=f"attr.{twice[0]} twice",
-                        next_step="rename an input or a column")  # fmt: skip
+        raise SpecError(
+            "inputs",
+            expected="output columns of different names",
+            seen=f"attr.{twice[0]} twice",
+            next_step="rename an input or a column",
+        )
 
 
 def resolve_input(schema: pa.Schema, spec_input: Input) -> InputShape:
-    """Columns and row shape of one input. Raises SpecError for missing, non-numeric or misshapen columns."""
+    """Columns and row shape of one input. Raises SpecError for missing, non-numeric or misshapen
+    columns.
+    """
     columns = value_columns(spec_input)
     if isinstance(spec_input, IdsInput):
         return _resolve_ids(schema, spec_input, columns)
@@ -76,14 +94,23 @@ def resolve_input(schema: pa.Schema, spec_input: Input) -> InputShape:
             check_number(schema, name)
         shape: tuple[int, ...] = (len(columns),)
     else:
-        shape = column_shape(spec_input.column, check_column(schema, spec_input.column), spec_input.shape)
+        shape = column_shape(
+            spec_input.column, check_column(schema, spec_input.column), spec_input.shape
+        )
     for field, numbers in (("mean", spec_input.mean), ("std", spec_input.std)):
         _check_spread(f"inputs.{spec_input.name}.{field}", numbers, shape)
-    return InputShape(name=spec_input.name, columns=columns, shape=shape, named=isinstance(spec_input, ColumnsInput))
+    return InputShape(
+        name=spec_input.name,
+        columns=columns,
+        shape=shape,
+        named=isinstance(spec_input, ColumnsInput),
+    )
 
 
 def _resolve_ids(schema: pa.Schema, spec_input: IdsInput, columns: tuple[str, ...]) -> InputShape:
-    """Scalar columns are features of their own; of a list column the schema tells the length, or that it varies."""
+    """Scalar columns are features of their own; of a list column the schema tells the length, or
+    that it varies.
+    """
     kind = check_column(schema, columns[0])
     leaf, sizes = unnest(kind)
     if isinstance(spec_input.ids, tuple) or not sizes:
@@ -91,14 +118,22 @@ def _resolve_ids(schema: pa.Schema, spec_input: IdsInput, columns: tuple[str, ..
             check_number(schema, name)
         return InputShape(name=spec_input.name, columns=columns, shape=(len(columns),), named=True)
     if not is_number(leaf) or len(sizes) != 1:
-        raise SpecError(f"column `{columns[0]}`", expected="integers, or lists of integers", seen=str(kind),
-                        next_step="store one list of ids per row")  # fmt: skip
+        raise SpecError(
+            f"column `{columns[0]}`",
+            expected="integers, or lists of integers",
+            seen=str(kind),
+            next_step="store one list of ids per row",
+        )
     shape = () if sizes[0] is None else (sizes[0],)
-    return InputShape(name=spec_input.name, columns=columns, shape=shape, named=False, varying=not shape)
+    return InputShape(
+        name=spec_input.name, columns=columns, shape=shape, named=False, varying=not shape
+    )
 
 
 def resolve_forward_arg(schema: pa.Schema, arg: ForwardArg) -> tuple[int, ...]:
-    """Shape of one row of a forward argument: `()` for one scalar column. Raises SpecError like resolve_input."""
+    """Shape of one row of a forward argument: `()` for one scalar column. Raises SpecError like
+    resolve_input.
+    """
     if arg.column is None:
         for name in arg.columns:
             check_number(schema, name)
@@ -110,22 +145,37 @@ def resolve_forward_arg(schema: pa.Schema, arg: ForwardArg) -> tuple[int, ...]:
 
 
 def check_column(schema: pa.Schema, name: str) -> pa.DataType:
-    """Type of a column. Raises SpecError with the nearest name if it is missing, or if it is there twice."""
+    """Type of a column. Raises SpecError with the nearest name if it is missing, or if it is there
+    twice.
+    """
     if name == BAD:
-        raise SpecError(f"column `{BAD}`", expected="a column of another name", seen="the one that tells of bad rows",
-                        next_step="rename the column")  # fmt: skip
+        raise SpecError(
+            f"column `{BAD}`",
+            expected="a column of another name",
+            seen="the one that tells of bad rows",
+            next_step="rename the column",
+        )
     found = schema.get_all_field_indices(name)
     if len(found) == 1:
         return schema.field(found[0]).type
     known = [n for n in schema.names if n != BAD]
     near = difflib.get_close_matches(name, known, 1, 0.5)
     if _struct_of(schema, name) is not None:
-        raise SpecError(f"column `{name}`", expected="a column of its own", seen=f"a field of the struct `{_struct_of(schema, name)}`",
-                        next_step="write the struct's fields as columns: pyarrow's table.flatten() names them so")  # fmt: skip
+        raise SpecError(
+            f"column `{name}`",
+            expected="a column of its own",
+            seen=f"a field of the struct `{_struct_of(schema, name)}`",
+            next_step=(
+                "write the struct's fields as columns: pyarrow's table.flatten() names them so"
+            ),
+        )
     listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-    raise SpecError(f"column `{name}`", expected="one column of this name in the source",
-                    seen=f"{len(found)} of them; the source has {listed or 'no columns'}",
-                    next_step=f"did you mean `{near[0]}`?" if near else "name one of its columns")  # fmt: skip
+    raise SpecError(
+        f"column `{name}`",
+        expected="one column of this name in the source",
+        seen=f"{len(found)} of them; the source has {listed or 'no columns'}",
+        next_step=f"did you mean `{near[0]}`?" if near else "name one of its columns",
+    )
 
 
 def _struct_of(schema: pa.Schema, name: str) -> str | None:
@@ -148,29 +198,46 @@ def check_number(schema: pa.Schema, name: str) -> pa.DataType:
     if is_number(kind):
         return kind
     step = "give it as `column:` with a shape" if unnest(kind)[1] else "encode it as numbers first"
-    step = "write the struct's fields as columns: pyarrow's table.flatten()" if pa.types.is_struct(kind) else step
+    step = (
+        "write the struct's fields as columns: pyarrow's table.flatten()"
+        if pa.types.is_struct(kind)
+        else step
+    )
     raise SpecError(f"column `{name}`", expected="a numeric column", seen=str(kind), next_step=step)
 
 
 def check_scalar(schema: pa.Schema, name: str) -> pa.DataType:
-    """Type of a column of plain values, fit for a row id. Raises SpecError for any other, lists and extensions too."""
+    """Type of a column of plain values, fit for a row id. Raises SpecError for any other, lists and
+    extensions too.
+    """
     kind = check_column(schema, name)
     if is_plain(kind.value_type if pa.types.is_dictionary(kind) else kind):
         return kind
-    raise SpecError(f"column `{name}`", expected="one plain value per row", seen=str(kind),
-                    next_step="name a column of integers or strings")  # fmt: skip
+    raise SpecError(
+        f"column `{name}`",
+        expected="one plain value per row",
+        seen=str(kind),
+        next_step="name a column of integers or strings",
+    )
 
 
 def is_plain(kind: pa.DataType) -> bool:
     """True for the types a row id may have: numbers, strings, bytes, dates and times.
 
-    Not those that Arrow cannot compare (half floats, views), and no nanoseconds of a day, which Python's times lack.
+    Not those that Arrow cannot compare (half floats, views), and no nanoseconds of a day, which
+    Python's times lack.
     """
     t = pa.types
     number = is_number(kind) and not t.is_float16(kind)
     text = t.is_string(kind) or t.is_large_string(kind)
     data = t.is_binary(kind) or t.is_large_binary(kind) or t.is_fixed_size_binary(kind)
-    return number or text or data or t.is_null(kind) or (t.is_temporal(kind) and kind != pa.time64("ns"))
+    return (
+        number
+        or text
+        or data
+        or t.is_null(kind)
+        or (t.is_temporal(kind) and kind != pa.time64("ns"))
+    )
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -183,7 +250,9 @@ def unnest(kind: pa.DataType) -> tuple[pa.DataType, tuple[int | None, ...]]:
     """What the lists of a type hold in the end, and each level's length, None where it varies."""
     sizes: list[int | None] = []
     kind = kind.storage_type if isinstance(kind, pa.FixedShapeTensorType) else kind
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    while (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    ):
         sizes.append(kind.list_size if pa.types.is_fixed_size_list(kind) else None)
         kind = kind.value_type
     return kind, tuple(sizes)
@@ -191,7 +260,11 @@ def unnest(kind: pa.DataType) -> tuple[pa.DataType, tuple[int | None, ...]]:
 
 def row_bytes(schema: pa.Schema, shapes: Sequence[InputShape]) -> int:
     """What the inputs of one row take as they are stored, once they are decoded."""
-    widths = ((unnest(schema.field(name).type)[0].bit_width + 7) // 8 for shape in shapes for name in shape.columns)
+    widths = (
+        (unnest(schema.field(name).type)[0].bit_width + 7) // 8
+        for shape in shapes
+        for name in shape.columns
+    )
     counts = (1 if shape.named else prod(shape.shape) for shape in shapes for _ in shape.columns)
     return sum(width * count for width, count in zip(widths, counts, strict=True))
 
@@ -202,23 +275,39 @@ def list_sizes(kind: pa.DataType, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def column_shape(name: str, kind: pa.DataType, declared: tuple[int, ...]) -> tuple[int, ...]:
-    """Row shape of a list or tensor column. Raises SpecError if it holds no numbers or cannot have that shape."""
+    """Row shape of a list or tensor column. Raises SpecError if it holds no numbers or cannot have
+    that shape.
+    """
     leaf, sizes = unnest(kind)
     if not is_number(leaf) or not sizes or _permuted(kind):
         step = f"use `columns: [{name}]`" if is_number(kind) else "store lists of numbers"
-        raise SpecError(f"column `{name}`", expected="lists or tensors of numbers in row-major order",
-                        seen=str(kind), next_step=step)  # fmt: skip
+        raise SpecError(
+            f"column `{name}`",
+            expected="lists or tensors of numbers in row-major order",
+            seen=str(kind),
+            next_step=step,
+        )
     natural = tuple(kind.shape) if isinstance(kind, pa.FixedShapeTensorType) else sizes
     if not declared:
         known = tuple(n for n in natural if n is not None)
         if len(known) < len(natural):
-            raise SpecError(f"column `{name}`", expected="a shape, since its lists vary in length", seen=str(kind),
-                            next_step="give the input's `shape`, for instance [1, 28, 28]")  # fmt: skip
+            raise SpecError(
+                f"column `{name}`",
+                expected="a shape, since its lists vary in length",
+                seen=str(kind),
+                next_step="give the input's `shape`, for instance [1, 28, 28]",
+            )
         return known
     wanted = list_sizes(kind, declared)
-    if len(wanted) != len(sizes) or any(n not in (None, w) for n, w in zip(sizes, wanted, strict=True)):
-        raise SpecError(f"column `{name}`", expected=f"{prod(declared)} values for shape {list(declared)}, flat or "
-                        "nested like it", seen=str(kind), next_step="mend the input's `shape`")  # fmt: skip
+    if len(wanted) != len(sizes) or any(
+        n not in (None, w) for n, w in zip(sizes, wanted, strict=True)
+    ):
+        raise SpecError(
+            f"column `{name}`",
+            expected=f"{prod(declared)} values for shape {list(declared)}, flat or nested like it",
+            seen=str(kind),
+            next_step="mend the input's `shape`",
+        )
     return declared
 
 
@@ -230,12 +319,17 @@ def _permuted(kind: pa.DataType) -> bool:
 def _check_baseline(schema: pa.Schema, baseline: ColumnBaseline, shape: InputShape) -> None:
     where = f"baseline of input `{shape.name}`"
     if shape.named == (baseline.column is not None):
-        raise SpecError(where, expected="`columns`, one per feature" if shape.named else "`column`, one list column",
-                        seen="`column`" if shape.named else "`columns`")  # fmt: skip
+        raise SpecError(
+            where,
+            expected="`columns`, one per feature" if shape.named else "`column`, one list column",
+            seen="`column`" if shape.named else "`columns`",
+        )
     if baseline.column is not None:
         column_shape(baseline.column, check_column(schema, baseline.column), shape.shape)
     elif len(baseline.columns) != shape.shape[0]:
-        raise SpecError(where, expected=f"{shape.shape[0]} columns", seen=f"{len(baseline.columns)}")
+        raise SpecError(
+            where, expected=f"{shape.shape[0]} columns", seen=f"{len(baseline.columns)}"
+        )
     for name in baseline.columns:
         check_number(schema, name)
 
@@ -244,5 +338,8 @@ def _check_spread(where: str, numbers: Numbers, shape: tuple[int, ...]) -> None:
     try:
         spread(numbers, shape)
     except ValueError as error:
-        raise SpecError(where, expected=f"1, {shape[0]} (channels) or {prod(shape)} (features) numbers",
-                        seen=str(error)) from None  # fmt: skip
+        raise SpecError(
+            where,
+            expected=f"1, {shape[0]} (channels) or {prod(shape)} (features) numbers",
+            seen=str(error),
+        ) from None

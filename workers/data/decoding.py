@@ -1,7 +1,9 @@
-"""Rows of a Parquet file, decoded batch by batch within a budget: a file of 463 bytes may stand for gigabytes.
+"""Rows of a Parquet file, decoded batch by batch within a budget: a file of 463 bytes may stand for
+gigabytes.
 
-What a footer says of bytes is what they are encoded to. What they decode to follows from its counts of values where
-these have a width; strings come as dictionaries and are measured before they are spelt out.
+What a footer says of bytes is what they are encoded to. What they decode to follows from its counts
+of values where these have a width; strings come as dictionaries and are measured before they are
+spelt out.
 """
 
 from __future__ import annotations
@@ -21,15 +23,23 @@ from integrand.schemas.records import Slice
 BATCH_BYTES, BATCH_ROWS = 64 << 20, 1 << 14
 """A batch is decoded whole, so it is cut to what its row group's rows take on average."""
 _UNMEASURED_ROWS = 64
-"""Rows of a batch in which values of any length come as they are, and are measured only once they are there."""
+"""Rows of a batch in which values of any length come as they are, and are measured only once they
+are there.
+"""
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
-_EXTENSIONS = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2", "ray.data.arrow_variable_shaped_tensor",
-               "ray.data.arrow_pickled_object")  # fmt: skip
+_EXTENSIONS = (
+    "ray.data.arrow_tensor",
+    "ray.data.arrow_tensor_v2",
+    "ray.data.arrow_variable_shaped_tensor",
+    "ray.data.arrow_pickled_object",
+)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one read may take: `most` bytes of decoded columns, for rows at `where`; `tick` is called per batch."""
+    """What one read may take: `most` bytes of decoded columns, for rows at `where`; `tick` is
+    called per batch.
+    """
 
     where: str
     most: int
@@ -37,9 +47,11 @@ class Budget:
 
 
 def forget_extensions() -> None:
-    """Take Ray Data's Arrow types out of the registry: the file's own bytes go to their deserializers when it is opened.
+    """Take Ray Data's Arrow types out of the registry: the file's own bytes go to their
+    deserializers when it is opened.
 
-    `arrow_extensions_enabled=False` does not keep pyarrow from calling them (CVE-2026-41486 ran pickles that way).
+    `arrow_extensions_enabled=False` does not keep pyarrow from calling them (CVE-2026-41486 ran
+    pickles that way).
     """
     for name in _EXTENSIONS:
         try:
@@ -48,16 +60,28 @@ def forget_extensions() -> None:
             continue  # nobody imported ray.data here
 
 
-def open_parquet(source: RawIOBase | pa.NativeFile, *, metadata: pq.FileMetaData | None = None,
-                 read_dictionary: Sequence[str] = (), ahead: bool = False) -> pq.ParquetFile:  # fmt: skip
-    """Parquet of anyone's, a run folder's objects included, with Ray Data's types forgotten and checksums compared.
+def open_parquet(
+    source: RawIOBase | pa.NativeFile,
+    *,
+    metadata: pq.FileMetaData | None = None,
+    read_dictionary: Sequence[str] = (),
+    ahead: bool = False,
+) -> pq.ParquetFile:
+    """Parquet of anyone's, a run folder's objects included, with Ray Data's types forgotten and
+    checksums compared.
 
-    ahead  get the columns of a row group in few requests before they are decoded, as pays for objects. Threads of Arrow's
-           do that, and one that still holds our bytes when Python ends aborts the process (apache/arrow#34314).
+    ahead  get the columns of a row group in few requests before they are decoded, as pays for
+           objects. Threads of Arrow's do that, and one that still holds our bytes when Python ends
+           aborts the process (apache/arrow#34314).
     """
     forget_extensions()
-    return pq.ParquetFile(source, metadata=metadata, read_dictionary=list(read_dictionary), pre_buffer=ahead,
-                          page_checksum_verification=True)  # fmt: skip
+    return pq.ParquetFile(
+        source,
+        metadata=metadata,
+        read_dictionary=list(read_dictionary),
+        pre_buffer=ahead,
+        page_checksum_verification=True,
+    )
 
 
 def string_columns(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
@@ -71,12 +95,18 @@ def _is_text(kind: pa.DataType) -> bool:
     return text or t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind)
 
 
-def decode(parquet: pq.ParquetFile, row_groups: Sequence[int], rows: Slice, schema: pa.Schema, budget: Budget
-           ) -> pa.Table:  # fmt: skip
-    """Rows [start, stop) of the columns of `schema`, from the row groups that hold them; `row_groups` counts their rows.
+def decode(
+    parquet: pq.ParquetFile,
+    row_groups: Sequence[int],
+    rows: Slice,
+    schema: pa.Schema,
+    budget: Budget,
+) -> pa.Table:
+    """Rows [start, stop) of the columns of `schema`, from the row groups that hold them;
+    `row_groups` counts their rows.
 
-    `parquet` was opened with `read_dictionary` for the string columns. Raises DataError for rows above the budget, or
-    fewer of them than asked for.
+    `parquet` was opened with `read_dictionary` for the string columns. Raises DataError for rows
+    above the budget, or fewer of them than asked for.
     """
     touched, skip = _touched(row_groups, rows)
     widths = _row_widths(parquet, touched, schema.names)
@@ -97,10 +127,16 @@ def decode(parquet: pq.ParquetFile, row_groups: Sequence[int], rows: Slice, sche
     raise _fewer(budget, rows.rows, wanted)
 
 
-def decode_parts(parquet: pq.ParquetFile, row_groups: Sequence[int], schema: pa.Schema, budget: Budget
-                 ) -> Iterator[pa.Table]:  # fmt: skip
-    """All rows as `decode` gives them, some at a time. Raises DataError for one row that is above the budget."""
-    touched, lacking = [(group, held) for group, held in enumerate(row_groups) if held], sum(row_groups)
+def decode_parts(
+    parquet: pq.ParquetFile, row_groups: Sequence[int], schema: pa.Schema, budget: Budget
+) -> Iterator[pa.Table]:
+    """All rows as `decode` gives them, some at a time. Raises DataError for one row that is above
+    the budget.
+    """
+    touched, lacking = (
+        [(group, held) for group, held in enumerate(row_groups) if held],
+        sum(row_groups),
+    )
     widths = _row_widths(parquet, touched, schema.names)
     for batch in _batches(parquet, [group for group, _ in touched], widths, schema.names):
         budget.tick()
@@ -111,7 +147,9 @@ def decode_parts(parquet: pq.ParquetFile, row_groups: Sequence[int], schema: pa.
         raise _fewer(budget, sum(row_groups), lacking)
 
 
-def _fitting(batch: pa.RecordBatch, columns: Sequence[str], budget: Budget) -> Iterator[pa.RecordBatch]:
+def _fitting(
+    batch: pa.RecordBatch, columns: Sequence[str], budget: Budget
+) -> Iterator[pa.RecordBatch]:
     """The batch, halved until each part is no larger than a batch should be."""
     size = sum(_decoded_bytes(batch.column(name)) for name in columns)
     if batch.num_rows == 1 and size > budget.most:
@@ -125,7 +163,9 @@ def _fitting(batch: pa.RecordBatch, columns: Sequence[str], budget: Budget) -> I
 
 
 def _touched(row_groups: Sequence[int], rows: Slice) -> tuple[list[tuple[int, int]], int]:
-    """Row groups that overlap the slice with how many of its rows they hold, and how many rows come before it."""
+    """Row groups that overlap the slice with how many of its rows they hold, and how many rows come
+    before it.
+    """
     groups: list[tuple[int, int]] = []
     skip = first = 0
     for i, count in enumerate(row_groups):
@@ -137,25 +177,38 @@ def _touched(row_groups: Sequence[int], rows: Slice) -> tuple[list[tuple[int, in
     return groups, skip
 
 
-def _batches(parquet: pq.ParquetFile, groups: Sequence[int], widths: Sequence[float], columns: list[str]
-             ) -> Iterator[pa.RecordBatch]:  # fmt: skip
+def _batches(
+    parquet: pq.ParquetFile, groups: Sequence[int], widths: Sequence[float], columns: list[str]
+) -> Iterator[pa.RecordBatch]:
     most = _UNMEASURED_ROWS if _any_length(parquet, columns) else BATCH_ROWS
     for group, width in zip(groups, widths, strict=True):
         size = max(1, min(most, int(BATCH_BYTES // max(1.0, width))))
         # One thread: a worker was given its CPUs for the model, and its neighbours have theirs.
-        yield from parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+        yield from parquet.iter_batches(
+            size, row_groups=[group], columns=columns, use_threads=False
+        )
 
 
 def _any_length(parquet: pq.ParquetFile, columns: Sequence[str]) -> bool:
-    """Whether a column holds values of no known width that are not read as a dictionary: nested strings, some decimals."""
+    """Whether a column holds values of no known width that are not read as a dictionary: nested
+    strings, some decimals.
+    """
     schema = parquet.schema_arrow
-    rest = tuple(f"{name}." for name in columns if not pa.types.is_dictionary(schema.field(name).type))
+    rest = tuple(
+        f"{name}." for name in columns if not pa.types.is_dictionary(schema.field(name).type)
+    )
     leaves = (parquet.schema.column(i) for i in range(len(parquet.schema)))
-    return any(leaf.physical_type == "BYTE_ARRAY" and f"{leaf.path}.".startswith(rest) for leaf in leaves)
+    return any(
+        leaf.physical_type == "BYTE_ARRAY" and f"{leaf.path}.".startswith(rest) for leaf in leaves
+    )
 
 
-def _row_widths(parquet: pq.ParquetFile, touched: Sequence[tuple[int, int]], columns: Sequence[str]) -> list[float]:
-    """Bytes that a row of each touched group decodes to on average; of a string only its place in a dictionary."""
+def _row_widths(
+    parquet: pq.ParquetFile, touched: Sequence[tuple[int, int]], columns: Sequence[str]
+) -> list[float]:
+    """Bytes that a row of each touched group decodes to on average; of a string only its place in a
+    dictionary.
+    """
     wanted, flat, nested = tuple(f"{name}." for name in columns), 0, list[tuple[int, int]]()
     for i in range(len(parquet.schema)):
         leaf = parquet.schema.column(i)
@@ -164,7 +217,10 @@ def _row_widths(parquet: pq.ParquetFile, touched: Sequence[tuple[int, int]], col
             flat += 0 if leaf.max_repetition_level else width
             nested += [(i, width)] if leaf.max_repetition_level else []
     found = (parquet.metadata.row_group(group) for group, _ in touched)
-    return [flat + sum(g.column(i).num_values * width for i, width in nested) / max(1, g.num_rows) for g in found]
+    return [
+        flat + sum(g.column(i).num_values * width for i, width in nested) / max(1, g.num_rows)
+        for g in found
+    ]
 
 
 def _decoded_bytes(column: pa.Array) -> int:
@@ -176,7 +232,9 @@ def _decoded_bytes(column: pa.Array) -> int:
 
 
 def _spelt_out(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch's columns in the types of the schema, from which strings differ that were read as dictionaries."""
+    """The batch's columns in the types of the schema, from which strings differ that were read as
+    dictionaries.
+    """
     batch = batch.select(schema.names)
     for i, field in enumerate(schema):
         if batch.column(i).type != field.type:
@@ -185,11 +243,18 @@ def _spelt_out(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _fewer(budget: Budget, rows: int, lacking: int) -> DataError:
-    return DataError(budget.where, expected=f"{rows} rows", seen=f"{rows - lacking}", next_step="mend the file")
+    return DataError(
+        budget.where, expected=f"{rows} rows", seen=f"{rows - lacking}", next_step="mend the file"
+    )
 
 
 def _above(budget: Budget, rows: int, size: int) -> DataError:
-    return DataError(budget.where, expected=f"at most {budget.most} bytes of decoded columns at once",
-                     seen=f"{rows} rows × {size // max(1, rows)} bytes",
-                     next_step="if the data is meant to be so: smaller shards (compute.shard_rows), or a larger "
-                               "decoded_bytes in the operator's config")  # fmt: skip
+    return DataError(
+        budget.where,
+        expected=f"at most {budget.most} bytes of decoded columns at once",
+        seen=f"{rows} rows × {size // max(1, rows)} bytes",
+        next_step=(
+            "if the data is meant to be so: smaller shards (compute.shard_rows), or a larger "
+            "decoded_bytes in the operator's config"
+        ),
+    )

@@ -1,7 +1,8 @@
 """CSV and JSON lines, turned once into Parquet pieces under `<output>/_ingest/<digest>/`.
 
-The columns that the job declares are typed by their role, all others are kept as strings. Rows in = rows out: a row
-that cannot be parsed keeps its place, with nulls and the reason in `_bad`. Blank lines are no rows.
+The columns that the job declares are typed by their role, all others are kept as strings. Rows in =
+rows out: a row that cannot be parsed keeps its place, with nulls and the reason in `_bad`. Blank
+lines are no rows.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ from integrand.workers.data.cells import (
     some,
 )
 from integrand.workers.data.columns import BAD, value_columns
-from integrand.workers.data.reading import CONTENT, hive_values, inspect_file, partition_columns, with_partitions
+from integrand.workers.data.reading import (
+    CONTENT,
+    hive_values,
+    inspect_file,
+    partition_columns,
+    with_partitions,
+)
 from integrand.workers.data.signatures import HEAD, recognise, separator
 from integrand.workers.failpoints import reach
 from integrand.workers.storage.store import Entry, Store
@@ -58,7 +65,8 @@ Result = TypeVar("Result")
 
 
 class JsonRow(NamedTuple):
-    """One line: the object that it is, or the fault that left it without; `size` is what it took in the file.
+    """One line: the object that it is, or the fault that left it without; `size` is what it took in
+    the file.
 
     `text` is how a line without an object begins.
     """
@@ -74,8 +82,9 @@ class JsonRow(NamedTuple):
 class Roles:
     """What each declared column is for, which decides its type in the pieces.
 
-    numbers are float64, lists list<float64> (with the shape that nested ones must have, () if unknown), integers
-    int64; the row id is int64 if every id of every file is a whole number, else string.
+    numbers are float64, lists list<float64> (with the shape that nested ones must have, () if
+    unknown), integers int64; the row id is int64 if every id of every file is a whole number, else
+    string.
     """
 
     numbers: tuple[str, ...] = ()
@@ -84,10 +93,18 @@ class Roles:
     row_id: str | None = None
 
     def types(self, integer_ids: bool) -> dict[str, pa.DataType]:
-        """Arrow type of every declared column; a feature keeps its type though it is also target or row id."""
-        ids = {} if self.row_id is None else {self.row_id: pa.int64() if integer_ids else pa.string()}
-        return (ids | dict.fromkeys(self.integers, pa.int64()) | dict.fromkeys(self.numbers, pa.float64())
-                | {name: pa.list_(pa.float64()) for name, _ in self.lists})  # fmt: skip
+        """Arrow type of every declared column; a feature keeps its type though it is also target or
+        row id.
+        """
+        ids = (
+            {} if self.row_id is None else {self.row_id: pa.int64() if integer_ids else pa.string()}
+        )
+        return (
+            ids
+            | dict.fromkeys(self.integers, pa.int64())
+            | dict.fromkeys(self.numbers, pa.float64())
+            | {name: pa.list_(pa.float64()) for name, _ in self.lists}
+        )
 
 
 @dataclass(frozen=True)
@@ -131,8 +148,12 @@ def roles_of(spec: AttributeSpec) -> Roles:
             lists |= dict.fromkeys(value_columns(arg), arg.shape)
         else:
             (integers if _whole(arg) else numbers).extend(value_columns(arg))
-    return Roles(tuple(dict.fromkeys(numbers)), tuple(lists.items()), tuple(dict.fromkeys(integers)),
-                 spec.source.row_id)  # fmt: skip
+    return Roles(
+        tuple(dict.fromkeys(numbers)),
+        tuple(lists.items()),
+        tuple(dict.fromkeys(integers)),
+        spec.source.row_id,
+    )
 
 
 def _whole(arg: ForwardArg) -> bool:
@@ -140,27 +161,33 @@ def _whole(arg: ForwardArg) -> bool:
 
 
 def ingest_digest(entries: Sequence[Entry], roles: Roles) -> str:
-    """Names the folder of the pieces: changes with any file's place, size or version, and with the roles."""
+    """Names the folder of the pieces: changes with any file's place, size or version, and with the
+    roles.
+    """
     files = [[str(e.uri), e.size, e.etag or e.mtime_ns] for e in entries]
     return digest_json([INGEST_VERSION, files, astuple(roles)])[:32]
 
 
-# --- the whole source --------------------------------------------------------------------------------------
+# --- the whole source --------------------------------------------------------------------------
 
 
 def ingest(store: Store, tasks: Sequence[IngestTask], run: Run = map) -> tuple[SourceFile, ...]:
     """Split all files, or find that it was done before; the pieces in source order.
 
-    Raises DataError for a file that is no such table, IntegrityError for one that changes meanwhile.
+    Raises DataError for a file that is no such table, IntegrityError for one that changes
+    meanwhile.
     """
     done = load_ingested(store, tasks[0].folder)
     if done is not None:
         return done
     if tasks[0].roles.row_id is not None:
-        # The type of the ids is one for all files, so every id is seen before the first piece is written.
+        # The type of the ids is one for all files, so every id is seen before the first piece is
+        # written.
         whole = all(list(run(partial(has_integer_ids, store), tasks)))
         tasks = [replace(task, integer_ids=whole) for task in tasks]
-    pieces: tuple[SourceFile, ...] = tuple(chain.from_iterable(run(partial(ingest_file, store), tasks)))
+    pieces: tuple[SourceFile, ...] = tuple(
+        chain.from_iterable(run(partial(ingest_file, store), tasks))
+    )
     finish_ingest(store, tasks[0].folder, pieces)
     return pieces
 
@@ -175,53 +202,82 @@ def finish_ingest(store: Store, folder: Uri, pieces: Sequence[SourceFile]) -> No
 def load_ingested(store: Store, folder: Uri) -> tuple[SourceFile, ...] | None:
     """The pieces of a finished ingest, in source order and where the folder is now, or None."""
     try:
-        pieces = [SourceFile.model_validate(piece) for piece in json.loads(store.read(_record(folder)))["files"]]
+        pieces = [
+            SourceFile.model_validate(piece)
+            for piece in json.loads(store.read(_record(folder)))["files"]
+        ]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(str(_record(folder)), expected="the pieces of a source", seen=str(error)[:200],
-                             next_step=f"remove the folder {folder} and plan again") from None  # fmt: skip
-    return tuple(p.model_copy(update={"uri": str(folder.child(p.uri.rpartition("/")[2]))}) for p in pieces)
+        raise IntegrityError(
+            str(_record(folder)),
+            expected="the pieces of a source",
+            seen=str(error)[:200],
+            next_step=f"remove the folder {folder} and plan again",
+        ) from None
+    return tuple(
+        p.model_copy(update={"uri": str(folder.child(p.uri.rpartition("/")[2]))}) for p in pieces
+    )
 
 
 def _record(folder: Uri) -> Uri:
     return folder.child("_ingest.json")
 
 
-# --- one file ----------------------------------------------------------------------------------------------
+# --- one file ----------------------------------------------------------------------------------
 
 
 def ingest_file(store: Store, task: IngestTask) -> tuple[SourceFile, ...]:
-    """Split one file into pieces of a fixed number of rows; a piece that is there already is not written again."""
+    """Split one file into pieces of a fixed number of rows; a piece that is there already is not
+    written again.
+    """
     with _opened(store, task) as stream:
         names, lines = _table(stream, task)
         types = dict.fromkeys(names, pa.string())  # a column without a role stays as it was written
-        types |= {name: kind for name, kind in task.roles.types(task.integer_ids).items() if name in names}
+        types |= {
+            name: kind for name, kind in task.roles.types(task.integer_ids).items() if name in names
+        }
         batches = record_batches(lines, names, types, dict(task.roles.lists))
         pieces: list[SourceFile] = []
-        for table in _regrouped(batches, _piece_rows(task.roles), store.access.decoded_bytes, task.source.uri):
-            pieces.append(_write_piece(store, task, table, len(pieces), sum(p.rows for p in pieces)))
+        for table in _regrouped(
+            batches, _piece_rows(task.roles), store.access.decoded_bytes, task.source.uri
+        ):
+            pieces.append(
+                _write_piece(store, task, table, len(pieces), sum(p.rows for p in pieces))
+            )
     _check_unchanged(store, task)
     return tuple(pieces)
 
 
 def has_integer_ids(store: Store, task: IngestTask) -> bool:
-    """Whether every id of the file is a whole number, written as an int64 would be (`007` is not)."""
+    """Whether every id of the file is a whole number, written as an int64 would be (`007`
+    is not).
+    """
     row_id = task.roles.row_id
     with _opened(store, task) as stream:
         names, lines = _table(stream, replace(task, roles=Roles(row_id=row_id)))
         if row_id not in names:
             return True
-        return _integer_ids(task.format, (line.cells[0] for line in lines if line.cells is not None))
+        return _integer_ids(
+            task.format, (line.cells[0] for line in lines if line.cells is not None)
+        )
 
 
-def head(store: Store, entry: Entry, path: str, format: Format, roles: Roles, rows: int = 64) -> pa.Table:
-    """The first rows as ingest would store them, fewer of long ones, to plan with; columns without a role are strings."""
+def head(
+    store: Store, entry: Entry, path: str, format: Format, roles: Roles, rows: int = 64
+) -> pa.Table:
+    """The first rows as ingest would store them, fewer of long ones, to plan with; columns without
+    a role are strings.
+    """
     task = IngestTask(entry, path, format, entry.uri, roles)
     with _opened(store, task) as stream:
         if format == "csv":
             names, lines = _csv_table(stream, entry.uri, dict.fromkeys(roles.types(False), True))
-            lacking = [name for name in roles.types(False) if name not in names and name not in hive_values(path)]
+            lacking = [
+                name
+                for name in roles.types(False)
+                if name not in names and name not in hive_values(path)
+            ]
             if lacking and len(names) == 1 and separator(names[0]):
                 raise _wrong_header(entry.uri, names, f"`{lacking[0]}`")
         else:
@@ -232,15 +288,23 @@ def head(store: Store, entry: Entry, path: str, format: Format, roles: Roles, ro
             _check_width(names, entry.uri)
             lines = _picked(iter(found), names)
         taken = some(lines, rows)
-    ids = [line.cells[names.index(roles.row_id)] for line in taken if roles.row_id in names and line.cells is not None]
+    ids = [
+        line.cells[names.index(roles.row_id)]
+        for line in taken
+        if roles.row_id in names and line.cells is not None
+    ]
     whole = _integer_ids(format, ids)
-    types = dict.fromkeys(names, pa.string()) | {k: t for k, t in roles.types(whole).items() if k in names}
+    types = dict.fromkeys(names, pa.string()) | {
+        k: t for k, t in roles.types(whole).items() if k in names
+    }
     table = pa.Table.from_batches([record_batch(taken, names, types, dict(roles.lists))])
     return with_partitions(table, path, partition_columns([path]))
 
 
 def estimate_rows(store: Store, entry: Entry, format: Format) -> int:
-    """Rows of a file, from the mean length of its first lines: exact for small files without quoted newlines."""
+    """Rows of a file, from the mean length of its first lines: exact for small files without quoted
+    newlines.
+    """
     with store.open(entry.uri, etag=entry.etag) as file:
         sample = io.BufferedReader(file).read(_SAMPLE_BYTES)
     lines = sum(1 for line in sample.split(b"\n") if line.strip())
@@ -249,8 +313,12 @@ def estimate_rows(store: Store, entry: Entry, format: Format) -> int:
 
 
 def _integer_ids(format: Format, cells: Iterable[Any]) -> bool:
-    kinds = (str, int) if format == "csv" else (int,)  # JSON tells "7" from 7, and so do those who join on it
-    return all(cell in (None, "") or (isinstance(cell, kinds) and is_integer(cell)) for cell in cells)
+    kinds = (
+        (str, int) if format == "csv" else (int,)
+    )  # JSON tells "7" from 7, and so do those who join on it
+    return all(
+        cell in (None, "") or (isinstance(cell, kinds) and is_integer(cell)) for cell in cells
+    )
 
 
 def _opened(store: Store, task: IngestTask) -> io.BufferedReader:
@@ -260,25 +328,39 @@ def _opened(store: Store, task: IngestTask) -> io.BufferedReader:
     if known is not None:
         stream.close()
         named = "CSV" if task.format == "csv" else "JSON lines"
-        raise DataError(str(task.source.uri), expected=f"{named} in UTF-8", seen=known[0], next_step=known[1])
+        raise DataError(
+            str(task.source.uri), expected=f"{named} in UTF-8", seen=known[0], next_step=known[1]
+        )
     return stream
 
 
 def _piece_rows(roles: Roles) -> int:
     """Rows of a piece: fewer where rows are wide, and nothing but the roles decides."""
-    width = len(roles.numbers) + len(roles.integers) + sum(prod(shape) for _, shape in roles.lists) + 1
+    width = (
+        len(roles.numbers) + len(roles.integers) + sum(prod(shape) for _, shape in roles.lists) + 1
+    )
     return min(_PIECE_ROWS, max(BATCH_ROWS, _PIECE_VALUES // width))
 
 
-def _regrouped(batches: Iterator[pa.RecordBatch], rows: int, most: int, uri: Uri) -> Iterator[pa.Table]:
-    """Tables of exactly `rows` rows, and the rest. Raises DataError for rows that take more than `most` bytes."""
+def _regrouped(
+    batches: Iterator[pa.RecordBatch], rows: int, most: int, uri: Uri
+) -> Iterator[pa.Table]:
+    """Tables of exactly `rows` rows, and the rest. Raises DataError for rows that take more than
+    `most` bytes.
+    """
     held: list[pa.RecordBatch] = []
     for batch in batches:
         held.append(batch)
         size = sum(b.nbytes for b in held)
         if size > most:
-            raise DataError(str(uri), expected=f"rows of which {rows} take at most {most} bytes", seen=f"{size} bytes",
-                            next_step="is this the right file? else a larger decoded_bytes in the operator's config")  # fmt: skip
+            raise DataError(
+                str(uri),
+                expected=f"rows of which {rows} take at most {most} bytes",
+                seen=f"{size} bytes",
+                next_step=(
+                    "is this the right file? else a larger decoded_bytes in the operator's config"
+                ),
+            )
         while sum(b.num_rows for b in held) >= rows:
             table = pa.Table.from_batches(held)
             yield table.slice(0, rows)
@@ -287,21 +369,29 @@ def _regrouped(batches: Iterator[pa.RecordBatch], rows: int, most: int, uri: Uri
         yield pa.Table.from_batches(held)
 
 
-def _write_piece(store: Store, task: IngestTask, table: pa.Table, index: int, first_row: int) -> SourceFile:
+def _write_piece(
+    store: Store, task: IngestTask, table: pa.Table, index: int, first_row: int
+) -> SourceFile:
     table = table.combine_chunks()
     content = _content(table)
     # The footer is what fingerprints a local piece, so it must change whenever a value does.
     table = table.replace_schema_metadata({CONTENT: content})
     sink = io.BytesIO()
     pq.write_table(table, sink, row_group_size=_GROUP_ROWS, write_page_checksum=True)
-    uri = task.folder.child(f"{hashlib.sha256(task.path.encode()).hexdigest()[:16]}-{index:05d}.parquet")
+    uri = task.folder.child(
+        f"{hashlib.sha256(task.path.encode()).hexdigest()[:16]}-{index:05d}.parquet"
+    )
     with suppress(FileExistsError):
         store.create(uri, sink.getvalue())
     reach("ingest.piece_written")
     piece, schema = inspect_file(store, store.info(uri), task.path)
     if (schema.metadata or {}).get(CONTENT) != content:
-        raise IntegrityError(str(uri), expected=f"the piece from row {first_row} of {task.path}", seen="another one",
-                             next_step=f"remove the folder {task.folder} and plan again")  # fmt: skip
+        raise IntegrityError(
+            str(uri),
+            expected=f"the piece from row {first_row} of {task.path}",
+            seen="another one",
+            next_step=f"remove the folder {task.folder} and plan again",
+        )
     return piece.model_copy(update={"first_row": first_row})
 
 
@@ -314,15 +404,20 @@ def _content(table: pa.Table) -> bytes:
 
 def _check_unchanged(store: Store, task: IngestTask) -> None:
     if store.info(task.source.uri) != task.source:
-        raise IntegrityError(str(task.source.uri), expected="a file that stays as it was planned",
-                             seen="another size or version after it was read", next_step="plan again")  # fmt: skip
+        raise IntegrityError(
+            str(task.source.uri),
+            expected="a file that stays as it was planned",
+            seen="another size or version after it was read",
+            next_step="plan again",
+        )
 
 
-# --- lines -------------------------------------------------------------------------------------------------
+# --- lines -------------------------------------------------------------------------------------
 
 
 def _table(stream: io.BufferedReader, task: IngestTask) -> tuple[list[str], Iterator[Line]]:
-    """The declared columns that the file itself holds (not the partitions of its path), then its others, and its rows.
+    """The declared columns that the file itself holds (not the partitions of its path), then its
+    others, and its rows.
 
     The other keys of JSON lines are those of the first object.
     """
@@ -334,31 +429,48 @@ def _table(stream: io.BufferedReader, task: IngestTask) -> tuple[list[str], Iter
         keys = first.found or {} if first else {}
         _check_objects(first, wanted, task.source.uri)
         _check_width(keys, task.source.uri)
-        others = [k for k in keys if k not in wanted and k not in partitions and k != BAD and is_utf8(k)]
+        others = [
+            k for k in keys if k not in wanted and k not in partitions and k != BAD and is_utf8(k)
+        ]
         names = [name for name in wanted if name not in partitions] + others
         return names, _picked(chain([first] if first else [], objects), names)
     return _csv_table(stream, task.source.uri, {name: name in partitions for name in wanted})
 
 
-def _csv_table(stream: io.BufferedReader, uri: Uri, wanted: dict[str, bool]) -> tuple[list[str], Iterator[Line]]:
-    """Names and rows of a CSV file with a header; `wanted` maps a column to whether it may be missing."""
-    # Lists of numbers in a cell outgrow the default of 128 KiB. The setting is the csv module's own and global.
+def _csv_table(
+    stream: io.BufferedReader, uri: Uri, wanted: dict[str, bool]
+) -> tuple[list[str], Iterator[Line]]:
+    """Names and rows of a CSV file with a header; `wanted` maps a column to whether it may be
+    missing.
+    """
+    # Lists of numbers in a cell outgrow the default of 128 KiB. The setting is the csv module's own
+    # and global.
     csv.field_size_limit(_LINE_BYTES)
     # Bytes that are not UTF-8 come through as lone surrogates, so that only their row is lost.
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     rows = _CsvRows(text, uri)
     header = next(rows, Line(1, None, "an empty file"))
     if header.cells is None:
-        raise DataError(str(uri), expected="CSV with a header line", seen=header.fault or "",
-                        next_step="add one; where semicolons or tabs stand between the names, write commas")  # fmt: skip
+        raise DataError(
+            str(uri),
+            expected="CSV with a header line",
+            seen=header.fault or "",
+            next_step="add one; where semicolons or tabs stand between the names, write commas",
+        )
     columns = list(header.cells)
     if not is_utf8("".join(columns)):
-        raise DataError(str(uri), expected="a header in UTF-8", seen=ascii(",".join(columns))[:200],
-                        next_step="write the file as UTF-8")  # fmt: skip
+        raise DataError(
+            str(uri),
+            expected="a header in UTF-8",
+            seen=ascii(",".join(columns))[:200],
+            next_step="write the file as UTF-8",
+        )
     _check_width(columns, uri)
     places = {name: k for k, name in enumerate(columns)}
     counts = Counter(columns)
-    twice = sorted(name for name in wanted if counts[name] > 1)  # what nobody reads may be there twice
+    twice = sorted(
+        name for name in wanted if counts[name] > 1
+    )  # what nobody reads may be there twice
     lacking = [c for c, optional in wanted.items() if c not in places and not optional]
     if twice or lacking:
         raise _wrong_header(uri, columns, f"`{lacking[0]}`" if lacking else f"`{twice[0]}` once")
@@ -371,27 +483,49 @@ def _wrong_header(uri: Uri, columns: Sequence[str], expected: str) -> DataError:
     mark = separator(header) if len(columns) == 1 else None
     if mark is None:
         return DataError(
-            str(uri), expected=f"column {expected}", seen=f"the header {header[:200]}", next_step="mend the header"
+            str(uri),
+            expected=f"column {expected}",
+            seen=f"the header {header[:200]}",
+            next_step="mend the header",
         )
     named = {"\t": "tabs", ";": "semicolons", "|": "bars"}[mark]
-    return DataError(str(uri), expected=f"CSV with commas, and column {expected}", seen=f"a header with {named}: {header[:200]!r}",
-                     next_step=f"write it with commas: pandas.read_csv(..., sep={mark!r}).to_csv(..., index=False), or Parquet")  # fmt: skip
+    return DataError(
+        str(uri),
+        expected=f"CSV with commas, and column {expected}",
+        seen=f"a header with {named}: {header[:200]!r}",
+        next_step=(
+            f"write it with commas: pandas.read_csv(..., sep={mark!r}).to_csv(..., index=False), or"
+            " Parquet"
+        ),
+    )
 
 
 def _check_objects(first: JsonRow | None, wanted: Sequence[str], uri: Uri) -> None:
-    """Raises DataError for a JSON document that is no lines of objects, and for columns that lie within an object."""
+    """Raises DataError for a JSON document that is no lines of objects, and for columns that lie
+    within an object.
+    """
     if first is None:
         return
     begins = first.text.strip()
     array = begins[:1] == b"[" and begins[1:].lstrip()[:1] in (b"", b"{", b"[")
     if first.found is None and (array or begins == b"{"):
-        raise DataError(str(uri), expected="JSON lines: one object in each line",
-                        seen=f"a JSON document: {'an array' if array else 'an object over several lines'}",
-                        next_step="write lines: jq -c '.[]', or df.to_json(..., orient='records', lines=True)")  # fmt: skip
+        raise DataError(
+            str(uri),
+            expected="JSON lines: one object in each line",
+            seen=f"a JSON document: {'an array' if array else 'an object over several lines'}",
+            next_step="write lines: jq -c '.[]', or df.to_json(..., orient='records', lines=True)",
+        )
     nested = next((name for name in wanted if _within(first.found or {}, name)), None)
     if nested is not None:
-        raise DataError(str(uri), expected=f"column `{nested}` as a key of its own", seen=f"a field of the object `{nested.split('.')[0]}`",
-                        next_step="flatten the objects: pandas.json_normalize(...).to_json(..., orient='records', lines=True)")  # fmt: skip
+        raise DataError(
+            str(uri),
+            expected=f"column `{nested}` as a key of its own",
+            seen=f"a field of the object `{nested.split('.')[0]}`",
+            next_step=(
+                "flatten the objects: pandas.json_normalize(...).to_json(..., orient='records',"
+                " lines=True)"
+            ),
+        )
 
 
 def _within(found: dict[str, Any], name: str) -> bool:
@@ -404,8 +538,12 @@ def _within(found: dict[str, Any], name: str) -> bool:
 
 def _check_width(columns: Collection[str], uri: Uri) -> None:
     if len(columns) > _COLUMNS:
-        raise DataError(str(uri), expected=f"at most {_COLUMNS} columns", seen=f"{len(columns)}",
-                        next_step="keep wide rows as lists of numbers in one column")  # fmt: skip
+        raise DataError(
+            str(uri),
+            expected=f"at most {_COLUMNS} columns",
+            seen=f"{len(columns)}",
+            next_step="keep wide rows as lists of numbers in one column",
+        )
 
 
 def _csv_lines(rows: Iterator[Line], width: int, picks: list[int]) -> Iterator[Line]:
@@ -421,7 +559,9 @@ def _csv_lines(rows: Iterator[Line], width: int, picks: list[int]) -> Iterator[L
 
 
 class _CsvRows:
-    """Rows of a CSV text that are not blank. Raises DataError for one without end, as after a quote that never closes."""
+    """Rows of a CSV text that are not blank. Raises DataError for one without end, as after a quote
+    that never closes.
+    """
 
     def __init__(self, text: io.TextIOWrapper, uri: Uri) -> None:
         self._text, self._uri, self._number, self._size = text, uri, 1, 0
@@ -437,7 +577,9 @@ class _CsvRows:
                 cells = next(self._reader)
             except csv.Error as error:
                 if "unexpected end of data" in str(error):
-                    raise self._endless("the end of the file") from None  # what it swallowed is unknown
+                    raise self._endless(
+                        "the end of the file"
+                    ) from None  # what it swallowed is unknown
                 return Line(self._number, None, str(error), self._size)
             if cells:
                 return Line(self._number, cells, None, self._size)
@@ -450,16 +592,24 @@ class _CsvRows:
             yield line
 
     def _endless(self, seen: str) -> DataError:
-        return DataError(f"{self._uri} line {self._number}", expected="the end of the row, a closing quote before it",
-                         seen=seen, next_step="mend the line")  # fmt: skip
+        return DataError(
+            f"{self._uri} line {self._number}",
+            expected="the end of the row, a closing quote before it",
+            seen=seen,
+            next_step="mend the line",
+        )
 
 
 def _json_objects(stream: io.BufferedReader, uri: Uri) -> Iterator[JsonRow]:
     """(line number, object, fault, size) of every line that is not blank."""
     for number, line in enumerate(iter(lambda: stream.readline(_LINE_BYTES), b""), 1):
         if len(line) == _LINE_BYTES:
-            raise DataError(f"{uri} line {number}", expected=f"lines below {_LINE_BYTES} bytes",
-                            seen="a longer one", next_step="is this JSON lines? set source.format")  # fmt: skip
+            raise DataError(
+                f"{uri} line {number}",
+                expected=f"lines below {_LINE_BYTES} bytes",
+                seen="a longer one",
+                next_step="is this JSON lines? set source.format",
+            )
         text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if text.strip():
             found, fault = _json_object(text)
@@ -471,7 +621,9 @@ def _told_apart(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise ValueError(f"key {shown(next(key for key in counts if counts[key] > 1))} is given twice")
+        raise ValueError(
+            f"key {shown(next(key for key in counts if counts[key] > 1))} is given twice"
+        )
     return found
 
 
@@ -483,7 +635,11 @@ def _json_object(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
         found = _JSON.decode(line.decode())
     except (ValueError, RecursionError) as error:
         return None, f"broken JSON: {error}"[:200]
-    return (found, None) if isinstance(found, dict) else (None, f"expected an object, seen {shown(found)}")
+    return (
+        (found, None)
+        if isinstance(found, dict)
+        else (None, f"expected an object, seen {shown(found)}")
+    )
 
 
 def _picked(objects: Iterator[JsonRow], names: list[str]) -> Iterator[Line]:

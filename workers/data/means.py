@@ -1,4 +1,6 @@
-"""Dataset means for `MeanBaseline`, the same for any sharding: one partial sum per row group, folded in order."""
+"""Dataset means for `MeanBaseline`, the same for any sharding: one partial sum per row group,
+folded in order.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ _summing = np.errstate(over="ignore", invalid="ignore")
 
 @dataclass(frozen=True, eq=False)
 class Partial:
-    """Clean rows of one row group and, per input, their sum in model units: `[*shape]` float64; zeros for ids."""
+    """Clean rows of one row group and, per input, their sum in model units: `[*shape]` float64;
+    zeros for ids.
+    """
 
     file: int
     row_group: int
@@ -37,11 +41,19 @@ class Partial:
 
 
 @_summing
-def partial_sums(store: Store, files: Sequence[SourceFile], file: int, row_group: int, spec: AttributeSpec,
-                 shapes: tuple[InputShape, ...], outputs: int | None = None) -> Partial:  # fmt: skip
+def partial_sums(
+    store: Store,
+    files: Sequence[SourceFile],
+    file: int,
+    row_group: int,
+    spec: AttributeSpec,
+    shapes: tuple[InputShape, ...],
+    outputs: int | None = None,
+) -> Partial:
     """The sums of one row group. A row that any input, target or argument makes bad does not count.
 
-    outputs  how many the model has, where a column names the target: a row that names none of them is bad
+    outputs  how many the model has, where a column names the target: a row that names none of them
+             is bad
     """
     first = sum(files[file].row_groups[:row_group])
     last = first + files[file].row_groups[row_group]
@@ -68,15 +80,20 @@ def _kept(rows: Rows, outputs: int | None) -> np.ndarray:
 
 @_summing
 def fold_means(partials: Sequence[Partial]) -> tuple[np.ndarray, ...]:
-    """Mean of each input, `[*shape]` float64, added up in (file, row group) order whatever order they came in.
+    """Mean of each input, `[*shape]` float64, added up in (file, row group) order whatever order
+    they came in.
 
     Raises DataError if no row is clean.
     """
     ordered = sorted(partials, key=lambda p: (p.file, p.row_group))
     count = sum(p.count for p in ordered)
     if not count:
-        raise DataError("mean baseline", expected="at least one clean row", seen="none in the whole source",
-                        next_step="mend the input columns, or choose another baseline")  # fmt: skip
+        raise DataError(
+            "mean baseline",
+            expected="at least one clean row",
+            seen="none in the whole source",
+            next_step="mend the input columns, or choose another baseline",
+        )
     totals = [np.zeros_like(values) for values in ordered[0].sums]
     for partial in ordered:
         for total, values in zip(totals, partial.sums, strict=True):
@@ -90,17 +107,30 @@ def check_means(means: Sequence[np.ndarray], shapes: Sequence[InputShape]) -> No
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
             column = shape.columns[int(wrong[0]) if shape.named else 0]
-            raise DataError(f"mean baseline, column `{column}`", expected="values whose sum float64 can hold",
-                            seen=f"a mean of {values.flat[wrong[0]]}",
-                            next_step="mend the largest values, scale them, or choose another baseline")  # fmt: skip
+            raise DataError(
+                f"mean baseline, column `{column}`",
+                expected="values whose sum float64 can hold",
+                seen=f"a mean of {values.flat[wrong[0]]}",
+                next_step="mend the largest values, scale them, or choose another baseline",
+            )
 
 
-def means_uri(root: Uri, files: Sequence[SourceFile], spec: AttributeSpec, outputs: int | None = None) -> Uri:
-    """Where the means of these files lie under the output root: named by all that can change them."""
+def means_uri(
+    root: Uri, files: Sequence[SourceFile], spec: AttributeSpec, outputs: int | None = None
+) -> Uri:
+    """Where the means of these files lie under the output root: named by all that can
+    change them.
+    """
     parts = spec.model_dump(mode="json", include={"inputs", "forward_args", "target", "baseline"})
     parts |= {} if outputs is None else {"outputs": outputs}
-    digest = digest_json([NUMERICS_VERSION, spec.compute.storage, parts,
-                          [[f.path, f.first_row, f.size, f.fingerprint] for f in files]])  # fmt: skip
+    digest = digest_json(
+        [
+            NUMERICS_VERSION,
+            spec.compute.storage,
+            parts,
+            [[f.path, f.first_row, f.size, f.fingerprint] for f in files],
+        ]
+    )
     return root.child("_ingest", digest[:32], f"mean-{digest[:32]}.safetensors")
 
 
@@ -115,14 +145,19 @@ def write_means(store: Store, uri: Uri, means: Sequence[np.ndarray]) -> Statisti
 
 
 def read_means(store: Store, uri: Uri, sha256: str) -> tuple[np.ndarray, ...]:
-    """The means as written, one array per input. IntegrityError if the object is gone or not the one planned."""
+    """The means as written, one array per input. IntegrityError if the object is gone or not the
+    one planned.
+    """
     try:
         data = store.read(uri)
     except FileNotFoundError:
         data = b""
     seen = hashlib.sha256(data).hexdigest()
     if seen != sha256:
-        raise IntegrityError(str(uri), expected=f"dataset means with sha256 {sha256}",
-                             seen=seen if data else "no object",
-                             next_step="delete the object if it exists, and plan again")  # fmt: skip
+        raise IntegrityError(
+            str(uri),
+            expected=f"dataset means with sha256 {sha256}",
+            seen=seen if data else "no object",
+            next_step="delete the object if it exists, and plan again",
+        )
     return tuple(values for _, values in sorted(load(data).items()))

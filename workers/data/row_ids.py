@@ -1,4 +1,6 @@
-"""Row ids over the whole source: null, NaN and duplicate ones are reported before any work is done."""
+"""Row ids over the whole source: null, NaN and duplicate ones are reported before any work
+is done.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True, eq=False)
 class _Column:
-    """The ids of a source, which are never all in memory; of one type where the files' types differ."""
+    """The ids of a source, which are never all in memory; of one type where the files' types
+    differ.
+    """
 
     store: Store
     files: Sequence[SourceFile]
@@ -37,7 +41,11 @@ class _Column:
         """Where some rows lie, their ids, and which of the rows could be parsed."""
         for rows, table in read_parts(self.store, self.files, [self.name, BAD]):
             ids = row_ids(self.files, [rows], table, self.name)
-            bad = table.column(BAD).combine_chunks() if BAD in table.column_names else pa.nulls(rows.rows)
+            bad = (
+                table.column(BAD).combine_chunks()
+                if BAD in table.column_names
+                else pa.nulls(rows.rows)
+            )
             yield rows, ids.cast(self.kind, safe=False) if self.kind else ids, bad.is_null()
 
     def place(self, rows: Slice, position: int) -> str:
@@ -45,12 +53,16 @@ class _Column:
         return str(row_ids(self.files, [one], pa.table({}), None)[0].as_py())
 
     def wrong(self, expected: str, seen: str) -> DataError:
-        return DataError(f"source.row_id `{self.name}`", expected=expected, seen=seen, next_step=_NEXT)
+        return DataError(
+            f"source.row_id `{self.name}`", expected=expected, seen=seen, next_step=_NEXT
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What is kept of some rows: 8 bytes for each id, and the places of the first ids that are none."""
+    """What is kept of some rows: 8 bytes for each id, and the places of the first ids that are
+    none.
+    """
 
     kind: pa.DataType
     hashes: Hashes
@@ -62,14 +74,17 @@ class _Seen:
 def check_row_ids(store: Store, files: Sequence[SourceFile], column: str) -> None:
     """Read that column alone. Raises DataError with places if ids are null, twice or no text.
 
-    A line that could not be parsed has no id, and is no reason to stop: it is `bad_input` in the output.
+    A line that could not be parsed has no id, and is no reason to stop: it is `bad_input` in the
+    output.
     """
     ids = _Column(store, files, column)
     seen = [_look(ids, rows, values, there) for rows, values, there in ids.parts()]
     nulls, garbled = sum(s.nulls for s in seen), next((s.garbled for s in seen if s.garbled), None)
     if nulls:
         first = next(s.null for s in seen if s.null)
-        raise ids.wrong("an id in every row, which no null and no NaN is", f"{nulls} null, the first at {first}")
+        raise ids.wrong(
+            "an id in every row, which no null and no NaN is", f"{nulls} null, the first at {first}"
+        )
     if garbled:
         raise ids.wrong("ids in UTF-8", f"other bytes at {garbled}")
     kinds = {s.kind for s in seen if len(s.hashes)}
@@ -83,9 +98,13 @@ def check_row_ids(store: Store, files: Sequence[SourceFile], column: str) -> Non
 def _look(ids: _Column, rows: Slice, values: pa.Array, there: pa.Array) -> _Seen:
     null = pc.indices_nonzero(pc.and_(values.is_null(nan_is_null=True), there))
     garbled = _first_garbled(values)
-    return _Seen(kind=values.type, hashes=hash_ids(values), nulls=len(null),
-                 null=ids.place(rows, null[0].as_py()) if len(null) else None,
-                 garbled=None if garbled is None else ids.place(rows, garbled))  # fmt: skip
+    return _Seen(
+        kind=values.type,
+        hashes=hash_ids(values),
+        nulls=len(null),
+        null=ids.place(rows, null[0].as_py()) if len(null) else None,
+        garbled=None if garbled is None else ids.place(rows, garbled),
+    )
 
 
 def _common(kinds: set[pa.DataType]) -> pa.DataType:
@@ -94,8 +113,11 @@ def _common(kinds: set[pa.DataType]) -> pa.DataType:
 
 
 def hash_ids(ids: pa.Array) -> Hashes:
-    """64 bits of each id, nulls left out: of its bytes as Arrow stores them, which ids of one type share if equal."""
-    import pandas as pd  # 40 MB, which drivers and workers do without where no column names the rows
+    """64 bits of each id, nulls left out: of its bytes as Arrow stores them, which ids of one type
+    share if equal.
+    """
+    # 40 MB, which drivers and workers do without where no column names the rows
+    import pandas as pd
 
     known = ids.drop_null()
     known = known.cast(pa.uint8()) if pa.types.is_boolean(known.type) else known
@@ -103,18 +125,30 @@ def hash_ids(ids: pa.Array) -> Hashes:
         return np.empty(0, np.uint64)
     if pa.types.is_primitive(known.type) and known.type.bit_width <= 64:
         return pd.util.hash_array(known.view(f"uint{known.type.bit_width}").to_numpy())
-    bare = known.view(pa.binary(known.type.bit_width // 8)) if pa.types.is_decimal(known.type) else known
-    return pd.util.hash_array(bare.cast(pa.large_binary()).to_numpy(zero_copy_only=False), categorize=False)
+    bare = (
+        known.view(pa.binary(known.type.bit_width // 8))
+        if pa.types.is_decimal(known.type)
+        else known
+    )
+    return pd.util.hash_array(
+        bare.cast(pa.large_binary()).to_numpy(zero_copy_only=False), categorize=False
+    )
 
 
 def _first_garbled(ids: pa.Array) -> int | None:
-    """Parquet does not enforce that strings are UTF-8, and a row with such an id could not be named anywhere."""
+    """Parquet does not enforce that strings are UTF-8, and a row with such an id could not be named
+    anywhere.
+    """
     if not (pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
         return None
     try:
         ids.validate(full=True)
     except pa.ArrowInvalid:
-        return next(i for i, value in enumerate(ids.cast(pa.large_binary()).to_pylist()) if not _is_utf8(value))
+        return next(
+            i
+            for i, value in enumerate(ids.cast(pa.large_binary()).to_pylist())
+            if not _is_utf8(value)
+        )
     return None
 
 

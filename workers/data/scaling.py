@@ -23,11 +23,17 @@ def spread(numbers: Numbers, shape: tuple[int, ...]) -> np.ndarray:
         return values.reshape(shape)
     if values.size == shape[0]:
         return values.reshape(-1, *[1] * (len(shape) - 1))
-    raise ValueError(f"{values.size} numbers fit neither {prod(shape)} features nor {shape[0]} channels")
+    raise ValueError(
+        f"{values.size} numbers fit neither {prod(shape)} features nor {shape[0]} channels"
+    )
 
 
-def scale(values: np.ndarray, spec_input: ColumnsInput | TensorInput, shape: InputShape) -> np.ndarray:
-    """Raw values `[rows, *shape]` in model units, computed in their own dtype; not a copy if nothing changes."""
+def scale(
+    values: np.ndarray, spec_input: ColumnsInput | TensorInput, shape: InputShape
+) -> np.ndarray:
+    """Raw values `[rows, *shape]` in model units, computed in their own dtype; not a copy if
+    nothing changes.
+    """
     steps = (
         (np.divide, spec_input.divide, 1),
         (np.subtract, spec_input.mean, 0),

@@ -34,11 +34,13 @@ Reasons = list[str | None]
 class Rows:
     """Rows ready for the model; a row with a reason is `bad_input` and all zeros in every tensor.
 
-    inputs        one per input, `[rows, *shape]` in the job's precision, model units; for an input of ids 1 where the
-                  row has an id and 0 in padding (what that means: `embeddings.IdsModel`)
+    inputs        one per input, `[rows, *shape]` in the job's precision, model units; for an input
+                  of ids 1 where the row has an id and 0 in padding (what that means:
+                  `embeddings.IdsModel`)
     baselines     like inputs for baselines held by columns, else None
-    forward_args  first the ids of each such input, int64 `[rows]` or `[rows, length]`, PADDING where there is none; then
-                  the spec's, `[rows]` or `[rows, *shape]` in their own dtype
+    forward_args  first the ids of each such input, int64 `[rows]` or `[rows, length]`, PADDING
+                  where there is none; then the spec's, `[rows]` or `[rows, *shape]` in their own
+                  dtype
     target        `[rows]` int64 for a target column, else None
     reasons       why a row is bad, None for a clean one
     """
@@ -57,7 +59,9 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
-    """Rows of a table whose lists of ids have one padded length: their numbers, and the shapes of their inputs."""
+    """Rows of a table whose lists of ids have one padded length: their numbers, and the shapes of
+    their inputs.
+    """
 
     rows: NDArray[np.int64]
     shapes: tuple[InputShape, ...]
@@ -77,19 +81,43 @@ class _Source:
 
 
 def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]) -> Rows:
-    """Tensors of a table read by `read_slices`. No row ever raises: what is wrong with it is its reason."""
+    """Tensors of a table read by `read_slices`. No row ever raises: what is wrong with it is its
+    reason.
+    """
     reasons = _marked(table)
     dtype = np.dtype(spec.compute.storage)
     ids = {
-        i.name: _ids(table, i, s, reasons) for i, s in zip(spec.inputs, shapes, strict=True) if isinstance(i, IdsInput)
+        i.name: _ids(table, i, s, reasons)
+        for i, s in zip(spec.inputs, shapes, strict=True)
+        if isinstance(i, IdsInput)
     }
-    inputs = [_presence(ids[i.name], s, dtype) if isinstance(i, IdsInput) else _input(table, i, s, dtype, reasons)
-              for i, s in zip(spec.inputs, shapes, strict=True)]  # fmt: skip
-    baselines = [_baseline(table, b, i, s, dtype, reasons)
-                 if isinstance(b, ColumnBaseline) and not isinstance(i, IdsInput) else None
-                 for b, i, s in zip(spec.baselines, spec.inputs, shapes, strict=True)]  # fmt: skip
-    arguments = [*ids.values(), *(_forward_arg(table, arg, reasons) if arg.mask_of is None else
-                                  (ids[arg.mask_of] != PADDING).astype(arg.dtype) for arg in spec.forward_args)]  # fmt: skip
+    inputs = [
+        (
+            _presence(ids[i.name], s, dtype)
+            if isinstance(i, IdsInput)
+            else _input(table, i, s, dtype, reasons)
+        )
+        for i, s in zip(spec.inputs, shapes, strict=True)
+    ]
+    baselines = [
+        (
+            _baseline(table, b, i, s, dtype, reasons)
+            if isinstance(b, ColumnBaseline) and not isinstance(i, IdsInput)
+            else None
+        )
+        for b, i, s in zip(spec.baselines, spec.inputs, shapes, strict=True)
+    ]
+    arguments = [
+        *ids.values(),
+        *(
+            (
+                _forward_arg(table, arg, reasons)
+                if arg.mask_of is None
+                else (ids[arg.mask_of] != PADDING).astype(arg.dtype)
+            )
+            for arg in spec.forward_args
+        ),
+    ]
     target = _target(table, spec.target, reasons) if isinstance(spec.target, ColumnTarget) else None
     bad = np.flatnonzero([r is not None for r in reasons])
     return Rows(
@@ -101,19 +129,27 @@ def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
     )
 
 
-def length_buckets(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]) -> list[Bucket]:
-    """The table's rows by the padded lengths of their lists of ids, shortest first; one bucket if no input varies.
+def length_buckets(
+    table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
+) -> list[Bucket]:
+    """The table's rows by the padded lengths of their lists of ids, shortest first; one bucket if
+    no input varies.
 
-    A row's padded length depends on the row alone, so neither sharding nor neighbours can change it. Rows with a bad
-    list go wherever they fit, to be told their reason there.
+    A row's padded length depends on the row alone, so neither sharding nor neighbours can change
+    it. Rows with a bad list go wherever they fit, to be told their reason there.
     """
     varying = [i for i, shape in enumerate(shapes) if shape.varying]
     if not varying:
         return [Bucket(np.arange(table.num_rows), shapes)]
     lengths = np.stack([_padded_lengths(table, spec.inputs[i]) for i in varying], 1)
     kinds, kind = np.unique(lengths, axis=0, return_inverse=True)
-    return [Bucket(np.flatnonzero(kind.reshape(-1) == k), _of_lengths(shapes, dict(zip(varying, row, strict=True))))
-            for k, row in enumerate(kinds.tolist())]  # fmt: skip
+    return [
+        Bucket(
+            np.flatnonzero(kind.reshape(-1) == k),
+            _of_lengths(shapes, dict(zip(varying, row, strict=True))),
+        )
+        for k, row in enumerate(kinds.tolist())
+    ]
 
 
 def _padded_lengths(table: pa.Table, spec_input: Input) -> NDArray[np.int64]:
@@ -125,11 +161,16 @@ def _padded_lengths(table: pa.Table, spec_input: Input) -> NDArray[np.int64]:
 
 
 def _of_lengths(shapes: tuple[InputShape, ...], lengths: dict[int, int]) -> tuple[InputShape, ...]:
-    return tuple(s.model_copy(update={"shape": (lengths[i],)}) if i in lengths else s for i, s in enumerate(shapes))
+    return tuple(
+        s.model_copy(update={"shape": (lengths[i],)}) if i in lengths else s
+        for i, s in enumerate(shapes)
+    )
 
 
 def _lists(table: pa.Table, spec_input: IdsInput) -> pa.Array:
-    """The input's list column in one piece; a file without a single list may hold a column of nulls."""
+    """The input's list column in one piece; a file without a single list may hold a column of
+    nulls.
+    """
     column = _storage(table.column(value_columns(spec_input)[0])).combine_chunks()
     return pa.nulls(len(column), pa.list_(pa.int64())) if pa.types.is_null(column.type) else column
 
@@ -154,16 +195,27 @@ def _tensor(values: np.ndarray, bad: np.ndarray) -> Tensor:
     return torch.from_numpy(values)
 
 
-def _input(table: pa.Table, spec_input: ColumnsInput | TensorInput, shape: InputShape, dtype: np.dtype,
-           reasons: Reasons) -> np.ndarray:  # fmt: skip
+def _input(
+    table: pa.Table,
+    spec_input: ColumnsInput | TensorInput,
+    shape: InputShape,
+    dtype: np.dtype,
+    reasons: Reasons,
+) -> np.ndarray:
     source = _Source(shape.columns, shape.shape, not shape.named)
     values = scale(_gather(table, source, _floats(dtype), np.nan, dtype), spec_input, shape)
     _judge(table, source, ~np.isfinite(values), f"not finite as {dtype} in model units", reasons)
     return values
 
 
-def _baseline(table: pa.Table, baseline: ColumnBaseline, spec_input: ColumnsInput | TensorInput, shape: InputShape,
-              dtype: np.dtype, reasons: Reasons) -> np.ndarray:  # fmt: skip
+def _baseline(
+    table: pa.Table,
+    baseline: ColumnBaseline,
+    spec_input: ColumnsInput | TensorInput,
+    shape: InputShape,
+    dtype: np.dtype,
+    reasons: Reasons,
+) -> np.ndarray:
     source = _Source(value_columns(baseline), shape.shape, baseline.column is not None)
     values = _gather(table, source, _floats(dtype), np.nan, dtype)
     values = scale(values, spec_input, shape) if baseline.units == "raw" else values
@@ -202,7 +254,9 @@ def _ids(table: pa.Table, spec_input: IdsInput, shape: InputShape, reasons: Reas
 
 
 def _varying_ids(lists: pa.Array, spec_input: IdsInput, width: int, reasons: Reasons) -> np.ndarray:
-    """`[rows, width]` of lists that are no longer than that; of a longer one, which is bad, what fits."""
+    """`[rows, width]` of lists that are no longer than that; of a longer one, which is bad, what
+    fits.
+    """
     lengths = _list_lengths(lists)
     row = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -242,24 +296,41 @@ def _target(table: pa.Table, target: ColumnTarget, reasons: Reasons) -> np.ndarr
     return values
 
 
-# --- columns to arrays -------------------------------------------------------------------------------------
+# --- columns to arrays -------------------------------------------------------------------------
 
 
-def _gather(table: pa.Table, source: _Source, decode: Callable[[pa.Array], np.ndarray], blank: float,
-            dtype: np.dtype) -> np.ndarray:  # fmt: skip
-    """`[rows, *shape]` of a tensor's columns; `blank` where a value is null, misshapen or of another type."""
+def _gather(
+    table: pa.Table,
+    source: _Source,
+    decode: Callable[[pa.Array], np.ndarray],
+    blank: float,
+    dtype: np.dtype,
+) -> np.ndarray:
+    """`[rows, *shape]` of a tensor's columns; `blank` where a value is null, misshapen or of
+    another type.
+    """
     rows = table.num_rows
     if source.listed:
-        return _column(table, source.columns[0], source, decode, blank, dtype).reshape(rows, *source.shape)
+        return _column(table, source.columns[0], source, decode, blank, dtype).reshape(
+            rows, *source.shape
+        )
     values = np.empty((rows, len(source.columns)), dtype)
     for j, name in enumerate(source.columns):
         values[:, j] = _column(table, name, source, decode, blank, dtype)[:, 0]
     return values.reshape(rows, *source.shape)
 
 
-def _column(table: pa.Table, name: str, source: _Source, decode: Callable[[pa.Array], np.ndarray], blank: float,
-            dtype: np.dtype) -> np.ndarray:  # fmt: skip
-    """`[rows, values]` of one column, without a copy where Arrow holds it in one piece and in this dtype."""
+def _column(
+    table: pa.Table,
+    name: str,
+    source: _Source,
+    decode: Callable[[pa.Array], np.ndarray],
+    blank: float,
+    dtype: np.dtype,
+) -> np.ndarray:
+    """`[rows, values]` of one column, without a copy where Arrow holds it in one piece and in this
+    dtype.
+    """
     column = _storage(table.column(name))
     sizes = _sizes(column.type, source)
     if not _readable(column.type, sizes):
@@ -270,8 +341,13 @@ def _column(table: pa.Table, name: str, source: _Source, decode: Callable[[pa.Ar
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _chunk(chunk: pa.Array, sizes: tuple[int, ...], decode: Callable[[pa.Array], np.ndarray], blank: float,
-           dtype: np.dtype) -> np.ndarray:  # fmt: skip
+def _chunk(
+    chunk: pa.Array,
+    sizes: tuple[int, ...],
+    decode: Callable[[pa.Array], np.ndarray],
+    blank: float,
+    dtype: np.dtype,
+) -> np.ndarray:
     shaped = _shaped(chunk, sizes)
     leaves = _kept(chunk, shaped)
     for _ in sizes:
@@ -288,7 +364,12 @@ def _shaped(lists: pa.Array, sizes: tuple[int, ...]) -> np.ndarray:
     """`[rows]` bool: whose lists have these lengths at every level."""
     if not sizes:
         return np.ones(len(lists), bool)
-    good = pc.equal(pc.list_value_length(lists), sizes[0]).fill_null(False).to_numpy(zero_copy_only=False).copy()
+    good = (
+        pc.equal(pc.list_value_length(lists), sizes[0])
+        .fill_null(False)
+        .to_numpy(zero_copy_only=False)
+        .copy()
+    )
     inner = _shaped(_kept(lists, good).flatten(), sizes[1:]) if len(sizes) > 1 else np.ones(0, bool)
     if not inner.all():
         good[good] = inner.reshape(-1, sizes[0]).all(axis=1)
@@ -330,9 +411,15 @@ def _plain(leaves: pa.Array) -> pa.Array:
     kind, t = leaves.type, pa.types
     if t.is_boolean(kind):
         return leaves.cast(pa.uint8())
-    # 64-bit integers always pass through float64, as they do in numpy's hands once a neighbour is null:
-    # the way they round must not depend on neighbours.
-    if t.is_decimal(kind) or t.is_null(kind) or t.is_float16(kind) or t.is_int64(kind) or t.is_uint64(kind):
+    # 64-bit integers always pass through float64, as they do in numpy's hands once a neighbour is
+    # null: the way they round must not depend on neighbours.
+    if (
+        t.is_decimal(kind)
+        or t.is_null(kind)
+        or t.is_float16(kind)
+        or t.is_int64(kind)
+        or t.is_uint64(kind)
+    ):
         return leaves.cast(pa.float64(), safe=False)
     return leaves
 
@@ -350,10 +437,12 @@ def _integers(leaves: pa.Array) -> np.ndarray:
     return np.where(good, np.where(good, raw, 0).astype(np.int64), _NO_INTEGER)
 
 
-# --- reasons -----------------------------------------------------------------------------------------------
+# --- reasons -----------------------------------------------------------------------------------
 
 
-def _judge(table: pa.Table, source: _Source, wrong: np.ndarray, expected: str, reasons: Reasons) -> None:
+def _judge(
+    table: pa.Table, source: _Source, wrong: np.ndarray, expected: str, reasons: Reasons
+) -> None:
     """Give every row with a wrong value, and no reason yet, its reason: the first wrong value."""
     if not wrong.any():
         return
@@ -368,8 +457,14 @@ def _judge(table: pa.Table, source: _Source, wrong: np.ndarray, expected: str, r
             reasons[i] = _reason(columns[name], int(i), name, sizes, place, expected)
 
 
-def _reason(column: pa.ChunkedArray, row: int, name: str, sizes: tuple[int, ...], place: tuple[int, ...],
-            expected: str) -> str:  # fmt: skip
+def _reason(
+    column: pa.ChunkedArray,
+    row: int,
+    name: str,
+    sizes: tuple[int, ...],
+    place: tuple[int, ...],
+    expected: str,
+) -> str:
     if not _readable(column.type, sizes) and not pa.types.is_null(column.type):
         return f"{name}: expected {'lists of ' if sizes else ''}numbers, seen {column.type}"
     value = column[row]

@@ -6,7 +6,9 @@ import pyarrow as pa
 
 
 def plain_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
-    """Each value as Python has it; a date or time that Python cannot hold is the integer that Arrow stores."""
+    """Each value as Python has it; a date or time that Python cannot hold is the integer that Arrow
+    stores.
+    """
     try:
         return list(column.to_pylist())
     except (OverflowError, ValueError):
@@ -14,7 +16,9 @@ def plain_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
 
 
 def plain_value(value: pa.Scalar) -> object:
-    """A date of the year 10000 is no date to Python, nor is a time in a zone that it does not know."""
+    """A date of the year 10000 is no date to Python, nor is a time in a zone that it does
+    not know.
+    """
     try:
         return value.as_py()
     except (OverflowError, ValueError):

@@ -1,1 +1,3 @@
-"""Outputs and gradients at (row, node) items in step batches, and rows that enter, are judged and leave."""
+"""Outputs and gradients at (row, node) items in step batches, and rows that enter, are judged and
+leave.
+"""

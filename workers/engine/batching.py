@@ -1,4 +1,6 @@
-"""How many rows a step batch takes: a pure function of the model, the shapes and a memory budget."""
+"""How many rows a step batch takes: a pure function of the model, the shapes and a memory
+budget.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +15,37 @@ from integrand.workers.quadrature.kinked import COLUMNS
 from integrand.workers.quadrature.smooth import FIRST
 
 CACHE_BYTES = 16 << 20
-"""Saved activations of a step batch beyond this size leave the CPU's caches and gain nothing more."""
+"""Saved activations of a step batch beyond this size leave the CPU's caches and gain nothing more.
+"""
 LARGEST, SMALLEST = 1024, 16
-"""Kernels treat the last rows of batches that are no multiple of 16 differently, and with them their last bits."""
+"""Kernels treat the last rows of batches that are no multiple of 16 differently, and with them
+their last bits.
+"""
 KEPT_BYTES = 256 << 20
 """What a worker keeps of its live rows, if it explains several targets at once."""
 KEPT_BYTES_PER_ELEMENT = 63 * 8 + COLUMNS * 8
 """63 gradients, in float64 at most, and the sums of a grid."""
 
 
-def activation_bytes(forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Tensor]) -> int:
+def activation_bytes(
+    forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Tensor]
+) -> int:
     """Bytes that autograd keeps for the backward pass of one more row, counted without any timing.
 
-    The rows given are tried once and twice over: parameters and other tensors without rows cancel out.
+    The rows given are tried once and twice over: parameters and other tensors without rows cancel
+    out.
     """
     once, twice = (_kept(forward, inputs, forward_args, times) for times in (1, 2))
     own = sum(x.numel() * x.element_size() for x in inputs)
     return max(1, (twice - once + 2 * own) // inputs[0].shape[0])
 
 
-def _kept(forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Tensor], times: int) -> int:
-    """Bytes of all tensors that a forward pass over the rows, `times` over, saves; views of one storage count once."""
+def _kept(
+    forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Tensor], times: int
+) -> int:
+    """Bytes of all tensors that a forward pass over the rows, `times` over, saves; views of one
+    storage count once.
+    """
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -41,25 +53,34 @@ def _kept(forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Ten
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        out = on_copies(forward, *[torch.cat([x.detach()] * times).requires_grad_() for x in inputs],
-                        *[torch.cat([a] * times) for a in forward_args])  # fmt: skip
+    with (
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+    ):
+        out = on_copies(
+            forward,
+            *[torch.cat([x.detach()] * times).requires_grad_() for x in inputs],
+            *[torch.cat([a] * times) for a in forward_args],
+        )
     del out  # alive until here, so that no storage was freed and its address counted twice
     return sum(kept.values())
 
 
 def step_batch_rows(row_bytes: int, memory: int) -> int:
-    """Rows of a step batch, a power of two: as many as stay in cache, at least 16, never above the memory budget."""
+    """Rows of a step batch, a power of two: as many as stay in cache, at least 16, never above the
+    memory budget.
+    """
     fits = max(1, memory // (2 * row_bytes))
     wanted = min(LARGEST, max(SMALLEST, CACHE_BYTES // row_bytes))
     return 1 << (min(fits, wanted).bit_length() - 1)
 
 
 def rows_of_length(batch_rows: int, planned: int, length: int) -> int:
-    """Step batch rows for rows of `length` ids, where `batch_rows` were planned for rows of `planned` ids.
+    """Step batch rows for rows of `length` ids, where `batch_rows` were planned for rows of
+    `planned` ids.
 
-    Activations grow at least in proportion to the length and at most, by attention, with its square: so many rows take no
-    more memory than was planned, unless that would be fewer than 16.
+    Activations grow at least in proportion to the length and at most, by attention, with its
+    square: so many rows take no more memory than was planned, unless that would be fewer than 16.
     """
     wanted = min(LARGEST, batch_rows * planned // length, batch_rows * planned**2 // length**2)
     return 1 << (max(min(batch_rows, SMALLEST), wanted).bit_length() - 1)

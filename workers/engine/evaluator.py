@@ -1,7 +1,8 @@
-"""Evaluations of the model: outputs and gradients at (row, node) items, in step batches of one fixed shape.
+"""Evaluations of the model: outputs and gradients at (row, node) items, in step batches of one
+fixed shape.
 
-Bits depend on nothing but the row: every batch has the same shape whatever rows happen to be beside it. Only where
-memory runs out is the shape halved, and `Evaluator.capacity` tells.
+Bits depend on nothing but the row: every batch has the same shape whatever rows happen to be beside
+it. Only where memory runs out is the shape halved, and `Evaluator.capacity` tells.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Problem:
     """Validated tensors of one call. `baselines` hold one row where all rows share it.
 
     targets    output indices `[rows, targets, depth]`, None for scalar outputs
-    lift       where inputs and baselines are hidden tensors of a hoisted prefix: the problem in features
+    lift       where inputs and baselines are hidden tensors of a hoisted prefix: the problem in
+               features
     step       what step batches run in place of `forward`: compiled, or under autocast to `half`
     rounding   relative L1 error of attributions under autocast, as measured, `[rows, targets]`
     """
@@ -78,7 +80,10 @@ class Problem:
         return [a[rows] for a in self.forward_args]
 
     def baseline(self, rows: Tensor) -> list[Tensor]:
-        return [b.expand(len(rows), *b.shape[1:]) if b.shape[0] == 1 else b[rows] for b in self.baselines]
+        return [
+            b.expand(len(rows), *b.shape[1:]) if b.shape[0] == 1 else b[rows]
+            for b in self.baselines
+        ]
 
     def table(self, rows: Tensor, target: int) -> Tensor | None:
         """Output indices of one target of some rows, `[rows, depth]`."""
@@ -86,8 +91,10 @@ class Problem:
 
     def difference(self, rows: Tensor) -> Floats:
         """x − x' of some rows, all inputs side by side: [rows, elements] float64."""
-        parts = [(x[rows].double() - b.double()).reshape(len(rows), -1)
-                 for x, b in zip(self.inputs, self.baseline(rows), strict=True)]  # fmt: skip
+        parts = [
+            (x[rows].double() - b.double()).reshape(len(rows), -1)
+            for x, b in zip(self.inputs, self.baseline(rows), strict=True)
+        ]
         return np.ascontiguousarray(torch.cat(parts, 1).cpu().numpy())
 
     @property
@@ -98,14 +105,18 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Lift:
-    """How hidden gradients become feature gradients: the problem in features, and its model's affine prefix."""
+    """How hidden gradients become feature gradients: the problem in features, and its model's
+    affine prefix.
+    """
 
     problem: Problem
     hoisted: Hoisted
 
 
 class Evaluator:
-    """Runs a problem's model on batches of `capacity` rows, the last one padded; halves them where memory runs out."""
+    """Runs a problem's model on batches of `capacity` rows, the last one padded; halves them where
+    memory runs out.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -117,7 +128,10 @@ class Evaluator:
         """Outputs at some rows of `points` (one row where all share it): [rows, ...]."""
 
         def run(piece: Tensor) -> Tensor:
-            at = [p.expand(len(piece), *p.shape[1:]).clone() if p.shape[0] == 1 else p[piece] for p in points]
+            at = [
+                p.expand(len(piece), *p.shape[1:]).clone() if p.shape[0] == 1 else p[piece]
+                for p in points
+            ]
             out = self.problem.forward(*at, *self.problem.arguments(piece))
             for target in range(self.problem.targets_per_row if check else 0):
                 out = check_output(out, len(piece), self.problem.table(piece, target))
@@ -133,16 +147,25 @@ class Evaluator:
 
         found = self._batched(torch.arange(len(rows), device=rows.device), run)
         self.padded += len(found) * self.capacity - len(rows)
-        parts = [[Step(step.gradients[:count], step.values[:count]) for step in steps] for steps, count in found]
+        parts = [
+            [Step(step.gradients[:count], step.values[:count]) for step in steps]
+            for steps, count in found
+        ]
         if len(parts) == 1:
             return parts[0]
-        return [Step(torch.cat([p[i].gradients for p in parts]), torch.cat([p[i].values for p in parts]))
-                for i in range(len(wanted))]  # fmt: skip
+        return [
+            Step(
+                torch.cat([p[i].gradients for p in parts]), torch.cat([p[i].values for p in parts])
+            )
+            for i in range(len(wanted))
+        ]
 
     def pull(self, rows: Tensor, gradients: Floats, nodes: int) -> Floats:
-        """Combinations of gradients `[rows, k, elements]` with respect to features: the transposed prefix, if there is one.
+        """Combinations of gradients `[rows, k, elements]` with respect to features: the transposed
+        prefix, if there is one.
 
-        Batches have one size for all rows that were judged after `nodes` new ones: about what a step batch brings.
+        Batches have one size for all rows that were judged after `nodes` new ones: about what a
+        step batch brings.
         """
         lift = self.problem.lift
         if lift is None:
@@ -154,15 +177,23 @@ class Evaluator:
         owner = rows.repeat_interleave(each)
 
         def run(piece: Tensor) -> Tensor:
-            cotangents = [part.reshape(len(piece), *h.shape[1:]) for part, h in zip(
-                flat[piece].split([h[0].numel() for h in self.problem.inputs], 1), self.problem.inputs, strict=True)]  # fmt: skip
+            cotangents = [
+                part.reshape(len(piece), *h.shape[1:])
+                for part, h in zip(
+                    flat[piece].split([h[0].numel() for h in self.problem.inputs], 1),
+                    self.problem.inputs,
+                    strict=True,
+                )
+            ]
             pulled = lift.hoisted.pull(cotangents, self.problem.arguments(owner[piece]))
             return torch.cat([p.reshape(len(piece), -1) for p in pulled], 1)
 
         usual = each * max(1, self.capacity // nodes)
         size = min(self.capacity, -(-usual // 16) * 16)
         found = self._batched(torch.arange(len(flat), device=flat.device), run, size)
-        return torch.cat([out[:n] for out, n in found]).double().cpu().numpy().reshape(count, each, -1)
+        return (
+            torch.cat([out[:n] for out, n in found]).double().cpu().numpy().reshape(count, each, -1)
+        )
 
     @torch.no_grad()
     def hidden(self, hoisted: Hoisted, points: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -172,7 +203,9 @@ class Evaluator:
         rows = torch.arange(1 if shared else problem.rows, device=problem.device)
 
         def run(piece: Tensor) -> tuple[Tensor, ...]:
-            at = [p.expand(len(piece), *p.shape[1:]) if p.shape[0] == 1 else p[piece] for p in points]
+            at = [
+                p.expand(len(piece), *p.shape[1:]) if p.shape[0] == 1 else p[piece] for p in points
+            ]
             return hoisted.prefix(*at, *problem.arguments(piece))
 
         found = [[h[:n] for h in out] for out, n in self._batched(rows, run)]
@@ -181,7 +214,9 @@ class Evaluator:
     def _batched(
         self, rows: Tensor, run: Callable[[Tensor], Found], size: int | None = None
     ) -> list[tuple[Found, int]]:
-        """`run` on pieces of `size` rows, or of a full step batch; smaller ones from the moment memory runs out."""
+        """`run` on pieces of `size` rows, or of a full step batch; smaller ones from the moment
+        memory runs out.
+        """
         while True:
             try:
                 pieces = batches(rows, min(size or self.capacity, self.capacity))
@@ -199,19 +234,30 @@ class Evaluator:
 
 
 def lifted(evaluator: Evaluator, hoisted: Hoisted) -> Problem:
-    """The evaluator's problem behind the affine prefix: h(x' + α(x − x')) = h(x') + α(h(x) − h(x'))."""
+    """The evaluator's problem behind the affine prefix: h(x' + α(x − x')) = h(x') + α(h(x) −
+    h(x')).
+    """
     problem = evaluator.problem
-    return replace(problem, forward=hoisted.tail, inputs=evaluator.hidden(hoisted, problem.inputs),
-                   baselines=evaluator.hidden(hoisted, problem.baselines), lift=Lift(problem, hoisted))  # fmt: skip
+    return replace(
+        problem,
+        forward=hoisted.tail,
+        inputs=evaluator.hidden(hoisted, problem.inputs),
+        baselines=evaluator.hidden(hoisted, problem.baselines),
+        lift=Lift(problem, hoisted),
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether less at a time may still work: CUDA's and the CPU allocator's own words for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(
+        error, MemoryError | torch.OutOfMemoryError
+    ) or "can't allocate memory" in str(error)
 
 
 def batches(rows: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
-    """`rows` in pieces of exactly `size`, the last one padded with its own last row; with the count that is real."""
+    """`rows` in pieces of exactly `size`, the last one padded with its own last row; with the count
+    that is real.
+    """
     for start in range(0, len(rows), size):
         piece = rows[start : start + size]
         missing = size - len(piece)
@@ -219,7 +265,9 @@ def batches(rows: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
 
 
 def endpoint_values(evaluator: Evaluator, rows: Tensor) -> tuple[Floats, Floats]:
-    """f(x) and f(x') of some rows, [rows, targets] float64; every distinct baseline is evaluated once."""
+    """f(x) and f(x') of some rows, [rows, targets] float64; every distinct baseline is evaluated
+    once.
+    """
     problem = evaluator.problem
     f_input = _selected(problem, evaluator.outputs(problem.inputs, rows), rows)
     first, which = _distinct(problem, rows)
@@ -228,13 +276,20 @@ def endpoint_values(evaluator: Evaluator, rows: Tensor) -> tuple[Floats, Floats]
 
 
 def _distinct(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions in `rows` of the distinct (baseline, forward_args), and which of them each row has."""
-    own = [t for t in (*problem.baselines, *problem.forward_args) if t.shape[0] > 1 or t.shape[0] == problem.rows]
+    """Positions in `rows` of the distinct (baseline, forward_args), and which of them each
+    row has.
+    """
+    own = [
+        t
+        for t in (*problem.baselines, *problem.forward_args)
+        if t.shape[0] > 1 or t.shape[0] == problem.rows
+    ]
     if not own:
         return rows.new_zeros(1), torch.zeros_like(rows)
     seen: dict[bytes, int] = {}
     table = np.concatenate(
-        [t[rows].reshape(len(rows), -1).cpu().contiguous().view(torch.uint8).numpy() for t in own], 1
+        [t[rows].reshape(len(rows), -1).cpu().contiguous().view(torch.uint8).numpy() for t in own],
+        1,
     )
     which = [seen.setdefault(row.tobytes(), len(seen)) for row in table]
     first = np.unique(which, return_index=True)[1]
@@ -248,47 +303,70 @@ def _selected(problem: Problem, out: Tensor, rows: Tensor) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One target of one step batch: ∂f/∂x, all inputs side by side [rows, elements], and f [rows]."""
+    """One target of one step batch: ∂f/∂x, all inputs side by side [rows, elements], and f
+    [rows].
+    """
 
     gradients: Tensor
     values: Tensor
 
 
-def step_gradients(problem: Problem, rows: Tensor, alphas: Tensor, wanted: Sequence[int] = (0,)) -> list[Step]:
-    """f and ∂f/∂x at x' + α(x − x') for one step batch: one forward pass, one backward pass per wanted target.
+def step_gradients(
+    problem: Problem, rows: Tensor, alphas: Tensor, wanted: Sequence[int] = (0,)
+) -> list[Step]:
+    """f and ∂f/∂x at x' + α(x − x') for one step batch: one forward pass, one backward pass per
+    wanted target.
 
-    A backward pass starts from the summed outputs: rows are independent, so each gets its own gradient. An input that
-    the output does not depend on gets zeros. Raises SpecError if the output depends on none.
+    A backward pass starts from the summed outputs: rows are independent, so each gets its own
+    gradient. An input that the output does not depend on gets zeros. Raises SpecError if the output
+    depends on none.
     """
     with torch.enable_grad():
-        points = [_between(b, x[rows], alphas).requires_grad_()
-                  for x, b in zip(problem.inputs, problem.baseline(rows), strict=True)]  # fmt: skip
+        points = [
+            _between(b, x[rows], alphas).requires_grad_()
+            for x, b in zip(problem.inputs, problem.baseline(rows), strict=True)
+        ]
         # Copies, since a model whose first operation is in place must not write to leaves.
         step = problem.forward if problem.step is None else problem.step
         out = step(*[p.clone() for p in points], *problem.arguments(rows))
         if not out.requires_grad:
             raise independent_of_inputs()
-        return [_backward(problem, out, points, rows, target, last=target == wanted[-1]) for target in wanted]
+        return [
+            _backward(problem, out, points, rows, target, last=target == wanted[-1])
+            for target in wanted
+        ]
 
 
 def _backward(
-    problem: Problem, out: Tensor, points: Sequence[Tensor], rows: Tensor, target: int, *, last: bool
+    problem: Problem,
+    out: Tensor,
+    points: Sequence[Tensor],
+    rows: Tensor,
+    target: int,
+    *,
+    last: bool,
 ) -> Step:
     values = select(out, problem.table(rows, target))
     found = torch.autograd.grad(values.sum(), points, allow_unused=True, retain_graph=not last)
     if all(g is None for g in found):
         raise independent_of_inputs()
     flat = [
-        (torch.zeros_like(p) if g is None else g).reshape(len(rows), -1) for g, p in zip(found, points, strict=True)
+        (torch.zeros_like(p) if g is None else g).reshape(len(rows), -1)
+        for g, p in zip(found, points, strict=True)
     ]
     return Step(flat[0] if len(flat) == 1 else torch.cat(flat, 1), values.detach())
 
 
 def independent_of_inputs() -> SpecError:
-    return SpecError("model output", expected="an output that depends on the inputs through differentiable operations",
-                     seen="no gradient path to any input",
-                     next_step="remove detach(), no_grad(), argmax or rounding between input and output; explain a "
-                     "TorchScript program as it was before optimize_for_inference")  # fmt: skip
+    return SpecError(
+        "model output",
+        expected="an output that depends on the inputs through differentiable operations",
+        seen="no gradient path to any input",
+        next_step=(
+            "remove detach(), no_grad(), argmax or rounding between input and output; explain a "
+            "TorchScript program as it was before optimize_for_inference"
+        ),
+    )
 
 
 def _between(baseline: Tensor, x: Tensor, alphas: Tensor) -> Tensor:

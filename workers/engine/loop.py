@@ -1,8 +1,10 @@
-"""The step-batch loop: (row, node) items of many rows in batches of one fixed shape; rows enter, are judged, and leave.
+"""The step-batch loop: (row, node) items of many rows in batches of one fixed shape; rows enter,
+are judged, and leave.
 
-A track is one target of one row; it holds a slot from its first node to its verdict. A block is a group of tracks that
-need the same nodes next; when all its items are evaluated, its judge is called. New rows enter only when the blocks in
-the queue do not fill a batch. What is summed is summed in node order, and what is judged is judged per row.
+A track is one target of one row; it holds a slot from its first node to its verdict. A block is a
+group of tracks that need the same nodes next; when all its items are evaluated, its judge is
+called. New rows enter only when the blocks in the queue do not fill a batch. What is summed is
+summed in node order, and what is judged is judged per row.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ Statuses = NDArray[np.object_]
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """Finished tracks: arrays [tracks] and [tracks, elements]; `error` is NaN where a rule gives none.
+    """Finished tracks: arrays [tracks] and [tracks, elements]; `error` is NaN where a rule gives
+    none.
 
-    needed    evaluations that the tolerance would have taken, where a track ended because it is out of reach; else 0
+    needed    evaluations that the tolerance would have taken, where a track ended because it is out
+              of reach; else 0
     """
 
     rows: Integers
@@ -56,9 +60,13 @@ class Stage:
 
 
 class Store:
-    """Per slot and column a gradient, or a sum of gradients: [slots, columns, elements]. Made at its first use."""
+    """Per slot and column a gradient, or a sum of gradients: [slots, columns, elements]. Made at
+    its first use.
+    """
 
-    def __init__(self, slots: int, columns: int, elements: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, slots: int, columns: int, elements: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.shape, self.dtype, self.device = (slots, columns, elements), dtype, device
         self.values = np.zeros((slots, columns))
         self._tensor: Tensor | None = None
@@ -78,7 +86,9 @@ class Store:
         self.values[slots, columns] = step.values.double().cpu().numpy()
 
     def add(self, slots: Integers, columns: Integers, gradients: Tensor) -> None:
-        """index_add_ adds item after item, so the order within a slot is node order wherever batches were cut."""
+        """index_add_ adds item after item, so the order within a slot is node order wherever
+        batches were cut.
+        """
         flat = self.tensor.view(-1, self.shape[2])
         flat.index_add_(0, self._index(slots * self.shape[1] + columns), gradients)
 
@@ -125,7 +135,9 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Take:
-    """The items of a block that are part of one step batch: which of its rows, and which of the stage's nodes."""
+    """The items of a block that are part of one step batch: which of its rows, and which of the
+    stage's nodes.
+    """
 
     block: Block
     row: Integers
@@ -149,7 +161,9 @@ class Loop:
             yield
 
     def _fill(self) -> list[Take]:
-        """The items of the next step batch, from the queue and, where that leaves room, from new rows."""
+        """The items of the next step batch, from the queue and, where that leaves room, from new
+        rows.
+        """
         takes, room = [], self.problem.batch_rows
         while room:
             if not self.queue:
@@ -161,7 +175,9 @@ class Loop:
             first, block.cursor = block.cursor, min(block.items, block.cursor + room)
             room -= block.cursor - first
             items = np.arange(first, block.cursor)
-            takes.append(Take(block, items // len(block.stage.nodes), items % len(block.stage.nodes)))
+            takes.append(
+                Take(block, items // len(block.stage.nodes), items % len(block.stage.nodes))
+            )
             if block.cursor == block.items:
                 self.queue.popleft()
         return takes
@@ -169,13 +185,21 @@ class Loop:
     def _evaluate(self, takes: list[Take]) -> None:
         rows = np.concatenate([t.block.rows[t.row] for t in takes])
         alphas = np.concatenate(
-            [t.block.start[t.row] + t.block.width[t.row] * t.block.stage.nodes[t.node] for t in takes]
+            [
+                t.block.start[t.row] + t.block.width[t.row] * t.block.stage.nodes[t.node]
+                for t in takes
+            ]
         )
         wanted = [
-            i for i in range(self.problem.targets_per_row) if any((t.block.slots[:, i] >= 0).any() for t in takes)
+            i
+            for i in range(self.problem.targets_per_row)
+            if any((t.block.slots[:, i] >= 0).any() for t in takes)
         ]
-        steps = self.evaluator.gradients(torch.from_numpy(rows).to(self.problem.device),
-                                         torch.from_numpy(alphas).to(self.problem.device), wanted)  # fmt: skip
+        steps = self.evaluator.gradients(
+            torch.from_numpy(rows).to(self.problem.device),
+            torch.from_numpy(alphas).to(self.problem.device),
+            wanted,
+        )
         end = 0
         for take in takes:
             start, end = end, end + len(take.row)
@@ -190,7 +214,11 @@ def _put(take: Take, target: int, step: Step) -> None:
     if (slots < 0).any():
         there = np.flatnonzero(slots >= 0)
         index = torch.from_numpy(there).to(step.gradients.device)
-        slots, node, step = slots[there], node[there], Step(step.gradients[index], step.values[index])
+        slots, node, step = (
+            slots[there],
+            node[there],
+            Step(step.gradients[index], step.values[index]),
+        )
     if not len(slots):
         return
     if stage.weights is None:

@@ -1,4 +1,6 @@
-"""A model as it is run: savings applied, its affine prefix apart, and its closed form where it has one."""
+"""A model as it is run: savings applied, its affine prefix apart, and its closed form where it has
+one.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Prepared:
 
     hoisted   its affine prefix and the rest
     network   its layers, where its integral has a closed form
-    step      what step batches run in place of `forward`, or of the rest behind the prefix: compiled, or under autocast
+    step      what step batches run in place of `forward`, or of the rest behind the prefix:
+              compiled, or under autocast
     half      the dtype of autocast
     """
 
@@ -44,32 +47,52 @@ class Prepared:
 
 def work_of(accuracy: Accuracy) -> Work:
     """What a row is taken to cost where savings are weighed."""
-    return fixed_work(len(plain_rule(accuracy).nodes)) if isinstance(accuracy, FixedSteps) else JUDGED_WORK
+    return (
+        fixed_work(len(plain_rule(accuracy).nodes))
+        if isinstance(accuracy, FixedSteps)
+        else JUDGED_WORK
+    )
 
 
-def assemble(forward: Forward, transform: str, savings: Savings, inputs: Sequence[Tensor],
-            forward_args: Sequence[Tensor], *, exact: bool = False) -> Prepared:  # fmt: skip
-    """The model with these savings and this output transform; `inputs` and `forward_args` are rows of any valid values.
+def assemble(
+    forward: Forward,
+    transform: str,
+    savings: Savings,
+    inputs: Sequence[Tensor],
+    forward_args: Sequence[Tensor],
+    *,
+    exact: bool = False,
+) -> Prepared:
+    """The model with these savings and this output transform; `inputs` and `forward_args` are rows
+    of any valid values.
 
     Raises IntegrityError if the model is not what the savings, or the closed form, were chosen for.
     """
     if exact:
         network = recognise(forward)
         if isinstance(network, str):
-            raise IntegrityError("model", expected="a network whose integral has a closed form", seen=network,
-                                 next_step="plan again")  # fmt: skip
+            raise IntegrityError(
+                "model",
+                expected="a network whose integral has a closed form",
+                seen=network,
+                next_step="plan again",
+            )
         return Prepared(forward, network=network)
     rewritten = apply(forward, savings, inputs, forward_args)
     hoisted = rewritten.hoisted
-    return Prepared(transformed(rewritten.forward, transform),
-                    None if hoisted is None else replace(hoisted, tail=transformed(hoisted.tail, transform)))  # fmt: skip
+    return Prepared(
+        transformed(rewritten.forward, transform),
+        None if hoisted is None else replace(hoisted, tail=transformed(hoisted.tail, transform)),
+    )
 
 
 def prepare_planned(
     forward: Forward, spec: AttributeSpec, shapes: Sequence[InputShape], numerics: Numerics
 ) -> Prepared:
     """What a worker runs: the plan's choices on rows of zeros, which tell ranks and dtypes."""
-    savings = Savings(numerics.savings, tuple(Pair(*pair) for pair in numerics.folded), numerics.frontier)
+    savings = Savings(
+        numerics.savings, tuple(Pair(*pair) for pair in numerics.folded), numerics.frontier
+    )
     dtype, device = DTYPES[numerics.precision], numerics.device
     inputs = [torch.zeros(2, *shape.shape, dtype=dtype, device=device) for shape in shapes]
     found = assemble(forward, spec.target.transform, savings, inputs, (), exact=numerics.exact)
@@ -77,7 +100,9 @@ def prepare_planned(
 
 
 def stepping(prepared: Prepared, autocast: str | None, device: str, *, compile: bool) -> Prepared:
-    """The model with gradients taken under autocast to a dtype, or compiled, or both. Compilation is at the first batch."""
+    """The model with gradients taken under autocast to a dtype, or compiled, or both. Compilation
+    is at the first batch.
+    """
     if prepared.network is not None or not (autocast or compile):
         return prepared
     step = prepared.hoisted.tail if prepared.hoisted else prepared.forward
@@ -93,7 +118,9 @@ def _compiled(forward: Forward) -> Forward:
     """For one shape of step batch, and for several backward passes through one forward pass."""
     from torch._functorch import config  # with much else behind it
 
-    config.donated_buffer = False  # a buffer given away by the first backward pass would be missing in the second
+    config.donated_buffer = (
+        False  # a buffer given away by the first backward pass would be missing in the second
+    )
     return torch.compile(forward, dynamic=False, options={"deterministic": True})
 
 

@@ -19,9 +19,11 @@ Tensors = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """Attributions and diagnostics, one entry per row; `[rows, targets]` where a list of targets was asked for.
+    """Attributions and diagnostics, one entry per row; `[rows, targets]` where a list of targets
+    was asked for.
 
-    attributions    like `inputs`: `[rows, ...]` in the inputs' dtype, units of f; NaN where the row has none
+    attributions    like `inputs`: `[rows, ...]` in the inputs' dtype, units of f; NaN where the row
+                    has none
     f_input         f(x), `[rows]` float64
     f_baseline      f(x'), `[rows]` float64
     gap             Σ attributions − (f(x) − f(x')), `[rows]` float64, units of f, signed
@@ -45,28 +47,44 @@ class Attribution:
 
 
 def beside(parts: Sequence[Attribution]) -> Attribution:
-    """The targets of several calls about the same rows, side by side; each part is `[rows, targets, ...]`."""
-    tensors = {name: torch.cat([getattr(p, name) for p in parts], 1)
-               for name in ("f_input", "f_baseline", "gap", "error_estimate", "evaluations")}  # fmt: skip
+    """The targets of several calls about the same rows, side by side; each part is `[rows, targets,
+    ...]`.
+    """
+    tensors = {
+        name: torch.cat([getattr(p, name) for p in parts], 1)
+        for name in ("f_input", "f_baseline", "gap", "error_estimate", "evaluations")
+    }
     count = len(parts[0].f_input)
-    statuses, reasons = ([np.array(values, object).reshape(count, -1) for values in column]
-                         for column in ([p.status for p in parts], [p.reason for p in parts]))  # fmt: skip
+    statuses, reasons = (
+        [np.array(values, object).reshape(count, -1) for values in column]
+        for column in ([p.status for p in parts], [p.reason for p in parts])
+    )
     many = isinstance(parts[0].attributions, tuple)
     values = [
-        torch.cat(v, 1) for v in zip(*[p.attributions if many else (p.attributions,) for p in parts], strict=True)
+        torch.cat(v, 1)
+        for v in zip(*[p.attributions if many else (p.attributions,) for p in parts], strict=True)
     ]
-    return Attribution(tuple(values) if many else values[0], **tensors, status=tuple(np.hstack(statuses).flatten()),
-                       reason=tuple(np.hstack(reasons).flatten()), padded=sum(p.padded for p in parts),
-                       batch_rows=min(p.batch_rows for p in parts))  # fmt: skip
+    return Attribution(
+        tuple(values) if many else values[0],
+        **tensors,
+        status=tuple(np.hstack(statuses).flatten()),
+        reason=tuple(np.hstack(reasons).flatten()),
+        padded=sum(p.padded for p in parts),
+        batch_rows=min(p.batch_rows for p in parts),
+    )
 
 
 class Report:
-    """Results per (row, target) while they come in; a row that never gets to its targets fails or settles for all."""
+    """Results per (row, target) while they come in; a row that never gets to its targets fails or
+    settles for all.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         shape = (problem.rows, problem.targets_per_row)
-        self.values = np.full((*shape, problem.elements), np.nan, torch.empty(0, dtype=problem.dtype).numpy().dtype)
+        self.values = np.full(
+            (*shape, problem.elements), np.nan, torch.empty(0, dtype=problem.dtype).numpy().dtype
+        )
         self.f_input, self.f_baseline = np.full(shape, np.nan), np.full(shape, np.nan)
         self.gap, self.error = np.full(shape, np.nan), np.full(shape, np.nan)
         self.evaluations = np.zeros(shape, np.int32)
@@ -79,7 +97,13 @@ class Report:
         clean = torch.ones(self.problem.rows, dtype=torch.bool)
         for kind, tensors in (("input", self.problem.inputs), ("baseline", self.problem.baselines)):
             for i, tensor in enumerate(tensors):
-                finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1).cpu().expand(self.problem.rows)
+                finite = (
+                    torch.isfinite(tensor)
+                    .reshape(len(tensor), -1)
+                    .all(1)
+                    .cpu()
+                    .expand(self.problem.rows)
+                )
                 self.reason[(~finite & clean).numpy()] = f"{kind} {i} holds NaN or inf"
                 clean &= finite
         return clean.nonzero().flatten().to(self.problem.device)
@@ -89,17 +113,25 @@ class Report:
         self.f_input[places], self.f_baseline[places] = f_input, f_baseline
 
     def set_unmoved(self, rows: Tensor) -> np.ndarray:
-        """Settle rows with x = x' (all zeros) and with a non-finite f; return which of `rows` remain to integrate."""
+        """Settle rows with x = x' (all zeros) and with a non-finite f; return which of `rows`
+        remain to integrate.
+        """
         places = rows.cpu().numpy()
-        moved = np.concatenate([np.any(self.problem.difference(part) != 0, 1) for part in rows.split(1024)])
+        moved = np.concatenate(
+            [np.any(self.problem.difference(part) != 0, 1) for part in rows.split(1024)]
+        )
         finite = np.isfinite(self.f_input[places]) & np.isfinite(self.f_baseline[places])
         for row, target in np.argwhere(~finite):
             where = "x" if not np.isfinite(self.f_input[places[row], target]) else "the baseline"
             self.reason[places[row], target] = f"the model's output at {where} is NaN or inf"
-        self.status[places] = np.array([RowStatus.nonfinite, RowStatus.ok], object)[finite.astype(int)]
+        self.status[places] = np.array([RowStatus.nonfinite, RowStatus.ok], object)[
+            finite.astype(int)
+        ]
         still = finite & ~moved[:, None]
         for array in (self.values, self.gap, self.error):
-            array[places] = np.where(still.reshape(*still.shape, *[1] * (array.ndim - 2)), 0, np.nan)
+            array[places] = np.where(
+                still.reshape(*still.shape, *[1] * (array.ndim - 2)), 0, np.nan
+            )
         return np.asarray(finite.any(1) & moved)
 
     def take(self, verdicts: Iterator[Verdicts], accuracy: Accuracy) -> None:
@@ -107,7 +139,9 @@ class Report:
             at = v.rows, v.targets
             self.status[at], self.evaluations[at] = v.statuses, v.evaluations
             known = v.statuses != RowStatus.nonfinite
-            for i in np.flatnonzero((v.statuses != RowStatus.ok) & (v.statuses != RowStatus.unchecked)):
+            for i in np.flatnonzero(
+                (v.statuses != RowStatus.ok) & (v.statuses != RowStatus.unchecked)
+            ):
                 place = v.rows[i], v.targets[i]
                 if self.reason[place] is None:
                     self.reason[place] = _reason(v, int(i), accuracy)
@@ -124,10 +158,18 @@ class Report:
             part = np.ascontiguousarray(self.values[:, :, start : start + size])
             parts.append(torch.from_numpy(part).reshape(*shape, *x.shape[1:]).to(x.device, x.dtype))
             start += size
-        diagnostics = [torch.from_numpy(a).reshape(shape)
-                       for a in (self.f_input, self.f_baseline, self.gap, self.error, self.evaluations)]  # fmt: skip
-        return Attribution(tuple(parts) if isinstance(like, tuple) else parts[0], *diagnostics,
-                           tuple(self.status.flatten()), tuple(self.reason.flatten()), padded, batch_rows)  # fmt: skip
+        diagnostics = [
+            torch.from_numpy(a).reshape(shape)
+            for a in (self.f_input, self.f_baseline, self.gap, self.error, self.evaluations)
+        ]
+        return Attribution(
+            tuple(parts) if isinstance(like, tuple) else parts[0],
+            *diagnostics,
+            tuple(self.status.flatten()),
+            tuple(self.reason.flatten()),
+            padded,
+            batch_rows,
+        )
 
 
 def _reason(verdicts: Verdicts, place: int, accuracy: Accuracy) -> str | None:
@@ -136,8 +178,10 @@ def _reason(verdicts: Verdicts, place: int, accuracy: Accuracy) -> str | None:
         return "the model's gradient on the path is NaN or inf"
     if status is RowStatus.not_converged and isinstance(accuracy, Adaptive):
         reach = f"; the tolerance would take about {float(needed):.1g}" if needed else ""
-        return (f"error estimate {error:.2g} is above the tolerance {accuracy.tolerance:g} "
-                f"after {verdicts.evaluations[place]} evaluations{reach}")  # fmt: skip
+        return (
+            f"error estimate {error:.2g} is above the tolerance {accuracy.tolerance:g} "
+            f"after {verdicts.evaluations[place]} evaluations{reach}"
+        )
     if status is RowStatus.at_precision_floor:
         return f"error estimate {error:.2g} is what rounding allows"
     return None

@@ -11,7 +11,9 @@ from integrand.workers.engine.loop import Block, Judge, Stage
 
 
 def live_rows(batch_rows: int, nodes: int) -> int:
-    """Rows that may be under way: one step batch of first nodes, and another one while the last of these is judged."""
+    """Rows that may be under way: one step batch of first nodes, and another one while the last of
+    these is judged.
+    """
     return 2 * -(-batch_rows // nodes) + 1
 
 
@@ -23,23 +25,31 @@ class Tracks:
     change         f(x) − f(x') of the row, and magnitude |f(x)| + |f(x')|
     cut            whether the path was cut into pieces
     integrand      size of what may cancel in the integral, as far as seen
-    spent          evaluations of the row so far; gaps how many values of f its last estimate compares
-    carried        deviation × cells of a grid's last stage, and doubled its deviation when it was last full
+    spent          evaluations of the row so far; gaps how many values of f its last estimate
+                   compares
+    carried        deviation × cells of a grid's last stage, and doubled its deviation when it was
+                   last full
     """
 
-    def __init__(self, problem: Problem, rows: Tensor, f_input: Floats, f_baseline: Floats, live: int) -> None:
+    def __init__(
+        self, problem: Problem, rows: Tensor, f_input: Floats, f_baseline: Floats, live: int
+    ) -> None:
         self.problem, self.rows = problem, rows.cpu().numpy()
         self.f_input, self.f_baseline = f_input, f_baseline
         self.slots = min(live, max(len(self.rows), 1)) * problem.targets_per_row
         self.row, self.target, self.spent, self.gaps = np.zeros((4, self.slots), np.int64)
         self.start, self.width, self.f_start, self.f_end = np.zeros((4, self.slots))
-        self.change, self.magnitude, self.integrand, self.carried, self.doubled = np.zeros((5, self.slots))
+        self.change, self.magnitude, self.integrand, self.carried, self.doubled = np.zeros(
+            (5, self.slots)
+        )
         self.cut = np.zeros(self.slots, bool)
         self.free = list(range(self.slots))[::-1]
         self.waiting = 0
 
     def admit(self, most: int, stage: Stage, judge: Judge) -> Block | None:
-        """A block of up to `most` new rows, as far as there are rows and slots for all of their targets."""
+        """A block of up to `most` new rows, as far as there are rows and slots for all of their
+        targets.
+        """
         targets = self.problem.targets_per_row
         count = min(most, len(self.rows) - self.waiting, len(self.free) // targets)
         if count <= 0:
@@ -56,12 +66,16 @@ class Tracks:
         return self.block(slots, stage, judge)
 
     def block(self, slots: Integers, stage: Stage, judge: Judge) -> Block:
-        """A block of slots `[rows, targets]`, −1 for none, whose tracks of one row share their piece of the path."""
+        """A block of slots `[rows, targets]`, −1 for none, whose tracks of one row share their
+        piece of the path.
+        """
         one = slots.max(1)
         return Block(self.row[one], slots, self.start[one], self.width[one], stage, judge)
 
     def grouped(self, slots: Integers) -> Integers:
-        """Slots of whole paths by row and target, `[rows, targets]` with −1 for none, rows in order of appearance."""
+        """Slots of whole paths by row and target, `[rows, targets]` with −1 for none, rows in order
+        of appearance.
+        """
         targets = self.problem.targets_per_row
         if targets == 1:
             return slots[:, None]
@@ -77,16 +91,25 @@ class Tracks:
         return torch.from_numpy(self.row[slots]).to(self.problem.device)
 
     def difference(self, slots: Integers) -> Floats:
-        """The piece's part of x − x', or of h(x) − h(x') behind a hoisted prefix: [slots, elements] float64."""
+        """The piece's part of x − x', or of h(x) − h(x') behind a hoisted prefix: [slots, elements]
+        float64.
+        """
         return self.problem.difference(self.rows_of(slots)) * self.width[slots, None]
 
 
-def attributions(evaluator: Evaluator, tracks: Tracks, slots: Integers, combined: Floats, difference: Floats, nodes: int
-                 ) -> Floats:  # fmt: skip
-    """Combinations of gradients `[slots, k, elements]` as attributions `[slots, k, features]`: times x − x'.
+def attributions(
+    evaluator: Evaluator,
+    tracks: Tracks,
+    slots: Integers,
+    combined: Floats,
+    difference: Floats,
+    nodes: int,
+) -> Floats:
+    """Combinations of gradients `[slots, k, elements]` as attributions `[slots, k, features]`:
+    times x − x'.
 
-    `difference` [slots, elements] is that of the problem, which behind a hoisted prefix is not yet one of features;
-    `nodes` new ones were evaluated since the last judgement.
+    `difference` [slots, elements] is that of the problem, which behind a hoisted prefix is not yet
+    one of features; `nodes` new ones were evaluated since the last judgement.
     """
     problem = tracks.problem
     if problem.lift is not None:
@@ -98,7 +121,9 @@ def attributions(evaluator: Evaluator, tracks: Tracks, slots: Integers, combined
 
 
 def moored(gradients: Floats, difference: Floats) -> Floats:
-    """Gradients `[slots, k, elements]` with zeros where x = x', whose attributions are 0 even for infinite gradients."""
+    """Gradients `[slots, k, elements]` with zeros where x = x', whose attributions are 0 even for
+    infinite gradients.
+    """
     if np.isfinite(gradients).all():
         return gradients
     return np.where(difference[:, None, :] == 0, 0.0, gradients)

@@ -1,8 +1,9 @@
 """The adaptive mode: every track spends what its certificate needs.
 
-A track starts on Patterson's nested rule. Where its spectrum decays, levels of 7, 15, 31 and 63 nodes certify it. Where f
-moves in a small part of the path only, that part and what lies beside it are integrated as pieces of their own. Where
-the integrand is kinked, a grid takes over that can grow until the evaluations are spent.
+A track starts on Patterson's nested rule. Where its spectrum decays, levels of 7, 15, 31 and 63
+nodes certify it. Where f moves in a small part of the path only, that part and what lies beside it
+are integrated as pieces of their own. Where the integrand is kinked, a grid takes over that can
+grow until the evaluations are spent.
 """
 
 from __future__ import annotations
@@ -35,28 +36,49 @@ from integrand.workers.quadrature.kinked import (
     grid_stages,
 )
 from integrand.workers.quadrature.rules import patterson
-from integrand.workers.quadrature.smooth import SpectralLevel, estimate_smooth, hiding, moving_window, spectral_levels
+from integrand.workers.quadrature.smooth import (
+    SpectralLevel,
+    estimate_smooth,
+    hiding,
+    moving_window,
+    spectral_levels,
+)
 
 Flags = NDArray[np.bool_]
 
-STATUSES = np.array([RowStatus.nonfinite, RowStatus.ok, RowStatus.at_precision_floor, RowStatus.not_converged], object)
+STATUSES = np.array(
+    [RowStatus.nonfinite, RowStatus.ok, RowStatus.at_precision_floor, RowStatus.not_converged],
+    object,
+)
 FLOOR = 16.0
-"""Rounding errors, in units of machine epsilon, that f at both ends and the sum may carry; below it nothing is certified."""
+"""Rounding errors, in units of machine epsilon, that f at both ends and the sum may carry; below it
+nothing is certified.
+"""
 ROUNDING = 4.0
 """Rounding of gradients, in units of machine epsilon, that every error estimate includes."""
 HALF_FLOOR = 0.17
-"""The same under autocast, in units of the rounding error measured: f at both ends is float32 there."""
+"""The same under autocast, in units of the rounding error measured: f at both ends is float32
+there.
+"""
 SEEN = 31
-"""Nodes after which a spectrum without decay is taken for kinks: fewer do not tell them from fast oscillation."""
+"""Nodes after which a spectrum without decay is taken for kinks: fewer do not tell them from fast
+oscillation.
+"""
 WIDE = 1 << 16
 """Elements of a row from which on 31 gradients are kept of it at most, not 63."""
 DEEPEST = 8
-"""Pieces within pieces: a small part is at most a quarter of what is around it, so eight reach 1/65,536 of the path."""
+"""Pieces within pieces: a small part is at most a quarter of what is around it, so eight reach
+1/65,536 of the path.
+"""
 SHARE = 0.5
-"""Part of the tolerance that a piece may use, relative to its own attributions or to f(x) − f(x'), whichever is larger."""
+"""Part of the tolerance that a piece may use, relative to its own attributions or to f(x) − f(x'),
+whichever is larger.
+"""
 HOPELESS, RESOLVED = 2.0, 0.5
-"""A track whose error falls like 1/n is given up when it would need this many times the evaluations it may spend; not
-while its estimated error is larger than this, since fast oscillation may still be resolved."""
+"""A track whose error falls like 1/n is given up when it would need this many times the evaluations
+it may spend; not while its estimated error is larger than this, since fast oscillation may still be
+resolved.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +93,11 @@ class Judged:
 
     def take(self, which: Flags | Integers) -> Judged:
         return Judged(
-            self.slots[which], self.attributions[which], self.deviation[which], self.size[which], self.total[which]
+            self.slots[which],
+            self.attributions[which],
+            self.deviation[which],
+            self.size[which],
+            self.total[which],
         )
 
 
@@ -92,7 +118,9 @@ class Piece:
 
 @dataclass(eq=False)
 class Pieces:
-    """A track that was cut: pieces still to do, the next one last, and what is known of those that are done."""
+    """A track that was cut: pieces still to do, the next one last, and what is known of those that
+    are done.
+    """
 
     waiting: list[Piece]
     depth: int = 0
@@ -101,15 +129,23 @@ class Pieces:
     needed: int = 0
 
 
-def integrate_adaptively(evaluator: Evaluator, accuracy: Adaptive, rows: Tensor, f_input: Floats, f_baseline: Floats
-                         ) -> Iterator[Verdicts]:  # fmt: skip
-    """Verdicts in order of completion. `rows` [n] are row numbers of the problem; f_* [n, targets] belong to them."""
+def integrate_adaptively(
+    evaluator: Evaluator, accuracy: Adaptive, rows: Tensor, f_input: Floats, f_baseline: Floats
+) -> Iterator[Verdicts]:
+    """Verdicts in order of completion. `rows` [n] are row numbers of the problem; f_* [n, targets]
+    belong to them.
+    """
     yield from _Integration(evaluator, accuracy, rows, f_input, f_baseline).run()
 
 
 class _Integration:
     def __init__(
-        self, evaluator: Evaluator, accuracy: Adaptive, rows: Tensor, f_input: Floats, f_baseline: Floats
+        self,
+        evaluator: Evaluator,
+        accuracy: Adaptive,
+        rows: Tensor,
+        f_input: Floats,
+        f_baseline: Floats,
     ) -> None:
         problem = evaluator.problem
         self.evaluator, self.problem, self.accuracy = evaluator, problem, accuracy
@@ -134,7 +170,7 @@ class _Integration:
             -(-room // self.levels[0].count), self._nested_stage(0), partial(self._judge_nested, 0)
         )
 
-    # --- nested levels ---------------------------------------------------------------------------------------
+    # --- nested levels --------------------------------------------------------------------------
 
     def _nested_stage(self, index: int) -> Stage:
         first = self.levels[index - 1].count if index else 0
@@ -152,9 +188,13 @@ class _Integration:
         difference = tracks.difference(slots)
         gradients = moored(self.nested.read(slots, level.count), difference)
         values = self.nested.values[slots, : level.count]
-        found = attributions(self.evaluator, tracks, slots, level.functionals @ gradients, difference, new)
+        found = attributions(
+            self.evaluator, tracks, slots, level.functionals @ gradients, difference, new
+        )
         slopes = (gradients @ difference[:, :, None])[:, :, 0]
-        estimate = estimate_smooth(level, found, slopes, values, tracks.f_start[slots], tracks.f_end[slots])
+        estimate = estimate_smooth(
+            level, found, slopes, values, tracks.f_start[slots], tracks.f_end[slots]
+        )
         tracks.gaps[slots] = level.count + 1 + 2 * hiding(estimate.attributions)
         tracks.integrand[slots] = np.maximum(tracks.integrand[slots], estimate.integrand)
         open_ = self._settle(judged(slots, estimate.attributions, estimate.deviation))
@@ -163,7 +203,9 @@ class _Integration:
             self._go_on(index, likely, values[open_], estimate.converging[open_])
 
     def _go_on(self, index: int, likely: Judged, values: Floats, converging: Flags) -> None:
-        """More nodes where they converge; else pieces, else a grid; what cannot be afforded ends here."""
+        """More nodes where they converge; else pieces, else a grid; what cannot be afforded ends
+        here.
+        """
         slots, level = likely.slots, self.levels[index]
         room = self._room(slots)
         grids = room >= self._grid_start()
@@ -171,23 +213,32 @@ class _Integration:
         if index + 1 < len(self.levels):
             fits = room >= self.levels[index + 1].count - level.count
             finer = fits & ((level.count < SEEN) | converging | ~grids)
-            self._push(slots[finer], self._nested_stage(index + 1), partial(self._judge_nested, index + 1))
-        cut = [not finer[i] and self._cut(level, int(slot), values[i], bool(converging[i]))
-               for i, slot in enumerate(slots)]  # fmt: skip
+            self._push(
+                slots[finer], self._nested_stage(index + 1), partial(self._judge_nested, index + 1)
+            )
+        cut = [
+            not finer[i] and self._cut(level, int(slot), values[i], bool(converging[i]))
+            for i, slot in enumerate(slots)
+        ]
         rest = ~finer & ~np.array(cut, bool)
         self._start_grid(slots[rest & grids])
         self._end(likely.take(rest & ~grids))
 
     def _room(self, slots: Integers) -> Integers:
         """Evaluations that tracks may still spend, less what their waiting pieces need at least."""
-        kept = np.array([len(self.cut[slot].waiting) if slot in self.cut else 0 for slot in slots.tolist()], np.int64)
-        return self.accuracy.max_evaluations - self.tracks.spent[slots] - self.levels[0].count * kept
+        kept = np.array(
+            [len(self.cut[slot].waiting) if slot in self.cut else 0 for slot in slots.tolist()],
+            np.int64,
+        )
+        return (
+            self.accuracy.max_evaluations - self.tracks.spent[slots] - self.levels[0].count * kept
+        )
 
-    # --- pieces ----------------------------------------------------------------------------------------------
+    # --- pieces ---------------------------------------------------------------------------------
 
     def _cut(self, level: SpectralLevel, slot: int, values: Floats, converging: bool) -> bool:
-        """Whether pieces are next: where f moves in a small part of the path, that part and what lies beside it; where
-        the last level converges but not far enough, two halves.
+        """Whether pieces are next: where f moves in a small part of the path, that part and what
+        lies beside it; where the last level converges but not far enough, two halves.
         """
         tracks = self.tracks
         depth = self.cut[slot].depth if slot in self.cut else 0
@@ -203,8 +254,16 @@ class _Integration:
         known = np.concatenate([[tracks.f_start[slot]], values[level.order], [tracks.f_end[slot]]])
         ends = sorted({0, window[0] + 1, window[1] + 1, len(nodes) - 1})
         start, width = tracks.start[slot], tracks.width[slot]
-        pieces = [Piece(start + width * nodes[a], width * (nodes[b] - nodes[a]), known[a], known[b], depth + 1)
-                  for a, b in pairwise(ends)]  # fmt: skip
+        pieces = [
+            Piece(
+                start + width * nodes[a],
+                width * (nodes[b] - nodes[a]),
+                known[a],
+                known[b],
+                depth + 1,
+            )
+            for a, b in pairwise(ends)
+        ]
         self.cut.setdefault(slot, Pieces([])).waiting.extend(reversed(pieces))
         tracks.cut[slot] = True
         self._begin_piece(slot)
@@ -218,11 +277,13 @@ class _Integration:
         tracks.f_start[slot], tracks.f_end[slot] = piece.f_start, piece.f_end
         self._push(np.array([slot]), self._nested_stage(0), partial(self._judge_nested, 0))
 
-    # --- grid ------------------------------------------------------------------------------------------------
+    # --- grid -----------------------------------------------------------------------------------
 
     def _grid_start(self) -> int:
         """Evaluations of the first grid that may certify."""
-        return next((s.count for s in self.grid if s.cells >= JUDGED), self.accuracy.max_evaluations + 1)
+        return next(
+            (s.count for s in self.grid if s.cells >= JUDGED), self.accuracy.max_evaluations + 1
+        )
 
     def _start_grid(self, slots: Integers) -> None:
         if len(slots):
@@ -231,8 +292,11 @@ class _Integration:
             self._push(slots, self._grid_stage(self.grid[0]), partial(self._judge_grid, 0))
 
     def _grid_stage(self, stage: GridStage) -> Stage:
-        edges = tuple((node, column) for node, column in zip(stage.edges, (FIRST_EDGE, LAST_EDGE), strict=True)
-                      if node is not None)  # fmt: skip
+        edges = tuple(
+            (node, column)
+            for node, column in zip(stage.edges, (FIRST_EDGE, LAST_EDGE), strict=True)
+            if node is not None
+        )
         return Stage(stage.nodes, stage.columns, self.sums, np.ones(len(stage.nodes)), edges)
 
     def _judge_grid(self, index: int, slots: Integers) -> None:
@@ -261,13 +325,17 @@ class _Integration:
         open_ = self._settle(known, certify=stage.cells >= JUDGED)
         needed = self._needed(stage, alone.take(open_))
         following = self.grid[index + 1] if index + 1 < len(self.grid) else None
-        goes_on = (self._room(slots[open_]) >= (len(following.nodes) if following else np.inf)) & (needed == 0)
+        goes_on = (self._room(slots[open_]) >= (len(following.nodes) if following else np.inf)) & (
+            needed == 0
+        )
         self._end(known.take(open_[~goes_on]), needed[~goes_on])
         if following and goes_on.any():
             going = open_[goes_on]
             if following.fold:
                 self.sums.write(slots[going], fold_classes(sums[going]))
-            self._push(slots[going], self._grid_stage(following), partial(self._judge_grid, index + 1))
+            self._push(
+                slots[going], self._grid_stage(following), partial(self._judge_grid, index + 1)
+            )
 
     def _needed(self, stage: GridStage, known: Judged) -> Integers:
         """Evaluations that the tolerance would take, where that is out of reach; 0 elsewhere.
@@ -288,7 +356,7 @@ class _Integration:
         needed[hopeless] = foreseen[hopeless]
         return needed
 
-    # --- verdicts --------------------------------------------------------------------------------------------
+    # --- verdicts -------------------------------------------------------------------------------
 
     def _allowed(self, known: Judged) -> Floats:
         """The deviation that the tolerance allows each track, or its piece."""
@@ -304,18 +372,28 @@ class _Integration:
     def _measured(self, slots: Integers) -> Floats | None:
         """Relative rounding error of tracks under autocast."""
         rounding = self.problem.rounding
-        return None if rounding is None else rounding[self.tracks.row[slots], self.tracks.target[slots]]
+        return (
+            None
+            if rounding is None
+            else rounding[self.tracks.row[slots], self.tracks.target[slots]]
+        )
 
     def _settle(self, known: Judged, *, certify: bool = True) -> Integers:
-        """End the tracks whose deviation is allowed, or is what rounding leaves; places of those that stay open."""
-        settled = ~np.isfinite(known.total + self.tracks.change[known.slots]) | self._at_floor(known)
+        """End the tracks whose deviation is allowed, or is what rounding leaves; places of those
+        that stay open.
+        """
+        settled = ~np.isfinite(known.total + self.tracks.change[known.slots]) | self._at_floor(
+            known
+        )
         if certify:
             settled |= known.deviation <= self._allowed(known)
         self._end(known if settled.all() else known.take(settled))
         return np.flatnonzero(~settled)
 
     def _at_floor(self, known: Judged) -> Flags:
-        """Whether rounding alone may cause the deviation: of f, once for every gap seen, or of an integrand that cancels."""
+        """Whether rounding alone may cause the deviation: of f, once for every gap seen, or of an
+        integrand that cancels.
+        """
         tracks, slots = self.tracks, known.slots
         carried = tracks.magnitude[slots] + tracks.integrand[slots] + known.size
         measured = self._measured(slots)
@@ -331,7 +409,12 @@ class _Integration:
             return
         self._release(known.take(~cut), needed[~cut])
         for i in np.flatnonzero(cut):
-            self._end_piece(int(known.slots[i]), known.attributions[i], float(known.deviation[i]), int(needed[i]))
+            self._end_piece(
+                int(known.slots[i]),
+                known.attributions[i],
+                float(known.deviation[i]),
+                int(needed[i]),
+            )
 
     def _end_piece(self, slot: int, found: Floats, deviation: float, needed: int) -> None:
         pieces = self.cut[slot]
@@ -343,19 +426,34 @@ class _Integration:
             return
         del self.cut[slot]
         total = np.sum(pieces.attributions, axis=0)
-        self._release(judged(np.array([slot]), total[None], np.array([pieces.deviation])), np.array([pieces.needed]))
+        self._release(
+            judged(np.array([slot]), total[None], np.array([pieces.deviation])),
+            np.array([pieces.needed]),
+        )
 
     def _release(self, known: Judged, needed: Integers) -> None:
         if not len(known.slots):
             return
         tracks, slots = self.tracks, known.slots
         measured = self._measured(slots)
-        rounding = ROUNDING * self.problem.epsilon * (known.size > 0) if measured is None else measured
+        rounding = (
+            ROUNDING * self.problem.epsilon * (known.size > 0) if measured is None else measured
+        )
         error = _ratio(known.deviation, known.size) + rounding
         gap = known.total - tracks.change[slots]
         spent = tracks.spent[slots] + (0 if measured is None else PROBING)
-        self.finished.append(Verdicts(tracks.row[slots], tracks.target[slots], self._statuses(known), known.attributions,
-                                      gap, error, spent, needed))  # fmt: skip
+        self.finished.append(
+            Verdicts(
+                tracks.row[slots],
+                tracks.target[slots],
+                self._statuses(known),
+                known.attributions,
+                gap,
+                error,
+                spent,
+                needed,
+            )
+        )
         tracks.release(slots)
 
     def _statuses(self, known: Judged) -> Statuses:

@@ -1,4 +1,5 @@
-"""`attribute`: Integrated Gradients of a batch of tensors, with an error estimate and a status for every row.
+"""`attribute`: Integrated Gradients of a batch of tensors, with an error estimate and a status for
+every row.
 
 The same function runs in a notebook and inside every shard of a job.
 """
@@ -38,29 +39,49 @@ __all__ = ["Attribution", "attribute", "prepare"]
 NOTEBOOK_MEMORY = 512 << 20
 
 
-def attribute(forward: Forward, inputs: Tensors, *, baselines: Tensors | float | None = None, target: Target = None,
-              forward_args: Tensors = (), accuracy: Accuracy | None = None, batch_rows: int | None = None,
-              tick: Callable[[], None] = lambda: None, checked: bool = False) -> Attribution:  # fmt: skip
-    """Integrated Gradients of `forward` at `inputs` against `baselines`. Sundararajan, Taly & Yan 2017.
+def attribute(
+    forward: Forward,
+    inputs: Tensors,
+    *,
+    baselines: Tensors | float | None = None,
+    target: Target = None,
+    forward_args: Tensors = (),
+    accuracy: Accuracy | None = None,
+    batch_rows: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+    checked: bool = False,
+) -> Attribution:
+    """Integrated Gradients of `forward` at `inputs` against `baselines`. Sundararajan, Taly & Yan
+    2017.
 
     inputs        a floating tensor `[rows, ...]` or a tuple of them, passed to `forward` in order
-    baselines     None for zeros, a number, or tensors shaped like inputs with `rows` rows or 1; one for each input in a tuple
-    target        None for outputs `[rows]` or `[rows, 1]`; an index; a tuple of indices for tensor outputs; or an
-                  int64 tensor `[rows]` (`[rows, depth]`) with one target per row. A list of these explains
-                  several targets from shared forward passes: results are then `[rows, targets, ...]`
+    baselines     None for zeros, a number, or tensors shaped like inputs with `rows` rows or 1; one
+                  for each input in a tuple
+    target        None for outputs `[rows]` or `[rows, 1]`; an index; a tuple of indices for tensor
+                  outputs; or an int64 tensor `[rows]` (`[rows, depth]`) with one target per row. A
+                  list of these explains several targets from shared forward passes: results are
+                  then `[rows, targets, ...]`
     forward_args  tensors `[rows, ...]` passed after the inputs and not attributed
-    accuracy      Adaptive(tolerance, max_evaluations) by default, FixedSteps(rule, steps), or Exact(). Adaptive takes the
-                  closed form too where the model is a ReLU network of at most two hidden layers
-    batch_rows    rows of a step batch; the same value gives the same bits whatever rows are beside a row
+    accuracy      Adaptive(tolerance, max_evaluations) by default, FixedSteps(rule, steps), or
+                  Exact(). Adaptive takes the closed form too where the model is a ReLU network of
+                  at most two hidden layers
+    batch_rows    rows of a step batch; the same value gives the same bits whatever rows are beside
+                  a row
     tick          called after each step batch, for progress
-    checked       True where a plan has run the model already: eval mode and dependence are not probed again
+    checked       True where a plan has run the model already: eval mode and dependence are not
+                  probed again
 
-    Raises SpecError or DataError (both ValueErrors) that say what to change. Rows with NaN or inf do not raise: they
-    come back as `bad_input` or `nonfinite`.
+    Raises SpecError or DataError (both ValueErrors) that say what to change. Rows with NaN or inf
+    do not raise: they come back as `bad_input` or `nonfinite`.
     """
     chosen = accuracy or Adaptive()
     if batch_rows is not None and batch_rows < 1:
-        raise SpecError("batch_rows", expected="at least 1, or None", seen=str(batch_rows), next_step="leave it out")
+        raise SpecError(
+            "batch_rows",
+            expected="at least 1, or None",
+            seen=str(batch_rows),
+            next_step="leave it out",
+        )
     with torch.inference_mode(False):
         xs = _tensors("inputs", inputs)
         _check_inputs(xs)
@@ -74,22 +95,36 @@ def attribute(forward: Forward, inputs: Tensors, *, baselines: Tensors | float |
             check_eval(forward)
             probe(call)
         with explained(call, 2 * min(2, call.rows)):
-            size = _notebook_batch(forward, xs, arguments, chosen) if batch_rows is None else batch_rows
+            size = (
+                _notebook_batch(forward, xs, arguments, chosen)
+                if batch_rows is None
+                else batch_rows
+            )
         problem = Problem(forward, xs, bs, arguments, targets, size, tick)
         report = Report(problem)
         with nullcontext() if checked else explained(call, size):
             padded, used = _explain(problem, chosen, _prepared(forward, problem, chosen), report)
         if not checked and (report.status == RowStatus.not_converged).any():
             check_rows_apart(call)
-        return report.result(inputs, several=isinstance(target, list), padded=padded, batch_rows=used)
+        return report.result(
+            inputs, several=isinstance(target, list), padded=padded, batch_rows=used
+        )
 
 
-def prepare(model: nn.Module, inputs: Tensors, *, baselines: Tensors | float | None = None, target: Target = None,
-            forward_args: Tensors = (), accuracy: Accuracy | None = None) -> Prepared:  # fmt: skip
-    """What a job's plan does once for its workers: the model with the savings that hold on these rows.
+def prepare(
+    model: nn.Module,
+    inputs: Tensors,
+    *,
+    baselines: Tensors | float | None = None,
+    target: Target = None,
+    forward_args: Tensors = (),
+    accuracy: Accuracy | None = None,
+) -> Prepared:
+    """What a job's plan does once for its workers: the model with the savings that hold on these
+    rows.
 
-    A few rows will do. `attribute` takes the result in place of the model, for inputs of the same shapes. Verification
-    runs the model in float64. Raises like `attribute`.
+    A few rows will do. `attribute` takes the result in place of the model, for inputs of the same
+    shapes. Verification runs the model in float64. Raises like `attribute`.
     """
     chosen = accuracy or Adaptive()
     with torch.inference_mode(False):
@@ -106,11 +141,17 @@ def prepare(model: nn.Module, inputs: Tensors, *, baselines: Tensors | float | N
         if found.network is not None:
             return found
         table = None if targets is None else targets[:, 0]
-        return assemble(model, "none", choose(model, xs, bs, arguments, table, work_of(chosen)), xs, arguments)
+        return assemble(
+            model, "none", choose(model, xs, bs, arguments, table, work_of(chosen)), xs, arguments
+        )
 
 
-def _explain(problem: Problem, accuracy: Accuracy, prepared: Prepared, report: Report) -> tuple[int, int]:
-    """Fill the report; the padded evaluations, and the rows of a step batch as they were at the end."""
+def _explain(
+    problem: Problem, accuracy: Accuracy, prepared: Prepared, report: Report
+) -> tuple[int, int]:
+    """Fill the report; the padded evaluations, and the rows of a step batch as they were at the
+    end.
+    """
     clean = report.set_bad_inputs()
     if not len(clean):
         return 0, problem.batch_rows
@@ -127,28 +168,41 @@ def _explain(problem: Problem, accuracy: Accuracy, prepared: Prepared, report: R
     report.set_endpoints(clean, *ends)
     moving = report.set_unmoved(clean)
     inner = Evaluator(lifted(evaluator, prepared.hoisted)) if prepared.hoisted else evaluator
-    report.take(_integrate(inner, accuracy, clean[moving], ends[0][moving], ends[1][moving]), accuracy)
+    report.take(
+        _integrate(inner, accuracy, clean[moving], ends[0][moving], ends[1][moving]), accuracy
+    )
     return inner.padded, min(evaluator.capacity, inner.capacity)
 
 
-def _integrate(evaluator: Evaluator, accuracy: Adaptive | FixedSteps, rows: Tensor, f_input: Floats, f_baseline: Floats
-               ) -> Iterator[Verdicts]:  # fmt: skip
+def _integrate(
+    evaluator: Evaluator,
+    accuracy: Adaptive | FixedSteps,
+    rows: Tensor,
+    f_input: Floats,
+    f_baseline: Floats,
+) -> Iterator[Verdicts]:
     if isinstance(accuracy, Adaptive):
         if evaluator.problem.half is not None:
-            evaluator.problem = replace(evaluator.problem, rounding=measure_rounding(evaluator, rows))
+            evaluator.problem = replace(
+                evaluator.problem, rounding=measure_rounding(evaluator, rows)
+            )
         return integrate_adaptively(evaluator, accuracy, rows, f_input, f_baseline)
     return integrate_fixed(evaluator, plain_rule(accuracy), rows, f_input, f_baseline)
 
 
 def _prepared(forward: Forward, problem: Problem, accuracy: Accuracy) -> Prepared:
-    """The forward as given, with its closed form where one applies. Raises SpecError where one is asked for in vain."""
+    """The forward as given, with its closed form where one applies. Raises SpecError where one is
+    asked for in vain.
+    """
     if isinstance(forward, Prepared) or isinstance(accuracy, FixedSteps):
         found = forward if isinstance(forward, Prepared) else Prepared(forward)
         reason = "the job was planned without"
     else:
         network = _closed_form(forward, problem, accuracy)
         found, reason = (
-            (Prepared(forward), network) if isinstance(network, str) else (Prepared(forward, network=network), "")
+            (Prepared(forward), network)
+            if isinstance(network, str)
+            else (Prepared(forward, network=network), "")
         )
     if isinstance(accuracy, Exact) and found.network is None:
         raise no_closed_form(reason)
@@ -167,55 +221,92 @@ def _closed_form(forward: Forward, problem: Problem, accuracy: Accuracy) -> Shal
 
 
 def no_closed_form(reason: str) -> SpecError:
-    return SpecError("accuracy.kind exact", expected="a ReLU network of at most two hidden layers, explained before any "
-                     "output transform", seen=reason, next_step="use `adaptive`, which certifies an error estimate")  # fmt: skip
+    return SpecError(
+        "accuracy.kind exact",
+        expected=(
+            "a ReLU network of at most two hidden layers, explained before any output transform"
+        ),
+        seen=reason,
+        next_step="use `adaptive`, which certifies an error estimate",
+    )
 
 
-# --- validation ----------------------------------------------------------------------------------------------
+# --- validation --------------------------------------------------------------------------------
 
 
 def _tensors(name: str, value: Tensors) -> tuple[Tensor, ...]:
     found = value if isinstance(value, tuple) else (value,)
     wrong = [type(v).__name__ for v in found if not isinstance(v, Tensor)]
     if wrong or not found:
-        raise SpecError(name, expected="a tensor or a tuple of tensors", seen=", ".join(wrong) or "an empty tuple",
-                        next_step="convert with torch.as_tensor; several go in a tuple")  # fmt: skip
-    # Autograd cannot save what was made in inference mode; a copy made outside of it is an ordinary tensor.
+        raise SpecError(
+            name,
+            expected="a tensor or a tuple of tensors",
+            seen=", ".join(wrong) or "an empty tuple",
+            next_step="convert with torch.as_tensor; several go in a tuple",
+        )
+    # Autograd cannot save what was made in inference mode; a copy made outside of it is an ordinary
+    # tensor.
     return tuple(v.clone() if v.is_inference() else v.detach() for v in found)
 
 
 def _check_inputs(xs: Sequence[Tensor]) -> None:
     for i, x in enumerate(xs):
         if x.dtype not in (torch.float32, torch.float64):
-            step = ("attribute at the embedding's output with at_embedding, or cast with .float()" if not x.is_floating_point()
-                    else "cast with .float(); half precision cannot carry the sums")  # fmt: skip
-            raise SpecError(f"inputs[{i}]", expected="float32 or float64", seen=str(x.dtype), next_step=step)
+            step = (
+                "attribute at the embedding's output with at_embedding, or cast with .float()"
+                if not x.is_floating_point()
+                else "cast with .float(); half precision cannot carry the sums"
+            )
+            raise SpecError(
+                f"inputs[{i}]", expected="float32 or float64", seen=str(x.dtype), next_step=step
+            )
         if x.ndim < 1 or x.shape[0] == 0:
-            raise DataError(f"inputs[{i}]", expected="at least one row", seen=f"shape {list(x.shape)}",
-                            next_step="skip empty batches")  # fmt: skip
+            raise DataError(
+                f"inputs[{i}]",
+                expected="at least one row",
+                seen=f"shape {list(x.shape)}",
+                next_step="skip empty batches",
+            )
         if x[0].numel() == 0:
-            raise DataError(f"inputs[{i}]", expected="at least one element per row", seen=f"shape {list(x.shape)}",
-                            next_step="leave out the empty input")  # fmt: skip
+            raise DataError(
+                f"inputs[{i}]",
+                expected="at least one element per row",
+                seen=f"shape {list(x.shape)}",
+                next_step="leave out the empty input",
+            )
         if x.shape[0] != xs[0].shape[0] or x.device != xs[0].device:
-            raise SpecError(f"inputs[{i}]", expected=f"{xs[0].shape[0]} rows on {xs[0].device}",
-                            seen=f"{x.shape[0]} rows on {x.device}",
-                            next_step="give every input the same rows and device")  # fmt: skip
+            raise SpecError(
+                f"inputs[{i}]",
+                expected=f"{xs[0].shape[0]} rows on {xs[0].device}",
+                seen=f"{x.shape[0]} rows on {x.device}",
+                next_step="give every input the same rows and device",
+            )
 
 
 def _baselines(xs: tuple[Tensor, ...], baselines: Tensors | float | None) -> tuple[Tensor, ...]:
     if _is_number(baselines):
         return tuple(torch.full_like(x[:1], float(baselines or 0)) for x in xs)  # type: ignore[arg-type]
     if isinstance(baselines, tuple) and len(baselines) == len(xs):
-        baselines = tuple(torch.full_like(x[:1], float(b or 0)) if _is_number(b) else b
-                          for b, x in zip(baselines, xs, strict=True))  # fmt: skip
+        baselines = tuple(
+            torch.full_like(x[:1], float(b or 0)) if _is_number(b) else b
+            for b, x in zip(baselines, xs, strict=True)
+        )
     given = _tensors("baselines", baselines)  # type: ignore[arg-type]
     if len(given) != len(xs):
-        raise SpecError("baselines", expected=f"{len(xs)} tensors, one per input", seen=str(len(given)),
-                        next_step="pass a tuple with one baseline for each input, or one number for all")  # fmt: skip
+        raise SpecError(
+            "baselines",
+            expected=f"{len(xs)} tensors, one per input",
+            seen=str(len(given)),
+            next_step="pass a tuple with one baseline for each input, or one number for all",
+        )
     for i, (b, x) in enumerate(zip(given, xs, strict=True)):
         if b.shape[1:] != x.shape[1:] or b.shape[0] not in (1, x.shape[0]):
-            raise SpecError(f"baselines[{i}]", expected=f"shape {list(x.shape)} or {[1, *x.shape[1:]]}",
-                            seen=f"{list(b.shape)}", next_step="add the row dimension with baseline[None]")  # fmt: skip
+            raise SpecError(
+                f"baselines[{i}]",
+                expected=f"shape {list(x.shape)} or {[1, *x.shape[1:]]}",
+                seen=f"{list(b.shape)}",
+                next_step="add the row dimension with baseline[None]",
+            )
     return tuple(b.to(x) for b, x in zip(given, xs, strict=True))
 
 
@@ -224,16 +315,25 @@ def _is_number(value: object) -> bool:
 
 
 def _forward_args(forward_args: Tensors, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    given = _tensors("forward_args", forward_args) if not (isinstance(forward_args, tuple) and not forward_args) else ()
+    given = (
+        _tensors("forward_args", forward_args)
+        if not (isinstance(forward_args, tuple) and not forward_args)
+        else ()
+    )
     for i, a in enumerate(given):
         if a.ndim == 0 or a.shape[0] != xs[0].shape[0]:
-            raise SpecError(f"forward_args[{i}]", expected=f"{xs[0].shape[0]} rows", seen=f"shape {list(a.shape)}",
-                            next_step="close over what is the same for all rows: lambda x: model(x, mask)")  # fmt: skip
+            raise SpecError(
+                f"forward_args[{i}]",
+                expected=f"{xs[0].shape[0]} rows",
+                seen=f"shape {list(a.shape)}",
+                next_step="close over what is the same for all rows: lambda x: model(x, mask)",
+            )
     return given
 
 
-def _notebook_batch(forward: Forward, xs: tuple[Tensor, ...], arguments: tuple[Tensor, ...],
-                    accuracy: Accuracy) -> int:  # fmt: skip
+def _notebook_batch(
+    forward: Forward, xs: tuple[Tensor, ...], arguments: tuple[Tensor, ...], accuracy: Accuracy
+) -> int:
     """The planned size, or less where all rows together ask for less in their first pass."""
     probe = min(2, xs[0].shape[0])
     row_bytes = activation_bytes(forward, [x[:probe] for x in xs], [a[:probe] for a in arguments])

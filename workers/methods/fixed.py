@@ -17,9 +17,12 @@ from integrand.workers.quadrature.rules import QuadratureRule
 STATUSES = np.array([RowStatus.nonfinite, RowStatus.unchecked], object)
 
 
-def integrate_fixed(evaluator: Evaluator, rule: QuadratureRule, rows: Tensor, f_input: Floats, f_baseline: Floats
-                    ) -> Iterator[Verdicts]:  # fmt: skip
-    """Verdicts in order of completion. `rows` [n] are row numbers of the problem; f_* [n, targets] belong to them."""
+def integrate_fixed(
+    evaluator: Evaluator, rule: QuadratureRule, rows: Tensor, f_input: Floats, f_baseline: Floats
+) -> Iterator[Verdicts]:
+    """Verdicts in order of completion. `rows` [n] are row numbers of the problem; f_* [n, targets]
+    belong to them.
+    """
     problem, count = evaluator.problem, len(rule.nodes)
     tracks = Tracks(problem, rows, f_input, f_baseline, live_rows(problem.batch_rows, count))
     store = Store(tracks.slots, 1, problem.elements, torch.float64, problem.device)
@@ -28,9 +31,9 @@ def integrate_fixed(evaluator: Evaluator, rule: QuadratureRule, rows: Tensor, f_
 
     def judge(slots: Integers) -> None:
         difference = tracks.difference(slots)
-        found = attributions(evaluator, tracks, slots, moored(store.read(slots, 1), difference), difference, count)[
-            :, 0
-        ]
+        found = attributions(
+            evaluator, tracks, slots, moored(store.read(slots, 1), difference), difference, count
+        )[:, 0]
         finished.append(_verdicts(tracks, slots, found, count))
         store.clear(slots)
         tracks.release(slots)
@@ -47,5 +50,13 @@ def _verdicts(tracks: Tracks, slots: Integers, found: Floats, count: int) -> Ver
     total = found.sum(1)
     statuses = STATUSES[np.isfinite(total).astype(np.int64)]
     zeros = np.zeros(len(slots), np.int64)
-    return Verdicts(tracks.row[slots], tracks.target[slots], statuses, found, total - tracks.change[slots],
-                    np.full(len(slots), np.nan), zeros + count, zeros)  # fmt: skip
+    return Verdicts(
+        tracks.row[slots],
+        tracks.target[slots],
+        statuses,
+        found,
+        total - tracks.change[slots],
+        np.full(len(slots), np.nan),
+        zeros + count,
+        zeros,
+    )

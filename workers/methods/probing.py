@@ -1,4 +1,6 @@
-"""What is tried of a notebook's model: a pass before anything is computed, and why passes or rows fail."""
+"""What is tried of a notebook's model: a pass before anything is computed, and why passes or rows
+fail.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ _DTYPE_WORDS = (
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A model with the tensors of one call, and the rows of a step batch, if the caller chose them."""
+    """A model with the tensors of one call, and the rows of a step batch, if the caller
+    chose them.
+    """
 
     forward: Forward
     inputs: tuple[Tensor, ...]
@@ -64,18 +68,30 @@ def check_eval(forward: Forward) -> None:
         return
     training = training_parts(forward)
     if training:
-        raise SpecError("model", expected="eval mode: in train mode rows change each other's results",
-                        seen=f"train mode in {', '.join(training[:3])}",
-                        next_step="call model.eval() first" + (", then torch.export.export" if is_exported(forward) else ""))  # fmt: skip
+        raise SpecError(
+            "model",
+            expected="eval mode: in train mode rows change each other's results",
+            seen=f"train mode in {', '.join(training[:3])}",
+            next_step="call model.eval() first"
+            + (", then torch.export.export" if is_exported(forward) else ""),
+        )
     for name, module in forward.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise SpecError(f"model layer {name or type(module).__name__}", expected="batch norm with running statistics",
-                            seen="track_running_stats=False: rows are normalised by whatever rows are beside them",
-                            next_step="train it with running statistics, or use layer or group norm")  # fmt: skip
+            raise SpecError(
+                f"model layer {name or type(module).__name__}",
+                expected="batch norm with running statistics",
+                seen=(
+                    "track_running_stats=False: rows are normalised by whatever rows are beside"
+                    " them"
+                ),
+                next_step="train it with running statistics, or use layer or group norm",
+            )
 
 
 def probe(call: Call) -> None:
-    """Check the output's shape and every target once, and which inputs the output depends on. Two rows are run."""
+    """Check the output's shape and every target once, and which inputs the output depends on. Two
+    rows are run.
+    """
     size = min(2, call.batch_rows or 2)
     arguments = call.some(size)
     points = [x.requires_grad_() for x in arguments[: len(call.inputs)]]
@@ -91,17 +107,23 @@ def probe(call: Call) -> None:
         _check_outputs(call, out, size)
         unused = unused_inputs(out, points)
     if unused:
-        warnings.warn(f"the output does not depend on inputs {unused}: they get zeros", stacklevel=4)
+        warnings.warn(
+            f"the output does not depend on inputs {unused}: they get zeros", stacklevel=4
+        )
 
 
 def _check_outputs(call: Call, out: object, size: int) -> None:
     for table in [None] if call.targets is None else call.targets.unbind(1):
-        found = check_output(out, size, None if table is None else table[torch.arange(size) % call.rows])
+        found = check_output(
+            out, size, None if table is None else table[torch.arange(size) % call.rows]
+        )
         check_output(found.detach()[:1].expand(call.rows, *found.shape[1:]), call.rows, table)
 
 
 def unused_inputs(out: Tensor, inputs: Sequence[Tensor]) -> list[int]:
-    """Numbers of the inputs without a gradient path from `out`. Raises SpecError when no input has one."""
+    """Numbers of the inputs without a gradient path from `out`. Raises SpecError when no input has
+    one.
+    """
     if not out.requires_grad:
         raise independent_of_inputs()
     gradients = torch.autograd.grad(out.sum(), list(inputs), allow_unused=True)
@@ -111,7 +133,7 @@ def unused_inputs(out: Tensor, inputs: Sequence[Tensor]) -> list[int]:
     return unused
 
 
-# --- why a pass fails ----------------------------------------------------------------------------------------
+# --- why a pass fails --------------------------------------------------------------------------
 
 
 def explain(call: Call, size: int, error: Exception) -> SpecError:
@@ -120,27 +142,43 @@ def explain(call: Call, size: int, error: Exception) -> SpecError:
         return _other_dtype(call, error)
     if any(map(call.takes, _sizes(call, size))):
         return _particular(call, size, error)
-    return SpecError("model", expected="a forward pass over the rows given",
-                     seen=f"{type(error).__name__}: {one_line(error)}, for arguments of shape {_shapes(call.some(size))}",
-                     next_step="check shape and dtype of inputs and forward_args, and that the model takes them in this "
-                     "order: call it yourself on two rows")  # fmt: skip
+    return SpecError(
+        "model",
+        expected="a forward pass over the rows given",
+        seen=(
+            f"{type(error).__name__}: {one_line(error)}, for arguments of shape"
+            f" {_shapes(call.some(size))}"
+        ),
+        next_step=(
+            "check shape and dtype of inputs and forward_args, and that the model takes them in"
+            " this order: call it yourself on two rows"
+        ),
+    )
 
 
 @contextmanager
 def explained(call: Call, size: int) -> Iterator[None]:
-    """SpecError for an error that comes from the number of rows in a step batch; any other stays as it is."""
+    """SpecError for an error that comes from the number of rows in a step batch; any other stays as
+    it is.
+    """
     try:
         yield
     except IntegrandError:
         raise
     except Exception as error:  # the model's own code
-        if is_out_of_memory(error) or call.takes(size) or not any(map(call.takes, _sizes(call, size))):
+        if (
+            is_out_of_memory(error)
+            or call.takes(size)
+            or not any(map(call.takes, _sizes(call, size)))
+        ):
             raise
         raise _particular(call, size, error) from error
 
 
 def _particular(call: Call, size: int, error: Exception) -> SpecError:
-    """For a model that takes some numbers of rows: because rows mix, or because it was written for them."""
+    """For a model that takes some numbers of rows: because rows mix, or because it was written for
+    them.
+    """
     taken = [n for n in _sizes(call, size) if call.takes(n)]
     judged = max((n for n in taken if n <= call.rows), default=1)
     arguments = call.some(judged)
@@ -150,11 +188,18 @@ def _particular(call: Call, size: int, error: Exception) -> SpecError:
             measure_repeatability(call.forward, batch, judged, gradients=False).check()
         except SpecError as coupled:
             return coupled
-    return SpecError("model", expected="a model that takes step batches of any number of rows",
-                     seen=f"it takes {_numbers(taken)} rows, of up to {max(_sizes(call, size))} tried, and not {size}: "
-                     f"{type(error).__name__}: {one_line(error)}",
-                     next_step=f"is a hidden state, a view or an export of fixed size in it? make it follow x.shape[0]; or attribute "
-                     f"in batches that it takes: batch_rows={taken[-1]}")  # fmt: skip
+    return SpecError(
+        "model",
+        expected="a model that takes step batches of any number of rows",
+        seen=(
+            f"it takes {_numbers(taken)} rows, of up to {max(_sizes(call, size))} tried, and not"
+            f" {size}: {type(error).__name__}: {one_line(error)}"
+        ),
+        next_step=(
+            "is a hidden state, a view or an export of fixed size in it? make it follow"
+            f" x.shape[0]; or attribute in batches that it takes: batch_rows={taken[-1]}"
+        ),
+    )
 
 
 def _sizes(call: Call, size: int) -> list[int]:
@@ -168,15 +213,22 @@ def _numbers(values: Sequence[int]) -> str:
 
 
 def _other_dtype(call: Call, error: Exception) -> SpecError:
-    """For rows of one dtype and parameters of another, in torch's words where the forward is no module."""
+    """For rows of one dtype and parameters of another, in torch's words where the forward is no
+    module.
+    """
     rows, parameters = str(call.inputs[0].dtype)[6:], "another"
     if isinstance(call.forward, nn.Module):
         found = {str(p.dtype)[6:] for p in call.forward.parameters() if p.is_floating_point()}
         parameters = ", ".join(sorted(found - {rows})) or parameters
-    return SpecError("inputs", expected=f"rows, model and forward_args of one dtype; the model has {parameters}",
-                     seen=f"rows in {rows}: {one_line(error)}",
-                     next_step="cast the model to that of the rows with model.float() or model.double(), or the rows with "
-                     "x.double()")  # fmt: skip
+    return SpecError(
+        "inputs",
+        expected=f"rows, model and forward_args of one dtype; the model has {parameters}",
+        seen=f"rows in {rows}: {one_line(error)}",
+        next_step=(
+            "cast the model to that of the rows with model.float() or model.double(), or the rows"
+            " with x.double()"
+        ),
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -189,12 +241,13 @@ def _shapes(arguments: Sequence[Tensor]) -> list[list[int]]:
     return [list(a.shape) for a in arguments]
 
 
-# --- why rows do not converge --------------------------------------------------------------------------------
+# --- why rows do not converge ------------------------------------------------------------------
 
 
 def check_rows_apart(call: Call) -> None:
-    """Raises SpecError for a model that draws random numbers, keeps state or mixes rows, as rows that do not converge may
-    tell: tried on a few rows and their baselines."""
+    """Raises SpecError for a model that draws random numbers, keeps state or mixes rows, as rows
+    that do not converge may tell: tried on a few rows and their baselines.
+    """
     count = min(call.rows, _JUDGED_ROWS)
     starts = (b[:count].expand(count, *b.shape[1:]) for b in call.baselines)
     ends = [torch.cat([x[:count], start]) for x, start in zip(call.inputs, starts, strict=True)]
@@ -202,6 +255,8 @@ def check_rows_apart(call: Call) -> None:
     arguments = tuple(torch.cat([a[:count], a[:count]]) for a in call.forward_args)
     size = call.batch_rows or 2 * count
     batch = Batch(tuple(ends), arguments, table)
-    found = measure_repeatability(call.forward, batch, max(2, size), gradients=False)  # those flip at kinks
+    found = measure_repeatability(
+        call.forward, batch, max(2, size), gradients=False
+    )  # those flip at kinks
     if not found.steady:
         found.check()

@@ -1,4 +1,6 @@
-"""Model code and files before anything of them runs: the trust gate, digests, and code that travels."""
+"""Model code and files before anything of them runs: the trust gate, digests, and code that
+travels.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +29,35 @@ _UNPACKED: dict[str, Path] = {}
 
 @dataclass(frozen=True)
 class CodeBundle:
-    """Model code as it travels to the workers: (name, bytes) of wheels, .py files and zipped folders."""
+    """Model code as it travels to the workers: (name, bytes) of wheels, .py files and zipped
+    folders.
+    """
 
     parts: tuple[tuple[str, bytes], ...] = ()
 
     @property
     def digest(self) -> str:
-        return digest_bytes(*(chunk for name, data in self.parts for chunk in (name.encode(), data)))
+        return digest_bytes(
+            *(chunk for name, data in self.parts for chunk in (name.encode(), data))
+        )
 
 
 def check_trust(model: Model, trusted: tuple[str, ...]) -> None:
     """Refuse model code whose module prefix the operator did not name. Runs before any import."""
     code = model.entrypoint.split(":")[0] if isinstance(model, FactoryModel) else model.kind
     if not any(code == prefix or code.startswith(prefix + ".") for prefix in trusted):
-        raise SpecError(f"model code `{code}`", expected="code that the operator trusts",
-                        seen=f"trusted: {', '.join(trusted) or 'nothing'}",
-                        next_step=f"if you trust it: --trust-model-code {code}")  # fmt: skip
+        raise SpecError(
+            f"model code `{code}`",
+            expected="code that the operator trusts",
+            seen=f"trusted: {', '.join(trusted) or 'nothing'}",
+            next_step=f"if you trust it: --trust-model-code {code}",
+        )
 
 
 def pack_code(store: Store, model: Model, base: str) -> CodeBundle:
-    """Read the wheels, folders and .py files of `model.code`; folders are zipped with fixed times."""
+    """Read the wheels, folders and .py files of `model.code`; folders are zipped with fixed
+    times.
+    """
     if not isinstance(model, FactoryModel):
         return CodeBundle()
     return CodeBundle(tuple(_pack(store, store.parse(text, base)) for text in model.code))
@@ -57,7 +68,11 @@ def _pack(store: Store, uri: Uri) -> tuple[str, bytes]:
         return uri.name, _read(store, uri)
     files = [e.uri for e in store.list(uri) if e.uri.path.endswith(".py")]
     if not files:
-        raise DataError(f"model.code {uri}", expected="a wheel, a .py file or a folder with .py files", seen="none")
+        raise DataError(
+            f"model.code {uri}",
+            expected="a wheel, a .py file or a folder with .py files",
+            seen="none",
+        )
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for file in files:
@@ -67,13 +82,19 @@ def _pack(store: Store, uri: Uri) -> tuple[str, bytes]:
 
 
 def check_shipped(bundle: CodeBundle, trusted: tuple[str, ...]) -> None:
-    """Refuse shipped code outside the trusted prefixes: it would stand before installed packages of its name."""
+    """Refuse shipped code outside the trusted prefixes: it would stand before installed packages of
+    its name.
+    """
     allowed = {prefix.split(".")[0] for prefix in trusted} - {"integrand"} - sys.stdlib_module_names
     for name, data in bundle.parts:
         beyond = sorted(_top_level(name, data) - allowed)
         if beyond:
-            raise SpecError(f"model.code {name}", expected="modules below a trusted prefix", seen=f"`{beyond[0]}`; trusted: "
-                            f"{', '.join(trusted)}", next_step="leave it out, put it into the model's package, or trust it")  # fmt: skip
+            raise SpecError(
+                f"model.code {name}",
+                expected="modules below a trusted prefix",
+                seen=f"`{beyond[0]}`; trusted: {', '.join(trusted)}",
+                next_step="leave it out, put it into the model's package, or trust it",
+            )
 
 
 def _top_level(name: str, data: bytes) -> set[str]:
@@ -91,7 +112,9 @@ def _top_level(name: str, data: bytes) -> set[str]:
 
 
 def install_code(bundle: CodeBundle) -> None:
-    """Put shipped code, in a folder of its own, in front of sys.path; forget other modules imported by its names."""
+    """Put shipped code, in a folder of its own, in front of sys.path; forget other modules imported
+    by its names.
+    """
     if not bundle.parts:
         return
     if bundle.digest not in _UNPACKED:
@@ -100,7 +123,9 @@ def install_code(bundle: CodeBundle) -> None:
     sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
     shipped = {path.name.removesuffix(".py") for path in folder.iterdir()}
     for name, module in list(sys.modules.items()):
-        if name.split(".")[0] in shipped and not str(getattr(module, "__file__", "")).startswith(str(folder)):
+        if name.split(".")[0] in shipped and not str(getattr(module, "__file__", "")).startswith(
+            str(folder)
+        ):
             del sys.modules[name]
     importlib.invalidate_caches()
 
@@ -118,7 +143,9 @@ def _unpack(bundle: CodeBundle) -> Path:
 
 
 def code_digest(model: Model) -> str | None:
-    """sha256 over the source files of the entrypoint's top-level package, found without importing it."""
+    """sha256 over the source files of the entrypoint's top-level package, found without importing
+    it.
+    """
     if not isinstance(model, FactoryModel):
         return None
     module = model.entrypoint.split(":")[0]
@@ -128,7 +155,9 @@ def code_digest(model: Model) -> str | None:
 
 def _source_files(module: str) -> list[tuple[str, Path]]:
     parts = module.split(".")
-    for depth in range(1, len(parts) + 1):  # a namespace package has no file of its own: look one level below
+    for depth in range(
+        1, len(parts) + 1
+    ):  # a namespace package has no file of its own: look one level below
         found = _find(".".join(parts[:depth]), module)
         if not found.has_location or found.origin is None:
             continue
@@ -142,7 +171,10 @@ def _source_files(module: str) -> list[tuple[str, Path]]:
 def _find(name: str, module: str) -> importlib.machinery.ModuleSpec:
     try:
         found = importlib.util.find_spec(name)
-    except (ModuleNotFoundError, ValueError):  # ValueError: a module made by hand, like __main__ of a notebook
+    except (
+        ModuleNotFoundError,
+        ValueError,
+    ):  # ValueError: a module made by hand, like __main__ of a notebook
         found = None
     if found is None:
         raise _not_found(module)
@@ -150,8 +182,14 @@ def _find(name: str, module: str) -> importlib.machinery.ModuleSpec:
 
 
 def _not_found(module: str) -> SpecError:
-    return SpecError(f"model.entrypoint: module `{module}`", expected="an importable module", seen="no such module",
-                     next_step="name its wheel, folder or .py file under model.code, or install it on the workers")  # fmt: skip
+    return SpecError(
+        f"model.entrypoint: module `{module}`",
+        expected="an importable module",
+        seen="no such module",
+        next_step=(
+            "name its wheel, folder or .py file under model.code, or install it on the workers"
+        ),
+    )
 
 
 def model_artefacts(store: Store, model: Model, base: str) -> tuple[Artefact, ...]:
@@ -167,13 +205,19 @@ def _read(store: Store, uri: Uri) -> bytes:
     try:
         return store.read(uri)
     except FileNotFoundError:
-        raise DataError(f"model file {uri}", expected="a readable file", seen="nothing there") from None
+        raise DataError(
+            f"model file {uri}", expected="a readable file", seen="nothing there"
+        ) from None
 
 
 def read_verified(store: Store, artefact: Artefact) -> bytes:
     data = _read(store, store.parse(artefact.uri))
     seen = hashlib.sha256(data).hexdigest()
     if seen != artefact.sha256:
-        raise IntegrityError(f"model file {artefact.uri}", expected=f"sha256 {artefact.sha256[:16]}…",
-                             seen=f"{seen[:16]}…", next_step="plan again: another model is another run")  # fmt: skip
+        raise IntegrityError(
+            f"model file {artefact.uri}",
+            expected=f"sha256 {artefact.sha256[:16]}…",
+            seen=f"{seen[:16]}…",
+            next_step="plan again: another model is another run",
+        )
     return data

@@ -1,11 +1,13 @@
 """Category and token ids, attributed at the output of the modules that embed them.
 
-An id has no gradient; its embedding has. So the path from baseline to input runs through the outputs of named modules.
-`at_embedding` opens a model there, with one attribution for each element of an embedding. Jobs want one number per id:
-`IdsModel` takes one coordinate s per id, which puts its embedding at e' + s (e − e'). On the straight path from s = 0 to
-s = 1 all embeddings move straight from e' to e together, and ∂f/∂s = Σ_d (e − e')_d ∂f/∂e_d by the chain rule: the
-integral over s is the sum over d of what `at_embedding` gives, and gap and error estimate are those of the numbers that
-are reported. The zero vector as the baseline of text is that of Sundararajan, Taly & Yan 2017, §3.
+An id has no gradient; its embedding has. So the path from baseline to input runs through the
+outputs of named modules. `at_embedding` opens a model there, with one attribution for each element
+of an embedding. Jobs want one number per id: `IdsModel` takes one coordinate s per id, which puts
+its embedding at e' + s (e − e'). On the straight path from s = 0 to s = 1 all embeddings move
+straight from e' to e together, and ∂f/∂s = Σ_d (e − e')_d ∂f/∂e_d by the chain rule: the integral
+over s is the sum over d of what `at_embedding` gives, and gap and error estimate are those of the
+numbers that are reported. The zero vector as the baseline of text is that of Sundararajan, Taly &
+Yan 2017, §3.
 """
 
 from __future__ import annotations
@@ -32,36 +34,44 @@ class _AllSeen(BaseException):
     """Ends a forward pass early. No Exception: a model that catches those must not catch this."""
 
 
-# --- tensors -----------------------------------------------------------------------------------------------
+# --- tensors -----------------------------------------------------------------------------------
 
 
 def at_embedding(model: nn.Module, *modules: str) -> tuple[Lookup, nn.Module]:
-    """Open `model` at the outputs of named modules: `(lookup, forward)`, to attribute ids in a notebook.
+    """Open `model` at the outputs of named modules: `(lookup, forward)`, to attribute ids in a
+    notebook.
 
-    lookup(*arguments)              the model's arguments → the module's output, `[rows, length, dim]` or `[rows, dim]`;
-                                    a tuple of them, in the order named, if there are several modules
-    forward(*embedded, *arguments)  the model's output with the modules' outputs replaced by `embedded`
+    lookup(*arguments)              the model's arguments → the module's output, `[rows, length,
+                                    dim]` or `[rows, dim]`; a tuple of them, in the order named, if
+                                    there are several modules
+    forward(*embedded, *arguments)  the model's output with the modules' outputs replaced by
+                                    `embedded`
 
         lookup, forward = at_embedding(model, "encoder.embeddings.word_embeddings")
         result = attribute(forward, lookup(ids, mask), target=1, forward_args=(ids, mask))
         per_token = result.attributions.sum(-1)
 
-    The baseline is zeros or, for one id throughout, `lookup(torch.full_like(ids, pad), mask)`. Numbers beside the ids are
-    inputs too; whoever calls puts them where the model takes them:
+    The baseline is zeros or, for one id throughout, `lookup(torch.full_like(ids, pad), mask)`.
+    Numbers beside the ids are inputs too; whoever calls puts them where the model takes them:
 
         lookup, forward = at_embedding(model, "plan", "region")
         inputs = (*lookup(plan, region, amounts), amounts)
         attribute(lambda p, r, x, *ids: forward(p, r, *ids, x), inputs, forward_args=(plan, region))
 
-    Raises SpecError for a name that the model lacks and, when run, for a module that is called never or more than once,
-    or whose output is not one floating tensor with rows first; DataError for ids outside an nn.Embedding.
+    Raises SpecError for a name that the model lacks and, when run, for a module that is called
+    never or more than once, or whose output is not one floating tensor with rows first; DataError
+    for ids outside an nn.Embedding.
     """
     opened = _Opened(model, find_modules(model, modules))
 
     def lookup(*arguments: Tensor) -> Tensor | tuple[Tensor, ...]:
         for name, row, seen in ids_outside(model, opened.named, arguments):
-            raise DataError(f"row {row}", expected=_known_ids(name, opened.named[name]), seen=str(seen),
-                            next_step="mend the ids, or take the model that they were made for")  # fmt: skip
+            raise DataError(
+                f"row {row}",
+                expected=_known_ids(name, opened.named[name]),
+                seen=str(seen),
+                next_step="mend the ids, or take the model that they were made for",
+            )
         found = look_up(model, opened.named, arguments)
         return found[modules[0]] if len(modules) == 1 else tuple(found[name] for name in modules)
 
@@ -69,7 +79,9 @@ def at_embedding(model: nn.Module, *modules: str) -> tuple[Lookup, nn.Module]:
 
 
 class _Opened(nn.Module):
-    """The forward half of `at_embedding`: a module, so that whoever runs it sees train mode and parameters."""
+    """The forward half of `at_embedding`: a module, so that whoever runs it sees train mode and
+    parameters.
+    """
 
     def __init__(self, model: nn.Module, named: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -81,27 +93,45 @@ class _Opened(nn.Module):
 
         def replace(name: str, output: Tensor) -> Tensor:
             if embedded[name].shape != output.shape:
-                raise SpecError(f"embedded `{name}`", expected=f"shape {list(output.shape)}, as the module gives it",
-                                seen=f"{list(embedded[name].shape)}", next_step="pass what lookup(...) returned")  # fmt: skip
+                raise SpecError(
+                    f"embedded `{name}`",
+                    expected=f"shape {list(output.shape)}, as the module gives it",
+                    seen=f"{list(embedded[name].shape)}",
+                    next_step="pass what lookup(...) returned",
+                )
             return embedded[name].clone()  # models add to embeddings in place, which a leaf refuses
 
         return _run(self.model, self.named, replace, arguments[len(self.named) :])
 
 
 def find_modules(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules of these dotted names. Raises SpecError with the nearest name for one that is not there."""
+    """The modules of these dotted names. Raises SpecError with the nearest name for one that is not
+    there.
+    """
     known = dict(model.named_modules())
     for name in names:
         if not name or name not in known:
             near = difflib.get_close_matches(name, list(known), 3, 0.5)
-            near = near or [n for n, m in known.items() if isinstance(m, nn.Embedding)][:3] or list(known)[1:4]
-            raise SpecError(f"embedding `{name}`", expected="a module of the model", seen="no module of this name",
-                            next_step=f"did you mean {' or '.join(f'`{n}`' for n in near)}?")  # fmt: skip
+            near = (
+                near
+                or [n for n, m in known.items() if isinstance(m, nn.Embedding)][:3]
+                or list(known)[1:4]
+            )
+            raise SpecError(
+                f"embedding `{name}`",
+                expected="a module of the model",
+                seen="no module of this name",
+                next_step=f"did you mean {' or '.join(f'`{n}`' for n in near)}?",
+            )
     return {name: known[name] for name in names}
 
 
-def look_up(model: nn.Module, named: dict[str, nn.Module], arguments: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Outputs of the named modules; the pass ends with the last of them. Raises SpecError like `at_embedding`."""
+def look_up(
+    model: nn.Module, named: dict[str, nn.Module], arguments: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Outputs of the named modules; the pass ends with the last of them. Raises SpecError like
+    `at_embedding`.
+    """
     found: dict[str, Tensor] = {}
 
     def keep(name: str, output: Tensor) -> Tensor:
@@ -118,7 +148,9 @@ def look_up(model: nn.Module, named: dict[str, nn.Module], arguments: Sequence[T
 def ids_outside(
     model: nn.Module, named: dict[str, nn.Module], arguments: Sequence[Tensor]
 ) -> list[tuple[str, int, int]]:
-    """Module, row and id of what has no row in an nn.Embedding, one per module and row. The pass ends with the last."""
+    """Module, row and id of what has no row in an nn.Embedding, one per module and row. The pass
+    ends with the last.
+    """
     awaited = {name: module for name, module in named.items() if isinstance(module, nn.Embedding)}
     found: list[tuple[str, int, int]] = []
 
@@ -138,7 +170,9 @@ def ids_outside(
     if awaited:
         with torch.no_grad(), suppress(_AllSeen), ExitStack() as handles:
             for name, module in awaited.items():
-                handles.callback(module.register_forward_pre_hook(hook(name, module.num_embeddings)).remove)
+                handles.callback(
+                    module.register_forward_pre_hook(hook(name, module.num_embeddings)).remove
+                )
             on_copies(model, *arguments)
     return found
 
@@ -148,15 +182,21 @@ def _known_ids(name: str, module: nn.Module) -> str:
     return f"ids from 0 to {module.num_embeddings - 1} at `{name}`"
 
 
-def _run(model: nn.Module, named: dict[str, nn.Module], replace: Replace, arguments: Sequence[Tensor]) -> Tensor:
+def _run(
+    model: nn.Module, named: dict[str, nn.Module], replace: Replace, arguments: Sequence[Tensor]
+) -> Tensor:
     """The model's output while each named module's passes through `replace`, once."""
     called: set[str] = set()
 
     def hook(name: str) -> Callable[[nn.Module, object, object], Tensor]:
         def replaced(module: nn.Module, _: object, output: object) -> Tensor:
             if name in called:
-                raise SpecError(f"embedding `{name}`", expected="one call in a forward pass", seen="a second call",
-                                next_step="name a module that embeds all ids at once")  # fmt: skip
+                raise SpecError(
+                    f"embedding `{name}`",
+                    expected="one call in a forward pass",
+                    seen="a second call",
+                    next_step="name a module that embeds all ids at once",
+                )
             called.add(name)
             return replace(name, _floating(name, output, arguments))
 
@@ -168,26 +208,45 @@ def _run(model: nn.Module, named: dict[str, nn.Module], replace: Replace, argume
         out: Tensor = model(*arguments)
     missed = [name for name in named if name not in called]
     if missed:
-        raise SpecError(f"embedding `{missed[0]}`", expected="one call in a forward pass", seen="none",
-                        next_step="name a module that the model calls; compiled and scripted ones hide theirs")  # fmt: skip
+        raise SpecError(
+            f"embedding `{missed[0]}`",
+            expected="one call in a forward pass",
+            seen="none",
+            next_step="name a module that the model calls; compiled and scripted ones hide theirs",
+        )
     return out
 
 
 def _floating(name: str, output: object, arguments: Sequence[Tensor]) -> Tensor:
     rows = arguments[0].shape[0]
-    if isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 1 and output.shape[0] == rows:
+    if (
+        isinstance(output, Tensor)
+        and output.is_floating_point()
+        and output.ndim > 1
+        and output.shape[0] == rows
+    ):
         return output
-    seen = f"{output.dtype} of shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    raise SpecError(f"embedding `{name}`", expected=f"one floating tensor with its {rows} rows first", seen=seen,
-                    next_step="name the module whose output is one vector per id")  # fmt: skip
+    seen = (
+        f"{output.dtype} of shape {list(output.shape)}"
+        if isinstance(output, Tensor)
+        else type(output).__name__
+    )
+    raise SpecError(
+        f"embedding `{name}`",
+        expected=f"one floating tensor with its {rows} rows first",
+        seen=seen,
+        next_step="name the module whose output is one vector per id",
+    )
 
 
-# --- jobs --------------------------------------------------------------------------------------------------
+# --- jobs --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a module embeds ids: the number of its input of ids, and the column that it alone embeds, if one."""
+    """Where a module embeds ids: the number of its input of ids, and the column that it alone
+    embeds, if one.
+    """
 
     ids: int
     column: int | None
@@ -197,15 +256,18 @@ class _Place:
 
 
 class IdsModel(nn.Module):
-    """A model with inputs of ids as a function of real numbers: `forward(*inputs, *ids, *forward_args)`.
+    """A model with inputs of ids as a function of real numbers: `forward(*inputs, *ids,
+    *forward_args)`.
 
-    inputs        one per input of the spec; for one of ids, s per id: 0 is its baseline, 1 the id itself
-    ids           one int64 tensor per input of ids, PADDING where there is no id; the model gets `pad` there, and its
-                  embedding stays what it is, so that padding earns exactly nothing
+    inputs        one per input of the spec; for one of ids, s per id: 0 is its baseline, 1 the id
+                  itself
+    ids           one int64 tensor per input of ids, PADDING where there is no id; the model gets
+                  `pad` there, and its embedding stays what it is, so that padding earns exactly
+                  nothing
     forward_args  as the spec says
 
-    The baseline e' of an id is a zero vector, or the embedding of a constant id in the same place. Raises SpecError like
-    `at_embedding`, and where a module does not give one vector per id.
+    The baseline e' of an id is a zero vector, or the embedding of a constant id in the same place.
+    Raises SpecError like `at_embedding`, and where a module does not give one vector per id.
     """
 
     def __init__(self, model: nn.Module, spec: AttributeSpec) -> None:
@@ -226,33 +288,53 @@ class IdsModel(nn.Module):
 
     def forward(self, *arguments: Tensor) -> Tensor:
         inputs, ids, forward_args = self._split(arguments)
-        shares = [x for x, one in zip(inputs, self.inputs, strict=True) if isinstance(one, IdsInput)]
+        shares = [
+            x for x, one in zip(inputs, self.inputs, strict=True) if isinstance(one, IdsInput)
+        ]
         baseline = self._baseline(inputs, ids, forward_args)
 
         def move(name: str, output: Tensor) -> Tensor:
             place = self.places[name]
             real = place.of(ids[place.ids]) != PADDING
             if output.shape[: real.ndim] != real.shape or output.ndim == real.ndim:
-                raise SpecError(f"embedding `{name}`", expected=f"one vector for each id: {[*real.shape, 'dim']}",
-                                seen=f"shape {list(output.shape)}", next_step="name the module that embeds each id")  # fmt: skip
+                raise SpecError(
+                    f"embedding `{name}`",
+                    expected=f"one vector for each id: {[*real.shape, 'dim']}",
+                    seen=f"shape {list(output.shape)}",
+                    next_step="name the module that embeds each id",
+                )
             share = torch.where(real, place.of(shares[place.ids].reshape(ids[place.ids].shape)), 1)
             share = share.reshape(*real.shape, *[1] * (output.ndim - real.ndim))
-            return output * share if name not in baseline else torch.lerp(baseline[name], output, share)
+            return (
+                output * share
+                if name not in baseline
+                else torch.lerp(baseline[name], output, share)
+            )
 
         return _run(self.model, self.named, move, self._arguments(inputs, ids, forward_args))
 
     def unknown_ids(self, *arguments: Tensor) -> list[str | None]:
-        """Why a row cannot be embedded, if it cannot: an id beyond an nn.Embedding. The model is run up to there.
+        """Why a row cannot be embedded, if it cannot: an id beyond an nn.Embedding. The model is
+        run up to there.
 
         Raises SpecError if a baseline's id is.
         """
         split = self._split(arguments)
         reasons: list[str | None] = [None] * split[0][0].shape[0]
         for name, row, seen in ids_outside(self.model, self.named, self._arguments(*split)):
-            reasons[row] = reasons[row] or f"{self._input_of(name)} holds {seen}: expected {self._known_ids(name)}"
-        for name, _, seen in ids_outside(self.model, self._moored(), self._arguments(*split, at_baseline=True)):
-            raise SpecError(f"baseline of input `{self._input_of(name)}`", expected=self._known_ids(name),
-                            seen=str(seen), next_step="name an id that the embedding has")  # fmt: skip
+            reasons[row] = (
+                reasons[row]
+                or f"{self._input_of(name)} holds {seen}: expected {self._known_ids(name)}"
+            )
+        for name, _, seen in ids_outside(
+            self.model, self._moored(), self._arguments(*split, at_baseline=True)
+        ):
+            raise SpecError(
+                f"baseline of input `{self._input_of(name)}`",
+                expected=self._known_ids(name),
+                seen=str(seen),
+                next_step="name an id that the embedding has",
+            )
         return reasons
 
     def _input_of(self, module: str) -> str:
@@ -261,16 +343,25 @@ class IdsModel(nn.Module):
     def _known_ids(self, module: str) -> str:
         return _known_ids(module, self.named[module])
 
-    def _split(self, arguments: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    def _split(
+        self, arguments: Sequence[Tensor]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
         first, second = len(self.inputs), len(self.inputs) + len(self.ids_inputs)
         return arguments[:first], arguments[first:second], arguments[second:]
 
-    def _arguments(self, inputs: Sequence[Tensor], ids: Sequence[Tensor], forward_args: Sequence[Tensor],
-                   at_baseline: bool = False) -> list[Tensor]:  # fmt: skip
+    def _arguments(
+        self,
+        inputs: Sequence[Tensor],
+        ids: Sequence[Tensor],
+        forward_args: Sequence[Tensor],
+        at_baseline: bool = False,
+    ) -> list[Tensor]:
         """What the model itself takes: ids in the places of their inputs, padding filled up."""
         waiting = iter(ids)
-        called = [self._filled(one, next(waiting), at_baseline) if isinstance(one, IdsInput) else x
-                  for x, one in zip(inputs, self.inputs, strict=True)]  # fmt: skip
+        called = [
+            self._filled(one, next(waiting), at_baseline) if isinstance(one, IdsInput) else x
+            for x, one in zip(inputs, self.inputs, strict=True)
+        ]
         return [*called, *forward_args]
 
     def _filled(self, one: IdsInput, ids: Tensor, at_baseline: bool) -> Tensor:
@@ -278,23 +369,37 @@ class IdsModel(nn.Module):
         values = ids if baseline is None else torch.full_like(ids, baseline)
         return values.masked_fill(ids == PADDING, one.pad or 0)
 
-    def _baseline(self, inputs: Sequence[Tensor], ids: Sequence[Tensor], forward_args: Sequence[Tensor]
-                  ) -> dict[str, Tensor]:  # fmt: skip
+    def _baseline(
+        self, inputs: Sequence[Tensor], ids: Sequence[Tensor], forward_args: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         """Embeddings of the baseline ids, for those modules that have one."""
         named = self._moored()
-        return look_up(self.model, named, self._arguments(inputs, ids, forward_args, at_baseline=True)) if named else {}
+        return (
+            look_up(self.model, named, self._arguments(inputs, ids, forward_args, at_baseline=True))
+            if named
+            else {}
+        )
 
     def _moored(self) -> dict[str, nn.Module]:
         """The modules whose input has a baseline id."""
-        return {name: module for name, module in self.named.items()
-                if self.ids_inputs[self.places[name].ids].baseline_id is not None}  # fmt: skip
+        return {
+            name: module
+            for name, module in self.named.items()
+            if self.ids_inputs[self.places[name].ids].baseline_id is not None
+        }
 
 
 def through_embeddings(forward: Forward, spec: AttributeSpec) -> Forward:
-    """What attributes the spec's inputs: the model itself, or an IdsModel around it. Raises SpecError like that."""
+    """What attributes the spec's inputs: the model itself, or an IdsModel around it. Raises
+    SpecError like that.
+    """
     if not spec.ids_inputs:
         return forward
     if not isinstance(forward, nn.Module):
-        raise SpecError("model", expected="a torch.nn.Module, for inputs of ids", seen=type(forward).__name__,
-                        next_step="use a model of kind factory")  # fmt: skip
+        raise SpecError(
+            "model",
+            expected="a torch.nn.Module, for inputs of ids",
+            seen=type(forward).__name__,
+            next_step="use a model of kind factory",
+        )
     return IdsModel(forward, spec)

@@ -1,6 +1,7 @@
 """From a model spec to a callable: the trust gate, artefact digests, shipped code and loading.
 
-Model code runs only where the operator named its module prefix; every artefact's sha256 is rechecked before use.
+Model code runs only where the operator named its module prefix; every artefact's sha256 is
+rechecked before use.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Loaded:
     """A model as it was loaded.
 
     forward  the model as a callable, in eval mode with frozen parameters
-    state    what its factory built: parameters, buffers, tensors; None of a program, whose file has a digest
+    state    what its factory built: parameters, buffers, tensors; None of a program, whose file has
+             a digest
     notes    what was done to it that its author may want to know
     again    what the factory built a second time, where that was asked for
     build    builds it anew
@@ -53,14 +55,22 @@ class Loaded:
     rows: int | None = None
 
 
-def load_model(store: Store, model: Model, artefacts: tuple[Artefact, ...], precision: str, device: str, *,
-               twice: bool = False) -> Loaded:  # fmt: skip
+def load_model(
+    store: Store,
+    model: Model,
+    artefacts: tuple[Artefact, ...],
+    precision: str,
+    device: str,
+    *,
+    twice: bool = False,
+) -> Loaded:
     """The model as a callable on tensors of `precision`, in eval mode with frozen parameters.
 
     twice  build it once more, to see that a factory makes the same model every time
 
-    Raises IntegrityError if a file is not the planned one, SpecError if it does not load, was exported in train mode, or
-    is another model the second time. The caller has passed `check_trust`.
+    Raises IntegrityError if a file is not the planned one, SpecError if it does not load, was
+    exported in train mode, or is another model the second time. The caller has passed
+    `check_trust`.
     """
     data = read_verified(store, artefacts[0]) if artefacts else b""
     dtype = DTYPES[precision]
@@ -81,17 +91,27 @@ def load_model(store: Store, model: Model, artefacts: tuple[Artefact, ...], prec
 def _declared_rows(program: torch.export.ExportedProgram) -> int | None:
     """The most rows that the first argument may have; None without a bound."""
     names = program.graph_signature.user_inputs
-    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    shapes = [
+        node.meta["val"].shape
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in names
+    ]
     if not shapes or not shapes[0]:
         return None
     rows = shapes[0][0]
     if isinstance(rows, int):
         return rows
     bounds = program.range_constraints.get(rows.node.expr)
-    return int(bounds.upper) if bounds is not None and bounds.upper.is_finite and bounds.upper < 1 << 30 else None
+    return (
+        int(bounds.upper)
+        if bounds is not None and bounds.upper.is_finite and bounds.upper < 1 << 30
+        else None
+    )
 
 
-def _built(model: FactoryModel, data: bytes, dtype: torch.dtype, device: str, *, twice: bool) -> Loaded:
+def _built(
+    model: FactoryModel, data: bytes, dtype: torch.dtype, device: str, *, twice: bool
+) -> Loaded:
     module = _build(model, data)
     notes, state = _leave_training(module, "the factory returned the model"), read_state(module)
     forward = _placed(module, dtype, device)
@@ -114,27 +134,48 @@ def _check_same(model: FactoryModel, first: Mapping[str, str], second: Mapping[s
         name for name in second if name not in first
     ]
     if differ:
-        raise another_model(model, f"`{differ[0]}`" + (f" and {len(differ) - 1} more" if len(differ) > 1 else "")
-                            + " with other values the second time")  # fmt: skip
+        raise another_model(
+            model,
+            f"`{differ[0]}`"
+            + (f" and {len(differ) - 1} more" if len(differ) > 1 else "")
+            + " with other values the second time",
+        )
 
 
 def another_model(model: FactoryModel, seen: str) -> SpecError:
-    """For a factory that builds another model whenever it is called: every worker would explain its own."""
-    return SpecError(f"model.entrypoint {model.entrypoint}", expected="the same model from every call: each worker makes one",
-                     seen=seen, next_step="load all weights (model.weights, or in the factory); where random ones are meant, "
-                     "call torch.manual_seed in the factory")  # fmt: skip
+    """For a factory that builds another model whenever it is called: every worker would explain its
+    own.
+    """
+    return SpecError(
+        f"model.entrypoint {model.entrypoint}",
+        expected="the same model from every call: each worker makes one",
+        seen=seen,
+        next_step=(
+            "load all weights (model.weights, or in the factory); where random ones are meant, "
+            "call torch.manual_seed in the factory"
+        ),
+    )
 
 
 def _leave_training(module: nn.Module, who: str) -> tuple[str, ...]:
-    """Put the module into eval mode; a note if that changed it. Raises SpecError for what was exported in train mode."""
+    """Put the module into eval mode; a note if that changed it. Raises SpecError for what was
+    exported in train mode.
+    """
     trained = training_parts(module)
     leave_training(module)
     left = training_parts(module)
     if left:
-        raise SpecError("model", expected="eval mode: in train mode rows change each other's results",
-                        seen=f"train mode in {', '.join(left[:3])}",
-                        next_step="call model.eval() before torch.export.export")  # fmt: skip
-    return (f"{who} in train mode ({', '.join(trained[:3])}): it runs in eval mode",) if trained else ()
+        raise SpecError(
+            "model",
+            expected="eval mode: in train mode rows change each other's results",
+            seen=f"train mode in {', '.join(left[:3])}",
+            next_step="call model.eval() before torch.export.export",
+        )
+    return (
+        (f"{who} in train mode ({', '.join(trained[:3])}): it runs in eval mode",)
+        if trained
+        else ()
+    )
 
 
 def _build(model: FactoryModel, weights: bytes) -> nn.Module:
@@ -148,51 +189,89 @@ def _build(model: FactoryModel, weights: bytes) -> nn.Module:
         raise
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        raise SpecError(where, expected="model code that runs", seen=f"{type(error).__name__}: {str(error)[:300]} "
-                        f"({last.filename}:{last.lineno})", next_step="mend it, or model.arguments") from error  # fmt: skip
+        raise SpecError(
+            where,
+            expected="model code that runs",
+            seen=f"{type(error).__name__}: {str(error)[:300]} ({last.filename}:{last.lineno})",
+            next_step="mend it, or model.arguments",
+        ) from error
     if not callable(factory):
-        raise SpecError(where, expected="a callable", seen=f"no callable `{name}`",
-                        next_step=f"name a function or class of {module_name}")  # fmt: skip
+        raise SpecError(
+            where,
+            expected="a callable",
+            seen=f"no callable `{name}`",
+            next_step=f"name a function or class of {module_name}",
+        )
     if not isinstance(built, nn.Module):
-        raise SpecError(where, expected="a torch.nn.Module", seen=type(built).__name__,
-                        next_step="return the module in eval mode")  # fmt: skip
+        raise SpecError(
+            where,
+            expected="a torch.nn.Module",
+            seen=type(built).__name__,
+            next_step="return the module in eval mode",
+        )
     if model.weights is not None:
         _load_weights(built, model.weights, weights)
     return built
 
 
 def _check_home(factory: object, module: str, where: str) -> None:
-    """Refuse what a trusted module merely imported, such as `subprocess.run`: the spec chooses its arguments."""
+    """Refuse what a trusted module merely imported, such as `subprocess.run`: the spec chooses its
+    arguments.
+    """
     home = str(getattr(factory, "__module__", None) or module)
     if home.split(".")[0] != module.split(".")[0]:
-        raise SpecError(where, expected=f"a function or class that {module.split('.')[0]} defines",
-                        seen=f"one of {home}", next_step="call it from a function of your own, and name that")  # fmt: skip
+        raise SpecError(
+            where,
+            expected=f"a function or class that {module.split('.')[0]} defines",
+            seen=f"one of {home}",
+            next_step="call it from a function of your own, and name that",
+        )
 
 
 def _load_weights(module: nn.Module, name: str, data: bytes) -> None:
     try:
-        state = (load(data) if name.endswith(".safetensors")
-                 else torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))  # fmt: skip
+        state = (
+            load(data)
+            if name.endswith(".safetensors")
+            else torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        )
     except Exception as error:  # an unpickler that meets junk may raise anything
-        raise DataError(f"model.weights {name}", expected="safetensors or a weights-only state dict",
-                        seen=f"{type(error).__name__}: {str(error)[:200]}",
-                        next_step="save with safetensors.torch.save_model(model, ...)") from error  # fmt: skip
+        raise DataError(
+            f"model.weights {name}",
+            expected="safetensors or a weights-only state dict",
+            seen=f"{type(error).__name__}: {str(error)[:200]}",
+            next_step="save with safetensors.torch.save_model(model, ...)",
+        ) from error
     try:
         _check_keys(module, module.load_state_dict(_with_tied(module, state), strict=False))
-    except (RuntimeError, TypeError, AttributeError) as error:  # AttributeError: its keys are no strings
-        raise SpecError(f"model.weights {name}", expected=f"the parameters of {type(module).__name__}",
-                        seen=str(error)[:400], next_step="save that module's own weights: safetensors.torch.save_model(model, "
-                        "...)") from error  # fmt: skip
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as error:  # AttributeError: its keys are no strings
+        raise SpecError(
+            f"model.weights {name}",
+            expected=f"the parameters of {type(module).__name__}",
+            seen=str(error)[:400],
+            next_step="save that module's own weights: safetensors.torch.save_model(model, ...)",
+        ) from error
 
 
 def _check_keys(module: nn.Module, found: _IncompatibleKeys) -> None:
-    """RuntimeError, as torch raises, for names without a tensor, but for those that lie in memory which another filled."""
+    """RuntimeError, as torch raises, for names without a tensor, but for those that lie in memory
+    which another filled.
+    """
     own = module.state_dict(keep_vars=True)
     missing = set(found.missing_keys)
     filled = {_memory(tensor) for name, tensor in own.items() if name not in missing}
-    lacking = [name for name in found.missing_keys if name not in own or _memory(own[name]) not in filled]
-    told = [f"{what} key(s): {', '.join(names[:8])}" for what, names in
-            (("Missing", lacking), ("Unexpected", found.unexpected_keys)) if names]  # fmt: skip
+    lacking = [
+        name for name in found.missing_keys if name not in own or _memory(own[name]) not in filled
+    ]
+    told = [
+        f"{what} key(s): {', '.join(names[:8])}"
+        for what, names in (("Missing", lacking), ("Unexpected", found.unexpected_keys))
+        if names
+    ]
     if told:
         raise RuntimeError("; ".join(told))
 
@@ -202,7 +281,9 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _with_tied(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with every name of a tensor that the module has under several: safetensors keep one of them."""
+    """The state with every name of a tensor that the module has under several: safetensors keep one
+    of them.
+    """
     if not isinstance(state, dict):
         return state  # load_state_dict says what is wrong with it
     own = module.state_dict(keep_vars=True)
@@ -221,13 +302,18 @@ def _loaded(uri: str, load: Callable[[], Program]) -> Program:
     try:
         return load()
     except Exception as error:  # so may these two
-        raise DataError(f"model {uri}", expected="a program that this torch can load",
-                        seen=f"{type(error).__name__}: {str(error)[:200]}",
-                        next_step="save it again with the torch build of the workers") from error  # fmt: skip
+        raise DataError(
+            f"model {uri}",
+            expected="a program that this torch can load",
+            seen=f"{type(error).__name__}: {str(error)[:200]}",
+            next_step="save it again with the torch build of the workers",
+        ) from error
 
 
 def _placed(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
-    """A factory's module on the device and in the dtype, as a copy if it has to move: the factory may keep its own."""
+    """A factory's module on the device and in the dtype, as a copy if it has to move: the factory
+    may keep its own.
+    """
     held = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     moves = any(t.dtype != dtype or t.device.type != device for t in held)
     return _freeze(copy.deepcopy(module) if moves else module, dtype, device)

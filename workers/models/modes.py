@@ -1,7 +1,7 @@
 """Train mode: which parts of a module are in it, and how to leave it.
 
-`ExportedProgram.module()` says that it trains whatever it was exported from, and refuses `eval()`: there the operations
-tell. A frozen TorchScript module has no mode left: it was frozen in eval mode.
+`ExportedProgram.module()` says that it trains whatever it was exported from, and refuses `eval()`:
+there the operations tell. A frozen TorchScript module has no mode left: it was frozen in eval mode.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _SWITCHES = ("train", "training")
 
 
 def training_parts(module: nn.Module) -> list[str]:
-    """Names of the parts of a module that train: of modules in train mode, of operations exported in it."""
+    """Names of the parts of a module that train: of modules in train mode, of operations exported
+    in it.
+    """
     found = []
     for name, part in _parts(module):
         if is_exported(part):
@@ -29,7 +31,9 @@ def training_parts(module: nn.Module) -> list[str]:
 
 
 def _holds_exported(module: nn.Module) -> bool:
-    """Whether `eval()` cannot be called, since it would reach an exported part; what lies beside that is looked at by itself."""
+    """Whether `eval()` cannot be called, since it would reach an exported part; what lies beside
+    that is looked at by itself.
+    """
     return any(is_exported(part) for _, part in _parts(module))
 
 
@@ -40,8 +44,12 @@ def leave_training(module: nn.Module) -> None:
     except NotImplementedError:  # of an exported part
         pass
     except Exception as error:  # the model's own code
-        raise SpecError("model", expected="a module that can be put into eval mode",
-                        seen=f"{type(error).__name__}: {str(error)[:200]}", next_step="mend its train()") from error  # fmt: skip
+        raise SpecError(
+            "model",
+            expected="a module that can be put into eval mode",
+            seen=f"{type(error).__name__}: {str(error)[:200]}",
+            next_step="mend its train()",
+        ) from error
     for _, part in _parts(module):
         if not is_exported(part) and getattr(part, "training", False):
             part.training = False
@@ -62,7 +70,9 @@ def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
 def _training_nodes(module: nn.Module) -> list[str]:
     """Operations of an exported graph that were told to train."""
     assert isinstance(module, fx.GraphModule)
-    return [str(node) for node in module.graph.nodes if node.op == "call_function" and _trains(node)]
+    return [
+        str(node) for node in module.graph.nodes if node.op == "call_function" and _trains(node)
+    ]
 
 
 def _trains(node: fx.Node) -> bool:

@@ -21,7 +21,9 @@ _TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def on_copies(forward: Forward, *arguments: Tensor) -> Tensor:
-    """`forward` at copies of the arguments: a model may write into what it is given, and a leaf refuses that."""
+    """`forward` at copies of the arguments: a model may write into what it is given, and a leaf
+    refuses that.
+    """
     return forward(*[a.clone() for a in arguments])
 
 
@@ -34,60 +36,99 @@ def transformed(forward: Forward, transform: str) -> Forward:
 
 
 def target_tables(target: Target, rows: int) -> Tensor | None:
-    """Any target, or list of targets, as indices `[rows, targets, depth]` int64, or None for scalar outputs."""
-    tables = [target_table(each, rows) for each in (target if isinstance(target, list) else [target])]
+    """Any target, or list of targets, as indices `[rows, targets, depth]` int64, or None for scalar
+    outputs.
+    """
+    tables = [
+        target_table(each, rows) for each in (target if isinstance(target, list) else [target])
+    ]
     found = [table for table in tables if table is not None]
     if (
         len({table.shape[1] for table in found}) > 1
         or not tables
         or (isinstance(target, list) and len(found) < len(tables))
     ):
-        raise SpecError("target", expected="a list of targets of one kind", seen=repr(target)[:80],
-                        next_step="give several indices, or several tuples of one length")  # fmt: skip
+        raise SpecError(
+            "target",
+            expected="a list of targets of one kind",
+            seen=repr(target)[:80],
+            next_step="give several indices, or several tuples of one length",
+        )
     return torch.stack(found, 1) if found else None
 
 
 def target_table(target: Target, rows: int) -> Tensor | None:
-    """Any target as indices `[rows, depth]` int64, or None for scalar outputs. Raises SpecError on wrong types."""
+    """Any target as indices `[rows, depth]` int64, or None for scalar outputs. Raises SpecError on
+    wrong types.
+    """
     if target is None:
         return None
     if isinstance(target, Tensor):
         return _row_targets(target, rows)
     indices = target if isinstance(target, tuple) else (target,)
     if any(isinstance(i, bool) or not isinstance(i, Integral) for i in indices):
-        raise SpecError("target", expected="None, an int, a tuple of ints, or an int64 tensor with one entry per row",
-                        seen=repr(target)[:80], next_step="name one output, or pass torch.tensor([...]) for one per row")  # fmt: skip
+        raise SpecError(
+            "target",
+            expected="None, an int, a tuple of ints, or an int64 tensor with one entry per row",
+            seen=repr(target)[:80],
+            next_step="name one output, or pass torch.tensor([...]) for one per row",
+        )
     return torch.tensor([int(i) for i in indices], dtype=torch.int64).expand(rows, len(indices))
 
 
 def _row_targets(target: Tensor, rows: int) -> Tensor:
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise SpecError("target", expected="an int64 tensor", seen=str(target.dtype), next_step="call .long()")
+        raise SpecError(
+            "target", expected="an int64 tensor", seen=str(target.dtype), next_step="call .long()"
+        )
     if target.ndim == 0:
         return target.long().reshape(1, 1).expand(rows, 1)
     if target.shape[0] != rows or target.ndim > 2:
-        raise SpecError("target", expected=f"{rows} entries, one per row", seen=f"shape {list(target.shape)}",
-                        next_step="give one index per row; a tuple names one element of a tensor output")  # fmt: skip
+        raise SpecError(
+            "target",
+            expected=f"{rows} entries, one per row",
+            seen=f"shape {list(target.shape)}",
+            next_step="give one index per row; a tuple names one element of a tensor output",
+        )
     return target.long().reshape(rows, -1)
 
 
 def check_output(out: object, rows: int, table: Tensor | None) -> Tensor:
-    """The model's output, once its shape is known to fit the rows and the targets. Raises SpecError otherwise."""
+    """The model's output, once its shape is known to fit the rows and the targets. Raises SpecError
+    otherwise.
+    """
     if not isinstance(out, Tensor):
-        raise SpecError("model output", expected="one tensor", seen=type(out).__name__,
-                        next_step="wrap the model so that it returns the tensor to explain")  # fmt: skip
+        raise SpecError(
+            "model output",
+            expected="one tensor",
+            seen=type(out).__name__,
+            next_step="wrap the model so that it returns the tensor to explain",
+        )
     if out.ndim == 0 or out.shape[0] != rows:
-        raise SpecError("model output", expected=f"one entry per row: [{rows}, ...]", seen=f"shape {list(out.shape)}",
-                        next_step="return outputs per row: no .squeeze() that may take the rows' dimension (use "
-                        ".squeeze(-1)), no sum or mean over rows; export with a dynamic first dimension")  # fmt: skip
+        raise SpecError(
+            "model output",
+            expected=f"one entry per row: [{rows}, ...]",
+            seen=f"shape {list(out.shape)}",
+            next_step=(
+                "return outputs per row: no .squeeze() that may take the rows' dimension (use "
+                ".squeeze(-1)), no sum or mean over rows; export with a dynamic first dimension"
+            ),
+        )
     if not out.is_floating_point():
-        raise SpecError("model output", expected="floating point", seen=str(out.dtype),
-                        next_step="return scores or probabilities, before argmax, rounding or casts")  # fmt: skip
+        raise SpecError(
+            "model output",
+            expected="floating point",
+            seen=str(out.dtype),
+            next_step="return scores or probabilities, before argmax, rounding or casts",
+        )
     if table is None:
         if out[0].numel() != 1:
-            raise SpecError("target", expected="an output index, since the model has several outputs",
-                            seen=f"no target and output shape [rows, {', '.join(map(str, out.shape[1:]))}]",
-                            next_step=_name_one(out))  # fmt: skip
+            raise SpecError(
+                "target",
+                expected="an output index, since the model has several outputs",
+                seen=f"no target and output shape [rows, {', '.join(map(str, out.shape[1:]))}]",
+                next_step=_name_one(out),
+            )
         return out
     if out.ndim - 1 != table.shape[1]:
         raise _wrong_depth(out, table.shape[1])
@@ -96,8 +137,15 @@ def check_output(out: object, rows: int, table: Tensor | None) -> Tensor:
     if len(wrong):
         row = int(wrong[0, 0])
         last, seen = (", ".join(map(str, t.tolist())) for t in (limits - 1, table[row]))
-        raise SpecError(f"target of row {row}", expected=f"from {', '.join('0' * len(limits))} to {last}", seen=seen,
-                        next_step=f"name an output that exists: outputs are [rows, {', '.join(map(str, out.shape[1:]))}]")  # fmt: skip
+        raise SpecError(
+            f"target of row {row}",
+            expected=f"from {', '.join('0' * len(limits))} to {last}",
+            seen=seen,
+            next_step=(
+                "name an output that exists: outputs are [rows,"
+                f" {', '.join(map(str, out.shape[1:]))}]"
+            ),
+        )
     return out
 
 
@@ -105,26 +153,40 @@ def _name_one(out: Tensor) -> str:
     if out.ndim == 2:
         return f"name a target from 0 to {out.shape[-1] - 1}"
     first, *others = (str(n - 1) for n in out.shape[1:])
-    return f"name one element as a tuple, from ({', '.join('0' * (out.ndim - 1))}) to ({', '.join([first, *others])})"
+    return (
+        f"name one element as a tuple, from ({', '.join('0' * (out.ndim - 1))}) to"
+        f" ({', '.join([first, *others])})"
+    )
 
 
 def _wrong_depth(out: Tensor, depth: int) -> SpecError:
-    """For targets of `depth` indices where the output has another number of dimensions after its rows."""
+    """For targets of `depth` indices where the output has another number of dimensions after its
+    rows.
+    """
     sizes = ", ".join(map(str, out.shape[1:]))
     if out.ndim == 1:
         step = "a scalar output takes no target"
     elif out.ndim - 1 > depth:
         place = ", ".join(["target", *"0" * (out.ndim - 1 - depth)])
-        step = (f"outputs are [rows, {sizes}]: name one element as a tuple, target=({place}), or wrap the model so that it "
-                "returns one number per row and class, such as model(x).flatten(2).mean(-1)")  # fmt: skip
+        step = (
+            f"outputs are [rows, {sizes}]: name one element as a tuple, target=({place}), or wrap"
+            " the model so that it returns one number per row and class, such as"
+            " model(x).flatten(2).mean(-1)"
+        )
     else:
         step = f"outputs are [rows, {sizes}]: give {out.ndim - 1} of them"
-    return SpecError("target", expected=f"{out.ndim - 1} indices per row for output shape {list(out.shape)}",
-                     seen=str(depth), next_step=step)  # fmt: skip
+    return SpecError(
+        "target",
+        expected=f"{out.ndim - 1} indices per row for output shape {list(out.shape)}",
+        seen=str(depth),
+        next_step=step,
+    )
 
 
 def select(out: Tensor, table: Tensor | None) -> Tensor:
-    """The explained output of each row, `[rows]`; `table` as from `target_table`, already checked."""
+    """The explained output of each row, `[rows]`; `table` as from `target_table`, already
+    checked.
+    """
     if table is None:
         return out.reshape(out.shape[0])
     rows = torch.arange(out.shape[0], device=out.device)

@@ -1,4 +1,6 @@
-"""Models that take only some numbers of rows: a hidden state of fixed size, a program exported for one batch."""
+"""Models that take only some numbers of rows: a hidden state of fixed size, a program exported for
+one batch.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +21,32 @@ SIZES = (*range(16, 0, -1), 1024, 512, 256, 200, 128, 100, 96, 64, 50, 48, 32, 2
 
 @dataclass(frozen=True, eq=False)
 class Portions:
-    """A model on any number of rows, `rows` at a time, the last ones padded with copies of the last."""
+    """A model on any number of rows, `rows` at a time, the last ones padded with copies of the
+    last.
+    """
 
     forward: Forward
     rows: int
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         count = arguments[0].shape[0]
-        index = torch.arange(-(-count // self.rows) * self.rows, device=arguments[0].device).clamp(max=count - 1)
+        index = torch.arange(-(-count // self.rows) * self.rows, device=arguments[0].device).clamp(
+            max=count - 1
+        )
         parts = [self.forward(*[a[part] for a in arguments]) for part in index.split(self.rows)]
         return torch.cat(parts)[:count]
 
 
 def in_portions(forward: Forward, rows: int | None) -> Forward:
-    """`forward`, or where it takes no other number of rows (None: it takes any), so many at a time."""
+    """`forward`, or where it takes no other number of rows (None: it takes any), so many at
+    a time.
+    """
     return forward if rows is None else Portions(forward, rows)
 
 
 def find_portion(forward: Forward, arguments: Sequence[Tensor], asked: Sequence[int]) -> int | None:
-    """The number of rows that a model must be given; None where it takes any, or none of those tried.
+    """The number of rows that a model must be given; None where it takes any, or none of those
+    tried.
 
     arguments  some rows that it should take: a model may raise on one of them for other reasons
     asked      numbers to try first
@@ -51,7 +60,9 @@ def find_portion(forward: Forward, arguments: Sequence[Tensor], asked: Sequence[
 
 
 def takes(forward: Forward, arguments: Sequence[Tensor], rows: int) -> bool:
-    """Whether the model gives one output for each of that many copies of the first row: one may have been broadcast."""
+    """Whether the model gives one output for each of that many copies of the first row: one may
+    have been broadcast.
+    """
     out = _outcome(forward, arguments, rows)
     return isinstance(out, Tensor) and out.ndim > 0 and out.shape[0] == rows
 
@@ -65,5 +76,5 @@ def _outcome(forward: Forward, arguments: Sequence[Tensor], rows: int) -> object
     try:
         with torch.no_grad():
             return forward(*[a[:1].expand(rows, *a.shape[1:]).clone() for a in arguments])
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the model's own code, which may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the model's own code: it may raise anything
         return error

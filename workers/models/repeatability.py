@@ -1,7 +1,8 @@
-"""Whether a row gets the same bits every time: run again, at another place of its batch, and beside other rows.
+"""Whether a row gets the same bits every time: run again, at another place of its batch, and beside
+other rows.
 
-Models that draw random numbers, keep state between calls or mix the rows of a batch have no attributions per row.
-What cannot be read off a program is tried on a few batches of one shape.
+Models that draw random numbers, keep state between calls or mix the rows of a batch have no
+attributions per row. What cannot be read off a program is tried on a few batches of one shape.
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ from integrand.schemas.errors import SpecError
 from integrand.workers.models.outputs import Forward, on_copies, select
 
 ROUNDING = 1000.0
-"""Relative change of an output, in units of machine epsilon, that the order of additions may explain."""
+"""Relative change of an output, in units of machine epsilon, that the order of additions may
+explain.
+"""
 FLIPS = 0.1
-"""Relative change of a gradient that single ReLU masks flipped by rounding may explain: 2% was seen in float32."""
+"""Relative change of a gradient that single ReLU masks flipped by rounding may explain: 2% was seen
+in float32.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Points `[rows, ...]` of every input with what goes with them; `targets` as from `target_table`."""
+    """Points `[rows, ...]` of every input with what goes with them; `targets` as from
+    `target_table`.
+    """
 
     points: tuple[Tensor, ...]
     forward_args: tuple[Tensor, ...] = ()
@@ -34,8 +41,11 @@ class Batch:
         return self.points[0].shape[0]
 
     def take(self, index: Tensor) -> Batch:
-        return Batch(tuple(p[index] for p in self.points), tuple(a[index] for a in self.forward_args),
-                     None if self.targets is None else self.targets[index])  # fmt: skip
+        return Batch(
+            tuple(p[index] for p in self.points),
+            tuple(a[index] for a in self.forward_args),
+            None if self.targets is None else self.targets[index],
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,9 @@ class Repeatability:
 
     @property
     def steady(self) -> bool:
-        """Whether rows get the same results up to rounding, wherever they are and however often they run."""
+        """Whether rows get the same results up to rounding, wherever they are and however often
+        they run.
+        """
         return not self.draws and self.again <= ROUNDING * self.epsilon and not self.coupled
 
     @property
@@ -70,41 +82,72 @@ class Repeatability:
         return self.again == self.outputs == self.gradients == 0.0
 
     def check(self) -> None:
-        """Raises SpecError for a model that is random or stateful, or whose rows depend on each other."""
+        """Raises SpecError for a model that is random or stateful, or whose rows depend on each
+        other.
+        """
         if self.draws or self.again:
             seen = "two runs that differ" if self.again else "random numbers drawn in forward"
-            raise SpecError("model", expected="the same result for the same batch", seen=seen,
-                            next_step="switch off dropout, noise and sampling inside forward (model.eval() does not "
-                            "reach functional dropout), keep no state between calls, and use deterministic kernels")  # fmt: skip
+            raise SpecError(
+                "model",
+                expected="the same result for the same batch",
+                seen=seen,
+                next_step=(
+                    "switch off dropout, noise and sampling inside forward (model.eval() does not"
+                    " reach functional dropout), keep no state between calls, and use deterministic"
+                    " kernels"
+                ),
+            )
         if self.coupled:
-            moved = f"its output by {self.outputs:.2g}" if self.outputs else f"its gradient by {self.gradients:.2g}"
-            raise SpecError("model", expected="rows that do not depend on the rows beside them in a batch",
-                            seen=f"a row that changed {moved} of the largest with its neighbours or its place",
-                            next_step="batch norm without running statistics, statistics, sorting or softmax over the "
-                            "batch, expert capacity, or rows that are the nodes of one graph do this: use running "
-                            "statistics and per-row operations, and make each graph one row")  # fmt: skip
+            moved = (
+                f"its output by {self.outputs:.2g}"
+                if self.outputs
+                else f"its gradient by {self.gradients:.2g}"
+            )
+            raise SpecError(
+                "model",
+                expected="rows that do not depend on the rows beside them in a batch",
+                seen=f"a row that changed {moved} of the largest with its neighbours or its place",
+                next_step=(
+                    "batch norm without running statistics, statistics, sorting or softmax over the"
+                    " batch, expert capacity, or rows that are the nodes of one graph do this: use"
+                    " running statistics and per-row operations, and make each graph one row"
+                ),
+            )
 
 
-def measure_repeatability(forward: Forward, batch: Batch, size: int, *, gradients: bool = True) -> Repeatability:
-    """Try five batches of `size` rows, made of the rows of `batch`, which should differ from each other.
+def measure_repeatability(
+    forward: Forward, batch: Batch, size: int, *, gradients: bool = True
+) -> Repeatability:
+    """Try five batches of `size` rows, made of the rows of `batch`, which should differ from each
+    other.
 
-    The rows in order; in reverse; copies of the first alone, and of the last alone, so that every place has had them,
-    all want the same expert and the batch's extremes are others; and in order again, at the end, so that state kept
-    between calls shows. `gradients` False tries outputs alone.
+    The rows in order; in reverse; copies of the first alone, and of the last alone, so that every
+    place has had them, all want the same expert and the batch's extremes are others; and in order
+    again, at the end, so that state kept between calls shows. `gradients` False tries outputs
+    alone.
     """
     if size < 2:
         raise ValueError(f"{size} rows cannot disturb each other: try at least 2")
     base = batch.take(torch.arange(size, device=batch.points[0].device) % batch.rows)
     outcome = _Outcome.of(forward, base, gradients)
-    moved = [other.distance(outcome.take(index)) for other, index in _elsewhere(forward, base, gradients)]
+    moved = [
+        other.distance(outcome.take(index)) for other, index in _elsewhere(forward, base, gradients)
+    ]
     again = max(_Outcome.of(forward, base, gradients).distance(outcome))
-    return Repeatability(_draws(forward, base), again, max(m[0] for m in moved), max(m[1] for m in moved),
-                         float(torch.finfo(batch.points[0].dtype).eps))  # fmt: skip
+    return Repeatability(
+        _draws(forward, base),
+        again,
+        max(m[0] for m in moved),
+        max(m[1] for m in moved),
+        float(torch.finfo(batch.points[0].dtype).eps),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """Outputs `[rows, outputs]`, as endpoints are evaluated, and gradients `[rows, elements]`, as steps are."""
+    """Outputs `[rows, outputs]`, as endpoints are evaluated, and gradients `[rows, elements]`, as
+    steps are.
+    """
 
     outputs: Tensor
     gradients: Tensor
@@ -127,20 +170,31 @@ def _gradients(forward: Forward, batch: Batch) -> Tensor:
         points = [p.detach().clone().requires_grad_() for p in batch.points]
         values = select(on_copies(forward, *points, *batch.forward_args), batch.targets)
         found = torch.autograd.grad(values.sum(), points, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(batch.rows, -1)
-                      for g, p in zip(found, points, strict=True)], 1)  # fmt: skip
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if g is None else g).reshape(batch.rows, -1)
+            for g, p in zip(found, points, strict=True)
+        ],
+        1,
+    )
 
 
 def _elsewhere(forward: Forward, base: Batch, gradients: bool) -> Iterator[tuple[_Outcome, Tensor]]:
-    """Outcomes of other batches of the same rows, each with the rows of `base` that they should equal."""
+    """Outcomes of other batches of the same rows, each with the rows of `base` that they should
+    equal.
+    """
     order = torch.arange(base.rows, device=base.points[0].device)
     for index in (order.flip(0), torch.zeros_like(order), torch.full_like(order, base.rows - 1)):
         yield _Outcome.of(forward, base.take(index), gradients), index
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
-    """Largest difference relative to the largest finite value; inf where only one of two is finite."""
-    if torch.equal(one.nan_to_num(), other.nan_to_num()) and torch.equal(one.isfinite(), other.isfinite()):
+    """Largest difference relative to the largest finite value; inf where only one of two is
+    finite.
+    """
+    if torch.equal(one.nan_to_num(), other.nan_to_num()) and torch.equal(
+        one.isfinite(), other.isfinite()
+    ):
         return 0.0
     if not torch.equal(one.isfinite(), other.isfinite()):
         return float("inf")
@@ -150,9 +204,11 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 @torch.no_grad()
 def _draws(forward: Forward, batch: Batch) -> bool:
-    """Whether the random stream after a pass depends on the one before it: drawn from, and not seeded by the model.
+    """Whether the random stream after a pass depends on the one before it: drawn from, and not
+    seeded by the model.
 
-    Equal bits would not show what is rarely drawn, such as a layer skipped once in a hundred batches.
+    Equal bits would not show what is rarely drawn, such as a layer skipped once in a hundred
+    batches.
     """
     device = batch.points[0].device
     streams = [torch.default_generator] + (
@@ -164,12 +220,19 @@ def _draws(forward: Forward, batch: Batch) -> bool:
     finally:
         for stream, state in zip(streams, saved, strict=True):
             stream.set_state(state)
-    return any(a is not None and b is not None and not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    return any(
+        a is not None and b is not None and not torch.equal(a, b)
+        for a, b in zip(first, second, strict=True)
+    )
 
 
-def _drawn(forward: Forward, batch: Batch, streams: Sequence[torch.Generator], seed: int) -> list[Tensor | None]:
+def _drawn(
+    forward: Forward, batch: Batch, streams: Sequence[torch.Generator], seed: int
+) -> list[Tensor | None]:
     """State of each stream after a pass from `seed`; None where the pass left it alone."""
     before = [stream.manual_seed(seed).get_state() for stream in streams]
     on_copies(forward, *batch.points, *batch.forward_args)
-    return [None if torch.equal(stream.get_state(), state) else stream.get_state()
-            for stream, state in zip(streams, before, strict=True)]  # fmt: skip
+    return [
+        None if torch.equal(stream.get_state(), state) else stream.get_state()
+        for stream, state in zip(streams, before, strict=True)
+    ]

@@ -1,7 +1,8 @@
 """What a model holds besides its code: digests that tell whether two processes built the same one.
 
-Seeded initial values are the same random numbers everywhere, but kernels of another processor may round them otherwise.
-So there are two digests: of every bit, and of a few digits, which rounding does not reach and training does.
+Seeded initial values are the same random numbers everywhere, but kernels of another processor may
+round them otherwise. So there are two digests: of every bit, and of a few digits, which rounding
+does not reach and training does.
 """
 
 from __future__ import annotations
@@ -23,14 +24,19 @@ _CHUNK = 64 << 20
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes that every module has: its registries are read by name."""
 _PROBED, _ROUNDING = 32, 1e-3
-"""Outputs that are compared, and the largest difference between kernels, relative to the largest output."""
+"""Outputs that are compared, and the largest difference between kernels, relative to the largest
+output.
+"""
 _PATTERN = 65_537
-"""Values of one stretch that is projected; a prime, so that no layout of a tensor repeats with it."""
+"""Values of one stretch that is projected; a prime, so that no layout of a tensor repeats with it.
+"""
 
 
 @dataclass(frozen=True)
 class State:
-    """Of parameters, buffers, and tensors or arrays kept as attributes, by name: of each bit, and of a few digits."""
+    """Of parameters, buffers, and tensors or arrays kept as attributes, by name: of each bit, and
+    of a few digits.
+    """
 
     bits: Mapping[str, str]
     digits: Mapping[str, str]
@@ -45,13 +51,18 @@ class State:
 
 
 def read_state(module: nn.Module) -> State:
-    """What a module holds. Raises SpecError for parameters that do not exist before the first forward pass."""
+    """What a module holds. Raises SpecError for parameters that do not exist before the first
+    forward pass.
+    """
     bits, digits = dict[str, str](), dict[str, str]()
     for name, tensor in _tensors(module):
         if isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor.is_meta:
-            raise SpecError(f"model parameter {name}", expected="a value when the factory returns",
-                            seen="one that is made in the first forward pass (lazy or meta)",
-                            next_step="run the model once in the factory and load its weights there")  # fmt: skip
+            raise SpecError(
+                f"model parameter {name}",
+                expected="a value when the factory returns",
+                seen="one that is made in the first forward pass (lazy or meta)",
+                next_step="run the model once in the factory and load its weights there",
+            )
         plain = _plain(tensor)
         bits[name] = _digest(plain)
         digits[name] = _digits(plain) if plain.is_floating_point() else bits[name]
@@ -61,14 +72,21 @@ def read_state(module: nn.Module) -> State:
 def probe_outputs(
     forward: Forward, shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: str
 ) -> tuple[float, ...] | None:
-    """What a model says of two made-up rows, the first outputs: numbers that it keeps in no tensor show there.
+    """What a model says of two made-up rows, the first outputs: numbers that it keeps in no tensor
+    show there.
 
     None where it does not run on them, or says something else the second time.
     """
-    rows = [torch.linspace(-1, 1, 2 * prod(shape), dtype=dtype, device=device).reshape(2, *shape) for shape in shapes]
+    rows = [
+        torch.linspace(-1, 1, 2 * prod(shape), dtype=dtype, device=device).reshape(2, *shape)
+        for shape in shapes
+    ]
     try:
         with torch.no_grad():
-            first, second = (forward(*[x.clone() for x in rows]).double().cpu().reshape(-1)[:_PROBED] for _ in range(2))
+            first, second = (
+                forward(*[x.clone() for x in rows]).double().cpu().reshape(-1)[:_PROBED]
+                for _ in range(2)
+            )
     except Exception:  # noqa: BLE001 - the model's own code, on rows that it was not made for
         return None
     same = torch.equal(first, second) and bool(torch.isfinite(first).all())
@@ -78,11 +96,15 @@ def probe_outputs(
 def same_outputs(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two processes' outputs are equal up to what kernels round."""
     scale = max(map(abs, (*one, *other)), default=0.0)
-    return len(one) == len(other) and all(abs(a - b) <= _ROUNDING * scale for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(
+        abs(a - b) <= _ROUNDING * scale for a, b in zip(one, other, strict=True)
+    )
 
 
 def _digits(tensor: Tensor) -> str:
-    """Shape, norm to five digits, and a fixed random projection of the tensor to four of its norm."""
+    """Shape, norm to five digits, and a fixed random projection of the tensor to four of
+    its norm.
+    """
     values = tensor.reshape(-1).double()
     norm = float(values.norm())
     told = f"{tensor.dtype} {list(tensor.shape)} {norm:.4e}"
@@ -102,7 +124,9 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """By name. A tensor that two names share comes twice: which of them are tied is part of the model."""
+    """By name. A tensor that two names share comes twice: which of them are tied is part of the
+    model.
+    """
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
     for name, part in module.named_modules():
@@ -132,7 +156,9 @@ def _collect(found: dict[str, Tensor], name: str, value: object, depth: int) -> 
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """On the CPU and in one piece; sparse tensors as dense ones, quantized ones as their integers."""
+    """On the CPU and in one piece; sparse tensors as dense ones, quantized ones as their
+    integers.
+    """
     plain = tensor.detach()
     plain = plain.to_dense() if plain.layout != torch.strided else plain
     plain = plain.int_repr() if plain.is_quantized else plain

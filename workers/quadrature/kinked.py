@@ -1,13 +1,16 @@
-"""The rule and the certificate of kinked integrands: grids that grow by classes of nodes, and what leaving one out shows.
+"""The rule and the certificate of kinked integrands: grids that grow by classes of nodes, and what
+leaving one out shows.
 
-Gradients of ReLU networks jump along the path, so every rule's error falls like 1/n and no spectrum foresees it. An even
-grid is then as good as any. Its nodes are summed in classes (every eighth or sixteenth node), and each class's share
-is compared with what its neighbours would give in its place. A jump shows in the two classes beside it whatever its
-place in the cell, and by how much it shows is known: the root of the summed squares of these differences, times a
-constant of the pattern, is the root mean square of the error over all places of the jumps.
+Gradients of ReLU networks jump along the path, so every rule's error falls like 1/n and no spectrum
+foresees it. An even grid is then as good as any. Its nodes are summed in classes (every eighth or
+sixteenth node), and each class's share is compared with what its neighbours would give in its
+place. A jump shows in the two classes beside it whatever its place in the cell, and by how much it
+shows is known: the root of the summed squares of these differences, times a constant of the
+pattern, is the root mean square of the error over all places of the jumps.
 
-Between N and 2N cells the grid grows by two classes at a time; nodes then weigh as much as they are far from their
-neighbours. Sums per class and the two outermost gradients are all that is kept of a row.
+Between N and 2N cells the grid grows by two classes at a time; nodes then weigh as much as they are
+far from their neighbours. Sums per class and the two outermost gradients are all that is kept of a
+row.
 """
 
 from __future__ import annotations
@@ -38,15 +41,19 @@ CAUTION, FEW = 2.5, 1.0
 HIDDEN = 2.0
 """Most that the gap counts for: jumps beside the ends show in it, less where features cancel."""
 MEMORY = 1.0
-"""A certificate's share of what the stage before foresees with errors like 1/n: one lucky sum does not end a row."""
+"""A certificate's share of what the stage before foresees with errors like 1/n: one lucky sum does
+not end a row.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class GridStage:
     """What a stage adds to a grid on [0, 1], and how its sums are read.
 
-    nodes      [new] in (0, 1), in order of evaluation; `columns` [new]: the class that each is summed in
-    edges      positions among `nodes` of a new first and a new last node of the whole grid; None if unchanged
+    nodes      [new] in (0, 1), in order of evaluation; `columns` [new]: the class that each is
+               summed in
+    edges      positions among `nodes` of a new first and a new last node of the whole grid; None if
+               unchanged
     weights    [COLUMNS]: the integral as a combination of the sums
     contrasts  [classes, COLUMNS]: each class against its neighbours
     scale      root mean square error / root of the summed squares of the contrasts
@@ -95,8 +102,17 @@ def grid_stages(most: int) -> tuple[GridStage, ...]:
 def _first_stage() -> GridStage:
     index = np.arange(1, START)
     pattern = _pattern(EVEN)
-    return GridStage(START, len(index), index / START, 2 * index % CLASSES, (0, len(index) - 1),
-                     pattern.weights / (2 * START), pattern.contrasts / (2 * START), pattern.scale, False)  # fmt: skip
+    return GridStage(
+        START,
+        len(index),
+        index / START,
+        2 * index % CLASSES,
+        (0, len(index) - 1),
+        pattern.weights / (2 * START),
+        pattern.contrasts / (2 * START),
+        pattern.scale,
+        False,
+    )
 
 
 def _stage(fine: int, step: int, before: int) -> GridStage:
@@ -104,18 +120,32 @@ def _stage(fine: int, step: int, before: int) -> GridStage:
     index = index[np.isin(index % CLASSES, GROWTH[step - 1])]
     pattern = _pattern(tuple(sorted(EVEN + sum(GROWTH[:step], ()))))
     edges = (0 if index[0] == 1 else None, len(index) - 1 if index[-1] == fine - 1 else None)
-    return GridStage(fine / 2 * (1 + step / len(GROWTH)), before + len(index), index / fine, index % CLASSES, edges,
-                     pattern.weights / fine, pattern.contrasts / fine, pattern.scale, step == 1 and fine > 2 * START)  # fmt: skip
+    return GridStage(
+        fine / 2 * (1 + step / len(GROWTH)),
+        before + len(index),
+        index / fine,
+        index % CLASSES,
+        edges,
+        pattern.weights / fine,
+        pattern.contrasts / fine,
+        pattern.scale,
+        step == 1 and fine > 2 * START,
+    )
 
 
 @cache
 def _pattern(classes: tuple[int, ...]) -> Pattern:
-    """Read off an explicit grid of eight periods: its interior repeats, what is left belongs to the two edges."""
+    """Read off an explicit grid of eight periods: its interior repeats, what is left belongs to the
+    two edges.
+    """
     fine = 8 * CLASSES
     index = np.arange(1, fine)
     index = index[np.isin(index % CLASSES, classes)]
     own = _shares(index, fine)
-    rows = [own] + [own - _placed(_shares(index[index % CLASSES != c], fine), index % CLASSES != c) for c in classes]
+    rows = [own] + [
+        own - _placed(_shares(index[index % CLASSES != c], fine), index % CLASSES != c)
+        for c in classes
+    ]
     read = np.stack([_by_column(row, index, fine) for row in rows])
     return Pattern(read[0], read[1:], _scale(np.stack(rows), index, fine))
 
@@ -136,12 +166,17 @@ def _by_column(row: Floats, index: Integers, fine: int) -> Floats:
     columns = np.zeros(COLUMNS)
     columns[index[middle] % CLASSES] = row[middle]
     rest = row - columns[index % CLASSES]
-    columns[FIRST_EDGE], columns[LAST_EDGE] = rest[index < fine // 2].sum(), rest[index >= fine // 2].sum()
+    columns[FIRST_EDGE], columns[LAST_EDGE] = (
+        rest[index < fine // 2].sum(),
+        rest[index >= fine // 2].sum(),
+    )
     return columns
 
 
 def _scale(rows: Floats, index: Integers, fine: int) -> float:
-    """Over all places of one jump: root mean square error of the integral / root mean of the contrasts' squares."""
+    """Over all places of one jump: root mean square error of the integral / root mean of the
+    contrasts' squares.
+    """
     places = (np.arange(fine * 64) + 0.5) / 64
     responses = rows @ (index[:, None] > places)
     errors = responses[0] - (fine - places)
@@ -149,9 +184,13 @@ def _scale(rows: Floats, index: Integers, fine: int) -> float:
 
 
 def fold_classes(sums: Floats) -> Floats:
-    """Sums [..., COLUMNS, elements] of a full fine grid as those of the even classes of the next finer one."""
+    """Sums [..., COLUMNS, elements] of a full fine grid as those of the even classes of the next
+    finer one.
+    """
     folded = np.zeros_like(sums)
-    folded[..., 0:CLASSES:2, :] = sums[..., : CLASSES // 2, :] + sums[..., CLASSES // 2 : CLASSES, :]
+    folded[..., 0:CLASSES:2, :] = (
+        sums[..., : CLASSES // 2, :] + sums[..., CLASSES // 2 : CLASSES, :]
+    )
     folded[..., CLASSES:, :] = sums[..., CLASSES:, :]
     return folded
 
@@ -164,11 +203,14 @@ def estimate_kinked(stage: GridStage, found: Floats, gap: Floats) -> Floats:
     contrasts = found[:, 1:]
     spread = stage.scale * np.sqrt((contrasts**2).sum(1))
     caution = CAUTION + FEW / _independent(contrasts, spread)
-    return np.maximum(caution * spread.sum(1), 1.25 * np.minimum(hiding(found[:, 0]), HIDDEN) * np.abs(gap))
+    return np.maximum(
+        caution * spread.sum(1), 1.25 * np.minimum(hiding(found[:, 0]), HIDDEN) * np.abs(gap)
+    )
 
 
 def _independent(contrasts: Floats, spread: Floats) -> Floats:
-    """Effective number of independent contrasts, [rows] from 1 up: the rank of their Gram matrix by its moments.
+    """Effective number of independent contrasts, [rows] from 1 up: the rank of their Gram matrix by
+    its moments.
 
     Features weigh as they do in the L1 norm.
     """

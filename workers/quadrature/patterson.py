@@ -1,7 +1,9 @@
-"""Nodes of Patterson's nested rules on [-1, 1], to float64: positive halves by the level that adds them.
+"""Nodes of Patterson's nested rules on [-1, 1], to float64: positive halves by the level that adds
+them.
 
-Each level's new nodes are the roots of the polynomial E with ∫ P E xᵏ dx = 0 for k below its degree, where P vanishes at
-all earlier nodes; solved with 60 digits. tests/workers/quadrature/test_rules.py holds every level to its degree.
+Each level's new nodes are the roots of the polynomial E with ∫ P E xᵏ dx = 0 for k below its
+degree, where P vanishes at all earlier nodes; solved with 60 digits.
+tests/workers/quadrature/test_rules.py holds every level to its degree.
 """
 
 POSITIVE_NODES: dict[int, tuple[float, ...]] = {

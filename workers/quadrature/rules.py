@@ -1,6 +1,7 @@
 """Quadrature on [0, 1] as data: nodes, weights and what they are declared to integrate exactly.
 
-Every rule here has weights that sum to 1 and float64 nodes; tests hold each to its declared degree and error slope.
+Every rule here has weights that sum to 1 and float64 nodes; tests hold each to its declared degree
+and error slope.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ Floats = NDArray[np.float64]
 class QuadratureRule:
     """Nodes in the order of evaluation, and one weight vector per level.
 
-    A plain rule has one level. A nested rule has several: level `i` uses the first `levels[i]` nodes, so that every
-    earlier gradient is used again.
+    A plain rule has one level. A nested rule has several: level `i` uses the first `levels[i]`
+    nodes, so that every earlier gradient is used again.
 
     nodes    [nodes] float64 in [0, 1]
     weights  [levels, nodes] float64; row i sums to 1 and is 0 beyond `levels[i]`
     levels   number of nodes of each level
     degree   degree up to which polynomials are integrated exactly, by level
-    order    p where the error on smooth integrands falls like steps**-p; None if faster than any power
+    order    p where the error on smooth integrands falls like steps**-p; None if faster than any
+             power
     """
 
     name: str
@@ -41,8 +43,12 @@ class QuadratureRule:
     order: int | None
 
     def __post_init__(self) -> None:
-        if self.weights.shape != (len(self.levels), len(self.nodes)) or len(self.degree) != len(self.levels):
-            raise ValueError(f"rule {self.name}: weights {self.weights.shape} do not fit {self.levels}")
+        if self.weights.shape != (len(self.levels), len(self.nodes)) or len(self.degree) != len(
+            self.levels
+        ):
+            raise ValueError(
+                f"rule {self.name}: weights {self.weights.shape} do not fit {self.levels}"
+            )
         if np.any(np.abs(self.weights.sum(1) - 1) > 1e-12):
             raise ValueError(f"rule {self.name}: weights sum to {self.weights.sum(1)}, not 1")
 
@@ -56,7 +62,9 @@ def plain_rule(accuracy: FixedSteps) -> QuadratureRule:
     return _PLAIN[accuracy.rule](accuracy.steps)
 
 
-def _plain(name: str, nodes: Floats, weights: Floats, degree: int, order: int | None) -> QuadratureRule:
+def _plain(
+    name: str, nodes: Floats, weights: Floats, degree: int, order: int | None
+) -> QuadratureRule:
     return QuadratureRule(name, nodes, weights[None, :], (len(nodes),), (degree,), order)
 
 
@@ -74,7 +82,9 @@ def midpoint(steps: int) -> QuadratureRule:
 
 
 def trapezoid(steps: int) -> QuadratureRule:
-    """Both ends at half weight: steps + 1 nodes. (A common copy of it has weights that sum to 1 − 1/n.)"""
+    """Both ends at half weight: steps + 1 nodes. (A common copy of it has weights that sum to 1 −
+    1/n.)
+    """
     weights = np.full(steps + 1, 1 / steps)
     weights[[0, -1]] /= 2
     return _plain("trapezoid", np.arange(steps + 1) / steps, weights, 1, 2)
@@ -82,7 +92,9 @@ def trapezoid(steps: int) -> QuadratureRule:
 
 def endpoints_mean(steps: int) -> QuadratureRule:
     """Plain mean over i/steps for i = 0..steps: the notebook's rule, biased towards the ends."""
-    return _plain("endpoints_mean", np.arange(steps + 1) / steps, np.full(steps + 1, 1 / (steps + 1)), 1, 1)
+    return _plain(
+        "endpoints_mean", np.arange(steps + 1) / steps, np.full(steps + 1, 1 / (steps + 1)), 1, 1
+    )
 
 
 @cache
@@ -92,16 +104,23 @@ def gauss_legendre(steps: int) -> QuadratureRule:
     return _plain("gauss_legendre", (nodes + 1) / 2, weights / weights.sum(), 2 * steps - 1, None)
 
 
-_PLAIN = {"left": left, "right": right, "midpoint": midpoint, "trapezoid": trapezoid,
-          "endpoints_mean": endpoints_mean, "gauss_legendre": gauss_legendre}  # fmt: skip
+_PLAIN = {
+    "left": left,
+    "right": right,
+    "midpoint": midpoint,
+    "trapezoid": trapezoid,
+    "endpoints_mean": endpoints_mean,
+    "gauss_legendre": gauss_legendre,
+}
 
 
 @cache
 def patterson() -> QuadratureRule:
-    """Patterson's nested extensions of the 3-point Gauss rule: 3, 7, 15, 31 and 63 nodes, every one used again.
+    """Patterson's nested extensions of the 3-point Gauss rule: 3, 7, 15, 31 and 63 nodes, every one
+    used again.
 
-    Degree (3n + 1) / 2, positive weights. T. N. L. Patterson, The optimum addition of points to quadrature formulae,
-    Math. Comp. 22 (1968).
+    Degree (3n + 1) / 2, positive weights. T. N. L. Patterson, The optimum addition of points to
+    quadrature formulae, Math. Comp. 22 (1968).
     """
     levels = tuple(POSITIVE_NODES)
     nodes = np.concatenate([_mirrored(POSITIVE_NODES[n], middle=n == levels[0]) for n in levels])
@@ -114,7 +133,9 @@ def patterson() -> QuadratureRule:
 
 
 def legendre_functionals(nodes: Floats) -> Floats:
-    """Row j gives the Legendre coefficient j of the interpolant at nodes in [-1, 1]; row 0 its mean. [nodes, nodes]."""
+    """Row j gives the Legendre coefficient j of the interpolant at nodes in [-1, 1]; row 0 its
+    mean. [nodes, nodes].
+    """
     return np.linalg.solve(legvander(nodes, len(nodes) - 1).T, np.eye(len(nodes))).T
 
 

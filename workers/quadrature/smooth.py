@@ -1,11 +1,14 @@
-"""The certificate of smooth integrands: what the Legendre spectrum and the values of f on the path say of the error.
+"""The certificate of smooth integrands: what the Legendre spectrum and the values of f on the path
+say of the error.
 
-A nested rule's gradients at n nodes give the first n Legendre coefficients of every feature's integrand. Where they
-decay geometrically, the first coefficient that the rule does not integrate exactly is foreseen from the decay; where
-they do not, as at kinks, nothing is foreseen and their tail itself counts. f is known at every node for free, so
-completeness is checked between neighbouring nodes as well, where a spike cannot cancel against another one.
+A nested rule's gradients at n nodes give the first n Legendre coefficients of every feature's
+integrand. Where they decay geometrically, the first coefficient that the rule does not integrate
+exactly is foreseen from the decay; where they do not, as at kinks, nothing is foreseen and their
+tail itself counts. f is known at every node for free, so completeness is checked between
+neighbouring nodes as well, where a spike cannot cancel against another one.
 
-It is a tested estimate, not a proof: see `tests/bench/bench_certificate.py` for its record and for what fools it.
+It is a tested estimate, not a proof: see `tests/bench/bench_certificate.py` for its record and for
+what fools it.
 """
 
 from __future__ import annotations
@@ -26,16 +29,26 @@ FIRST = 7
 TAIL = {7: 2, 15: 3, 31: 5, 63: 9}
 """Coefficients that count as the tail: several, since even and odd ones take turns."""
 PROJECTED = 31
-"""Nodes from which on the integrand between nodes is taken from a projection: interpolants would amplify rounding."""
+"""Nodes from which on the integrand between nodes is taken from a projection: interpolants would
+amplify rounding.
+"""
 STEEP = 0.2
-"""Tail over middle of a spectrum below which its decay is trusted: jumps of the gradient leave more than 0.3 in nine rows of ten."""
+"""Tail over middle of a spectrum below which its decay is trusted: jumps of the gradient leave more
+than 0.3 in nine rows of ten.
+"""
 ROUGH = 3.0
-"""Error over tail where the decay is not trusted; on ReLU networks it was below 0.9 in 99% of rows at up to 31 nodes."""
+"""Error over tail where the decay is not trusted; on ReLU networks it was below 0.9 in 99% of rows
+at up to 31 nodes.
+"""
 SQUARE = 2.0
-"""A rule twice as exact as its interpolant squares the tail; a lucky decay is not believed beyond that."""
+"""A rule twice as exact as its interpolant squares the tail; a lucky decay is not believed beyond
+that.
+"""
 CONTRACTING, BEFORE = 0.3, {31: 0.5, 63: 0.3}
-"""Change from level to level over the change before, now and one level earlier, up to which levels are taken to converge.
-Kinks leave about a half; 72,000 integrands with 1 to 30 random jumps gave one certificate too many at 31 nodes."""
+"""Change from level to level over the change before, now and one level earlier, up to which levels
+are taken to converge. Kinks leave about a half; 72,000 integrands with 1 to 30 random jumps gave
+one certificate too many at 31 nodes.
+"""
 EXTRAPOLATED = 1.5
 """Multiple of the error that the contraction foresees."""
 DECAYING = 0.5
@@ -43,18 +56,22 @@ DECAYING = 0.5
 DOUBTED = {31: 3.0, 63: 2.0}
 """Multiple of the local gaps where a contraction stands in for a decaying spectrum."""
 HIDDEN = 10.0
-"""Most that the gaps at both ends count for: beyond the outermost nodes a jump shows in f alone, where features cancel."""
+"""Most that the gaps at both ends count for: beyond the outermost nodes a jump shows in f alone,
+where features cancel.
+"""
 MOST, NARROW = 0.8, 0.25
-"""A stretch of the path this short that holds this much of f's variation is integrated on its own."""
+"""A stretch of the path this short that holds this much of f's variation is integrated on its own.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class SpectralLevel:
     """One level of Patterson's rule as linear functionals of the gradients.
 
-    functionals  [4 + coefficients, nodes]: integrals of this level and of the three before, Legendre coefficients from
-                 `middle` up
-    cells        [nodes + 1, nodes]: integrals of the integrand between neighbouring nodes, both ends included
+    functionals  [4 + coefficients, nodes]: integrals of this level and of the three before,
+                 Legendre coefficients from `middle` up
+    cells        [nodes + 1, nodes]: integrals of the integrand between neighbouring nodes, both
+                 ends included
     order        [nodes]: positions of the nodes from left to right
     """
 
@@ -95,33 +112,47 @@ def _level(index: int) -> SpectralLevel:
     count, middle = rule.levels[index], (rule.levels[index] - 1) // 2
     nodes, weights = 2 * rule.nodes[:count] - 1, rule.weights[:, :count]
     order = np.argsort(nodes)
-    interpolant, projection = legendre_functionals(nodes), _projection(nodes, weights[index], rule.degree[index] // 2)
+    interpolant, projection = (
+        legendre_functionals(nodes),
+        _projection(nodes, weights[index], rule.degree[index] // 2),
+    )
     ends = np.concatenate([[-1.0], nodes[order], [1.0]])
     cells = _between(ends, projection if count >= PROJECTED else interpolant)
     spectrum = projection if count > PROJECTED else interpolant
     integrals = weights[[max(index - before, 0) for before in range(4)]]
     return SpectralLevel(
-        count, rule.degree[index], middle, np.concatenate([integrals, spectrum[middle:]]), cells, order
+        count,
+        rule.degree[index],
+        middle,
+        np.concatenate([integrals, spectrum[middle:]]),
+        cells,
+        order,
     )
 
 
 def _projection(nodes: Floats, weights: Floats, degree: int) -> Floats:
-    """Functionals of the Legendre coefficients up to `degree` by the rule itself, which is exact for their products.
+    """Functionals of the Legendre coefficients up to `degree` by the rule itself, which is exact
+    for their products.
 
     Hyperinterpolation (Sloan 1995); `weights` sum to 1.
     """
-    return (legendre.legvander(nodes, degree) * weights[:, None]).T * (2 * np.arange(degree + 1) + 1)[:, None]
+    return (legendre.legvander(nodes, degree) * weights[:, None]).T * (
+        2 * np.arange(degree + 1) + 1
+    )[:, None]
 
 
 def _between(ends: Floats, spectrum: Floats) -> Floats:
-    """Integrals between neighbouring ends, of the unit path, of what Legendre coefficients `spectrum` describe."""
+    """Integrals between neighbouring ends, of the unit path, of what Legendre coefficients
+    `spectrum` describe.
+    """
     one = np.eye(len(spectrum))
     primitives = np.stack([legendre.legval(ends, legendre.legint(row)) for row in one], 1)
     return np.asarray(np.diff(primitives, axis=0) / 2 @ spectrum)
 
 
-def estimate_smooth(level: SpectralLevel, found: Floats, slopes: Floats, values: Floats, start: Floats, end: Floats
-                    ) -> SmoothEstimate:  # fmt: skip
+def estimate_smooth(
+    level: SpectralLevel, found: Floats, slopes: Floats, values: Floats, start: Floats, end: Floats
+) -> SmoothEstimate:
     """Attributions and their deviation at one level.
 
     found    [rows, functionals, elements]: functionals of the gradients, times x − x'
@@ -134,28 +165,43 @@ def estimate_smooth(level: SpectralLevel, found: Floats, slopes: Floats, values:
     gaps = local_gaps(level, slopes, values, start, end)
     doubts = np.abs(gaps).sum(1) + (hiding(found[:, 0]) - 1) * np.abs(gaps[:, [0, -1]]).sum(1)
     contracting, left = _extrapolated(level, changes)
-    by_levels = np.where(contracting, np.maximum(left, DOUBTED.get(level.count, 1.0) * doubts), np.inf)
+    by_levels = np.where(
+        contracting, np.maximum(left, DOUBTED.get(level.count, 1.0) * doubts), np.inf
+    )
     deviation = np.minimum(np.maximum(predicted, doubts), by_levels)
     likely = np.minimum(deviation, np.maximum(2 * changes[:, 0], np.abs(gaps.sum(1))))
-    return SmoothEstimate(found[:, 0], deviation, likely, (decay <= DECAYING) | contracting, sizes.max(1))
+    return SmoothEstimate(
+        found[:, 0], deviation, likely, (decay <= DECAYING) | contracting, sizes.max(1)
+    )
 
 
 def hiding(attributions: Floats) -> Floats:
-    """How much larger errors of single features may be than their sum shows, [rows] from 1 to HIDDEN: ‖a‖₁ / |Σa|."""
+    """How much larger errors of single features may be than their sum shows, [rows] from 1 to
+    HIDDEN: ‖a‖₁ / |Σa|.
+    """
     size, total = np.abs(attributions).sum(1), np.abs(attributions.sum(1))
-    return np.clip(np.divide(size, total, out=np.full_like(size, HIDDEN), where=total > 0), 1.0, HIDDEN)
+    return np.clip(
+        np.divide(size, total, out=np.full_like(size, HIDDEN), where=total > 0), 1.0, HIDDEN
+    )
 
 
 def _extrapolated(level: SpectralLevel, changes: Floats) -> tuple[NDArray[np.bool_], Floats]:
-    """Whether levels contract, and the error left if they go on as they did; `changes` [rows, 3], the latest first."""
+    """Whether levels contract, and the error left if they go on as they did; `changes` [rows, 3],
+    the latest first.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        now, before = (np.nan_to_num(changes[:, i] / changes[:, i + 1], nan=0.0, posinf=np.inf) for i in (0, 1))
+        now, before = (
+            np.nan_to_num(changes[:, i] / changes[:, i + 1], nan=0.0, posinf=np.inf) for i in (0, 1)
+        )
     left = EXTRAPOLATED * changes[:, 0] * now / (1 - np.minimum(now, 0.9))
-    return (now <= CONTRACTING) & (before <= BEFORE.get(level.count, -1.0)), np.nan_to_num(left, posinf=np.inf)
+    return (now <= CONTRACTING) & (before <= BEFORE.get(level.count, -1.0)), np.nan_to_num(
+        left, posinf=np.inf
+    )
 
 
 def _predicted(level: SpectralLevel, sizes: Floats, size: Floats) -> tuple[Floats, Floats]:
-    """Predicted error and decay from `sizes` [rows, coefficients], the L1 norms of coefficients middle..last.
+    """Predicted error and decay from `sizes` [rows, coefficients], the L1 norms of coefficients
+    middle..last.
 
     `size` [rows] is that of the integral itself.
     """
@@ -165,18 +211,27 @@ def _predicted(level: SpectralLevel, sizes: Floats, size: Floats) -> tuple[Float
     decay = np.divide(high, top, out=np.zeros_like(high), where=top > 0)
     rate = decay ** (1 / (centre - level.middle))
     predicted = high * rate ** (level.degree + 1 - centre) / (1 - np.minimum(rate, 0.95))
-    least = np.where(decay > STEEP, ROUGH * high, SQUARE * high**2 / np.maximum(np.maximum(size, top), 1e-300))
+    least = np.where(
+        decay > STEEP, ROUGH * high, SQUARE * high**2 / np.maximum(np.maximum(size, top), 1e-300)
+    )
     return np.maximum(predicted, least), decay
 
 
-def local_gaps(level: SpectralLevel, slopes: Floats, values: Floats, start: Floats, end: Floats) -> Floats:
-    """Completeness between neighbouring nodes, [rows, nodes + 1]; their sum is the gap with its sign turned."""
+def local_gaps(
+    level: SpectralLevel, slopes: Floats, values: Floats, start: Floats, end: Floats
+) -> Floats:
+    """Completeness between neighbouring nodes, [rows, nodes + 1]; their sum is the gap with its
+    sign turned.
+    """
     path = np.concatenate([start[:, None], values[:, level.order], end[:, None]], 1)
     return np.asarray(np.diff(path, axis=1) - (slopes[:, None, :] @ level.cells.T)[:, 0])
 
 
-def moving_window(level: SpectralLevel, values: Floats, start: float, end: float) -> tuple[int, int] | None:
-    """Where one row's f moves, if that is a small part of the path: sorted positions (−1 and n are the ends), else None.
+def moving_window(
+    level: SpectralLevel, values: Floats, start: float, end: float
+) -> tuple[int, int] | None:
+    """Where one row's f moves, if that is a small part of the path: sorted positions (−1 and n are
+    the ends), else None.
 
     The shortest stretch of cells with MOST of f's variation, and one cell more on either side.
     """

@@ -1,6 +1,8 @@
-"""Linear layers with their widths filled up to whole vectors: kernels then treat every row of a batch alike.
+"""Linear layers with their widths filled up to whole vectors: kernels then treat every row of a
+batch alike.
 
-Zeros beside the inputs and rows of zeros below the weights change no sum; what they add is cut off again.
+Zeros beside the inputs and rows of zeros below the weights change no sum; what they add is cut off
+again.
 """
 
 from __future__ import annotations
@@ -18,13 +20,17 @@ _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDec
 
 
 class AlignedLinear(nn.Module):
-    """A Linear layer of multiples of WIDTH inputs and outputs, which gives what the layer gives that it was made of."""
+    """A Linear layer of multiples of WIDTH inputs and outputs, which gives what the layer gives
+    that it was made of.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         more_out, self.more = -layer.out_features % WIDTH, -layer.in_features % WIDTH
         self.outputs, self.training = layer.out_features, False
-        self.filled = nn.Parameter(F.pad(layer.weight.detach(), (0, self.more, 0, more_out)), requires_grad=False)
+        self.filled = nn.Parameter(
+            F.pad(layer.weight.detach(), (0, self.more, 0, more_out)), requires_grad=False
+        )
         bias = None if layer.bias is None else F.pad(layer.bias.detach(), (0, more_out))
         self.offset = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
@@ -38,7 +44,9 @@ def alignable(module: nn.Module) -> bool:
 
 
 def align(module: nn.Module) -> nn.Module:
-    """A copy of `module` with AlignedLinear in the places of such layers; of itself, where it is one."""
+    """A copy of `module` with AlignedLinear in the places of such layers; of itself, where it is
+    one.
+    """
     if _is_odd(module):
         assert isinstance(module, nn.Linear)
         return AlignedLinear(module)
@@ -56,7 +64,11 @@ def _odd(module: nn.Module, name: str = "") -> list[str]:
     if _is_odd(module):
         return [name]
     children = () if isinstance(module, _READERS) else module.named_children()
-    return [found for inner, part in children for found in _odd(part, f"{name}.{inner}" if name else inner)]
+    return [
+        found
+        for inner, part in children
+        for found in _odd(part, f"{name}.{inner}" if name else inner)
+    ]
 
 
 def _is_odd(module: nn.Module) -> bool:

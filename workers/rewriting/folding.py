@@ -1,7 +1,9 @@
-"""Eval batch norm folded into the convolution or linear layer before it, where nothing else sees what lies between.
+"""Eval batch norm folded into the convolution or linear layer before it, where nothing else sees
+what lies between.
 
-Which layer feeds which batch norm is recorded from one real forward pass, at the level of torch functions, so a model
-that no tracer can follow is folded too. Names of pairs, not modules, are what a plan can freeze.
+Which layer feeds which batch norm is recorded from one real forward pass, at the level of torch
+functions, so a model that no tracer can follow is folded too. Names of pairs, not modules, are what
+a plan can freeze.
 """
 
 from __future__ import annotations
@@ -22,12 +24,38 @@ from integrand.workers.models.outputs import on_copies
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
-_LAYER_CALLS = (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_LAYER_CALLS = (
+    F.linear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+)
 _VALUE_READS = (
-    *(getattr(Tensor, name) for name in ("item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__",
-                                         "__index__", "__complex__", "__contains__", "is_nonzero", "equal", "allclose")),
-    torch.is_nonzero, torch.equal, torch.allclose,
-)  # fmt: skip
+    *(
+        getattr(Tensor, name)
+        for name in (
+            "item",
+            "tolist",
+            "numpy",
+            "__array__",
+            "__bool__",
+            "__int__",
+            "__float__",
+            "__index__",
+            "__complex__",
+            "__contains__",
+            "is_nonzero",
+            "equal",
+            "allclose",
+        )
+    ),
+    torch.is_nonzero,
+    torch.equal,
+    torch.allclose,
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +71,9 @@ def foldable_pairs(
 ) -> tuple[Pair, ...]:
     """Pairs that can be folded, in the order of their calls in a forward pass over the given rows.
 
-    None in a model whose Python reads tensor values: on other rows it may take another way through its layers. What
-    the pass cannot show (modules kept outside the registry, forwards of many shapes) is left to a comparison of results.
+    None in a model whose Python reads tensor values: on other rows it may take another way through
+    its layers. What the pass cannot show (modules kept outside the registry, forwards of many
+    shapes) is left to a comparison of results.
     """
     if not any(map(_is_norm, module.modules())):
         return ()
@@ -60,15 +89,21 @@ def foldable_pairs(
     for call in tape.calls:
         before = made.get(id(call.reads[0])) if call.function is F.batch_norm else None
         pair = before and _pair(layers, norms, before, call)
-        if pair and _fits(module, pair, call.reads[0]) and all(uses[id(t)] == 1 for t in _read(module, pair, call)):
+        if (
+            pair
+            and _fits(module, pair, call.reads[0])
+            and all(uses[id(t)] == 1 for t in _read(module, pair, call))
+        ):
             found.append(pair)
     return tuple(found)
 
 
 def fold(module: nn.Module, pairs: Sequence[Pair]) -> nn.Module:
-    """A copy of an eval `module` whose pairs are folded: the layer carries both, the batch norm is the identity.
+    """A copy of an eval `module` whose pairs are folded: the layer carries both, the batch norm is
+    the identity.
 
-    Products are formed in float64 and rounded once to the layer's dtype. The module itself is not touched.
+    Products are formed in float64 and rounded once to the layer's dtype. The module itself is not
+    touched.
     """
     folded = copy.deepcopy(module)
     for pair in pairs:
@@ -81,14 +116,25 @@ def fold(module: nn.Module, pairs: Sequence[Pair]) -> nn.Module:
 
 
 def _fused(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    tensors = [None if t is None else t.detach().double()
-               for t in (layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)]  # fmt: skip
+    tensors = [
+        None if t is None else t.detach().double()
+        for t in (
+            layer.weight,
+            layer.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+        )
+    ]
     weight, bias, mean, var, gain, shift = tensors
     if isinstance(layer, nn.Linear):
         gain = torch.ones_like(mean) if gain is None else gain
         shift = torch.zeros_like(mean) if shift is None else shift
         return fuse_linear_bn_weights(weight, bias, mean, var, norm.eps, gain, shift)
-    return fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, gain, shift, isinstance(layer, _TRANSPOSED))
+    return fuse_conv_bn_weights(
+        weight, bias, mean, var, norm.eps, gain, shift, isinstance(layer, _TRANSPOSED)
+    )
 
 
 def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -99,7 +145,7 @@ def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-# --- what a forward pass shows -------------------------------------------------------------------------------
+# --- what a forward pass shows -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,15 +156,22 @@ class _Call:
 
 
 class _Recorder(TorchFunctionMode):
-    """Every torch function that takes tensors and returns some. It keeps them all alive, so that ids stay unique."""
+    """Every torch function that takes tensors and returns some. It keeps them all alive, so that
+    ids stay unique.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[_Call] = []
         self.reads_values = False
 
-    def __torch_function__(self, function: Callable[..., object], types: object, args: Sequence[object] = (),
-                           kwargs: dict[str, object] | None = None) -> object:  # fmt: skip
+    def __torch_function__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         out = function(*args, **(kwargs or {}))
         self.reads_values |= function in _VALUE_READS
         if any(True for _ in _tensors(out)):  # x.dim() and the like say nothing of values
@@ -137,14 +190,18 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def _pair(layers: dict[int, str], norms: dict[int, str], layer: _Call, norm: _Call) -> Pair | None:
-    """The modules that own the weight of one call and the running mean of the other; a computed weight has no owner."""
+    """The modules that own the weight of one call and the running mean of the other; a computed
+    weight has no owner.
+    """
     owners = [layers[id(t)] for t in layer.reads[1:] if id(t) in layers]
     readers = [norms[id(t)] for t in norm.reads[1:] if id(t) in norms]
     return Pair(owners[0], readers[0]) if owners and readers else None
 
 
 def _fits(module: nn.Module, pair: Pair, between: Tensor) -> bool:
-    """Whether channels are dim 1 for both. BatchNorm1d takes [rows, length, features] of a Linear by its length."""
+    """Whether channels are dim 1 for both. BatchNorm1d takes [rows, length, features] of a Linear
+    by its length.
+    """
     layer = module.get_submodule(pair.layer)
     return between.ndim == (2 if isinstance(layer, nn.Linear) else layer.weight.ndim)
 
@@ -154,20 +211,38 @@ def _read(module: nn.Module, pair: Pair, norm: _Call) -> Iterator[Tensor]:
     yield norm.reads[0]
     for owner in (module.get_submodule(pair.layer), module.get_submodule(pair.norm)):
         yield from (
-            t for name, t in (*owner.named_parameters(), *owner.named_buffers()) if name != "num_batches_tracked"
+            t
+            for name, t in (*owner.named_parameters(), *owner.named_buffers())
+            if name != "num_batches_tracked"
         )
 
 
 def _is_layer(module: nn.Module) -> bool:
-    grouped = isinstance(module, _TRANSPOSED) and module.groups > 1  # torch's fusion does not know these
+    grouped = (
+        isinstance(module, _TRANSPOSED) and module.groups > 1
+    )  # torch's fusion does not know these
     return isinstance(module, _LAYERS) and not grouped and not has_hooks(module)
 
 
 def _is_norm(module: nn.Module) -> bool:
     """Subclasses may do more in their forward (an activation, say), so only torch's own counts."""
-    return type(module) in _NORMS and not module.training and module.running_mean is not None and not has_hooks(module)
+    return (
+        type(module) in _NORMS
+        and not module.training
+        and module.running_mean is not None
+        and not has_hooks(module)
+    )
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calls of a module run code beside its forward, which may see or change what passes."""
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+    """Whether calls of a module run code beside its forward, which may see or change what
+    passes.
+    """
+    return any(
+        (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    )

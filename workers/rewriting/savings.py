@@ -1,7 +1,9 @@
-"""Exact savings: rewritings of the model that leave its function as it is and its gradients cheaper.
+"""Exact savings: rewritings of the model that leave its function as it is and its gradients
+cheaper.
 
-A plan chooses them once, each kept only if outputs and path integrands of real rows agree in float64 with the plain
-model's; a worker applies what was chosen. In float32 they move last bits, now and then a single ReLU's mask.
+A plan chooses them once, each kept only if outputs and path integrands of real rows agree in
+float64 with the plain model's; a worker applies what was chosen. In float32 they move last bits,
+now and then a single ReLU's mask.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ from integrand.workers.rewriting.hoisting import JUDGED_WORK, Hoisted, Work, hoi
 
 FOLD, LAYOUT, ALIGN, HOIST = "fold_batch_norm", "channels_last", "aligned_linear", "hoist_affine"
 NAMES = (FOLD, LAYOUT, HOIST)
-"""In the order of their application: folding first, since a hoisted prefix is then smaller. Aligned layers, before it,
-save nothing: they are taken for the sake of bits alone, where kernels ask for them."""
+"""In the order of their application: folding first, since a hoisted prefix is then smaller. Aligned
+layers, before it, save nothing: they are taken for the sake of bits alone, where kernels ask for
+them.
+"""
 AGREEMENT = 1e-9
 """Largest difference in float64, relative to a row's largest element."""
 ALPHAS = (0.171, 0.437, 0.713, 0.941)
-"""Where on the path results are compared: inside, since at x' = 0 a model without biases has every ReLU on its kink."""
+"""Where on the path results are compared: inside, since at x' = 0 a model without biases has every
+ReLU on its kink.
+"""
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _INAPPLICABLE = {
@@ -39,10 +45,11 @@ _INAPPLICABLE = {
 
 @dataclass(frozen=True)
 class Savings:
-    """What a plan freezes: names in the order of their application, what each found, and why others were left out.
+    """What a plan freezes: names in the order of their application, what each found, and why others
+    were left out.
 
-    `folded` are the pairs of layer and batch norm; `frontier` names the tensors of the trace at which a hoisted prefix
-    ends.
+    `folded` are the pairs of layer and batch norm; `frontier` names the tensors of the trace at
+    which a hoisted prefix ends.
     """
 
     names: tuple[str, ...] = ()
@@ -59,17 +66,28 @@ class Rewritten:
     hoisted: Hoisted | None = None
 
 
-def choose(forward: Forward, inputs: Sequence[Tensor], baselines: Sequence[Tensor], forward_args: Sequence[Tensor] = (),
-           table: Tensor | None = None, work: Work = JUDGED_WORK) -> Savings:  # fmt: skip
-    """The savings that apply to a model and hold on real rows: a function of structure, shapes and float64 results.
+def choose(
+    forward: Forward,
+    inputs: Sequence[Tensor],
+    baselines: Sequence[Tensor],
+    forward_args: Sequence[Tensor] = (),
+    table: Tensor | None = None,
+    work: Work = JUDGED_WORK,
+) -> Savings:
+    """The savings that apply to a model and hold on real rows: a function of structure, shapes and
+    float64 results.
 
-    `inputs` [rows, ...], `baselines` likewise or one row, `table` as from `outputs.target_table`. The first four rows
-    that differ from their baseline are compared; each saving on top of those kept before it. `work` is what a row is
-    taken to cost.
+    `inputs` [rows, ...], `baselines` likewise or one row, `table` as from `outputs.target_table`.
+    The first four rows that differ from their baseline are compared; each saving on top of those
+    kept before it. `work` is what a row is taken to cost.
     """
     sample = _sample(inputs, baselines, forward_args, table)
     if not isinstance(forward, nn.Module) or sample is None:
-        reason = "no row tried differs from its baseline" if sample is None else "the model is not a torch.nn.Module"
+        reason = (
+            "no row tried differs from its baseline"
+            if sample is None
+            else "the model is not a torch.nn.Module"
+        )
         return Savings(left_out=tuple((name, reason) for name in NAMES))
     pairs = foldable_pairs(forward, inputs, forward_args)
     applies = {
@@ -79,13 +97,23 @@ def choose(forward: Forward, inputs: Sequence[Tensor], baselines: Sequence[Tenso
     }
     proposed = tuple(name for name in NAMES if applies[name])
     kept, objections = _verified(forward, proposed, pairs, sample) if proposed else (Savings(), {})
-    reasons = {name: reason for name, reason in _INAPPLICABLE.items() if not applies[name]} | objections
+    reasons = {
+        name: reason for name, reason in _INAPPLICABLE.items() if not applies[name]
+    } | objections
     return replace(kept, left_out=tuple((name, reasons[name]) for name in NAMES if name in reasons))
 
 
-def with_alignment(forward: Forward, kept: Savings, inputs: Sequence[Tensor], baselines: Sequence[Tensor],
-                   forward_args: Sequence[Tensor] = (), table: Tensor | None = None) -> Savings | None:  # fmt: skip
-    """The savings with layers of whole vectors too; None where no layer has other widths or results differ."""
+def with_alignment(
+    forward: Forward,
+    kept: Savings,
+    inputs: Sequence[Tensor],
+    baselines: Sequence[Tensor],
+    forward_args: Sequence[Tensor] = (),
+    table: Tensor | None = None,
+) -> Savings | None:
+    """The savings with layers of whole vectors too; None where no layer has other widths or results
+    differ.
+    """
     sample = _sample(inputs, baselines, forward_args, table)
     if not isinstance(forward, nn.Module) or sample is None or not alignable(forward):
         return None
@@ -101,27 +129,44 @@ def without_hoisting(savings: Savings, reason: str) -> Savings:
     """The savings but for the hoisted prefix."""
     if HOIST not in savings.names:
         return savings
-    return replace(savings, names=tuple(n for n in savings.names if n != HOIST), frontier=(),
-                   left_out=(*savings.left_out, (HOIST, reason)))  # fmt: skip
+    return replace(
+        savings,
+        names=tuple(n for n in savings.names if n != HOIST),
+        frontier=(),
+        left_out=(*savings.left_out, (HOIST, reason)),
+    )
 
 
 def apply(
-    forward: Forward, savings: Savings, inputs: Sequence[Tensor], forward_args: Sequence[Tensor] = ()
+    forward: Forward,
+    savings: Savings,
+    inputs: Sequence[Tensor],
+    forward_args: Sequence[Tensor] = (),
 ) -> Rewritten:
-    """The model rewritten as planned; the given one is not touched. Rows of zeros will do for `inputs`.
+    """The model rewritten as planned; the given one is not touched. Rows of zeros will do for
+    `inputs`.
 
     Raises IntegrityError if its affine prefix does not end where the plan saw it end.
     """
     rewritten = _rewrite(forward, savings.names, savings.folded, inputs, forward_args)
     frontier = rewritten.hoisted.frontier if rewritten.hoisted else ()
     if frontier != savings.frontier or bool(frontier) != (HOIST in savings.names):
-        raise IntegrityError("model", expected=f"an affine prefix up to {', '.join(savings.frontier) or 'some tensor'}",
-                             seen=f"up to {', '.join(frontier)}" if frontier else "none", next_step="plan again")  # fmt: skip
+        raise IntegrityError(
+            "model",
+            expected=f"an affine prefix up to {', '.join(savings.frontier) or 'some tensor'}",
+            seen=f"up to {', '.join(frontier)}" if frontier else "none",
+            next_step="plan again",
+        )
     return rewritten
 
 
-def _rewrite(forward: Forward, names: Sequence[str], pairs: Sequence[Pair], inputs: Sequence[Tensor],
-             forward_args: Sequence[Tensor]) -> Rewritten:  # fmt: skip
+def _rewrite(
+    forward: Forward,
+    names: Sequence[str],
+    pairs: Sequence[Pair],
+    inputs: Sequence[Tensor],
+    forward_args: Sequence[Tensor],
+) -> Rewritten:
     if FOLD in names:
         forward = fold(forward, pairs)
     if LAYOUT in names:
@@ -131,7 +176,7 @@ def _rewrite(forward: Forward, names: Sequence[str], pairs: Sequence[Pair], inpu
     return Rewritten(forward, hoist(forward, inputs, forward_args) if HOIST in names else None)
 
 
-# --- memory format -------------------------------------------------------------------------------------------
+# --- memory format -----------------------------------------------------------------------------
 
 
 class ChannelsLast(nn.Module):
@@ -142,13 +187,17 @@ class ChannelsLast(nn.Module):
         self.module, self.dimensions, self.training = module, dimensions, False
 
     def forward(self, *arguments: Tensor) -> Tensor:
-        images = [a.contiguous(memory_format=_FORMATS[n]) if n in _FORMATS else a
-                  for a, n in zip(arguments, self.dimensions, strict=False)]  # fmt: skip
+        images = [
+            a.contiguous(memory_format=_FORMATS[n]) if n in _FORMATS else a
+            for a, n in zip(arguments, self.dimensions, strict=False)
+        ]
         return self.module(*images, *arguments[len(images) :])
 
 
 def lay_out(module: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
-    """A copy of `module` with the weights of its convolutions, and inputs of such ranks, channels last."""
+    """A copy of `module` with the weights of its convolutions, and inputs of such ranks, channels
+    last.
+    """
     placed = copy.deepcopy(module)
     for layer in _convolutions(placed):
         layer.weight.data = layer.weight.data.contiguous(memory_format=_FORMATS[layer.weight.ndim])
@@ -158,15 +207,21 @@ def lay_out(module: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
 def _convolutions(module: nn.Module) -> list[nn.Module]:
     """By layer type: a scripted module tells its own by name."""
     names = {kind.__name__ for kind in _CONVOLUTIONS}
-    return [m for m in module.modules() if isinstance(m, _CONVOLUTIONS) or getattr(m, "original_name", "") in names]
+    return [
+        m
+        for m in module.modules()
+        if isinstance(m, _CONVOLUTIONS) or getattr(m, "original_name", "") in names
+    ]
 
 
-# --- verification --------------------------------------------------------------------------------------------
+# --- verification ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """Real rows, as many as there are `ALPHAS`: another α in each, so that what mixes rows cannot agree."""
+    """Real rows, as many as there are `ALPHAS`: another α in each, so that what mixes rows cannot
+    agree.
+    """
 
     inputs: tuple[Tensor, ...]
     baselines: tuple[Tensor, ...]
@@ -179,31 +234,53 @@ class _Sample:
 
     def double(self) -> _Sample:
         arguments = tuple(a.double() if a.is_floating_point() else a for a in self.forward_args)
-        return replace(self, inputs=tuple(x.double() for x in self.inputs), forward_args=arguments,
-                       baselines=tuple(b.double() for b in self.baselines))  # fmt: skip
+        return replace(
+            self,
+            inputs=tuple(x.double() for x in self.inputs),
+            forward_args=arguments,
+            baselines=tuple(b.double() for b in self.baselines),
+        )
 
 
-def _sample(inputs: Sequence[Tensor], baselines: Sequence[Tensor], forward_args: Sequence[Tensor], table: Tensor | None
-            ) -> _Sample | None:  # fmt: skip
-    """None where no row differs from its baseline, so that every attribution is zero whatever the model."""
-    differs = torch.stack([(x != b).flatten(1).any(1) for x, b in zip(inputs, baselines, strict=True)]).any(0)
+def _sample(
+    inputs: Sequence[Tensor],
+    baselines: Sequence[Tensor],
+    forward_args: Sequence[Tensor],
+    table: Tensor | None,
+) -> _Sample | None:
+    """None where no row differs from its baseline, so that every attribution is zero whatever the
+    model.
+    """
+    differs = torch.stack(
+        [(x != b).flatten(1).any(1) for x, b in zip(inputs, baselines, strict=True)]
+    ).any(0)
     rows = differs.nonzero().flatten()[: len(ALPHAS)]
     if not len(rows):
         return None
     rows = rows[torch.arange(len(ALPHAS), device=rows.device) % len(rows)]
-    starts = tuple(b.expand(len(rows), *b.shape[1:]) if b.shape[0] == 1 else b[rows] for b in baselines)
-    return _Sample(tuple(x[rows] for x in inputs), starts, tuple(a[rows] for a in forward_args),
-                   None if table is None else table[rows])  # fmt: skip
+    starts = tuple(
+        b.expand(len(rows), *b.shape[1:]) if b.shape[0] == 1 else b[rows] for b in baselines
+    )
+    return _Sample(
+        tuple(x[rows] for x in inputs),
+        starts,
+        tuple(a[rows] for a in forward_args),
+        None if table is None else table[rows],
+    )
 
 
-def _hoistable(module: nn.Module, inputs: Sequence[Tensor], forward_args: Sequence[Tensor], work: Work) -> bool:
+def _hoistable(
+    module: nn.Module, inputs: Sequence[Tensor], forward_args: Sequence[Tensor], work: Work
+) -> bool:
     hoisted = hoist(module, inputs, forward_args)
     return hoisted is not None and worthwhile(module, hoisted, inputs, forward_args, work)
 
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """A model as it is with its sample, and both in float64 with the outputs and integrands that they give."""
+    """A model as it is with its sample, and both in float64 with the outputs and integrands that
+    they give.
+    """
 
     native: nn.Module
     sample: _Sample
@@ -218,9 +295,12 @@ def _reference(forward: nn.Module, sample: _Sample) -> _Reference:
     return _Reference(forward, sample, plain, wide, *_integrand(Rewritten(plain), wide))
 
 
-def _verified(forward: nn.Module, proposed: tuple[str, ...], pairs: tuple[Pair, ...], sample: _Sample
-              ) -> tuple[Savings, dict[str, str]]:  # fmt: skip
-    """All that is proposed if together it agrees with the plain model; else each that does on top of those kept before."""
+def _verified(
+    forward: nn.Module, proposed: tuple[str, ...], pairs: tuple[Pair, ...], sample: _Sample
+) -> tuple[Savings, dict[str, str]]:
+    """All that is proposed if together it agrees with the plain model; else each that does on top
+    of those kept before.
+    """
     try:
         reference = _reference(forward, sample)
     except Exception as error:  # noqa: BLE001 - the model's own code, in float64
@@ -238,18 +318,29 @@ def _verified(forward: nn.Module, proposed: tuple[str, ...], pairs: tuple[Pair, 
     return kept, objections
 
 
-def _try(reference: _Reference, names: tuple[str, ...], pairs: tuple[Pair, ...]) -> tuple[Savings, str | None]:
-    """These savings, and why they cannot be used; None where they run as they will and agree in float64."""
+def _try(
+    reference: _Reference, names: tuple[str, ...], pairs: tuple[Pair, ...]
+) -> tuple[Savings, str | None]:
+    """These savings, and why they cannot be used; None where they run as they will and agree in
+    float64.
+    """
     sample, wide = reference.sample, reference.wide
     savings = Savings(names, pairs if FOLD in names else ())
     try:
         native = _rewrite(reference.native, names, pairs, sample.inputs, sample.forward_args)
-        _integrand(native, sample)  # for what it raises: strides and dtypes within are other ones in float64
+        _integrand(
+            native, sample
+        )  # for what it raises: strides and dtypes within are other ones in float64
         savings = replace(savings, frontier=native.hoisted.frontier if native.hoisted else ())
-        seen = _disagreement(reference, apply(reference.plain, savings, wide.inputs, wide.forward_args))
+        seen = _disagreement(
+            reference, apply(reference.plain, savings, wide.inputs, wide.forward_args)
+        )
     except Exception as error:  # noqa: BLE001 - the model's own code runs in another form, and may raise anything
         return savings, _told(error)
-    return savings, None if seen <= AGREEMENT else f"differs from the plain model by {seen:.1e} in float64"
+    return (
+        savings,
+        None if seen <= AGREEMENT else f"differs from the plain model by {seen:.1e} in float64",
+    )
 
 
 def _told(error: Exception) -> str:
@@ -257,11 +348,17 @@ def _told(error: Exception) -> str:
 
 
 def _disagreement(reference: _Reference, rewritten: Rewritten) -> float:
-    """Largest relative difference of outputs and integrands; infinite where nothing finite can be compared."""
+    """Largest relative difference of outputs and integrands; infinite where nothing finite can be
+    compared.
+    """
     out, integrand = reference.out, reference.integrand
     again, integrand_again = _integrand(rewritten, reference.wide)
-    apart = torch.stack([_ratio(out - again, out.abs().amax(1) + integrand.abs().sum(1)),
-                         _ratio(integrand - integrand_again, integrand.abs().amax(1))])  # fmt: skip
+    apart = torch.stack(
+        [
+            _ratio(out - again, out.abs().amax(1) + integrand.abs().sum(1)),
+            _ratio(integrand - integrand_again, integrand.abs().amax(1)),
+        ]
+    )
     finite = out.isfinite().all(1) & integrand.isfinite().all(1)
     return max(apart[:, finite].nan_to_num(math.inf).flatten().tolist(), default=math.inf)
 
@@ -272,12 +369,15 @@ def _ratio(difference: Tensor, scale: Tensor) -> Tensor:
 
 
 def _integrand(rewritten: Rewritten, sample: _Sample) -> tuple[Tensor, Tensor]:
-    """Outputs [rows, outputs] and the integrand ∂f/∂x ⊙ (x − x') [rows, elements], between x' and x or h(x') and h(x)."""
+    """Outputs [rows, outputs] and the integrand ∂f/∂x ⊙ (x − x') [rows, elements], between x' and x
+    or h(x') and h(x).
+    """
     hoisted, start, stop = rewritten.hoisted, sample.baselines, sample.inputs
     if hoisted is not None:
         with torch.no_grad():
             start, stop = (
-                hoisted.prefix(*points, *(a.clone() for a in sample.forward_args)) for points in (start, stop)
+                hoisted.prefix(*points, *(a.clone() for a in sample.forward_args))
+                for points in (start, stop)
             )
     points = [_between(a, b).requires_grad_() for a, b in zip(start, stop, strict=True)]
     out, gradients = _gradients(hoisted.tail if hoisted else rewritten.forward, points, sample)
@@ -285,15 +385,21 @@ def _integrand(rewritten: Rewritten, sample: _Sample) -> tuple[Tensor, Tensor]:
     return out, _flat([g * d for g, d in zip(pulled, sample.difference, strict=True)])
 
 
-def _gradients(forward: Forward, points: Sequence[Tensor], sample: _Sample) -> tuple[Tensor, list[Tensor]]:
+def _gradients(
+    forward: Forward, points: Sequence[Tensor], sample: _Sample
+) -> tuple[Tensor, list[Tensor]]:
     with torch.enable_grad():
         out = on_copies(forward, *points, *sample.forward_args)
         found = torch.autograd.grad(select(out, sample.table).sum(), points, allow_unused=True)
-    return _flat([out.detach()]), [torch.zeros_like(p) if g is None else g for g, p in zip(found, points, strict=True)]
+    return _flat([out.detach()]), [
+        torch.zeros_like(p) if g is None else g for g, p in zip(found, points, strict=True)
+    ]
 
 
 def _between(start: Tensor, stop: Tensor) -> Tensor:
-    alphas = torch.tensor(ALPHAS, dtype=start.dtype, device=start.device).reshape(-1, *[1] * (start.ndim - 1))
+    alphas = torch.tensor(ALPHAS, dtype=start.dtype, device=start.device).reshape(
+        -1, *[1] * (start.ndim - 1)
+    )
     return (start + alphas * (stop - start)).detach()
 
 

@@ -21,10 +21,14 @@ class Place:
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1})
 class ShardActor:
-    """One worker process. Ray never retries: the driver counts attempts and replaces dead actors."""
+    """One worker process. Ray never retries: the driver counts attempts and replaces dead
+    actors.
+    """
 
     def load(self, setup: Setup) -> Place:
-        """Load the model. A method, not the constructor: Ray keeps the type of an exception only here."""
+        """Load the model. A method, not the constructor: Ray keeps the type of an exception only
+        here.
+        """
         self.worker = Worker(setup)
         return Place(socket.gethostname(), ray.get_runtime_context().get_node_id())
 

@@ -27,11 +27,14 @@ def read_shard(job: Job, shard: Shard, tick: Callable[[], None] = lambda: None) 
     return read_slices(job.store, job.plan.files, shard.slices, job.plan.source_columns, tick)
 
 
-def run_shard(job: Job, shard: Shard, table: pa.Table, read_s: float, tick: Callable[[], None]) -> ShardFooter:
-    """Attribute the rows of `table`, commit the object and return its footer. The culprits of a Trial end as `failed`.
+def run_shard(
+    job: Job, shard: Shard, table: pa.Table, read_s: float, tick: Callable[[], None]
+) -> ShardFooter:
+    """Attribute the rows of `table`, commit the object and return its footer. The culprits of a
+    Trial end as `failed`.
 
-    If another attempt has committed already, its footer is checked and returned. Raises IntegrityError if the object
-    there belongs to something else.
+    If another attempt has committed already, its footer is checked and returned. Raises
+    IntegrityError if the object there belongs to something else.
     """
     started = time.perf_counter()
     culprits = {c.row: c.reason for c in shard.culprits} if isinstance(shard, Trial) else {}
@@ -39,9 +42,20 @@ def run_shard(job: Job, shard: Shard, table: pa.Table, read_s: float, tick: Call
     reach("shard.computed")
     computed = time.perf_counter()
     output = results_table(job.plan, results)
-    seconds = {"read": read_s, "compute": computed - started, "table": time.perf_counter() - computed}
-    footer = shard_footer(job.plan, job.plan_sha256, shard, results, seconds=seconds, versions=job.versions,
-                          same_build=job.same_build)  # fmt: skip
+    seconds = {
+        "read": read_s,
+        "compute": computed - started,
+        "table": time.perf_counter() - computed,
+    }
+    footer = shard_footer(
+        job.plan,
+        job.plan_sha256,
+        shard,
+        results,
+        seconds=seconds,
+        versions=job.versions,
+        same_build=job.same_build,
+    )
     tick()
     data = encode(output, footer)
     reach("shard.encoded")
@@ -51,7 +65,9 @@ def run_shard(job: Job, shard: Shard, table: pa.Table, read_s: float, tick: Call
 
 @contextmanager
 def _waiting(tick: Callable[[], None]) -> Iterator[None]:
-    """Tick every second: the store has deadlines of its own, and waiting for it within them is no stall."""
+    """Tick every second: the store has deadlines of its own, and waiting for it within them is no
+    stall.
+    """
     done = Event()
 
     def beat() -> None:
@@ -66,7 +82,9 @@ def _waiting(tick: Callable[[], None]) -> Iterator[None]:
 
 
 def try_rows(job: Job, trial: Trial, table: pa.Table, tick: Callable[[], None]) -> None:
-    """Attribute the rows of a trial and commit nothing: whoever asks wants to know whether the worker lives on."""
+    """Attribute the rows of a trial and commit nothing: whoever asks wants to know whether the
+    worker lives on.
+    """
     start, stop = trial.only or (0, trial.rows)
     if stop > start:
         ids = _ids(job, trial, table)
@@ -75,11 +93,15 @@ def try_rows(job: Job, trial: Trial, table: pa.Table, tick: Callable[[], None]) 
 
 def _ids(job: Job, shard: Shard, table: pa.Table) -> pa.Array:
     ids = row_ids(job.plan.files, shard.slices, table, job.plan.spec.source.row_id)
-    return ids.cast(job.row_id_type) if job.row_id_type else ids  # files may differ: int32 here, int64 there
+    return (
+        ids.cast(job.row_id_type) if job.row_id_type else ids
+    )  # files may differ: int32 here, int64 there
 
 
 def commit(job: Job, shard: Shard, data: bytes, footer: ShardFooter) -> ShardFooter:
-    """Create the shard's object if it is absent; whoever created it, the footer of what is there now."""
+    """Create the shard's object if it is absent; whoever created it, the footer of what is there
+    now.
+    """
     place = job.run.child(shard_object(shard.id))
     try:
         job.store.create(place, data, scratch=job.run.child("_tmp"))
@@ -90,13 +112,19 @@ def commit(job: Job, shard: Shard, data: bytes, footer: ShardFooter) -> ShardFoo
 
 
 def check_committed(job: Job, shard: Shard, place: Uri) -> ShardFooter:
-    """Footer of an object that was there first. An ambiguous answer to our own create ends here too."""
+    """Footer of an object that was there first. An ambiguous answer to our own create ends here
+    too.
+    """
     footer = _stored_footer(job, place)
     wanted = (job.plan.run_id, shard.id, job.plan_sha256)
     seen = (footer.run_id, footer.shard, footer.plan_sha256) if footer else None
     if footer is None or seen != wanted:
-        raise IntegrityError(f"object {place}", expected=f"shard {shard.id} of run {job.plan.run_id}", seen=str(seen),
-                             next_step="something else wrote below the run folder: move it away and run again")  # fmt: skip
+        raise IntegrityError(
+            f"object {place}",
+            expected=f"shard {shard.id} of run {job.plan.run_id}",
+            seen=str(seen),
+            next_step="something else wrote below the run folder: move it away and run again",
+        )
     return footer
 
 
@@ -104,6 +132,8 @@ def _stored_footer(job: Job, place: Uri) -> ShardFooter | None:
     """None where the object is no shard's."""
     try:
         with job.store.open(place) as file:
-            return ShardFooter.model_validate_json((open_parquet(file).metadata.metadata or {})[FOOTER_KEY.encode()])
+            return ShardFooter.model_validate_json(
+                (open_parquet(file).metadata.metadata or {})[FOOTER_KEY.encode()]
+            )
     except (pa.ArrowException, OSError, KeyError, ValidationError):
         return None

@@ -1,4 +1,6 @@
-"""Which outputs of a table's rows are explained: as indices for the engine, and as the output's column `target`."""
+"""Which outputs of a table's rows are explained: as indices for the engine, and as the output's
+column `target`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ from integrand.workers.shards.job import Job
 def refuse_targets(job: Job, rows: Rows, reasons: list[str | None]) -> None:
     """Reasons for rows whose target the model does not have."""
     width = job.plan.numerics.outputs
-    if isinstance(job.plan.spec.target, ColumnTarget) and rows.target is not None and width is not None:
+    if (
+        isinstance(job.plan.spec.target, ColumnTarget)
+        and rows.target is not None
+        and width is not None
+    ):
         outside = (rows.target < 0) | (rows.target >= width)
         for i in outside.nonzero().flatten().tolist():
             reasons[i] = reasons[i] or f"target {int(rows.target[i])} is outside 0..{width - 1}"
@@ -31,7 +37,9 @@ def refuse_targets(job: Job, rows: Rows, reasons: list[str | None]) -> None:
 def row_targets(
     job: Job, rows: Rows, device: list[tuple[Tensor, ...]], per_row: int, tick: Callable[[], None]
 ) -> Tensor | None:
-    """Output indices of every row and target, `[rows, targets, depth]`, or None for scalar outputs."""
+    """Output indices of every row and target, `[rows, targets, depth]`, or None for scalar
+    outputs.
+    """
     target, count = job.plan.spec.target, rows.inputs[0].shape[0]
     if target.kind == "scalar":
         return None
@@ -41,12 +49,16 @@ def row_targets(
         return torch.arange(per_row, device=job.device)[None, :, None].expand(count, -1, -1)
     if rows.target is not None:
         return rows.target.to(job.device)[:, None, None]
-    problem = Problem(job.prepared, device[0], device[0], device[2], None, job.plan.numerics.batch_rows, tick)
+    problem = Problem(
+        job.prepared, device[0], device[0], device[2], None, job.plan.numerics.batch_rows, tick
+    )
     return _largest(problem, per_row) if count else torch.zeros(0, per_row, 1, dtype=torch.int64)
 
 
 def _largest(problem: Problem, k: int) -> Tensor:
-    """Each row's k largest outputs, `[rows, k, 1]`; the first ones for a row that the model raises on, which fails later."""
+    """Each row's k largest outputs, `[rows, k, 1]`; the first ones for a row that the model raises
+    on, which fails later.
+    """
     index = torch.arange(problem.rows, device=problem.inputs[0].device)
 
     def attempt(rows: slice) -> Tensor:
@@ -59,14 +71,20 @@ def _largest(problem: Problem, k: int) -> Tensor:
     return torch.cat(isolate(attempt, failed, slice(0, problem.rows)))[:, :, None]
 
 
-def target_column(job: Job, table: Tensor | None, places: NDArray[np.int64], status: list[RowStatus]) -> pa.Array:
-    """Targets by output row. An index and `all` name them in bad rows too; the others have none there."""
+def target_column(
+    job: Job, table: Tensor | None, places: NDArray[np.int64], status: list[RowStatus]
+) -> pa.Array:
+    """Targets by output row. An index and `all` name them in bad rows too; the others have none
+    there.
+    """
     out = len(status)
     if job.plan.spec.target.kind == "scalar":
         return target_array(None, np.zeros(out, bool))
     if job.plan.spec.target.kind == "all":
         per_row = job.plan.targets_per_row
-        return target_array(np.tile(np.arange(per_row), out // per_row)[:, None], np.ones(out, bool))
+        return target_array(
+            np.tile(np.arange(per_row), out // per_row)[:, None], np.ones(out, bool)
+        )
     if isinstance(job.plan.spec.target, IndexTarget):
         return target_array(np.tile(_index(job.plan.spec.target), (out, 1)), np.ones(out, bool))
     assert table is not None

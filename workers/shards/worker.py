@@ -1,4 +1,6 @@
-"""A worker: loads the model once, then runs one shard after another while the next one's bytes are fetched."""
+"""A worker: loads the model once, then runs one shard after another while the next one's bytes are
+fetched.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from integrand.workers import kernels
 from integrand.workers.data.means import read_means
 from integrand.workers.engine.prepared import prepare_planned
 from integrand.workers.failpoints import reach
-from integrand.workers.models.code import CodeBundle, check_shipped, check_trust, code_digest, install_code
+from integrand.workers.models.code import (
+    CodeBundle,
+    check_shipped,
+    check_trust,
+    code_digest,
+    install_code,
+)
 from integrand.workers.models.embeddings import through_embeddings
 from integrand.workers.models.loading import DTYPES, load_model
 from integrand.workers.models.outputs import Forward
@@ -35,7 +43,9 @@ from integrand.workers.storage.store import Access, Store
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker is told at its start: the plan without its shards, which come one by one, and where it is stored."""
+    """What a worker is told at its start: the plan without its shards, which come one by one, and
+    where it is stored.
+    """
 
     plan: bytes
     plan_sha256: str
@@ -48,7 +58,9 @@ class Setup:
 
 @dataclass(frozen=True)
 class Beat:
-    """How far a worker has come: `ticks` counts finished step batches and stages, not heartbeats."""
+    """How far a worker has come: `ticks` counts finished step batches and stages, not
+    heartbeats.
+    """
 
     ticks: int
     node: str
@@ -56,7 +68,9 @@ class Beat:
 
 
 class Worker:
-    """Runs shards of one plan. Raises SpecError, DataError or IntegrityError at its start if it cannot."""
+    """Runs shards of one plan. Raises SpecError, DataError or IntegrityError at its start if it
+    cannot.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self.ticks = 0
@@ -66,7 +80,8 @@ class Worker:
         self._ahead: dict[str, Future[tuple[pa.Table, float]]] = {}
 
     def run(self, shard: Shard, prefetch: Shard | None = None) -> ShardFooter | None:
-        """One shard's footer, once it is committed; None after a trial of some of its rows, which commits nothing.
+        """One shard's footer, once it is committed; None after a trial of some of its rows, which
+        commits nothing.
 
         `prefetch` is a hint: the next shard may go elsewhere.
         """
@@ -98,7 +113,9 @@ class Worker:
         self.ticks += 1
 
     def _tick_of_reading(self) -> None:
-        """Reading is progress while the shard waits for it; ahead of time it must not hide a model that hangs."""
+        """Reading is progress while the shard waits for it; ahead of time it must not hide a model
+        that hangs.
+        """
         self.ticks += self._waiting
 
 
@@ -112,8 +129,12 @@ def load_job(setup: Setup) -> Job:
     _check_code(plan)
     same_build = plan.numerics.torch_build == torch.__version__
     if not same_build and not setup.allow_mixed:
-        raise IntegrityError("torch build", expected=plan.numerics.torch_build, seen=torch.__version__,
-                             next_step="use the planned build, or --allow-mixed and lose bitwise equality")  # fmt: skip
+        raise IntegrityError(
+            "torch build",
+            expected=plan.numerics.torch_build,
+            seen=torch.__version__,
+            next_step="use the planned build, or --allow-mixed and lose bitwise equality",
+        )
     device = plan.numerics.device
     if plan.numerics.portable:
         kernels.ask_portable()
@@ -124,18 +145,37 @@ def load_job(setup: Setup) -> Job:
     _check_state(plan, loaded.state, device)
     forward = in_portions(through_embeddings(loaded.forward, plan.spec), plan.numerics.takes_rows)
     _check_outputs(plan, forward, device)
-    means = read_means(store, store.parse(plan.statistics.uri), plan.statistics.sha256) if plan.statistics else None
+    means = (
+        read_means(store, store.parse(plan.statistics.uri), plan.statistics.sha256)
+        if plan.statistics
+        else None
+    )
     prepared = prepare_planned(forward, plan.spec, plan.inputs, plan.numerics)
-    return Job(plan, setup.plan_sha256, store, setup.run, forward, prepared, means, device,
-               versions(device), _arrow_type(plan.row_id_type), same_build)  # fmt: skip
+    return Job(
+        plan,
+        setup.plan_sha256,
+        store,
+        setup.run,
+        forward,
+        prepared,
+        means,
+        device,
+        versions(device),
+        _arrow_type(plan.row_id_type),
+        same_build,
+    )
 
 
 def _arrow_type(name: str) -> pa.DataType | None:
-    """The type that a plan names; None for those without a form of their own, which all files must share anyway."""
+    """The type that a plan names; None for those without a form of their own, which all files must
+    share anyway.
+    """
     if zoned := re.fullmatch(r"timestamp\[(\w+), tz=(.+)\]", name):
         return pa.timestamp(zoned[1], zoned[2])
     if decimal := re.fullmatch(r"decimal(128|256)\((\d+), (-?\d+)\)", name):
-        return {"128": pa.decimal128, "256": pa.decimal256}[decimal[1]](int(decimal[2]), int(decimal[3]))
+        return {"128": pa.decimal128, "256": pa.decimal256}[decimal[1]](
+            int(decimal[2]), int(decimal[3])
+        )
     try:
         return pa.type_for_alias(name)
     except ValueError:
@@ -143,25 +183,44 @@ def _arrow_type(name: str) -> pa.DataType | None:
 
 
 def _check_kernels(plan: Plan, device: str) -> None:
-    """IntegrityError for other kernels than the plan's, where the spec insists on bits: they would be other ones here."""
-    insisted, planned, seen = plan.spec.compute.reproducible, plan.numerics.kernels, processor(device)
+    """IntegrityError for other kernels than the plan's, where the spec insists on bits: they would
+    be other ones here.
+    """
+    insisted, planned, seen = (
+        plan.spec.compute.reproducible,
+        plan.numerics.kernels,
+        processor(device),
+    )
     if insisted != "prefer" and planned not in (None, seen):
-        raise IntegrityError(f"kernels, for compute.reproducible: {insisted}", expected=f"{planned}, as planned", seen=seen,
-                             next_step="plan and run on like machines, take `portable` for x86 of several kinds, or "
-                             "--allow-mixed (level `tolerance`); --fresh SALT plans anew here")  # fmt: skip
+        raise IntegrityError(
+            f"kernels, for compute.reproducible: {insisted}",
+            expected=f"{planned}, as planned",
+            seen=seen,
+            next_step=(
+                "plan and run on like machines, take `portable` for x86 of several kinds, or "
+                "--allow-mixed (level `tolerance`); --fresh SALT plans anew here"
+            ),
+        )
 
 
 def _check_state(plan: Plan, found: State | None, device: str) -> None:
-    """IntegrityError for a factory that built another model here: in any bit where kernels are the planned ones."""
+    """IntegrityError for a factory that built another model here: in any bit where kernels are the
+    planned ones.
+    """
     if found is None or plan.model_state is None:
         return
     exact = plan.numerics.kernels == processor(device)
     planned, seen = (plan.model_bits, found.exactly) if exact else (plan.model_state, found.roughly)
     if planned != seen:
-        raise IntegrityError("model", expected=f"the parameters that were planned, digest {str(planned)[:16]}…",
-                             seen=f"{seen[:16]}…: the factory built another model here",
-                             next_step="let it depend on nothing but its arguments, code and weights: no random or machine's "
-                             "own state; or plan again")  # fmt: skip
+        raise IntegrityError(
+            "model",
+            expected=f"the parameters that were planned, digest {str(planned)[:16]}…",
+            seen=f"{seen[:16]}…: the factory built another model here",
+            next_step=(
+                "let it depend on nothing but its arguments, code and weights: no random or"
+                " machine's own state; or plan again"
+            ),
+        )
 
 
 def _check_outputs(plan: Plan, forward: Forward, device: str) -> None:
@@ -171,24 +230,39 @@ def _check_outputs(plan: Plan, forward: Forward, device: str) -> None:
     shapes, dtype = [s.shape for s in plan.inputs], DTYPES[plan.numerics.precision]
     seen = probe_outputs(forward, shapes, dtype, device)
     if seen is None or not same_outputs(plan.model_outputs, seen):
-        raise IntegrityError("model", expected=f"the outputs that were planned for two made-up rows, {plan.model_outputs[:3]} …",
-                             seen=f"{seen and seen[:3]} …: the factory built another model here",
-                             next_step="let it depend on nothing but its arguments, code and weights: no random or process's "
-                             "own numbers")  # fmt: skip
+        raise IntegrityError(
+            "model",
+            expected=(
+                f"the outputs that were planned for two made-up rows, {plan.model_outputs[:3]} …"
+            ),
+            seen=f"{seen and seen[:3]} …: the factory built another model here",
+            next_step=(
+                "let it depend on nothing but its arguments, code and weights: no random or"
+                " process's own numbers"
+            ),
+        )
 
 
 def _check_code(plan: Plan) -> None:
     seen = code_digest(plan.spec.model)
     if seen != plan.code_sha256:
-        raise IntegrityError("model code", expected=f"sha256 {str(plan.code_sha256)[:16]}…", seen=f"{str(seen)[:16]}…",
-                             next_step="plan again: other code is another run; install the same code on all workers")  # fmt: skip
+        raise IntegrityError(
+            "model code",
+            expected=f"sha256 {str(plan.code_sha256)[:16]}…",
+            seen=f"{str(seen)[:16]}…",
+            next_step="plan again: other code is another run; install the same code on all workers",
+        )
 
 
 def pin_numerics(threads: int) -> None:
     """Process-wide switches that change bits: threads, deterministic kernels, no TF32."""
     torch.set_num_threads(threads)
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import the compiler, for 2 s
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads it, and it costs 5%
+    torch.set_deterministic_debug_mode(
+        "warn"
+    )  # use_deterministic_algorithms would import the compiler, for 2 s
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # nothing here reads it, and it costs 5%
+    )
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -214,5 +288,9 @@ def _cpu_vendor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith(("vendor_id", "CPU implementer")))
+    found = (
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith(("vendor_id", "CPU implementer"))
+    )
     return next(found, "")

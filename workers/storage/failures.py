@@ -1,4 +1,6 @@
-"""What the failure of a store means: this place cannot be used, it may work later, or the object has changed."""
+"""What the failure of a store means: this place cannot be used, it may work later, or the object
+has changed.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +12,48 @@ from typing import Any
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, TransientError
 from integrand.schemas.uris import Uri
 
-# Codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html; numbers where an answer had no body.
+# Codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html; numbers where an
+# answer had no body.
 _PRECONDITION = ("PreconditionFailed", "412")
 _OUTSIDE = ("InvalidRange", "416")
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired",
-            "UnauthorizedSSOTokenError", "TokenRetrievalError")  # fmt: skip
+_EXPIRED = (
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "TokenRefreshRequired",
+    "RequestExpired",
+    "UnauthorizedSSOTokenError",
+    "TokenRetrievalError",
+)
 _SKEWED = ("RequestTimeTooSkewed", "RequestInTheFuture")
-_SPOILT = ("RequestTimeout", "IncompleteBody", "BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch",
-           "XAmzContentChecksumMismatch")  # fmt: skip
+_SPOILT = (
+    "RequestTimeout",
+    "IncompleteBody",
+    "BadDigest",
+    "InvalidDigest",
+    "XAmzContentSHA256Mismatch",
+    "XAmzContentChecksumMismatch",
+)
 """Answers of status 400 to a request that suffered on its way."""
 
 _ANONYMOUS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure")
 _LATER = (408, 409, 425, 429)
-_UNUSABLE = (errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSYS, errno.ENOTSUP,
-             getattr(errno, "EREMCHG", errno.EINVAL))  # fmt: skip
+_UNUSABLE = (
+    errno.EROFS,
+    errno.EINVAL,
+    errno.ENAMETOOLONG,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    getattr(errno, "EREMCHG", errno.EINVAL),
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def explained(uri: Uri, *, writing: bool = False) -> Iterator[None]:
-    """Turn what a store raises into our errors; FileNotFoundError and FileExistsError keep their meaning."""
+    """Turn what a store raises into our errors; FileNotFoundError and FileExistsError keep their
+    meaning.
+    """
     try:
         yield
     except IntegrandError:
@@ -63,29 +86,60 @@ def _explain(uri: Uri, error: Exception, writing: bool) -> Exception | None:
     if writing and code in _PRECONDITION:
         return FileExistsError(errno.EEXIST, "an object is there already", where)
     if code in _PRECONDITION + _OUTSIDE:
-        return IntegrityError(where, expected="an object that stays as it was planned", seen=seen,
-                              next_step="plan the run again")  # fmt: skip
+        return IntegrityError(
+            where,
+            expected="an object that stays as it was planned",
+            seen=seen,
+            next_step="plan the run again",
+        )
     if code in _EXPIRED:
-        return TransientError(where, expected="valid credentials", seen=seen,
-                              next_step="renew them and run the same command again; it resumes")  # fmt: skip
+        return TransientError(
+            where,
+            expected="valid credentials",
+            seen=seen,
+            next_step="renew them and run the same command again; it resumes",
+        )
     if code in _SKEWED:
-        return TransientError(where, expected="a clock that agrees with the store's", seen=seen,
-                              next_step="set this machine's clock and run the same command again; it resumes")  # fmt: skip
+        return TransientError(
+            where,
+            expected="a clock that agrees with the store's",
+            seen=seen,
+            next_step="set this machine's clock and run the same command again; it resumes",
+        )
     if code in _ANONYMOUS:
-        return DataError(where, expected="credentials in the environment", seen=seen,
-                         next_step="set AWS_PROFILE or the AWS_* key variables")  # fmt: skip
+        return DataError(
+            where,
+            expected="credentials in the environment",
+            seen=seen,
+            next_step="set AWS_PROFILE or the AWS_* key variables",
+        )
     if isinstance(error, OSError) and error.errno in _FULL:
-        return TransientError(where, expected="free space on the filesystem", seen=seen,
-                              next_step="make room and run the same command again; it resumes")  # fmt: skip
-    if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        return DataError(where, expected="a place that can be " + ("written" if writing else "read"),
-                         seen=seen, next_step="check the path, the bucket and your permissions")  # fmt: skip
+        return TransientError(
+            where,
+            expected="free space on the filesystem",
+            seen=seen,
+            next_step="make room and run the same command again; it resumes",
+        )
+    if isinstance(
+        error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError
+    ):
+        return DataError(
+            where,
+            expected="a place that can be " + ("written" if writing else "read"),
+            seen=seen,
+            next_step="check the path, the bucket and your permissions",
+        )
     if _not_taken(error, code):
-        return DataError(where, expected="a store that takes this request", seen=seen,
-                         next_step="check the URI")  # fmt: skip
+        return DataError(
+            where, expected="a store that takes this request", seen=seen, next_step="check the URI"
+        )
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
-        return TransientError(where, expected="an answer from the store", seen=seen,
-                              next_step="check network and store; run again to resume")  # fmt: skip
+        return TransientError(
+            where,
+            expected="an answer from the store",
+            seen=seen,
+            next_step="check network and store; run again to resume",
+        )
     return None
 
 
@@ -104,5 +158,7 @@ def _status(error: Exception) -> int:
 
 def _answer(error: BaseException | None) -> dict[str, Any]:
     """What botocore keeps of an error's answer."""
-    found = getattr(error, "response", None) or getattr(getattr(error, "__cause__", None), "response", None)
+    found = getattr(error, "response", None) or getattr(
+        getattr(error, "__cause__", None), "response", None
+    )
     return found if isinstance(found, dict) else {}

@@ -1,6 +1,8 @@
-"""Object stores behind fsspec: every request has a deadline of ours, is repeated with patience, and caches nothing.
+"""Object stores behind fsspec: every request has a deadline of ours, is repeated with patience, and
+caches nothing.
 
-fsspec's coroutines (`_info`, `_cat_file`, ...) are its public asynchronous interface, which alone can be cancelled.
+fsspec's coroutines (`_info`, `_cat_file`, ...) are its public asynchronous interface, which alone
+can be cancelled.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from fsspec.spec import AbstractBufferedFile
 
 from integrand.schemas.errors import DataError, IntegrityError, TransientError
 from integrand.schemas.uris import Uri
-from integrand.workers.storage.failures import clock_is_wrong, code_of, credentials_expired, explained
+from integrand.workers.storage.failures import (
+    clock_is_wrong,
+    code_of,
+    credentials_expired,
+    explained,
+)
 from integrand.workers.storage.retries import Patience
 
 Answer = TypeVar("Answer")
@@ -32,7 +39,9 @@ _MARK = "integrand-create"
 """Metadata of an object that was created: the mark of the call that did it."""
 
 _LARGEST_PUT = 5 << 30
-"""Bytes: https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html. Larger ones need multipart uploads."""
+"""Bytes: https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html. Larger ones need
+multipart uploads.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,9 @@ class Entry:
 
 
 class Objects:
-    """One store, as one process uses it. Safe across threads; FileNotFoundError and FileExistsError keep their meaning."""
+    """One store, as one process uses it. Safe across threads; FileNotFoundError and FileExistsError
+    keep their meaning.
+    """
 
     def __init__(self, scheme: str, endpoint_url: str | None, patience: Patience) -> None:
         self._scheme, self._endpoint_url, self._patience = scheme, endpoint_url, patience
@@ -58,7 +69,9 @@ class Objects:
             return self._ask(uri, lambda fs: self._get(fs, found), size=found.size)
         starts = range(0, found.size, _PART)
         with ThreadPoolExecutor(_THREADS) as threads:
-            return b"".join(threads.map(lambda at: self.fetch(found, at, min(at + _PART, found.size)), starts))
+            return b"".join(
+                threads.map(lambda at: self.fetch(found, at, min(at + _PART, found.size)), starts)
+            )
 
     def read_range(self, uri: Uri, start: int, stop: int) -> bytes:
         return self.fetch(Entry(uri, stop), start, stop)
@@ -68,13 +81,19 @@ class Objects:
         return _Ranges(self, found), found.etag
 
     def fetch(self, found: Entry, start: int, stop: int) -> bytes:
-        """Bytes `start` up to `stop` of the very object that was found. IntegrityError if another one is there now."""
+        """Bytes `start` up to `stop` of the very object that was found. IntegrityError if another
+        one is there now.
+        """
         if start >= stop:
             return b""
-        return self._ask(found.uri, lambda fs: self._get(fs, found, (start, stop)), size=stop - start)
+        return self._ask(
+            found.uri, lambda fs: self._get(fs, found, (start, stop)), size=stop - start
+        )
 
     def create(self, uri: Uri, data: bytes, scratch: str | None) -> None:
-        """Write what is absent. "There already" may tell of a try of ours whose answer was lost, so it is looked at."""
+        """Write what is absent. "There already" may tell of a try of ours whose answer was lost, so
+        it is looked at.
+        """
         mark = uuid4().hex
         try:
             self._ask(uri, lambda fs: self._put(fs, uri, data, mark), size=len(data), writing=True)
@@ -95,8 +114,13 @@ class Objects:
         with suppress(FileNotFoundError):
             for found in self._ask(folder, lambda fs: _listed(fs, folder.path, depth)):
                 path = found["name"]
-                # A listing of an object is the object itself; consoles leave empty ones named `folder/`.
-                if found["type"] == "file" and path.startswith(folder.path + "/") and not path.endswith("/"):
+                # A listing of an object is the object itself; consoles leave empty ones named
+                # `folder/`.
+                if (
+                    found["type"] == "file"
+                    and path.startswith(folder.path + "/")
+                    and not path.endswith("/")
+                ):
                     yield Entry(Uri(folder.scheme, path), int(found["size"]), _etag(found))
 
     async def _head(self, filesystem: Any, uri: Uri) -> Entry:
@@ -105,11 +129,15 @@ class Objects:
             raise FileNotFoundError(errno.ENOENT, "not an object", str(uri))
         return Entry(uri, int(found["size"]), _etag(found))
 
-    async def _get(self, filesystem: Any, found: Entry, part: tuple[int, int] | None = None) -> bytes:
+    async def _get(
+        self, filesystem: Any, found: Entry, part: tuple[int, int] | None = None
+    ) -> bytes:
         start, stop = part or (None, None)
         data = bytes(await filesystem._cat_file(found.uri.path, start=start, end=stop))
         if part is not None:
-            if found.etag is not None:  # these clients cannot ask for a version of an object: look afterwards
+            if (
+                found.etag is not None
+            ):  # these clients cannot ask for a version of an object: look afterwards
                 _unchanged(found, await self._head(filesystem, found.uri))
             _complete(data, part)
         return data
@@ -119,15 +147,25 @@ class Objects:
         await filesystem._pipe_file(uri.path, data, mode="overwrite" if mark is None else "create")
 
     def _is_ours(self, uri: Uri, data: bytes, mark: str) -> bool:
-        """Whether the object that is there came from the create of this mark: here, whether it has the same bytes."""
+        """Whether the object that is there came from the create of this mark: here, whether it has
+        the same bytes.
+        """
         try:
             return self.read(uri) == data
         except (FileNotFoundError, IntegrityError):  # gone or replaced since
             return False
 
-    def _ask(self, uri: Uri, request: Callable[[Any], Awaitable[Answer]], *, size: int = 0, writing: bool = False
-             ) -> Answer:  # fmt: skip
-        """The answer to a request that transfers `size` bytes, repeated while its failure is one that passes."""
+    def _ask(
+        self,
+        uri: Uri,
+        request: Callable[[Any], Awaitable[Answer]],
+        *,
+        size: int = 0,
+        writing: bool = False,
+    ) -> Answer:
+        """The answer to a request that transfers `size` bytes, repeated while its failure is one
+        that passes.
+        """
         failed: TransientError | None = None
         renewed = False
         for limit in self._patience.limits(size):
@@ -146,7 +184,9 @@ class Objects:
         raise failed
 
     def _renew(self, expired: Any) -> None:
-        """Another filesystem looks for credentials anew, in files that were renewed meanwhile too."""
+        """Another filesystem looks for credentials anew, in files that were renewed
+        meanwhile too.
+        """
         if self._filesystem is expired:  # another thread may have been first
             self._filesystem = self._connect()
 
@@ -157,18 +197,23 @@ class Objects:
                 self._scheme, use_listings_cache=False, skip_instance_cache=True, **self._options()
             )
         except ImportError as error:
-            raise DataError(f"{self._scheme}://", expected=f"the package {package}", seen=str(error),
-                            next_step=f"pip install '{extra}'") from error  # fmt: skip
+            raise DataError(
+                f"{self._scheme}://",
+                expected=f"the package {package}",
+                seen=str(error),
+                next_step=f"pip install '{extra}'",
+            ) from error
 
     def _options(self) -> dict[str, object]:
         return {}
 
 
 class S3Objects(Objects):
-    """S3 and whatever speaks it. Parts are of the version that was found, and listings are repeated page by page.
+    """S3 and whatever speaks it. Parts are of the version that was found, and listings are repeated
+    page by page.
 
-    What is created carries a mark: "there already" does not say whose it is, not even to the first try, since aiohttp
-    sends a PUT again by itself when its connection is reset.
+    What is created carries a mark: "there already" does not say whose it is, not even to the first
+    try, since aiohttp sends a PUT again by itself when its connection is reset.
     """
 
     async def _head(self, filesystem: Any, uri: Uri) -> Entry:
@@ -178,14 +223,20 @@ class S3Objects(Objects):
         except OSError as error:
             if code_of(error) not in ("400", "403"):
                 raise
-            # Without a body the answer to a HEAD does not tell expired credentials or a wrong clock; that to a GET does.
+            # Without a body the answer to a HEAD does not tell expired credentials or a wrong
+            # clock; that to a GET does.
             found = await filesystem._call_s3("get_object", **place)
             found["Body"].close()
         return Entry(uri, int(found["ContentLength"]), _etag(found))
 
-    async def _get(self, filesystem: Any, found: Entry, part: tuple[int, int] | None = None) -> bytes:
-        # Clients verify the checksums that stores keep, but only of whole objects: whoever wants all asks for no range.
-        asked = {} if part in (None, (0, found.size)) else {"Range": f"bytes={part[0]}-{part[1] - 1}"}
+    async def _get(
+        self, filesystem: Any, found: Entry, part: tuple[int, int] | None = None
+    ) -> bytes:
+        # Clients verify the checksums that stores keep, but only of whole objects: whoever wants
+        # all asks for no range.
+        asked = (
+            {} if part in (None, (0, found.size)) else {"Range": f"bytes={part[0]}-{part[1] - 1}"}
+        )
         answer = await filesystem._call_s3("get_object", **_place(filesystem, found.uri), **asked)
         try:
             now = Entry(found.uri, _size(answer), _etag(answer))
@@ -194,20 +245,30 @@ class S3Objects(Objects):
             data = bytes(await answer["Body"].read())
         finally:
             answer["Body"].close()
-        if part is not None or now.etag == found.etag:  # whole, it may be a newer object, such as a pointer
+        if (
+            part is not None or now.etag == found.etag
+        ):  # whole, it may be a newer object, such as a pointer
             _complete(data, part or (0, found.size))
         return data
 
     async def _put(self, filesystem: Any, uri: Uri, data: bytes, mark: str | None) -> None:
-        """One PUT whatever the size: it is whole or not there, and no multipart upload can be left open."""
+        """One PUT whatever the size: it is whole or not there, and no multipart upload can be left
+        open.
+        """
         if len(data) > _LARGEST_PUT:
-            raise DataError(str(uri), expected=f"an object of at most {_LARGEST_PUT} bytes", seen=f"{len(data)}",
-                            next_step="lower compute.shard_rows")  # fmt: skip
+            raise DataError(
+                str(uri),
+                expected=f"an object of at most {_LARGEST_PUT} bytes",
+                seen=f"{len(data)}",
+                next_step="lower compute.shard_rows",
+            )
         condition = {} if mark is None else {"IfNoneMatch": "*", "Metadata": {_MARK: mark}}
         await filesystem._call_s3("put_object", **_place(filesystem, uri), Body=data, **condition)
 
     def _is_ours(self, uri: Uri, data: bytes, mark: str) -> bool:
-        """Bytes would not do: whoever lost a race to write the same ones must hear of it, as with local files."""
+        """Bytes would not do: whoever lost a race to write the same ones must hear of it, as with
+        local files.
+        """
         try:
             found = self._ask(uri, lambda fs: fs._call_s3("head_object", **_place(fs, uri)))
         except (FileNotFoundError, IntegrityError):
@@ -220,10 +281,16 @@ class S3Objects(Objects):
             yield from self._below(folder, bucket, f"{key}/" if key else "", depth)
 
     def _below(self, folder: Uri, bucket: str, prefix: str, depth: int | None) -> Iterator[Entry]:
-        for page in self._pages(folder, Bucket=bucket, Prefix=prefix, Delimiter="" if depth is None else "/"):
+        for page in self._pages(
+            folder, Bucket=bucket, Prefix=prefix, Delimiter="" if depth is None else "/"
+        ):
             for found in page.get("Contents", ()):
                 if not found["Key"].endswith("/"):  # as consoles name folders
-                    yield Entry(Uri(folder.scheme, f"{bucket}/{found['Key']}"), int(found["Size"]), _etag(found))
+                    yield Entry(
+                        Uri(folder.scheme, f"{bucket}/{found['Key']}"),
+                        int(found["Size"]),
+                        _etag(found),
+                    )
             if depth is not None and depth > 1:
                 for inner in page.get("CommonPrefixes", ()):
                     yield from self._below(folder, bucket, inner["Prefix"], depth - 1)
@@ -237,9 +304,14 @@ class S3Objects(Objects):
             asked["ContinuationToken"] = page["NextContinuationToken"]
 
     def _options(self) -> dict[str, object]:
-        # One try each of botocore and s3fs; sockets may wait as long as we do, and connect in a part of that.
+        # One try each of botocore and s3fs; sockets may wait as long as we do, and connect in a
+        # part of that.
         answer_s = self._patience.answer_s
-        limits = {"connect_timeout": min(5.0, answer_s), "read_timeout": answer_s, "retries": {"total_max_attempts": 1}}
+        limits = {
+            "connect_timeout": min(5.0, answer_s),
+            "read_timeout": answer_s,
+            "retries": {"total_max_attempts": 1},
+        }
         return {"endpoint_url": self._endpoint_url, "config_kwargs": limits}
 
     def _connect(self) -> Any:
@@ -249,11 +321,15 @@ class S3Objects(Objects):
 
 
 class _Ranges(AbstractBufferedFile):  # type: ignore[misc]
-    """A file that reads ahead; what it fetches is of the object it was opened on, and fetched with patience."""
+    """A file that reads ahead; what it fetches is of the object it was opened on, and fetched with
+    patience.
+    """
 
     def __init__(self, objects: Objects, found: Entry) -> None:
         self._objects, self._found = objects, found
-        super().__init__(None, found.uri.path, "rb", _READ_AHEAD, cache_type="readahead", size=found.size)
+        super().__init__(
+            None, found.uri.path, "rb", _READ_AHEAD, cache_type="readahead", size=found.size
+        )
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return self._objects.fetch(self._found, start, end)
@@ -276,19 +352,29 @@ def _place(filesystem: Any, uri: Uri) -> dict[str, str]:
 
 
 def _unchanged(found: Entry, now: Entry) -> None:
-    """IntegrityError where an object is no longer the one that was found; without an ETag its size has to tell."""
+    """IntegrityError where an object is no longer the one that was found; without an ETag its size
+    has to tell.
+    """
     if (now.etag != found.etag) if found.etag is not None else (now.size != found.size):
-        raise IntegrityError(str(found.uri), expected=f"ETag {found.etag}, {found.size} bytes, as it was opened",
-                             seen=f"ETag {now.etag}, {now.size} bytes", next_step="plan again: a changed input is another run")  # fmt: skip
+        raise IntegrityError(
+            str(found.uri),
+            expected=f"ETag {found.etag}, {found.size} bytes, as it was opened",
+            seen=f"ETag {now.etag}, {now.size} bytes",
+            next_step="plan again: a changed input is another run",
+        )
 
 
 def _complete(data: bytes, part: tuple[int, int]) -> None:
     if len(data) != part[1] - part[0]:
-        raise ConnectionError(errno.ECONNABORTED, f"{len(data)} bytes came instead of {part[1] - part[0]}")
+        raise ConnectionError(
+            errno.ECONNABORTED, f"{len(data)} bytes came instead of {part[1] - part[0]}"
+        )
 
 
 def _size(answer: dict[str, Any]) -> int:
-    """Of the whole object, of which a GET may have asked for a part: `Content-Range: bytes 0-9/100`."""
+    """Of the whole object, of which a GET may have asked for a part: `Content-Range: bytes
+    0-9/100`.
+    """
     _, _, whole = answer.get("ContentRange", "").rpartition("/")
     return int(whole or answer["ContentLength"])
 
@@ -299,10 +385,14 @@ def _etag(details: dict[str, Any]) -> str | None:
 
 
 async def _listed(filesystem: Any, path: str, depth: int | None) -> list[dict[str, Any]]:
-    """Files and folders below a path. fsspec's own walk leaves out folders that it could not list."""
+    """Files and folders below a path. fsspec's own walk leaves out folders that it could
+    not list.
+    """
     if depth is None:
         everything = await filesystem._find(path, detail=True)
-        return list(everything.values()) if isinstance(everything, dict) else []  # adlfs: of an object, its name
+        return (
+            list(everything.values()) if isinstance(everything, dict) else []
+        )  # adlfs: of an object, its name
     found = list(await filesystem._ls(path, detail=True))
     for folder in [e["name"] for e in found if e["type"] == "directory" and depth > 1]:
         with suppress(FileNotFoundError):  # deleted since

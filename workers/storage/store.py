@@ -1,9 +1,11 @@
-"""The only door to object storage: local files through the operating system, object stores through fsspec.
+"""The only door to object storage: local files through the operating system, object stores through
+fsspec.
 
-Everything is addressed by a parsed Uri. Missing objects raise FileNotFoundError and a lost race to create
-raises FileExistsError; every other failure of a store becomes a DataError (this place cannot be used), a
-TransientError (it may work later) or an IntegrityError (the object changed while it was read). What may pass
-at an object store has been tried again by then, within the bounds of `Access.patience`.
+Everything is addressed by a parsed Uri. Missing objects raise FileNotFoundError and a lost race to
+create raises FileExistsError; every other failure of a store becomes a DataError (this place cannot
+be used), a TransientError (it may work later) or an IntegrityError (the object changed while it was
+read). What may pass at an object store has been tried again by then, within the bounds of
+`Access.patience`.
 """
 
 from __future__ import annotations
@@ -61,8 +63,12 @@ class Store:
         uri = parse_uri(text, base=base, schemes=self.access.schemes)
         bucket = uri.path.split("/", 1)[0]
         if uri.scheme != "file" and self.access.buckets and bucket not in self.access.buckets:
-            raise SpecError(f"uri {text!r}", expected=f"one of the buckets {', '.join(self.access.buckets)}",
-                            seen=bucket, next_step="ask the operator to allow the bucket")  # fmt: skip
+            raise SpecError(
+                f"uri {text!r}",
+                expected=f"one of the buckets {', '.join(self.access.buckets)}",
+                seen=bucket,
+                next_step="ask the operator to allow the bucket",
+            )
         return uri
 
     def read(self, uri: Uri) -> bytes:
@@ -75,7 +81,9 @@ class Store:
         with explained(uri):
             return self._place(uri).read_range(uri, max(0, size - count), size)
 
-    def open(self, uri: Uri, *, etag: str | None = None, tick: Callable[[], None] = lambda: None) -> io.RawIOBase:
+    def open(
+        self, uri: Uri, *, etag: str | None = None, tick: Callable[[], None] = lambda: None
+    ) -> io.RawIOBase:
         """A seekable binary file; a tick for each part that arrives.
 
         IntegrityError if its ETag is not `etag`, or if it changes while read.
@@ -83,14 +91,16 @@ class Store:
         with explained(uri):
             file, seen = self._place(uri).open(uri)
         if etag is not None and seen != etag:
-            raise IntegrityError(str(uri), expected=f"ETag {etag}", seen=str(seen), next_step="plan again")
+            raise IntegrityError(
+                str(uri), expected=f"ETag {etag}", seen=str(seen), next_step="plan again"
+            )
         return _Reader(uri, file, tick)
 
     def create(self, uri: Uri, data: bytes, *, scratch: Uri | None = None) -> None:
         """Write the object whole, once; local bytes go into the folder `scratch` first.
 
-        FileExistsError if it is there already. Where the answer to this very write was lost, the object is read back:
-        the same bytes are a success.
+        FileExistsError if it is there already. Where the answer to this very write was lost, the
+        object is read back: the same bytes are a success.
         """
         with explained(uri, writing=True):
             self._place(uri).create(uri, data, scratch.path if scratch else None)
@@ -106,7 +116,9 @@ class Store:
             self._place(uri).delete(uri)
 
     def sweep(self, folder: Uri) -> None:
-        """Remove the scratch files that killed writers left in a local folder; on object stores there are none."""
+        """Remove the scratch files that killed writers left in a local folder; on object stores
+        there are none.
+        """
         if folder.scheme == "file":
             for entry in [e for e in self.list(folder, depth=1) if _SCRATCH.fullmatch(e.uri.name)]:
                 self.delete(entry.uri)
@@ -124,7 +136,9 @@ class Store:
         return True
 
     def list(self, folder: Uri, *, depth: int | None = None) -> Entries:
-        """Every file below a folder, at most `depth` levels down, sorted by path; [] below a missing one."""
+        """Every file below a folder, at most `depth` levels down, sorted by path; [] below a
+        missing one.
+        """
         return sorted(self.walk(folder, depth=depth), key=lambda entry: entry.uri.path)
 
     def walk(self, folder: Uri, *, depth: int | None = None) -> Iterator[Entry]:
@@ -133,10 +147,12 @@ class Store:
             yield from self._place(folder).list(folder, depth)
 
     def expand(self, pattern: Uri) -> Entries:
-        """The files that a file, folder or glob (`*`, `?`, `[...]`, `**`) stands for, sorted by path.
+        """The files that a file, folder or glob (`*`, `?`, `[...]`, `**`) stands for, sorted by
+        path.
 
-        Hidden names (`_x`, `.x`) below the folder, or below the fixed part of the glob, are left out, unless
-        the glob spells one itself. An existing file or local folder is meant literally, whatever its name has in it.
+        Hidden names (`_x`, `.x`) below the folder, or below the fixed part of the glob, are left
+        out, unless the glob spells one itself. An existing file or local folder is meant literally,
+        whatever its name has in it.
         """
         with suppress(FileNotFoundError):
             return [self.info(pattern)]
@@ -144,21 +160,33 @@ class Store:
         if not rest:
             return _visible(pattern, self.list(pattern))
         depth = None if any("**" in name for name in rest) else len(rest)
-        matches, start = re.compile(glob_translate("/".join(rest))).match, len(fixed.path.rstrip("/")) + 1
-        found = [entry for entry in self.list(fixed, depth=depth) if matches(entry.uri.path[start:])]
+        matches, start = (
+            re.compile(glob_translate("/".join(rest))).match,
+            len(fixed.path.rstrip("/")) + 1,
+        )
+        found = [
+            entry for entry in self.list(fixed, depth=depth) if matches(entry.uri.path[start:])
+        ]
         return found if any(_hidden(name) for name in rest) else _visible(fixed, found)
 
     def prove_creates(self, root: Uri) -> None:
-        """Create one probe twice. DataError if the place cannot be written or the second create succeeds."""
+        """Create one probe twice. DataError if the place cannot be written or the second create
+        succeeds.
+        """
         probe = root.child(f"_probe-{uuid4().hex}")
         self._creates(probe, b"first")
-        twice = self._creates(probe, b"second")  # other bytes: the same ones would pass for this very write
+        twice = self._creates(
+            probe, b"second"
+        )  # other bytes: the same ones would pass for this very write
         with suppress(DataError):  # a place that denies deletes can commit all the same
             self.delete(probe)
         if twice:
-            raise DataError(str(root), expected="a store that refuses to create an object twice",
-                            seen="both creates of one probe succeeded",
-                            next_step="use a store with conditional writes: S3, GCS, Azure")  # fmt: skip
+            raise DataError(
+                str(root),
+                expected="a store that refuses to create an object twice",
+                seen="both creates of one probe succeeded",
+                next_step="use a store with conditional writes: S3, GCS, Azure",
+            )
 
     def _creates(self, uri: Uri, data: bytes) -> bool:
         try:
@@ -172,9 +200,12 @@ class Store:
             return _Files()
         key = (os.getpid(), uri.scheme)
         if key not in self._places:
-            # Two threads may both build one: setdefault lets them agree, and no lock is held across a fork.
+            # Two threads may both build one: setdefault lets them agree, and no lock is held across
+            # a fork.
             kind = S3Objects if uri.scheme == "s3" else Objects
-            self._places.setdefault(key, kind(uri.scheme, self.access.endpoint_url, self.access.patience))
+            self._places.setdefault(
+                key, kind(uri.scheme, self.access.endpoint_url, self.access.patience)
+            )
         return self._places[key]
 
 
@@ -192,7 +223,9 @@ class _Place(Protocol):
 
 
 class _Files:
-    """Local files. fsspec's create is exists-then-write; a hard link is exclusive and never half-written."""
+    """Local files. fsspec's create is exists-then-write; a hard link is exclusive and never
+    half-written.
+    """
 
     def read(self, uri: Uri) -> bytes:
         self.info(uri)  # devices and pipes have no end
@@ -209,7 +242,9 @@ class _Files:
     def create(self, uri: Uri, data: bytes, scratch: str | None) -> None:
         try:
             self._link(uri, data, scratch)
-        except FileNotFoundError:  # another driver has finished the run meanwhile, and swept the scratch folder
+        except (
+            FileNotFoundError
+        ):  # another driver has finished the run meanwhile, and swept the scratch folder
             if os.path.lexists(uri.path):
                 raise FileExistsError(errno.EEXIST, "a file is there already", uri.path) from None
             self._link(uri, data, scratch)
@@ -287,7 +322,9 @@ class _Reader(io.RawIOBase):
 
 @contextmanager
 def _scratch_file(path: str, data: bytes, scratch: str | None) -> Iterator[str]:
-    """A durable file of `data`, to be linked or renamed to `path`; its name is hidden and not *.parquet."""
+    """A durable file of `data`, to be linked or renamed to `path`; its name is hidden and not
+    *.parquet.
+    """
     folder = Path(scratch or os.path.dirname(path))
     for needed in (folder, Path(path).parent):
         _make_folder(needed)
@@ -313,7 +350,9 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # a file, which must not pass for a lost race
-        raise NotADirectoryError(errno.ENOTDIR, "a file stands where a folder is needed", str(folder)) from error
+        raise NotADirectoryError(
+            errno.ENOTDIR, "a file stands where a folder is needed", str(folder)
+        ) from error
 
 
 def _sync_folder(folder: str) -> None:

@@ -1,4 +1,6 @@
-"""The command line: what each verb prints and the code it ends with, in this process and on a real run folder."""
+"""The command line: what each verb prints and the code it ends with, in this process and on a real
+run folder.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +47,24 @@ def finished(job: JobFolder) -> JobFolder:
 
 
 def run_spec(call, job: JobFolder, *more: str) -> Run:
-    return call("run", str(job.path / "spec.yaml"), "--pool", "local", "--trust-model-code", job.module, *more)
+    return call(
+        "run",
+        str(job.path / "spec.yaml"),
+        "--pool",
+        "local",
+        "--trust-model-code",
+        job.module,
+        *more,
+    )
 
 
 def test_run_says_where_the_folder_is_and_a_second_run_has_nothing_to_do(call, finished: JobFolder):
     code, text = run_spec(call, finished)
     assert code == 0
     assert "bad_input" in text
-    folder = next(line for line in text.splitlines() if line.startswith("run folder: ")).removeprefix("run folder: ")
+    folder = next(
+        line for line in text.splitlines() if line.startswith("run folder: ")
+    ).removeprefix("run folder: ")
     assert (Path(folder) / "_manifest.json").exists()
     code, text = run_spec(call, finished)
     assert (code, "nothing to do" in text) == (0, True)
@@ -82,12 +94,17 @@ def test_plan_tells_how_the_integral_is_taken(call, finished: JobFolder):
     assert "channels_last: no 2-d or 3-d convolution" in text
     shallow = "nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()"
     (finished.path / f"{finished.module}.py").write_text(
-        f"import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return {shallow}\n"
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return"
+        f" {shallow}\n"
     )
-    for accuracy, told in (({"kind": "adaptive"}, "in closed form, without step batches, as `adaptive` does"),
-                           ({"kind": "exact"}, "in closed form, without step batches")):  # fmt: skip
+    for accuracy, told in (
+        ({"kind": "adaptive"}, "in closed form, without step batches, as `adaptive` does"),
+        ({"kind": "exact"}, "in closed form, without step batches"),
+    ):
         finished.write_spec(accuracy=accuracy)
-        text = call("plan", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module)[1]
+        text = call(
+            "plan", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module
+        )[1]
         assert told in text
         assert "no gradient evaluation" in text
         assert "step batch " not in text
@@ -96,28 +113,40 @@ def test_plan_tells_how_the_integral_is_taken(call, finished: JobFolder):
 def test_a_run_in_closed_form_has_no_worst_rows(call, finished: JobFolder, tmp_path: Path):
     """Twenty lines of 1e-16 said nothing."""
     (finished.path / f"{finished.module}.py").write_text(
-        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return nn.Linear(3, 2).eval()\n"
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return"
+        " nn.Linear(3, 2).eval()\n"
     )
     finished.write_spec(accuracy={"kind": "exact"}, name="closed")
     assert run_spec(call, finished)[0] == 0
-    code, text = call("show", str(finished.path / "out"), "--name", "closed", "--html", str(tmp_path / "run.html"))
+    code, text = call(
+        "show", str(finished.path / "out"), "--name", "closed", "--html", str(tmp_path / "run.html")
+    )
     assert code == 0
-    assert [line for line in text.splitlines() if line.startswith("worst rows: none is worth a look")]
+    assert [
+        line for line in text.splitlines() if line.startswith("worst rows: none is worth a look")
+    ]
     assert "worst_by" not in text
     assert "none is worth a look" in (tmp_path / "run.html").read_text()
 
 
 def test_numbers_are_told_with_separators_and_shares(call, finished: JobFolder):
     finished.write_rows(count=12_345)
-    finished.write_spec(compute={"shard_rows": 5000}, source={"uri": "data"}, accuracy={"kind": "fixed", "steps": 2})
-    assert "12,345" in call("plan", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module)[1]
+    finished.write_spec(
+        compute={"shard_rows": 5000}, source={"uri": "data"}, accuracy={"kind": "fixed", "steps": 2}
+    )
+    assert (
+        "12,345"
+        in call("plan", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module)[1]
+    )
     text = run_spec(call, finished)[1]
     assert "12,345 of 12,345" in text
     assert "12,345 (100.0%)" in text
 
 
 def test_tune_prints_lines_for_the_spec(call, finished: JobFolder):
-    code, text = call("tune", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module)
+    code, text = call(
+        "tune", str(finished.path / "spec.yaml"), "--trust-model-code", finished.module
+    )
     assert (code, "evaluations/s" in text) == (0, True)
     lines = [line for line in text.splitlines() if line.startswith("compute: ")]
     assert lines
@@ -154,7 +183,9 @@ def test_an_unfinished_run_is_told_apart(call, finished: JobFolder):
     (folder,) = (p.parent for p in (finished.path / "out").glob("*/_manifest.json"))
     (folder / "_manifest.json").unlink()
     (folder / "data" / "part-00001.parquet").unlink()
-    beat = Heartbeat(at="2026-01-01T00:00:00+00:00", shards_done=1, shards_planned=2, rows_per_second=5, eta_s=2)
+    beat = Heartbeat(
+        at="2026-01-01T00:00:00+00:00", shards_done=1, shards_planned=2, rows_per_second=5, eta_s=2
+    )
     (folder / "_progress.json").write_bytes(dump(beat))
     code, text = call("status", str(folder))
     assert (code, "unfinished" in text, "5 rows/s, ETA 2 s" in text) == (0, True, True)
@@ -166,15 +197,27 @@ def test_an_unfinished_run_is_told_apart(call, finished: JobFolder):
 
 def test_a_retry_holds_the_run_to_its_limits(call, finished: JobFolder):
     """As the run did: complete, and yet not what was asked for."""
-    finished.write_rows(count=40, row_group_size=20, write_page_checksum=True, b=[float("nan"), *range(39)])
+    finished.write_rows(
+        count=40, row_group_size=20, write_page_checksum=True, b=[float("nan"), *range(39)]
+    )
     sound = finished.flip_bit("rows.parquet", 1)
-    finished.write_spec(limits={"max_bad_share": 0}, compute={"shard_rows": 20, "batch_rows": 16, "attempts": 1})
+    finished.write_spec(
+        limits={"max_bad_share": 0}, compute={"shard_rows": 20, "batch_rows": 16, "attempts": 1}
+    )
     assert run_spec(call, finished)[0] == 3
     (finished.path / "data" / "rows.parquet").write_bytes(sound)
     (folder,) = (p.parent for p in (finished.path / "out").glob("*/_partial.json"))
-    code, text = call("retry-quarantined", str(folder), "--pool", "local", "--trust-model-code", finished.module)
-    assert (code, "limits.max_bad_share" in text, (folder / "_manifest.json").exists()) == (3, True, True)
-    code, text = call("retry-quarantined", str(folder), "--pool", "local", "--trust-model-code", finished.module)
+    code, text = call(
+        "retry-quarantined", str(folder), "--pool", "local", "--trust-model-code", finished.module
+    )
+    assert (code, "limits.max_bad_share" in text, (folder / "_manifest.json").exists()) == (
+        3,
+        True,
+        True,
+    )
+    code, text = call(
+        "retry-quarantined", str(folder), "--pool", "local", "--trust-model-code", finished.module
+    )
     assert (code, f"nothing is quarantined in {folder}" in text) == (0, True)
 
 
@@ -217,7 +260,9 @@ def test_schema_is_a_json_schema_that_takes_the_spec(call, finished: JobFolder):
     jsonschema.validate(json.loads((finished.path / "spec.yaml").read_text()), json.loads(text))
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["bogus"], 2), (["show"], 2), (["--help"], 0)])
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--version"], 0), (["bogus"], 2), (["show"], 2), (["--help"], 0)]
+)
 def test_command_line_itself(call, arguments: list[str], code: int):
     assert call(*arguments)[0] == code
 

@@ -1,4 +1,6 @@
-"""The operator's file decides what may run and where; flags widen it only where it is not locked."""
+"""The operator's file decides what may run and where; flags widen it only where it is not
+locked.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def test_without_a_file_flags_alone_count(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_default_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(operators, "DEFAULT_CONFIG", Path(config(tmp_path, FILE.format(locked="false"))))
+    monkeypatch.setattr(
+        operators, "DEFAULT_CONFIG", Path(config(tmp_path, FILE.format(locked="false")))
+    )
     assert load_operator(None, []).trusted == ("audited",)
 
 
@@ -76,7 +80,9 @@ def test_a_field_that_is_not_known_is_refused(tmp_path: Path, text: str, message
 
 def test_open_clusters_and_memory_are_for_the_operator_to_allow(tmp_path: Path):
     place = config(
-        tmp_path, "[trust]\nlocked = true\n[storage]\ndecoded_bytes = 1000\n[ray]\nallow_unauthenticated = true"
+        tmp_path,
+        "[trust]\nlocked = true\n[storage]\ndecoded_bytes = 1000\n[ray]\nallow_unauthenticated ="
+        " true",
     )
     assert load_operator(place, []).allow_unauthenticated_ray
     assert load_operator(place, [], allow_unauthenticated_ray=True).access.decoded_bytes == 1000

@@ -48,7 +48,9 @@ def test_numbers_read_as_people_write_them(number: str):
 
 
 def test_words_that_look_like_numbers_stay_words():
-    assert parse_text("x: [e3, 1e, a1e-3, '1e-3']", "spec.yaml") == {"x": ["e3", "1e", "a1e-3", "1e-3"]}
+    assert parse_text("x: [e3, 1e, a1e-3, '1e-3']", "spec.yaml") == {
+        "x": ["e3", "1e", "a1e-3", "1e-3"]
+    }
 
 
 def test_a_json_file_parses(job: JobFolder):
@@ -71,8 +73,9 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, text: str, name: str):
 
 def test_anchors_and_merges_work():
     assert parse_text("a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}", "spec.yaml") == {
-        "a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3},
-    }  # fmt: skip
+        "a": {"b": 1, "c": 2},
+        "d": {"b": 1, "c": 3},
+    }
 
 
 def test_broken_text_is_told_with_its_line(tmp_path: Path):
@@ -109,7 +112,9 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path):
         load_spec(tmp_path / "binary.yaml")
 
 
-def test_a_relative_source_is_found_beside_the_spec(job: JobFolder, monkeypatch: pytest.MonkeyPatch):
+def test_a_relative_source_is_found_beside_the_spec(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir("/")
     spec, base = load_spec(job.write_spec())
     assert (spec, base) == (job.spec(), str(job.path))

@@ -1,4 +1,6 @@
-"""The demonstrations: models as described, inputs made once, attributions that match the truth, and pictures."""
+"""The demonstrations: models as described, inputs made once, attributions that match the truth, and
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,12 @@ from integrand.service.runs.query import open_run
 from integrand.workers.storage.store import Store
 
 
-def integrate(model: nn.Module, inputs: Tensor, targets: Tensor, *, baseline: float = 0, steps: int = 50) -> np.ndarray:
-    """Integrated Gradients by Gauss-Legendre, written out here so that nothing under test is used."""
+def integrate(
+    model: nn.Module, inputs: Tensor, targets: Tensor, *, baseline: float = 0, steps: int = 50
+) -> np.ndarray:
+    """Integrated Gradients by Gauss-Legendre, written out here so that nothing under test
+    is used.
+    """
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     total = torch.zeros_like(inputs)
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
@@ -42,25 +48,35 @@ def trained_digits() -> tuple[nn.Module, mnist.Digits]:
 
 @pytest.fixture(scope="module")
 def explained_digits(trained_digits: tuple[nn.Module, mnist.Digits]) -> pd.DataFrame:
-    """43 held-out digits with attributions of their own label against black, as `explain` sees them."""
+    """43 held-out digits with attributions of their own label against black, as `explain` sees
+    them.
+    """
     model, held = trained_digits
     some = held.take(np.arange(len(held.labels)) % 7 == 0)
     inputs, labels = mnist.scale(some.pixels), torch.from_numpy(some.labels)
     with torch.no_grad():
         f_input = model(inputs).gather(1, labels[:, None])[:, 0].numpy()
-    return pd.DataFrame({
-        "label": some.labels, "predicted": mnist.predict(model, some.pixels), "image": list(some.pixels),
-        "status": "ok", "error_estimate": 0.01, "f_input": f_input,
-        mnist.ATTRIBUTION: list(integrate(model, inputs, labels, baseline=-1)),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "label": some.labels,
+            "predicted": mnist.predict(model, some.pixels),
+            "image": list(some.pixels),
+            "status": "ok",
+            "error_estimate": 0.01,
+            "f_input": f_input,
+            mnist.ATTRIBUTION: list(integrate(model, inputs, labels, baseline=-1)),
+        }
+    )
 
 
 @pytest.fixture(scope="module")
-def grey_digits(trained_digits: tuple[nn.Module, mnist.Digits], explained_digits: pd.DataFrame) -> pd.DataFrame:
+def grey_digits(
+    trained_digits: tuple[nn.Module, mnist.Digits], explained_digits: pd.DataFrame
+) -> pd.DataFrame:
     return mnist.attribute_from_grey(trained_digits[0], mnist.choose_rows(explained_digits))
 
 
-# --- the data and the models --------------------------------------------------------------------------------
+# --- the data and the models -------------------------------------------------------------------
 
 
 def test_digits_subset_is_small_and_balanced() -> None:
@@ -79,9 +95,20 @@ def test_digits_cnn_is_the_notebooks_network() -> None:
     model = models.digits_cnn()
     assert not any(module.training for module in model.modules())
     assert [type(layer).__name__ for layer in model] == [
-        "Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "Flatten", "Linear", "BatchNorm1d", "ReLU",
-        "Dropout", "Linear", "LogSoftmax",
-    ]  # fmt: skip
+        "Conv2d",
+        "BatchNorm2d",
+        "ReLU",
+        "Conv2d",
+        "BatchNorm2d",
+        "ReLU",
+        "Flatten",
+        "Linear",
+        "BatchNorm1d",
+        "ReLU",
+        "Dropout",
+        "Linear",
+        "LogSoftmax",
+    ]
     assert sum(p.numel() for p in model.parameters()) == 260 + 20 + 5020 + 40 + 16050 + 100 + 510
     probabilities = model(torch.rand(3, 1, 28, 28)).exp()
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(3))
@@ -102,7 +129,7 @@ def test_broken_rows_are_planted() -> None:
     assert table.num_rows == 303
 
 
-# --- training -----------------------------------------------------------------------------------------------
+# --- training ----------------------------------------------------------------------------------
 
 
 def test_digits_are_learned(trained_digits: tuple[nn.Module, mnist.Digits]) -> None:
@@ -111,7 +138,9 @@ def test_digits_are_learned(trained_digits: tuple[nn.Module, mnist.Digits]) -> N
     assert (mnist.predict(model, held.pixels) == held.labels).mean() >= 0.955
 
 
-def test_training_repeats_bit_for_bit_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_repeats_bit_for_bit_on_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(regression, "STEPS", 10)
     threads = torch.get_num_threads()
     first = regression.train_regressor().state_dict()
@@ -135,16 +164,20 @@ def test_training_leaves_threads_and_random_state_alone() -> None:
 
 def test_synthetic_attributions_are_the_truth() -> None:
     rows = regression.draw_rows(500, seed=99)
-    measured = integrate(regression.train_regressor(), torch.from_numpy(rows), torch.zeros(500, dtype=torch.int64))
+    measured = integrate(
+        regression.train_regressor(), torch.from_numpy(rows), torch.zeros(500, dtype=torch.int64)
+    )
     correlation, leak = regression.agreement(rows * regression.COEFFICIENTS, measured)
     assert correlation >= 0.98
     assert leak <= 0.05
 
 
-# --- the folder ---------------------------------------------------------------------------------------------
+# --- the folder --------------------------------------------------------------------------------
 
 
-def test_prepare_writes_once_and_then_reuses(place: tuple[Store, Uri], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_writes_once_and_then_reuses(
+    place: tuple[Store, Uri], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(regression, "STEPS", 5)
     folder = DemoFolder(*place)
     spec, facts = regression.prepare(folder)
@@ -156,7 +189,9 @@ def test_prepare_writes_once_and_then_reuses(place: tuple[Store, Uri], monkeypat
     assert {e.uri.path: folder.store.read(e.uri) for e in folder.store.list(folder.out)} == written
 
 
-def test_interrupted_preparation_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_preparation_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(regression, "STEPS", 5)
     folder = DemoFolder(Store(), Uri("file", str(tmp_path)))
     regression.prepare(folder)
@@ -174,7 +209,9 @@ def test_another_recipe_is_not_reused(tmp_path: Path, monkeypatch: pytest.Monkey
     assert folder.facts(regression.RECIPE + 1) is None
 
 
-def test_whole_demo_runs_and_runs_again(place: tuple[Store, Uri], capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_demo_runs_and_runs_again(
+    place: tuple[Store, Uri], capsys: pytest.CaptureFixture[str]
+) -> None:
     store, root = place
     assert run_demo(regression, str(root), access=store.access, pool="local") == 0
     shown = capsys.readouterr().out
@@ -185,7 +222,7 @@ def test_whole_demo_runs_and_runs_again(place: tuple[Store, Uri], capsys: pytest
     assert "nothing to do" in capsys.readouterr().out
 
 
-# --- pictures -----------------------------------------------------------------------------------------------
+# --- pictures ----------------------------------------------------------------------------------
 
 
 def test_colours_diverge_from_white_symmetrically() -> None:
@@ -221,9 +258,9 @@ def test_black_paper_is_silent_against_black_and_speaks_against_grey(
     near, around = mnist.ink_shares(grey_digits, reach=2)
     assert near > 1.3 * around
     noise = list(np.random.Generator(np.random.PCG64(0)).normal(size=(len(explained_digits), 784)))
-    assert mnist.ink_shares(explained_digits.assign(**{mnist.ATTRIBUTION: noise}), reach=0)[0] == pytest.approx(
-        area, abs=0.02
-    )
+    assert mnist.ink_shares(explained_digits.assign(**{mnist.ATTRIBUTION: noise}), reach=0)[
+        0
+    ] == pytest.approx(area, abs=0.02)
 
 
 def test_neighbouring_pixels_of_a_stroke_agree(explained_digits: pd.DataFrame) -> None:
@@ -235,7 +272,10 @@ def test_neighbouring_pixels_of_a_stroke_agree(explained_digits: pd.DataFrame) -
 def test_grey_maps_are_integrated_gradients_from_zero(
     trained_digits: tuple[nn.Module, mnist.Digits], grey_digits: pd.DataFrame
 ) -> None:
-    pixels, labels = np.stack(list(grey_digits["image"])), torch.from_numpy(grey_digits["label"].to_numpy().copy())
+    pixels, labels = (
+        np.stack(list(grey_digits["image"])),
+        torch.from_numpy(grey_digits["label"].to_numpy().copy()),
+    )
     truth = integrate(trained_digits[0], mnist.scale(pixels), labels, steps=200)
     found = np.stack(list(grey_digits[mnist.ATTRIBUTION]))
     assert (np.abs(found - truth).sum(axis=1) < 0.03 * np.abs(truth).sum(axis=1)).all()
@@ -247,7 +287,9 @@ def test_explanation_reports_both_shares(
 ) -> None:
     folder = DemoFolder(Store(), Uri("file", str(tmp_path)))
     folder.write(mnist.WEIGHTS, safetensors.torch.save(trained_digits[0].state_dict()))
-    rows = explained_digits.assign(pixels=explained_digits["image"]).drop(columns=["image", "predicted"])
+    rows = explained_digits.assign(pixels=explained_digits["image"]).drop(
+        columns=["image", "predicted"]
+    )
     rows.loc[rows.index[0], mnist.ATTRIBUTION] = None
     (black, on_ink), (grey, near_ink) = mnist.explain(rows, folder).findings
     assert "black" in black
@@ -256,7 +298,9 @@ def test_explanation_reports_both_shares(
     assert 50 < float(near_ink.partition("%")[0]) < 100
 
 
-def test_shown_digits_are_right_and_the_surest_of_their_class(explained_digits: pd.DataFrame) -> None:
+def test_shown_digits_are_right_and_the_surest_of_their_class(
+    explained_digits: pd.DataFrame,
+) -> None:
     shown = mnist.choose_rows(explained_digits)
     assert shown["label"].tolist() == sorted(set(explained_digits["label"]))
     assert (shown["predicted"] == shown["label"]).all()
@@ -285,7 +329,9 @@ def tile_pixels(drawn: Image.Image, strip: int, column: int) -> np.ndarray:
     left = picture.MARGIN + column * (side + picture.GAP)
     down = picture.STRIP_TITLE + side + picture.STRIP_NOTE
     top = picture.MARGIN + picture.HEADER + strip * down + picture.STRIP_TITLE
-    return np.asarray(drawn)[top : top + side, left : left + side][scale // 2 :: scale, scale // 2 :: scale]
+    return np.asarray(drawn)[top : top + side, left : left + side][
+        scale // 2 :: scale, scale // 2 :: scale
+    ]
 
 
 def map_colours(rows: pd.DataFrame, column: int) -> np.ndarray:
@@ -298,12 +344,16 @@ def test_synthetic_picture_puts_the_truth_on_its_line() -> None:
     drawn = Image.open(io.BytesIO(regression.draw_agreement(rows, rows * regression.COEFFICIENTS)))
     off = Image.open(io.BytesIO(regression.draw_agreement(rows, -rows * regression.COEFFICIENTS)))
     assert 1000 <= drawn.width <= 1400
-    corner = np.s_[140:240, 100:200]  # top left of the first panel: measured high where the truth is low
+    corner = np.s_[
+        140:240, 100:200
+    ]  # top left of the first panel: measured high where the truth is low
     assert (np.asarray(drawn)[corner].min(axis=2) > 180).all()
     assert (np.asarray(off)[corner].min(axis=2) < 100).any()
 
 
-@pytest.mark.parametrize("note", ["not_converged, error 1.9%", "ok, error 0.9%", "at_precision_floor, error 12.3%"])
+@pytest.mark.parametrize(
+    "note", ["not_converged, error 1.9%", "ok, error 0.9%", "at_precision_floor, error 12.3%"]
+)
 def test_a_note_keeps_within_its_picture(note: str) -> None:
     """`not_converged, error 2e-02` ran into the note beside it."""
     draw = ImageDraw.Draw(Image.new("RGB", (400, 60)))
@@ -311,4 +361,7 @@ def test_a_note_keeps_within_its_picture(note: str) -> None:
     lines = picture.fitted(draw, note, width).split("\n")
     assert " ".join(lines) == note
     assert len(lines) <= 2
-    assert all(draw.textlength(line, picture.font(picture.NOTE)) <= width + picture.GAP / 2 for line in lines)
+    assert all(
+        draw.textlength(line, picture.font(picture.NOTE)) <= width + picture.GAP / 2
+        for line in lines
+    )

@@ -1,4 +1,6 @@
-"""Bad input gets a precise error before any worker starts, or its row's status, with rows in = rows out."""
+"""Bad input gets a precise error before any worker starts, or its row's status, with rows in = rows
+out.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return 0
 
 
-# --- known before workers start ----------------------------------------------------------------------------
+# --- known before workers start ----------------------------------------------------------------
 
 
 def without(column: str) -> Break:
@@ -87,36 +89,81 @@ TENSOR = {"name": "x", "column": "a", "shape": [3]}
 REFUSED: dict[str, tuple[Break, type[Exception], str]] = {
     "missing column": (without("b"), SpecError, "column `b`"),
     "misspelled column": (
-        spec(inputs=[{"name": "x", "columns": ["a", "b", "idd"]}]), SpecError, "did you mean `id`"),
-    "string column": (with_column(a=["x"] * 20), SpecError, "column `a`[\\s\\S]*numeric column[\\s\\S]*string"),
-    "list for a number": (with_column(a=lists([1, 2, 3])), SpecError, "column `a`[\\s\\S]*`column:` with a shape"),
+        spec(inputs=[{"name": "x", "columns": ["a", "b", "idd"]}]),
+        SpecError,
+        "did you mean `id`",
+    ),
+    "string column": (
+        with_column(a=["x"] * 20),
+        SpecError,
+        "column `a`[\\s\\S]*numeric column[\\s\\S]*string",
+    ),
+    "list for a number": (
+        with_column(a=lists([1, 2, 3])),
+        SpecError,
+        "column `a`[\\s\\S]*`column:` with a shape",
+    ),
     "number for a list": (spec(inputs=[TENSOR]), SpecError, "column `a`[\\s\\S]*lists"),
     "strings in a list": (
-        lambda job: with_column(a=[["x"] * 3] * 20)(job) | {"inputs": [TENSOR]}, SpecError, "column `a`[\\s\\S]*numbers"),
+        lambda job: with_column(a=[["x"] * 3] * 20)(job) | {"inputs": [TENSOR]},
+        SpecError,
+        "column `a`[\\s\\S]*numbers",
+    ),
     "fixed lists of another length": (
-        lambda job: with_column(a=pa.array([[1.0, 2.0]] * 20, pa.list_(pa.float32(), 2)))(job) | {"inputs": [TENSOR]},
-        SpecError, "3 values for shape"),
+        lambda job: (
+            with_column(a=pa.array([[1.0, 2.0]] * 20, pa.list_(pa.float32(), 2)))(job)
+            | {"inputs": [TENSOR]}
+        ),
+        SpecError,
+        "3 values for shape",
+    ),
     "every list of another length": (
-        lambda job: with_column(a=lists([1, 2]))(job) | {"inputs": [TENSOR]}, DataError, "a has 2 values, expected 3"),
+        lambda job: with_column(a=lists([1, 2]))(job) | {"inputs": [TENSOR]},
+        DataError,
+        "a has 2 values, expected 3",
+    ),
     "missing row id": (spec(source={"uri": "data", "row_id": "key"}), SpecError, "column `key`"),
-    "null row id": (with_column(id=[None, *range(19)]), DataError, "1 null, the first at rows.parquet#0"),
-    "duplicate row id": (with_column(id=[7, *range(19)]), DataError, "7 at rows.parquet#0 and rows.parquet#8"),
+    "null row id": (
+        with_column(id=[None, *range(19)]),
+        DataError,
+        "1 null, the first at rows.parquet#0",
+    ),
+    "duplicate row id": (
+        with_column(id=[7, *range(19)]),
+        DataError,
+        "7 at rows.parquet#0 and rows.parquet#8",
+    ),
     "duplicate category as row id": (
-        with_column(id=pa.array(["x", "x", *map(str, range(18))]).dictionary_encode()), DataError, "'x' at rows.parquet#0"),
+        with_column(id=pa.array(["x", "x", *map(str, range(18))]).dictionary_encode()),
+        DataError,
+        "'x' at rows.parquet#0",
+    ),
     "empty dataset": (lambda job: job.write_rows(count=0) and {}, DataError, "no rows"),
     "no such place": (spec(source={"uri": "none"}), DataError, "no files|nothing there"),
-    "glob without a match": (spec(source={"uri": "data/*.csv"}), DataError, "no files|nothing there"),
+    "glob without a match": (
+        spec(source={"uri": "data/*.csv"}),
+        DataError,
+        "no files|nothing there",
+    ),
     "no data files": (nothing_but_a_note, DataError, "1 other files"),
     "truncated file": (truncated, DataError, "rows.parquet[\\s\\S]*truncated"),
-    "not Parquet": (with_file("z.parquet", b"id,a\n1,2\n" * 99), DataError, "z.parquet[\\s\\S]*other bytes than Parquet"),
+    "not Parquet": (
+        with_file("z.parquet", b"id,a\n1,2\n" * 99),
+        DataError,
+        "z.parquet[\\s\\S]*other bytes than Parquet",
+    ),
     "empty file": (with_file("z.parquet", b""), DataError, "z.parquet[\\s\\S]*an empty file"),
     "files of two formats": (with_file("z.csv", b"id,a,b,c\n"), DataError, "csv, parquet"),
     "files of two schemas": (another_schema, DataError, "z.parquet"),
-    "unwritable output": (spec(output={"uri": "data/rows.parquet/out"}), DataError, "can be written"),
+    "unwritable output": (
+        spec(output={"uri": "data/rows.parquet/out"}),
+        DataError,
+        "can be written",
+    ),
     "output nowhere": (spec(output={"uri": "/proc/none/out"}), DataError, "can be written"),
     "unknown target": (spec(target={"kind": "index", "index": 9}), SpecError, "from 0 to 1"),
     "unknown scheme": (spec(source={"uri": "http://127.0.0.1:1/x"}), SpecError, "http://"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("damage", "kind", "message"), REFUSED.values(), ids=REFUSED)
@@ -130,13 +177,20 @@ def test_what_cannot_work_is_refused_before_a_run_exists(
 
 
 @pytest.mark.s3
-def test_an_output_that_may_not_be_written_is_refused(job: JobFolder, s3_root: Uri, s3_server: Any, as_reader: None):
+def test_an_output_that_may_not_be_written_is_refused(
+    job: JobFolder, s3_root: Uri, s3_server: Any, as_reader: None
+):
     with pytest.raises(DataError, match="can be written"):
-        run_job(job.spec(output={"uri": str(s3_root)}), base=str(job.path), access=s3_server.access, trusted=(job.module,),
-                pool="local")  # fmt: skip
+        run_job(
+            job.spec(output={"uri": str(s3_root)}),
+            base=str(job.path),
+            access=s3_server.access,
+            trusted=(job.module,),
+            pool="local",
+        )
 
 
-# --- known only when the row is read -----------------------------------------------------------------------
+# --- known only when the row is read -----------------------------------------------------------
 
 BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "null": ({"a": pa.array([0.5] * 17 + [None] + [0.5] * 2, pa.float32())}, "a is null"),
@@ -148,7 +202,9 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("columns", "reason"), BAD_ROWS.values(), ids=BAD_ROWS)
-def test_a_bad_value_costs_its_row_and_no_other(job: JobFolder, columns: dict[str, Any], reason: str):
+def test_a_bad_value_costs_its_row_and_no_other(
+    job: JobFolder, columns: dict[str, Any], reason: str
+):
     job.write_rows(**columns)
     check(job, [17], reason)
 
@@ -164,7 +220,10 @@ def test_first_rows_may_all_be_bad(job: JobFolder):
 def test_a_bad_target_takes_its_row_out_of_the_mean(job: JobFolder, target: int | None):
     baselines = []
     for far in (1.0, 1e6):
-        job.write_rows(a=[float(k) for k in range(19)] + [far], t=pa.array([0, 1] * 9 + [0, target], pa.int64()))
+        job.write_rows(
+            a=[float(k) for k in range(19)] + [far],
+            t=pa.array([0, 1] * 9 + [0, target], pa.int64()),
+        )
         manifest = job.run(baseline={"kind": "mean"}, target={"kind": "column", "column": "t"})
         assert manifest.statuses == {"bad_input": 1, "unchecked": 19}
         baselines.append(job.rows(manifest)["f_baseline"][:19].tolist())
@@ -187,7 +246,9 @@ def check(job: JobFolder, bad: list[int], reason: str, **changes: Any) -> None:
     assert manifest.statuses == {"bad_input": len(bad), "unchecked": 20 - len(bad)}
     assert all(reason in seen for seen in rows.loc[bad, "reason"])
     attributions = rows.filter(like="attr.")
-    assert attributions.loc[bad].isna().all(axis=None) or attributions.loc[bad].map(lambda v: v is None).all(axis=None)
+    assert attributions.loc[bad].isna().all(axis=None) or attributions.loc[bad].map(
+        lambda v: v is None
+    ).all(axis=None)
     assert attributions.drop(index=bad).notna().all(axis=None)
 
 
@@ -199,7 +260,8 @@ def test_a_list_of_the_wrong_length_costs_its_row(job: JobFolder):
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(None, "label is null"), (2, "target 2 is outside 0..1"), (-1, "label is -1")]
+    ("value", "reason"),
+    [(None, "label is null"), (2, "target 2 is outside 0..1"), (-1, "label is -1")],
 )
 def test_a_bad_target_costs_its_row(job: JobFolder, value: int | None, reason: str):
     job.write_rows(label=pa.array([1] * 18 + [value, 0], pa.int64()))
@@ -230,7 +292,10 @@ def test_a_broken_line_costs_its_row(job: JobFolder):
 
 
 def test_a_row_on_which_the_model_raises_is_failed(job: JobFolder):
-    job.write_model("if (x[:, 0] > 500).any():\n    raise ValueError('cannot take that much')\nreturn self.logits(x)")
+    job.write_model(
+        "if (x[:, 0] > 500).any():\n    raise ValueError('cannot take that much')\nreturn"
+        " self.logits(x)"
+    )
     job.write_rows(marks=(17,))
     rows = job.rows(job.run())
     assert rows.index[rows["status"] == "failed"].tolist() == [17]
@@ -238,8 +303,12 @@ def test_a_row_on_which_the_model_raises_is_failed(job: JobFolder):
     assert (rows.drop(index=17)["status"] == "unchecked").all()
 
 
-@pytest.mark.parametrize(("raised", "told"), [("SystemExit(0)", "SystemExit: 0"), (r"ValueError('\ud800')", r"\ud800")])
-def test_a_row_on_which_the_model_leaves_or_says_no_text_is_failed(job: JobFolder, raised: str, told: str):
+@pytest.mark.parametrize(
+    ("raised", "told"), [("SystemExit(0)", "SystemExit: 0"), (r"ValueError('\ud800')", r"\ud800")]
+)
+def test_a_row_on_which_the_model_leaves_or_says_no_text_is_failed(
+    job: JobFolder, raised: str, told: str
+):
     """The driver does not end with it, and what cannot be written is spelt out."""
     job.write_rows(marks=(18,))
     job.write_model(f"if (x[:, 0] == 1000).any(): raise {raised}\nreturn self.logits(x)")
@@ -275,7 +344,7 @@ def test_a_page_that_cannot_be_read_costs_its_shard_and_is_told(job: JobFolder):
     assert "CRC" in manifest.quarantined[0].reason
 
 
-# --- exit codes --------------------------------------------------------------------------------------------
+# --- exit codes --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -285,34 +354,53 @@ def test_a_page_that_cannot_be_read_costs_its_shard_and_is_told(job: JobFolder):
         ("", {"targets": {}}, 2, "did you mean `target`?"),
         ("", {"inputs": [{"name": "x", "columns": ["aa", "b", "c"]}]}, 2, "did you mean `a`?"),
         ("", {"source": {"uri": "none"}}, 2, "DataError"),
-        ("", {"limits": {"max_uncertified_share": 0.0}, "accuracy": {"kind": "adaptive", "tolerance": 1e-12,
-                                                                      "max_evaluations": 7}}, 3, "max_uncertified_share"),
+        (
+            "",
+            {
+                "limits": {"max_uncertified_share": 0.0},
+                "accuracy": {"kind": "adaptive", "tolerance": 1e-12, "max_evaluations": 7},
+            },
+            3,
+            "max_uncertified_share",
+        ),
         ("raise", {}, 0, "failed"),
         ("raise", {"limits": {"max_bad_share": 0.01}}, 3, "max_bad_share"),
         ("unreadable", {}, 3, "quarantined shard 00003"),
         ("transient", {}, 4, "run the same command again"),
         ("integrity", {}, 6, "IntegrityError"),
     ],
-)  # fmt: skip
-def test_exit_codes(job: JobFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], faults: str,
-                    changes: dict[str, Any], code: int, message: str):  # fmt: skip
+)
+def test_exit_codes(
+    job: JobFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    faults: str,
+    changes: dict[str, Any],
+    code: int,
+    message: str,
+):
     job.write_rows(count=40, marks=(18,), row_group_size=10, write_page_checksum=True)
     if faults == "unreadable":
         job.flip_bit("rows.parquet", row_group=3)
         faults = ""
     place = job.write_spec(**{"model": job.model(faults=faults, folder=str(job.path))} | changes)
-    seen = run_cli(monkeypatch, "run", str(place), "--pool", "local", "--trust-model-code", job.module)
+    seen = run_cli(
+        monkeypatch, "run", str(place), "--pool", "local", "--trust-model-code", job.module
+    )
     printed = capsys.readouterr()
     assert seen == code
     assert message in printed.out + printed.err
     assert "Traceback" not in printed.err
 
 
-def test_untrusted_code_is_refused_by_the_command_line(job: JobFolder, monkeypatch: pytest.MonkeyPatch,
-                                                       capsys: pytest.CaptureFixture[str]):  # fmt: skip
+def test_untrusted_code_is_refused_by_the_command_line(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     assert run_cli(monkeypatch, "run", str(job.write_spec()), "--pool", "local") == 2
     assert f"--trust-model-code {job.module}" in capsys.readouterr().err
 
 
 def test_feature_names_reach_the_output(job: JobFolder):
-    assert [c for c in job.rows(job.run()) if c.startswith("attr.")] == [f"attr.{c}" for c in COLUMNS]
+    assert [c for c in job.rows(job.run()) if c.startswith("attr.")] == [
+        f"attr.{c}" for c in COLUMNS
+    ]

@@ -12,7 +12,9 @@ from integrand.service.planning.cutting import OUTPUT_BYTES, auto_rows, cut, row
 
 
 def source(*groups: int, size: int = 1000) -> SourceFile:
-    return SourceFile(path="x", uri="/x", rows=sum(groups), size=size, fingerprint="f", row_groups=groups)
+    return SourceFile(
+        path="x", uri="/x", rows=sum(groups), size=size, fingerprint="f", row_groups=groups
+    )
 
 
 def slices(shards: tuple[Shard, ...]) -> list[tuple[int, int, int]]:
@@ -24,7 +26,9 @@ Files = st.lists(st.lists(st.integers(0, 40), max_size=5).map(lambda g: source(*
 
 @given(Files, st.integers(1, 50))
 def test_every_row_is_covered_once_and_in_order(files: list[SourceFile], limit: int):
-    covered = [(f, row) for f, start, stop in slices(cut(files, limit)) for row in range(start, stop)]
+    covered = [
+        (f, row) for f, start, stop in slices(cut(files, limit)) for row in range(start, stop)
+    ]
     assert covered == [(i, row) for i, f in enumerate(files) for row in range(f.rows)]
 
 
@@ -38,7 +42,9 @@ def test_no_shard_is_empty_or_above_the_limit(files: list[SourceFile], limit: in
 
 @given(Files, st.integers(1, 50))
 def test_two_neighbours_never_fit_into_one(files: list[SourceFile], limit: int):
-    """Packing is as tight as whole pieces allow: a shard's successor starts with a piece that did not fit."""
+    """Packing is as tight as whole pieces allow: a shard's successor starts with a piece that did
+    not fit.
+    """
     shards = cut(files, limit)
     pieces = [g if g <= limit else -(-g // -(-g // limit)) for f in files for g in f.row_groups]
     for one, after in pairwise(shards):

@@ -1,4 +1,6 @@
-"""Jobs over ids, from spec to pandas: texts of any length, categories beside numbers, repeated rows."""
+"""Jobs over ids, from spec to pandas: texts of any length, categories beside numbers, repeated
+rows.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ class Text(nn.Module):
     def forward(self, ids, mask):
         x = self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
         scores = self.query(x) @ self.key(x).mT / math.sqrt(x.shape[-1])
-        x = self.norm(x + scores.masked_fill(mask[:, None, :] == 0, -math.inf).softmax(-1) @ self.value(x))
+        weights = scores.masked_fill(mask[:, None, :] == 0, -math.inf).softmax(-1)
+        x = self.norm(x + weights @ self.value(x))
         weights = mask[..., None].to(x.dtype)
         return self.last(torch.nn.functional.gelu((x * weights).sum(1) / weights.sum(1)))
 
@@ -73,18 +76,26 @@ def texts(job: JobFolder) -> JobFolder:
     (job.path / "data" / "rows.parquet").unlink()
     random = np.random.default_rng(0)
     job.write_table(
-        "rows.parquet", text_table([random.integers(1, 30, n).tolist() for n in random.integers(1, 21, 40)])
+        "rows.parquet",
+        text_table([random.integers(1, 30, n).tolist() for n in random.integers(1, 21, 40)]),
     )
     return job
 
 
 def text_table(ids: list[Any], **columns: Any) -> pa.Table:
-    return pa.table({"id": np.arange(len(ids)), "ids": pa.array(ids, pa.list_(pa.int32())), **columns})
+    return pa.table(
+        {"id": np.arange(len(ids)), "ids": pa.array(ids, pa.list_(pa.int32())), **columns}
+    )
 
 
 def text_fields(job: JobFolder, **changes: Any) -> dict[str, Any]:
-    return {"inputs": [TOKENS], "forward_args": [MASK], "accuracy": GAUSS, "target": {"kind": "index", "index": 2},
-            "compute": {"shard_rows": 10, "precision": "float64"}} | changes  # fmt: skip
+    return {
+        "inputs": [TOKENS],
+        "forward_args": [MASK],
+        "accuracy": GAUSS,
+        "target": {"kind": "index", "index": 2},
+        "compute": {"shard_rows": 10, "precision": "float64"},
+    } | changes
 
 
 def model(job: JobFolder, name: str = "Text") -> Any:
@@ -97,14 +108,18 @@ def model(job: JobFolder, name: str = "Text") -> Any:
 
 
 def footers(job: JobFolder, manifest: Any, out: str = "out") -> list[ShardFooter]:
-    return [ShardFooter.model_validate_json(pq.read_metadata(path).metadata[FOOTER_KEY.encode()])
-            for path in job.objects(manifest, out)]  # fmt: skip
+    return [
+        ShardFooter.model_validate_json(pq.read_metadata(path).metadata[FOOTER_KEY.encode()])
+        for path in job.objects(manifest, out)
+    ]
 
 
-# --- texts -------------------------------------------------------------------------------------------------------
+# --- texts -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("baseline", [{"kind": "zero"}, {"kind": "constant", "value": 3}], ids=lambda b: b["kind"])
+@pytest.mark.parametrize(
+    "baseline", [{"kind": "zero"}, {"kind": "constant", "value": 3}], ids=lambda b: b["kind"]
+)
 def test_each_text_gets_what_it_gets_alone(texts: JobFolder, baseline: dict[str, Any]):
     manifest = texts.run(**text_fields(texts, inputs=[TOKENS | {"baseline": baseline}]))
     found, net = texts.rows(manifest), model(texts)
@@ -114,26 +129,43 @@ def test_each_text_gets_what_it_gets_alone(texts: JobFolder, baseline: dict[str,
         one = torch.tensor(ids)[None].long()
         mask = torch.ones_like(one)
         start = lookup(torch.full_like(one, 3), mask) if baseline["kind"] == "constant" else None
-        alone = attribute(forward, lookup(one, mask), baselines=start, target=2, forward_args=(one, mask),
-                          accuracy=FixedSteps(steps=16))  # fmt: skip
+        alone = attribute(
+            forward,
+            lookup(one, mask),
+            baselines=start,
+            target=2,
+            forward_args=(one, mask),
+            accuracy=FixedSteps(steps=16),
+        )
         credits = found.loc[row.Index, "attr.tokens"]
         np.testing.assert_allclose(credits, alone.attributions.sum(-1)[0], rtol=1e-6, atol=1e-9)
-        np.testing.assert_allclose(row.attribution_sum - row.gap, alone.f_input - alone.f_baseline, atol=1e-9)
+        np.testing.assert_allclose(
+            row.attribution_sum - row.gap, alone.f_input - alone.f_baseline, atol=1e-9
+        )
         assert abs(row.gap) < 1e-4
 
 
 def test_the_classifier_end_to_end(texts: JobFolder):
     """As in the README: adaptive, float32, argmax; read with pandas and with open_run."""
-    manifest = texts.run(**text_fields(texts, target={"kind": "argmax"}, accuracy={"kind": "adaptive"}, compute={}))
+    manifest = texts.run(
+        **text_fields(texts, target={"kind": "argmax"}, accuracy={"kind": "adaptive"}, compute={})
+    )
     found, source = texts.rows(manifest), texts.rows_of("rows.parquet")
     assert manifest.complete
     assert set(found["status"]) <= {"ok", "at_precision_floor"}
     assert [len(a) for a in found["attr.tokens"]] == [len(i) for i in source["ids"]]
-    np.testing.assert_allclose([a.sum() for a in found["attr.tokens"]], found["attribution_sum"], atol=1e-5)
-    assert (found["gap"].abs() <= 0.011 * np.array([np.abs(a).sum() for a in found["attr.tokens"]])).all()
+    np.testing.assert_allclose(
+        [a.sum() for a in found["attr.tokens"]], found["attribution_sum"], atol=1e-5
+    )
+    assert (
+        found["gap"].abs() <= 0.011 * np.array([np.abs(a).sum() for a in found["attr.tokens"]])
+    ).all()
     assert found["attr.tokens"].iloc[0].dtype == np.float32
     logits = torch.cat(
-        [model(texts)(i[None], torch.ones_like(i)[None]) for i in map(torch.tensor, map(list, source["ids"]))]
+        [
+            model(texts)(i[None], torch.ones_like(i)[None])
+            for i in map(torch.tensor, map(list, source["ids"]))
+        ]
     )
     assert found["target"].tolist() == logits.argmax(1).tolist()
     run = open_run(str(texts.run_uri(manifest).path))
@@ -146,20 +178,31 @@ def test_the_classifier_end_to_end(texts: JobFolder):
     assert sorted(named["feature"]) == sorted(f"tokens[{i}]" for i in range(len(source["ids"][0])))
 
 
-@pytest.mark.parametrize("compute", [{"precision": "float32"}, {"precision": "float32", "batch_rows": 16}], ids=str)
+@pytest.mark.parametrize(
+    "compute", [{"precision": "float32"}, {"precision": "float32", "batch_rows": 16}], ids=str
+)
 def test_no_bit_depends_on_the_cut_or_the_order(texts: JobFolder, compute: dict[str, Any]):
-    fields = text_fields(texts, accuracy={"kind": "adaptive", "tolerance": 1e-3}, target={"kind": "all"})
-    runs = {rows: texts.run(**fields | {"compute": compute | {"shard_rows": rows}, "output": {"uri": f"out{rows}"}})
-            for rows in (1, 7, 40)}  # fmt: skip
+    fields = text_fields(
+        texts, accuracy={"kind": "adaptive", "tolerance": 1e-3}, target={"kind": "all"}
+    )
+    runs = {
+        rows: texts.run(
+            **fields | {"compute": compute | {"shard_rows": rows}, "output": {"uri": f"out{rows}"}}
+        )
+        for rows in (1, 7, 40)
+    }
     assert len({m.digest for m in runs.values()}) == 1
     whole = texts.rows(runs[40], "out40")
     for rows in (1, 7):
         pd.testing.assert_frame_equal(texts.rows(runs[rows], f"out{rows}"), whole, check_exact=True)
     shuffled = np.random.default_rng(5).permutation(40)
     texts.write_table(
-        "rows.parquet", text_table(texts.rows_of("rows.parquet")["ids"].tolist()).take(pa.array(shuffled))
+        "rows.parquet",
+        text_table(texts.rows_of("rows.parquet")["ids"].tolist()).take(pa.array(shuffled)),
     )
-    other = texts.run(**fields | {"compute": compute | {"shard_rows": 7}, "output": {"uri": "shuffled"}})
+    other = texts.run(
+        **fields | {"compute": compute | {"shard_rows": 7}, "output": {"uri": "shuffled"}}
+    )
     again = texts.rows(other, "shuffled").sort_values(["row_id", "target"], ignore_index=True)
     pd.testing.assert_frame_equal(again, whole, check_exact=True)
     assert other.digest == runs[40].digest
@@ -171,7 +214,9 @@ def test_without_padding_rows_of_one_length_go_together(texts: JobFolder):
     manifest = texts.run(**fields)
     masked = texts.run(**text_fields(texts, output={"uri": "masked"}))
     for one, other in zip(
-        texts.rows(manifest)["attr.tokens"], texts.rows(masked, "masked")["attr.tokens"], strict=True
+        texts.rows(manifest)["attr.tokens"],
+        texts.rows(masked, "masked")["attr.tokens"],
+        strict=True,
     ):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-12)
 
@@ -183,15 +228,27 @@ def test_bad_texts_keep_their_place_and_say_why(texts: JobFolder):
     manifest = texts.run(**text_fields(texts))
     found = texts.rows(manifest)
     assert found["reason"][1:7].tolist() == [
-        "ids is null", "ids has 0 ids, expected 1 to 20", "ids[1] is null",
-        "ids[1] is -2: expected an id, an integer from 0", "ids has 21 ids, expected 1 to 20",
+        "ids is null",
+        "ids has 0 ids, expected 1 to 20",
+        "ids[1] is null",
+        "ids[1] is -2: expected an id, an integer from 0",
+        "ids has 21 ids, expected 1 to 20",
         "tokens holds 30: expected ids from 0 to 29 at `words`",
-    ]  # fmt: skip
+    ]
     assert found["status"].tolist() == ["unchecked", *["bad_input"] * 6, "unchecked"]
     assert found["attr.tokens"][1:7].isna().all()
     assert found["attribution_sum"].isna().tolist() == [False, *[True] * 6, False]
-    alone = texts.rows(texts.run(**text_fields(texts, source={"uri": "data"}, compute={"precision": "float64", "shard_rows": 1},
-                                               output={"uri": "alone"})), "alone")  # fmt: skip
+    alone = texts.rows(
+        texts.run(
+            **text_fields(
+                texts,
+                source={"uri": "data"},
+                compute={"precision": "float64", "shard_rows": 1},
+                output={"uri": "alone"},
+            )
+        ),
+        "alone",
+    )
     np.testing.assert_array_equal(alone["attr.tokens"][7], found["attr.tokens"][7])
 
 
@@ -211,11 +268,16 @@ def test_fixed_lists_give_fixed_lists(texts: JobFolder):
 
 def test_texts_from_json_lines(texts: JobFolder):
     source = texts.rows_of("rows.parquet")
-    lines = [json.dumps({"id": i, "ids": ids.tolist()}) for i, ids in zip(source["id"], source["ids"], strict=True)]
+    lines = [
+        json.dumps({"id": i, "ids": ids.tolist()})
+        for i, ids in zip(source["id"], source["ids"], strict=True)
+    ]
     (texts.path / "text").mkdir()
     (texts.path / "text" / "rows.jsonl").write_text("\n".join(lines))
     manifest = texts.run(**text_fields(texts))
-    other = texts.run(**text_fields(texts, source={"uri": "text", "row_id": "id"}, output={"uri": "json"}))
+    other = texts.run(
+        **text_fields(texts, source={"uri": "text", "row_id": "id"}, output={"uri": "json"})
+    )
     assert other.digest == manifest.digest
 
 
@@ -232,59 +294,106 @@ class Beside(Text):
     ids = [random.integers(1, 30, n).tolist() for n in random.integers(1, 21, 20)]
     texts.write_table("rows.parquet", text_table(ids, u=random.normal(size=20)), row_group_size=6)
     numbers = {"name": "numbers", "columns": ["u"], "baseline": {"kind": "mean"}}
-    found = texts.rows(texts.run(**text_fields(texts, model=texts.model(name="Beside"), inputs=[TOKENS, numbers])))
+    found = texts.rows(
+        texts.run(**text_fields(texts, model=texts.model(name="Beside"), inputs=[TOKENS, numbers]))
+    )
     u = texts.rows_of("rows.parquet")["u"]
     np.testing.assert_allclose(found["attr.u"], u**2 - u.mean() ** 2, rtol=1e-9, atol=1e-12)
 
 
-# --- categories --------------------------------------------------------------------------------------------------
+# --- categories --------------------------------------------------------------------------------
 
 
 def table_rows(count: int = 30) -> dict[str, Any]:
     random = np.random.default_rng(3)
-    return {"id": np.arange(count), "age": random.normal(size=count), "income": random.normal(size=count),
-            "plan_code": random.integers(0, 4, count), "born": random.integers(0, 6, count),
-            "lives": random.integers(0, 6, count)}  # fmt: skip
+    return {
+        "id": np.arange(count),
+        "age": random.normal(size=count),
+        "income": random.normal(size=count),
+        "plan_code": random.integers(0, 4, count),
+        "born": random.integers(0, 6, count),
+        "lives": random.integers(0, 6, count),
+    }
 
 
-TABULAR = [{"name": "numbers", "columns": ["age", "income"], "baseline": {"kind": "constant", "value": 0.5}},
-           {"name": "plan", "ids": "plan_code", "embedding": "plan", "baseline": {"kind": "constant", "value": 1}},
-           {"name": "cities", "ids": ["born", "lives"], "embedding": "city"}]  # fmt: skip
+TABULAR = [
+    {
+        "name": "numbers",
+        "columns": ["age", "income"],
+        "baseline": {"kind": "constant", "value": 0.5},
+    },
+    {
+        "name": "plan",
+        "ids": "plan_code",
+        "embedding": "plan",
+        "baseline": {"kind": "constant", "value": 1},
+    },
+    {"name": "cities", "ids": ["born", "lives"], "embedding": "city"},
+]
 
 
 def test_categories_beside_numbers_end_to_end(texts: JobFolder):
     source = table_rows()
     texts.write_table("rows.parquet", pa.table(source))
     fields = text_fields(
-        texts, model=texts.model(name="Tabular"), inputs=TABULAR, forward_args=[], target={"kind": "scalar"}
+        texts,
+        model=texts.model(name="Tabular"),
+        inputs=TABULAR,
+        forward_args=[],
+        target={"kind": "scalar"},
     )
     manifest = texts.run(**fields)
     found, net = texts.rows(manifest), model(texts, "Tabular")
-    assert list(found.columns[-5:]) == ["attr.age", "attr.income", "attr.plan_code", "attr.born", "attr.lives"]
+    assert list(found.columns[-5:]) == [
+        "attr.age",
+        "attr.income",
+        "attr.plan_code",
+        "attr.born",
+        "attr.lives",
+    ]
     numbers = torch.from_numpy(np.stack([source["age"], source["income"]], 1))
-    cities = net.city.weight[torch.from_numpy(np.stack([source["born"], source["lives"]], 1))].flatten(1)
+    cities = net.city.weight[
+        torch.from_numpy(np.stack([source["born"], source["lives"]], 1))
+    ].flatten(1)
     x = torch.cat([numbers, net.plan.weight[torch.from_numpy(source["plan_code"])], cities], 1)
-    baseline = torch.cat([torch.full((1, 2), 0.5), net.plan.weight[[1]], torch.zeros(1, 4)], 1).double()
+    baseline = torch.cat(
+        [torch.full((1, 2), 0.5), net.plan.weight[[1]], torch.zeros(1, 4)], 1
+    ).double()
     plain = attribute(net.net, x, baselines=baseline, accuracy=FixedSteps(steps=16))
     credits = plain.attributions
-    expected = torch.cat([credits[:, :2], *(p.sum(1, keepdim=True) for p in credits[:, 2:].split([3, 2, 2], 1))], 1)
+    expected = torch.cat(
+        [credits[:, :2], *(p.sum(1, keepdim=True) for p in credits[:, 2:].split([3, 2, 2], 1))], 1
+    )
     np.testing.assert_allclose(found.iloc[:, -5:], expected, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(found["f_baseline"], plain.f_baseline, rtol=1e-12)
     assert (found.loc[source["plan_code"] == 1, "attr.plan_code"] == 0).all()
     assert manifest.complete
 
 
-@pytest.mark.parametrize(("value", "kind", "reason"), [
-    (None, pa.int64(), "plan_code is null"), (-1, pa.int64(), "plan_code is -1: expected an id, an integer from 0"),
-    (1.5, pa.float64(), "plan_code is 1.5: expected an id, an integer from 0"),
-    (4, pa.int64(), "plan holds 4: expected ids from 0 to 3 at `plan`"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "kind", "reason"),
+    [
+        (None, pa.int64(), "plan_code is null"),
+        (-1, pa.int64(), "plan_code is -1: expected an id, an integer from 0"),
+        (1.5, pa.float64(), "plan_code is 1.5: expected an id, an integer from 0"),
+        (4, pa.int64(), "plan holds 4: expected ids from 0 to 3 at `plan`"),
+    ],
+)
 def test_a_bad_category_is_a_bad_row(texts: JobFolder, value: Any, kind: pa.DataType, reason: str):
     source = table_rows(6)
     codes = pa.array([*source["plan_code"][:5].tolist(), value], kind)
     texts.write_table("rows.parquet", pa.table(source | {"plan_code": codes}))
-    found = texts.rows(texts.run(**text_fields(texts, model=texts.model(name="Tabular"), inputs=TABULAR, forward_args=[],
-                                               target={"kind": "scalar"})))  # fmt: skip
+    found = texts.rows(
+        texts.run(
+            **text_fields(
+                texts,
+                model=texts.model(name="Tabular"),
+                inputs=TABULAR,
+                forward_args=[],
+                target={"kind": "scalar"},
+            )
+        )
+    )
     assert found["status"].tolist() == [*["unchecked"] * 5, "bad_input"]
     assert found["reason"].notna().tolist() == [*[False] * 5, True]
     assert found["reason"][5] == reason
@@ -298,23 +407,34 @@ def test_an_id_that_only_the_model_minds_fails_alone(texts: JobFolder):
     assert "IndexError" in found["reason"][1]
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"inputs": [TOKENS | {"embedding": "word"}]}, "did you mean `words`"),
-    ({"inputs": [TOKENS | {"embedding": "norm.weight"}]}, "no module of this name"),
-    ({"inputs": [TOKENS | {"embedding": "last"}]}, "one vector for each id"),
-    ({"inputs": [TOKENS | {"baseline": {"kind": "constant", "value": 30}}]}, "baseline of input `tokens`"),
-    ({"inputs": [TOKENS, {"name": "ids", "columns": ["id"]}], "source": {"uri": "data"}}, "a forward pass over real rows"),
-    ({"inputs": [TOKENS | {"name": "id"}, {"name": "n", "columns": ["id"]}]}, "attr.id twice"),
-    ({"inputs": [TOKENS | {"ids": ["ids"], "pad": None}]}, "a numeric column"),
-])  # fmt: skip
-def test_a_job_of_ids_that_cannot_work_is_refused(texts: JobFolder, changes: dict[str, Any], message: str):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": [TOKENS | {"embedding": "word"}]}, "did you mean `words`"),
+        ({"inputs": [TOKENS | {"embedding": "norm.weight"}]}, "no module of this name"),
+        ({"inputs": [TOKENS | {"embedding": "last"}]}, "one vector for each id"),
+        (
+            {"inputs": [TOKENS | {"baseline": {"kind": "constant", "value": 30}}]},
+            "baseline of input `tokens`",
+        ),
+        (
+            {"inputs": [TOKENS, {"name": "ids", "columns": ["id"]}], "source": {"uri": "data"}},
+            "a forward pass over real rows",
+        ),
+        ({"inputs": [TOKENS | {"name": "id"}, {"name": "n", "columns": ["id"]}]}, "attr.id twice"),
+        ({"inputs": [TOKENS | {"ids": ["ids"], "pad": None}]}, "a numeric column"),
+    ],
+)
+def test_a_job_of_ids_that_cannot_work_is_refused(
+    texts: JobFolder, changes: dict[str, Any], message: str
+):
     named = changes["inputs"][0]["name"]
     with pytest.raises(SpecError) as caught:
         texts.plan(**text_fields(texts, forward_args=[MASK | {"mask_of": named}]) | changes)
     assert message in str(caught.value)
 
 
-# --- repeated rows -----------------------------------------------------------------------------------------------
+# --- repeated rows -----------------------------------------------------------------------------
 
 
 def test_equal_rows_are_computed_once_and_say_so(texts: JobFolder):
@@ -322,14 +442,18 @@ def test_equal_rows_are_computed_once_and_say_so(texts: JobFolder):
     texts.write_table("rows.parquet", text_table(source))
     alone = texts.rows(texts.run(**text_fields(texts, target={"kind": "all"})))
     texts.write_table("rows.parquet", text_table([*source, None, *reversed(source), source[0]]))
-    fields = text_fields(texts, target={"kind": "all"}, compute={"shard_rows": 100, "precision": "float64"})
+    fields = text_fields(
+        texts, target={"kind": "all"}, compute={"shard_rows": 100, "precision": "float64"}
+    )
     manifest = texts.run(**fields)
     assert [f.duplicates for f in footers(texts, manifest)] == [11]
     found = texts.rows(manifest)
     order = [*range(10), *reversed(range(10)), 0]
     again = found[found["row_id"] != 10].reset_index(drop=True)
     expected = pd.concat([alone[alone["row_id"] == i] for i in order], ignore_index=True)
-    pd.testing.assert_frame_equal(again.drop(columns="row_id"), expected.drop(columns="row_id"), check_exact=True)
+    pd.testing.assert_frame_equal(
+        again.drop(columns="row_id"), expected.drop(columns="row_id"), check_exact=True
+    )
     assert found[found["row_id"] == 10]["status"].tolist() == ["bad_input"] * 3
 
 
@@ -343,31 +467,55 @@ class Scaled(nn.Module):
         return torch.stack([x.square().sum(1), x.exp().sum(1)], 1) * scale[:, None]
 """
     )
-    rows = [(1.0, 0, 1, 0.0), (1.0, 0, 1, 0.0), (1.0, 1, 1, 0.0), (1.0, 0, 2, 0.0), (1.0, 0, 1, 0.5), (0.0, 0, 1, 1.0),
-            (-0.0, 0, 1, 1.0)]  # fmt: skip
+    rows = [
+        (1.0, 0, 1, 0.0),
+        (1.0, 0, 1, 0.0),
+        (1.0, 1, 1, 0.0),
+        (1.0, 0, 2, 0.0),
+        (1.0, 0, 1, 0.5),
+        (0.0, 0, 1, 1.0),
+        (-0.0, 0, 1, 1.0),
+    ]
     x, label, scale, start = zip(*rows, strict=True)
-    job.write_table("rows.parquet", pa.table({"id": range(7), "x": x, "label": label, "scale": scale, "start": start}))
-    manifest = job.run(model=job.model(name="Scaled"), inputs=[{"name": "x", "columns": ["x"]}],
-                       forward_args=[{"name": "scale", "column": "scale", "dtype": "int64"}],
-                       target={"kind": "column", "column": "label"}, baseline={"kind": "column", "columns": ["start"]})  # fmt: skip
+    job.write_table(
+        "rows.parquet",
+        pa.table({"id": range(7), "x": x, "label": label, "scale": scale, "start": start}),
+    )
+    manifest = job.run(
+        model=job.model(name="Scaled"),
+        inputs=[{"name": "x", "columns": ["x"]}],
+        forward_args=[{"name": "scale", "column": "scale", "dtype": "int64"}],
+        target={"kind": "column", "column": "label"},
+        baseline={"kind": "column", "columns": ["start"]},
+    )
     assert [f.duplicates for f in footers(job, manifest)] == [1]
-    np.testing.assert_allclose(job.rows(manifest)["attr.x"], [1, 1, np.e - 1, 2, 0.75, -1, -1], rtol=1e-5)
+    np.testing.assert_allclose(
+        job.rows(manifest)["attr.x"], [1, 1, np.e - 1, 2, 0.75, -1, -1], rtol=1e-5
+    )
 
 
-# --- outputs and arguments of other kinds ------------------------------------------------------------------------
+# --- outputs and arguments of other kinds ------------------------------------------------------
 
 
-@pytest.mark.parametrize(("forward", "target"), [
-    ("return self.logits(x).reshape(-1, 1, 2)", {"kind": "index", "index": [0, 1]}),
-    ("return self.logits(x).reshape(-1, 2, 1).mT", {"kind": "index", "index": [0, 1]}),
-    ("return self.logits(x)[:, 1]", {"kind": "scalar"}), ("return self.logits(x)[:, 1:]", {"kind": "scalar"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("forward", "target"),
+    [
+        ("return self.logits(x).reshape(-1, 1, 2)", {"kind": "index", "index": [0, 1]}),
+        ("return self.logits(x).reshape(-1, 2, 1).mT", {"kind": "index", "index": [0, 1]}),
+        ("return self.logits(x)[:, 1]", {"kind": "scalar"}),
+        ("return self.logits(x)[:, 1:]", {"kind": "scalar"}),
+    ],
+)
 def test_outputs_of_other_ranks(job: JobFolder, forward: str, target: dict[str, Any]):
     expected = job.rows(job.run(output={"uri": "plain"}), "plain")
     job.write_model(forward)
     found = job.rows(job.run(target=target))
     pd.testing.assert_frame_equal(found.drop(columns="target"), expected.drop(columns="target"))
-    assert found["target"].isna().all() if target["kind"] == "scalar" else set(found["target"]) == {"0,1"}
+    assert (
+        found["target"].isna().all()
+        if target["kind"] == "scalar"
+        else set(found["target"]) == {"0,1"}
+    )
 
 
 def test_an_index_beyond_a_tensor_output_is_refused(job: JobFolder):
@@ -378,13 +526,17 @@ def test_an_index_beyond_a_tensor_output_is_refused(job: JobFolder):
 
 def test_arguments_of_every_type_reach_the_model(job: JobFolder):
     """f = scale · Σ mask · x² · 2^depth."""
-    job.write_model("mask, scale, depth = more\n"
-                    "assert (mask.dtype, scale.dtype, depth.dtype) == (torch.bool, torch.int64, torch.float32)\n"
-                    "return (x.square() * mask * 2 ** depth).sum(1) * scale")  # fmt: skip
+    job.write_model(
+        "mask, scale, depth = more\nassert (mask.dtype, scale.dtype, depth.dtype) == (torch.bool,"
+        " torch.int64, torch.float32)\nreturn (x.square() * mask * 2 ** depth).sum(1) * scale"
+    )
     mask, scale = np.arange(60).reshape(20, 3) % 2, np.arange(20)
     job.write_rows(mask=mask.tolist(), scale=scale, d0=np.ones(20), d1=np.zeros(20), d2=scale / 8)
-    arguments = [{"name": "mask", "column": "mask", "shape": [3], "dtype": "bool"},
-                 {"name": "scale", "column": "scale", "dtype": "int64"}, {"name": "depth", "columns": ["d0", "d1", "d2"]}]  # fmt: skip
+    arguments = [
+        {"name": "mask", "column": "mask", "shape": [3], "dtype": "bool"},
+        {"name": "scale", "column": "scale", "dtype": "int64"},
+        {"name": "depth", "columns": ["d0", "d1", "d2"]},
+    ]
     found = job.rows(job.run(forward_args=arguments, target={"kind": "scalar"}))
     x, depth = (
         job.rows_of("rows.parquet")[["a", "b", "c"]].to_numpy(),

@@ -1,4 +1,6 @@
-"""The run id holds whatever can change a value and nothing else; planning reads footers and freezes every choice."""
+"""The run id holds whatever can change a value and nothing else; planning reads footers and freezes
+every choice.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def renamed_file(job: JobFolder) -> dict[str, Any]:
 
 CAN_CHANGE_A_VALUE: dict[str, Change] = {
     "inputs": lambda job: {"inputs": [{"name": "features", "columns": list(COLUMNS), "divide": 2}]},
-    "order of columns": lambda job: {"inputs": [{"name": "features", "columns": list(COLUMNS[::-1])}]},
+    "order of columns": lambda job: {
+        "inputs": [{"name": "features", "columns": list(COLUMNS[::-1])}]
+    },
     "input baseline": lambda job: {
         "inputs": [{"name": "features", "columns": list(COLUMNS), "baseline": {"kind": "mean"}}]
     },
@@ -137,7 +141,9 @@ CANNOT_CHANGE_A_VALUE: dict[str, Change] = {
     "limits": lambda job: {"limits": {"max_bad_share": 0.1, "max_quarantined": 0}},
     "source root": moved_source,
     "source as a glob": lambda job: {"source": {"uri": "data/*.parquet", "row_id": "id"}},
-    "source as a list": lambda job: {"source": {"uri": ["data/rows.parquet"], "row_id": "id", "format": "parquet"}},
+    "source as a list": lambda job: {
+        "source": {"uri": ["data/rows.parquet"], "row_id": "id", "format": "parquet"}
+    },
     "weights location": moved_weights,
     "code location": moved_code,
     "defaults spelled out": lambda job: {"baseline": {"kind": "zero"}, "forward_args": []},
@@ -161,7 +167,11 @@ def test_planning_twice_gives_the_same_plan(job: JobFolder):
 def test_every_choice_is_resolved(job: JobFolder):
     made = job.plan(compute={"workers": 2})
     assert made.numerics.batch_rows >= 8
-    assert (made.numerics.threads, made.numerics.precision, made.numerics.device) == (1, "float32", "cpu")
+    assert (made.numerics.threads, made.numerics.precision, made.numerics.device) == (
+        1,
+        "float32",
+        "cpu",
+    )
     assert (made.rows, made.row_id_type, made.numerics.outputs) == (20, "int64", 2)
     assert made.inputs[0].shape == (3,)
     assert made.spec.output.uri == str(job.path / "out")
@@ -179,7 +189,12 @@ def test_targets_multiply_rows(job: JobFolder):
 
 @pytest.mark.parametrize(
     ("sizes", "rows"),
-    [({"shard_rows": 7}, [6, 7, 7]), ({"shard_bytes": 1}, [1] * 20), ({"shard_rows": "auto"}, [20]), ({}, [20])],
+    [
+        ({"shard_rows": 7}, [6, 7, 7]),
+        ({"shard_bytes": 1}, [1] * 20),
+        ({"shard_rows": "auto"}, [20]),
+        ({}, [20]),
+    ],
 )
 def test_shards_are_cut_as_asked(job: JobFolder, sizes: dict[str, Any], rows: list[int]):
     assert [shard.rows for shard in job.plan(compute=sizes).shards] == rows
@@ -202,7 +217,7 @@ def test_model_code_that_is_not_trusted_is_never_imported(job: JobFolder):
     assert marker.exists()
 
 
-# --- sources -----------------------------------------------------------------------------------------------
+# --- sources -----------------------------------------------------------------------------------
 
 
 def test_planning_a_thousand_files_reads_footers_alone(job: JobFolder):
@@ -213,8 +228,9 @@ def test_planning_a_thousand_files_reads_footers_alone(job: JobFolder):
     footer = int.from_bytes(data[-8:-4], "little") + 8
     for number in range(1, 1000):
         whole = number % 250 == 0
-        (first.parent / f"{number:04d}.parquet").write_bytes(data if whole else b"PAR1" + b"\xff" * (len(data) - footer - 4)
-                                                             + data[-footer:])  # fmt: skip
+        (first.parent / f"{number:04d}.parquet").write_bytes(
+            data if whole else b"PAR1" + b"\xff" * (len(data) - footer - 4) + data[-footer:]
+        )
     made = job.plan(source={"uri": "data"})
     assert (len(made.files), made.rows, len(made.shards)) == (1000, 5000, 500)
     with pytest.raises(DataError, match="readable Parquet"):
@@ -233,17 +249,28 @@ def test_planning_a_thousand_files_reads_footers_alone(job: JobFolder):
         (["data/rows.parquet", "data/r*.parquet"], ["rows.parquet"]),
     ],
 )
-def test_files_are_named_below_the_source_root(job: JobFolder, uri: str | list[str], files: list[str]):
+def test_files_are_named_below_the_source_root(
+    job: JobFolder, uri: str | list[str], files: list[str]
+):
     job.write_rows("more/x.parquet", start=20)
     job.write_rows("_hidden/y.parquet", start=40)
     assert [f.path for f in job.plan(source={"uri": uri}).files] == files
 
 
 def hive(write: Callable[[str, pa.Table], object]) -> pa.Table:
-    """The same rows as one table, and written by partitions of `a` and `label`, which the files do not hold."""
+    """The same rows as one table, and written by partitions of `a` and `label`, which the files do
+    not hold.
+    """
     values = np.random.default_rng(0).normal(size=(24, 2)).astype(np.float32)
-    table = pa.table({"id": np.arange(24), "a": np.arange(24) % 3, "label": np.arange(24) % 2, "b": values[:, 0],
-                      "c": values[:, 1]})  # fmt: skip
+    table = pa.table(
+        {
+            "id": np.arange(24),
+            "a": np.arange(24) % 3,
+            "label": np.arange(24) % 2,
+            "b": values[:, 0],
+            "c": values[:, 1],
+        }
+    )
     for a in range(3):
         for label in range(2):
             kept = table.filter((pa.compute.field("a") == a) & (pa.compute.field("label") == label))
@@ -254,8 +281,13 @@ def hive(write: Callable[[str, pa.Table], object]) -> pa.Table:
 def test_partitions_serve_as_feature_and_target(job: JobFolder):
     whole = hive(job.write_table)
     job.write_table("whole/all.parquet", whole)
-    parts = [job.run(source={"uri": f"data/{name}", "row_id": "id"}, target={"kind": "column", "column": "label"})
-             for name in ("hive", "whole")]  # fmt: skip
+    parts = [
+        job.run(
+            source={"uri": f"data/{name}", "row_id": "id"},
+            target={"kind": "column", "column": "label"},
+        )
+        for name in ("hive", "whole")
+    ]
     assert parts[0].statuses == {"unchecked": 24}
     frames = [job.rows(m).sort_values("row_id", ignore_index=True) for m in parts]
     pd.testing.assert_frame_equal(*frames, check_exact=True)
@@ -264,7 +296,9 @@ def test_partitions_serve_as_feature_and_target(job: JobFolder):
 
 @pytest.mark.s3
 def test_a_whole_job_on_s3(job: JobFolder, s3_root: Uri, s3_server: Any):
-    """Source, code, weights and output on S3; a glob over partitions; the same rows as from local files."""
+    """Source, code, weights and output on S3; a glob over partitions; the same rows as from local
+    files.
+    """
     access: Access = s3_server.access
     store = Store(access)
 
@@ -277,12 +311,17 @@ def test_a_whole_job_on_s3(job: JobFolder, s3_root: Uri, s3_server: Any):
     hive(job.write_table)
     for name in (f"{job.module}.py", "weights.safetensors"):
         store.create(s3_root.child(name), (job.path / name).read_bytes())
-    remote = job.fields(source={"uri": f"{s3_root}/hive/a=*/label=1/*.parquet", "row_id": "id"},
-                        model=job.weighted(f"{s3_root}/weights.safetensors") | {"code": [f"{s3_root}/{job.module}.py"]},
-                        output={"uri": f"{s3_root}/out"})  # fmt: skip
+    remote = job.fields(
+        source={"uri": f"{s3_root}/hive/a=*/label=1/*.parquet", "row_id": "id"},
+        model=job.weighted(f"{s3_root}/weights.safetensors")
+        | {"code": [f"{s3_root}/{job.module}.py"]},
+        output={"uri": f"{s3_root}/out"},
+    )
     spec = parse_spec(remote)
     first = run_job(spec, access=access, trusted=(job.module,), pool="local")
-    local = job.run(source={"uri": "data/hive/a=*/label=1/*.parquet", "row_id": "id"}, model=job.weighted())
+    local = job.run(
+        source={"uri": "data/hive/a=*/label=1/*.parquet", "row_id": "id"}, model=job.weighted()
+    )
     assert (first.complete, first.rows_out, first.digest) == (True, 12, local.digest)
 
     run = s3_root.child("out", first.run_id)
@@ -304,6 +343,8 @@ def test_text_is_estimated_until_it_is_ingested(job: JobFolder):
     assert made.files[0].path == "rows.csv"
 
 
-def test_paths_are_taken_from_the_folder_of_the_spec(job: JobFolder, monkeypatch: pytest.MonkeyPatch):
+def test_paths_are_taken_from_the_folder_of_the_spec(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir("/")
     assert Path(plan(job).files[0].uri) == job.path / "data" / "rows.parquet"

@@ -1,4 +1,6 @@
-"""Precision and compilation as a job asks for them: what is planned, recorded, warned of and written."""
+"""Precision and compilation as a job asks for them: what is planned, recorded, warned of and
+written.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,15 @@ def compute(**changes: object) -> dict[str, object]:
 
 
 def test_float64_is_float64_all_the_way(job: JobFolder) -> None:
-    """Inputs, mean baseline, scaling, sums and columns: against a model and a rule of our own in float64."""
+    """Inputs, mean baseline, scaling, sums and columns: against a model and a rule of our own in
+    float64.
+    """
     third = 1 / 3 + np.arange(20) * 1e-12
     job.write_rows(a=third, b=-third, c=np.sqrt(third))
     inputs = [{"name": "features", "columns": list(COLUMNS), "divide": 3, "std": 0.7}]
-    manifest = job.run(compute=compute(precision="float64"), baseline={"kind": "mean"}, inputs=inputs)
+    manifest = job.run(
+        compute=compute(precision="float64"), baseline={"kind": "mean"}, inputs=inputs
+    )
     found = job.rows(manifest)
     torch.manual_seed(0)
     first, last = torch.nn.Linear(3, 8).double(), torch.nn.Linear(8, 2).double()
@@ -53,8 +59,12 @@ def test_float64_is_float64_all_the_way(job: JobFolder) -> None:
         total += weight * torch.autograd.grad(last(torch.tanh(first(point)))[:, 1].sum(), point)[0]
     expected = (total * (x - baseline)).numpy()
     values = found[[f"attr.{c}" for c in COLUMNS]].to_numpy()
-    assert {str(found[c].dtype) for c in (*[f"attr.{c}" for c in COLUMNS], "f_input", "gap")} == {"float64"}
-    np.testing.assert_allclose(values, expected, rtol=1e-9, atol=0)  # differences of 1e-12 carry no more digits
+    assert {str(found[c].dtype) for c in (*[f"attr.{c}" for c in COLUMNS], "f_input", "gap")} == {
+        "float64"
+    }
+    np.testing.assert_allclose(
+        values, expected, rtol=1e-9, atol=0
+    )  # differences of 1e-12 carry no more digits
     assert np.abs(expected).max() < 1e-10
     assert found["f_input"].nunique() == 20
 
@@ -90,13 +100,23 @@ def test_half_precision_is_measured_warned_of_and_recorded(job: JobFolder, name:
 
 
 def test_a_tolerance_that_half_precision_cannot_reach_is_warned_of(job: JobFolder) -> None:
-    changes = {"accuracy": {"kind": "adaptive", "tolerance": 0.005}, "compute": compute(precision="bfloat16")}
-    assert any("no row can be certified to 0.005 under bfloat16" in w for w in job.plan(**changes).warnings)
+    changes = {
+        "accuracy": {"kind": "adaptive", "tolerance": 0.005},
+        "compute": compute(precision="bfloat16"),
+    }
+    assert any(
+        "no row can be certified to 0.005 under bfloat16" in w for w in job.plan(**changes).warnings
+    )
     assert job.run(**changes).statuses == {"at_precision_floor": 20}
 
 
-def test_precisions_are_different_runs_and_plans_of_older_numerics_still_load(job: JobFolder) -> None:
-    plans = {p: job.plan(compute=compute(precision=p)) for p in ("float32", "float64", "bfloat16", "float16")}
+def test_precisions_are_different_runs_and_plans_of_older_numerics_still_load(
+    job: JobFolder,
+) -> None:
+    plans = {
+        p: job.plan(compute=compute(precision=p))
+        for p in ("float32", "float64", "bfloat16", "float16")
+    }
     assert len({plan.run_id for plan in plans.values()}) == 4
     older = plans["float32"].numerics.model_dump(exclude={"autocast", "compile", "tf32"})
     assert Numerics.model_validate(older) == plans["float32"].numerics
@@ -108,7 +128,9 @@ def test_the_closed_form_needs_no_half_precision(job: JobFolder) -> None:
         "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n"
         "    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()\n"
     )
-    half, plain = (job.plan(accuracy=ADAPTIVE, compute=compute(precision=p)) for p in ("bfloat16", "float32"))
+    half, plain = (
+        job.plan(accuracy=ADAPTIVE, compute=compute(precision=p)) for p in ("bfloat16", "float32")
+    )
     assert half.numerics.exact
     assert (half.numerics.autocast, half.half_error, half.run_id) == (None, None, plain.run_id)
 
@@ -121,17 +143,20 @@ def test_gpus_that_planning_does_not_see_are_warned_of(job: JobFolder) -> None:
     assert any("no CUDA device" in w for w in plan.warnings)
 
 
-# --- compile ---------------------------------------------------------------------------------------------------
+# --- compile -----------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch's compiler needs vectors on x86"
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="torch's compiler needs vectors on x86",
 )
 @pytest.mark.needs_tool("g++")
 def test_a_compiled_model_gives_the_same_attributions(job: JobFolder) -> None:
     """Several targets go back through one forward pass; all shards run what was compiled once."""
     torch._dynamo.utils.counters.clear()
-    compiled, plain = (job.run(target={"kind": "all"}, compute=compute(compile=flag)) for flag in (True, False))
+    compiled, plain = (
+        job.run(target={"kind": "all"}, compute=compute(compile=flag)) for flag in (True, False)
+    )
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert compiled.run_id != plain.run_id
     assert [m.numerics.compile for m in (compiled, plain) if m.numerics] == [True, False]
@@ -140,7 +165,9 @@ def test_a_compiled_model_gives_the_same_attributions(job: JobFolder) -> None:
     np.testing.assert_allclose(values[0], values[1], rtol=1e-5, atol=1e-6)
 
 
-def test_what_does_not_compile_is_refused_while_planning(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_compile_is_refused_while_planning(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No compiler on the machine, or a model that it does not take."""
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)

@@ -1,4 +1,6 @@
-"""What is tried on a few real rows before any worker starts: each model that cannot work is refused with its cause."""
+"""What is tried on a few real rows before any worker starts: each model that cannot work is refused
+with its cause.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +63,16 @@ def test_a_good_model_passes_without_a_warning(job: JobFolder):
             ".eval()",
             "with its neighbours",
         ),
-        ("return nn.functional.dropout(self.logits(x), 0.5, training=True)", ".eval()", "two runs that differ"),
-        ("return self.logits(x) + (torch.rand(()) < 1e-6) * x[:, :2]", ".eval()", "random numbers drawn in forward"),
+        (
+            "return nn.functional.dropout(self.logits(x), 0.5, training=True)",
+            ".eval()",
+            "two runs that differ",
+        ),
+        (
+            "return self.logits(x) + (torch.rand(()) < 1e-6) * x[:, :2]",
+            ".eval()",
+            "random numbers drawn in forward",
+        ),
         (COUNTER, ".eval()", "two runs that differ"),
         ("return self.logits(torch.ones_like(x))", ".eval()", "depend"),
         ("return self.logits(x.detach())", ".eval()", "depend"),
@@ -76,7 +86,9 @@ def test_a_good_model_passes_without_a_warning(job: JobFolder):
         ("raise RuntimeError('no such layer')", ".eval()", "no such layer"),
     ],
 )
-def test_a_model_that_cannot_be_attributed_is_refused(job: JobFolder, forward: str, mode: str, message: str):
+def test_a_model_that_cannot_be_attributed_is_refused(
+    job: JobFolder, forward: str, mode: str, message: str
+):
     job.write_model(forward, mode)
     assert message in refusal(job)
 
@@ -116,19 +128,29 @@ def test_bits_that_are_preferred_cost_no_cliff(job: JobFolder, compute: dict[str
     assert "`compute.reproducible: require`" in warning or "MKL_CBWR" in warning
 
 
-@pytest.mark.parametrize(("forward", "size", "level"), [
-    (LARGE, 512, "bitwise"), (BY_MANY, 1024, "tolerance"),
-], ids=["somewhat smaller", "much smaller"])  # fmt: skip
-def test_preferred_bits_are_worth_a_somewhat_smaller_step_batch(job: JobFolder, forward: str, size: int, level: str):
+@pytest.mark.parametrize(
+    ("forward", "size", "level"),
+    [
+        (LARGE, 512, "bitwise"),
+        (BY_MANY, 1024, "tolerance"),
+    ],
+    ids=["somewhat smaller", "much smaller"],
+)
+def test_preferred_bits_are_worth_a_somewhat_smaller_step_batch(
+    job: JobFolder, forward: str, size: int, level: str
+):
     job.write_model(forward)
     manifest = job.run(compute={})
     assert (manifest.numerics.batch_rows, manifest.determinism) == (size, level)
 
 
-@pytest.mark.parametrize(("forward", "size"), [(BY_PLACE, 1), (BY_MANY, 128), ("return self.logits(x)", 1024)])
+@pytest.mark.parametrize(
+    ("forward", "size"), [(BY_PLACE, 1), (BY_MANY, 128), ("return self.logits(x)", 1024)]
+)
 @pytest.mark.parametrize("level", ["require", "portable"])
-def test_required_bits_take_the_largest_step_batch_that_keeps_them(job: JobFolder, forward: str, size: int, level: str,
-                                                                   monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_required_bits_take_the_largest_step_batch_that_keeps_them(
+    job: JobFolder, forward: str, size: int, level: str, monkeypatch: pytest.MonkeyPatch
+):
     """And say what it costs. Portable kernels are another matter: see test_kernels."""
     monkeypatch.setattr("integrand.service.planning.planner.settle_kernels", lambda spec: None)
     job.write_model(forward)
@@ -148,23 +170,31 @@ def test_a_step_batch_that_breaks_required_bits_is_refused(job: JobFolder):
 
 
 SHALLOW = (
-    "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return nn.Linear(3, 2).eval()\n"
+    "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return"
+    " nn.Linear(3, 2).eval()\n"
 )
 
 
 @pytest.mark.needs_strict_kernels
 @pytest.mark.parametrize("keeps", [True, False])
-def test_a_closed_form_is_held_to_its_own_bits(job: JobFolder, keeps: bool, monkeypatch: pytest.MonkeyPatch):
+def test_a_closed_form_is_held_to_its_own_bits(
+    job: JobFolder, keeps: bool, monkeypatch: pytest.MonkeyPatch
+):
     """It takes no step batches: what matters is a row's place among those it takes at once."""
     (job.path / f"{job.module}.py").write_text(SHALLOW)
     if not keeps:
         for place in ("batches", "preflight"):
-            monkeypatch.setattr(f"integrand.service.{place}.keeps_order", lambda prepared, sample: False)
+            monkeypatch.setattr(
+                f"integrand.service.{place}.keeps_order", lambda prepared, sample: False
+            )
     plan = job.plan(accuracy={"kind": "exact"}, compute={})
     assert (plan.numerics.exact, plan.lowered is None, plan.warnings == ()) == (True, keeps, keeps)
     if not keeps:
         step = job.plan(compute={"reproducible": "require"}, accuracy={"kind": "adaptive"})
-        assert (step.numerics.exact, step.lowered) == (False, None), "step batches keep what the closed form does not"
+        assert (step.numerics.exact, step.lowered) == (
+            False,
+            None,
+        ), "step batches keep what the closed form does not"
         assert "that the closed form takes at once" in refusal(
             job, accuracy={"kind": "exact"}, compute={"reproducible": "require"}
         )
@@ -192,10 +222,20 @@ if len(x) not in {taken}:
 return self.logits(x)"""
 
 
-@pytest.mark.parametrize(("taken", "size", "portion"), [
-    ((8,), 8, 8), ((5,), 5, 5), ((100,), 100, 100), (range(2, 17), 16, None), (range(1, 5), 4, 4),
-], ids=["8", "5", "100", "2 to 16", "up to 4"])  # fmt: skip
-def test_a_model_that_takes_some_numbers_of_rows_gets_those(job: JobFolder, taken: Any, size: int, portion: int | None):
+@pytest.mark.parametrize(
+    ("taken", "size", "portion"),
+    [
+        ((8,), 8, 8),
+        ((5,), 5, 5),
+        ((100,), 100, 100),
+        (range(2, 17), 16, None),
+        (range(1, 5), 4, 4),
+    ],
+    ids=["8", "5", "100", "2 to 16", "up to 4"],
+)
+def test_a_model_that_takes_some_numbers_of_rows_gets_those(
+    job: JobFolder, taken: Any, size: int, portion: int | None
+):
     job.write_model("return self.logits(x)")
     expected = job.rows(job.run(compute={}))["attr.a"].to_numpy()
     job.write_model(FIXED.format(rows=8, taken=taken))
@@ -287,7 +327,9 @@ def test_a_target_of_several_outputs_needs_a_row_of_them(job: JobFolder, kind: s
         ({"kind": "column", "columns": ["a", "b", "zz"]}, "column `zz`"),
     ],
 )
-def test_a_baseline_of_the_wrong_length_is_refused(job: JobFolder, baseline: dict[str, Any], message: str):
+def test_a_baseline_of_the_wrong_length_is_refused(
+    job: JobFolder, baseline: dict[str, Any], message: str
+):
     assert message in refusal(job, baseline=baseline)
 
 
@@ -298,13 +340,19 @@ def test_a_missing_or_corrupt_model_file_is_refused(job: JobFolder):
     (job.path / "weights.pt").write_bytes(b"\x80\x04junk")
     assert "weights-only state dict" in refusal(job, model=job.weighted("weights.pt"))
     job.write_weights()
-    assert "the parameters of Model" in refusal(job, model=job.weighted() | {"arguments": {"outputs": 3}})
+    assert "the parameters of Model" in refusal(
+        job, model=job.weighted() | {"arguments": {"outputs": 3}}
+    )
 
 
 @pytest.mark.parametrize("marks", [(0,), (0, 1, 2, 5), range(15)])
-def test_a_model_that_raises_on_some_of_the_first_rows_is_tried_on_others(job: JobFolder, marks: Sequence[int]):
+def test_a_model_that_raises_on_some_of_the_first_rows_is_tried_on_others(
+    job: JobFolder, marks: Sequence[int]
+):
     """They are `failed` in the output, as any other rows would be."""
-    job.write_model("if (x[:, 0] >= 1000).any(): raise ValueError('not this row')\nreturn self.logits(x)")
+    job.write_model(
+        "if (x[:, 0] >= 1000).any(): raise ValueError('not this row')\nreturn self.logits(x)"
+    )
     job.write_rows(marks=tuple(marks))
     manifest = job.run()
     assert manifest.statuses == {"failed": len(marks), "unchecked": 20 - len(marks)}
@@ -326,11 +374,15 @@ def test_a_model_that_crashes_while_it_is_tried_says_where(job: JobFolder):
     assert f"{job.module}.py" in done.stderr
 
 
-@pytest.mark.parametrize(("kind", "trusted"), [("torchscript", "torchscript"), ("torch_export", "torch_export")])
+@pytest.mark.parametrize(
+    ("kind", "trusted"), [("torchscript", "torchscript"), ("torch_export", "torch_export")]
+)
 def test_a_corrupt_program_is_refused(job: JobFolder, kind: str, trusted: str):
     (job.path / "program").write_bytes(b"not a program")
     job.module = trusted
-    assert "a program that this torch can load" in refusal(job, model={"kind": kind, "uri": "program"})
+    assert "a program that this torch can load" in refusal(
+        job, model={"kind": kind, "uri": "program"}
+    )
     assert "nothing there" in refusal(job, model={"kind": kind, "uri": "none"})
 
 
@@ -349,7 +401,9 @@ def test_a_corrupt_program_is_refused(job: JobFolder, kind: str, trusted: str):
         ({"code": ["none.py"]}, "none.py"),
     ],
 )
-def test_a_factory_that_builds_no_model_is_refused(job: JobFolder, change: dict[str, Any], message: str):
+def test_a_factory_that_builds_no_model_is_refused(
+    job: JobFolder, change: dict[str, Any], message: str
+):
     entrypoint = change.get("entrypoint", "{module}:build").format(module=job.module)
     model = job.model() | change | {"entrypoint": entrypoint}
     job.module = entrypoint.split(":")[0]

@@ -1,4 +1,6 @@
-"""What a source names, on every kind of storage: files, folders, globs and lists, each file with its path."""
+"""What a source names, on every kind of storage: files, folders, globs and lists, each file with
+its path.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,22 @@ def fill(place: Place, *names: str, rows: int = 6) -> None:
 
 def paths(place: Place, *uris: str, **options: str) -> list[str]:
     store, root = place
-    source = Source.model_validate({"uri": tuple(f"{root}/{u}" if u else str(root) for u in uris), **options})
+    source = Source.model_validate(
+        {"uri": tuple(f"{root}/{u}" if u else str(root) for u in uris), **options}
+    )
     return [path for _, path in list_source(store, source, "/").files]
 
 
 def test_a_folder_is_read_through_without_hidden_names(place: Place):
-    fill(place, "b.parquet", "a/c.parquet", "_SUCCESS.parquet", "_tmp/d.parquet", ".crc/e.parquet", "a/f.pq")
+    fill(
+        place,
+        "b.parquet",
+        "a/c.parquet",
+        "_SUCCESS.parquet",
+        "_tmp/d.parquet",
+        ".crc/e.parquet",
+        "a/f.pq",
+    )
     place[0].create(place[1].child("README.md"), b"notes")
     assert paths(place, "") == ["a/c.parquet", "a/f.pq", "b.parquet"]
     assert paths(place, "a") == ["c.parquet", "f.pq"]
@@ -107,9 +119,17 @@ def test_the_format_may_be_named(place: Place):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("a.parquet", "parquet"), ("a.PQ", "parquet"), ("a.csv", "csv"), ("a.jsonl", "json_lines"),
-     ("a.ndjson", "json_lines"), ("a.json", None), ("parquet", None), ("a.parquet.gz", None)],
-)  # fmt: skip
+    [
+        ("a.parquet", "parquet"),
+        ("a.PQ", "parquet"),
+        ("a.csv", "csv"),
+        ("a.jsonl", "json_lines"),
+        ("a.ndjson", "json_lines"),
+        ("a.json", None),
+        ("parquet", None),
+        ("a.parquet.gz", None),
+    ],
+)
 def test_formats_go_by_the_extension(name: str, kind: str | None):
     assert entry_format(Source(uri="x"), Uri("file", f"/d/{name}")) == kind
 

@@ -36,14 +36,17 @@ def test_every_way_is_timed_and_nothing_is_written(job: JobFolder) -> None:
 
 def test_savings_are_compared_where_there_are_any(job: JobFolder) -> None:
     job.path.joinpath(f"{job.module}.py").write_text(
-        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), "
-        "nn.Linear(8, 2)).eval()\n"
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(3, 8),"
+        " nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2)).eval()\n"
     )
     assert {t.savings for t in tune(job).trials} == {"auto", "none"}
 
 
 def test_memory_bounds_the_step_batch(job: JobFolder) -> None:
-    job.write_model("return self.logits(x) + (x[:, :1, None] * x.new_ones(1, 1, 9000)).sin().sum((1, 2))[:, None]")
+    job.write_model(
+        "return self.logits(x) + (x[:, :1, None] * x.new_ones(1, 1, 9000)).sin().sum((1, 2))[:,"
+        " None]"
+    )
     found = tune(job, compute={"memory": 4 << 20})
     assert {t.batch_rows for t in found.trials} == {16, 32}
 
@@ -54,7 +57,9 @@ def test_slow_batches_are_not_made_larger(job: JobFolder, monkeypatch: pytest.Mo
 
 
 def test_the_fastest_of_each_number_of_threads_is_a_line_for_the_spec(job: JobFolder) -> None:
-    found = Tuning("cpu", (Trial(16, 1, "auto", 3e-3), Trial(32, 1, "none", 1e-3), Trial(16, 4, "auto", 2e-3)))
+    found = Tuning(
+        "cpu", (Trial(16, 1, "auto", 3e-3), Trial(32, 1, "none", 1e-3), Trial(16, 4, "auto", 2e-3))
+    )
     parsed = [parse_text(line, "tune") for line in found.lines()]
     assert [p["compute"]["batch_rows"] for p in parsed] == [32, 16]
     specs = [parse_spec(job.fields(**p)) for p in parsed]
@@ -63,7 +68,8 @@ def test_the_fastest_of_each_number_of_threads_is_a_line_for_the_spec(job: JobFo
 
 def test_a_closed_form_has_nothing_to_tune(job: JobFolder) -> None:
     job.path.joinpath(f"{job.module}.py").write_text(
-        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()\n"
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(),"
+        " nn.Linear(8, 2)).eval()\n"
     )
     found = tune(job, accuracy={"kind": "adaptive"})
     assert (found.exact, found.trials) == (True, ())

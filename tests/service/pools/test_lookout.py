@@ -40,7 +40,9 @@ lookout.EVERY_S, lookout.LAST_WORD_S = 0.05, 0.5
 watching = lookout.Lookout({GONE!r}, {str(tmp_path / "raylet")!r})
 time.sleep(120)
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100
+    )
     assert ended.returncode == TransientError.exit_code
     assert "TransientError: Ray at 127.0.0.1:1" in ended.stderr
     assert "it resumes" in ended.stderr

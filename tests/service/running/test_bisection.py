@@ -1,4 +1,6 @@
-"""The search for the rows that take workers away: it finds exactly these, within its bound of losses."""
+"""The search for the rows that take workers away: it finds exactly these, within its bound of
+losses.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,25 @@ def shard(rows: int) -> Shard:
 
 
 def lost(rows: Range | None, outcome: str = "killed_worker", *, charged: bool = True) -> Attempt:
-    return Attempt(shard="00007", outcome=outcome, rows=rows, charged=charged, alone=True, reason="why", detail="",
-                   node="", at="")  # fmt: skip
+    return Attempt(
+        shard="00007",
+        outcome=outcome,
+        rows=rows,
+        charged=charged,
+        alone=True,
+        reason="why",
+        detail="",
+        node="",
+        at="",
+    )
 
 
 def search(rows: int, killers: set[int]) -> tuple[Trial | None, list[Attempt], set[Range]]:
     """Try what the search asks for until it asks for the whole shard or gives up."""
     attempts, survived = [lost(None)], set[Range]()
-    while (trial := next_trial(shard(rows), attempts, survived)) is not None and trial.only is not None:
+    while (
+        trial := next_trial(shard(rows), attempts, survived)
+    ) is not None and trial.only is not None:
         assert trial.only not in survived
         assert trial.only not in [a.rows for a in attempts]
         if killers & set(range(*trial.only)):
@@ -47,10 +60,14 @@ def test_exactly_the_killers_are_found(rows: int, data: st.DataObject):
 
 
 def test_a_search_goes_on_from_the_attempts_alone():
-    """Another driver knows the losses and not who survived: it finds the same rows and loses nobody twice."""
+    """Another driver knows the losses and not who survived: it finds the same rows and loses nobody
+    twice.
+    """
     _, attempts, _ = search(100, {3, 77})
     survived = {READ_ONLY}
-    while (trial := next_trial(shard(100), attempts, survived)) is not None and trial.only is not None:
+    while (
+        trial := next_trial(shard(100), attempts, survived)
+    ) is not None and trial.only is not None:
         assert not {3, 77} & set(range(*trial.only))
         survived.add(trial.only)
     assert trial is not None

@@ -1,4 +1,6 @@
-"""A run through its life: interrupted, killed and taken up again, finished, pointed at, and left alone."""
+"""A run through its life: interrupted, killed and taken up again, finished, pointed at, and left
+alone.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,19 @@ def latest(job: JobFolder, name: str = "test") -> Pointer:
     return Pointer.model_validate_json((job.path / "out" / "_latest" / f"{name}.json").read_bytes())
 
 
-def run(job: JobFolder, *, salt: str = "", date: str | None = None, mixed: bool = False, **changes: Any) -> RunManifest:
-    return run_job(job.spec(**changes), base=str(job.path), trusted=(job.module,), pool="local", salt=salt,
-                   logical_date=date, allow_mixed=mixed, console=Console(quiet=True))  # fmt: skip
+def run(
+    job: JobFolder, *, salt: str = "", date: str | None = None, mixed: bool = False, **changes: Any
+) -> RunManifest:
+    return run_job(
+        job.spec(**changes),
+        base=str(job.path),
+        trusted=(job.module,),
+        pool="local",
+        salt=salt,
+        logical_date=date,
+        allow_mixed=mixed,
+        console=Console(quiet=True),
+    )
 
 
 def test_a_finished_run_holds_what_the_design_says(job: JobFolder):
@@ -79,7 +91,9 @@ def test_two_drivers_on_one_run_end_with_each_row_once(job: JobFolder):
     both = [drivers.start(job, name=name) for name in ("one", "two")]
     assert [drivers.finish(driver) for driver in both] == [0, 0]
     assert {latest(job, "one").run_id, latest(job, "two").run_id} == {alone.run_id}
-    done = RunManifest.model_validate_json((job.path / "out" / alone.run_id / "_manifest.json").read_bytes())
+    done = RunManifest.model_validate_json(
+        (job.path / "out" / alone.run_id / "_manifest.json").read_bytes()
+    )
     assert (done.complete, done.digest) == (True, alone.digest)
     assert job.rows(done)["row_id"].tolist() == list(range(60))
 
@@ -124,7 +138,9 @@ def test_a_resumed_run_keeps_its_shards_and_takes_the_deadlines_of_today(job: Jo
     assert [q.attempts for q in again.quarantined] == [5], "whole until there were four"
 
 
-def test_another_torch_build_is_refused_or_lowers_the_level(job: JobFolder, monkeypatch: pytest.MonkeyPatch):
+def test_another_torch_build_is_refused_or_lowers_the_level(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch
+):
     first = run(job)
     assert first.determinism == "bitwise"
     folder = job.path / "out" / first.run_id
@@ -153,7 +169,9 @@ def test_an_edited_model_file_is_another_run_with_other_rows(job: JobFolder):
     assert first.run_id != second.run_id
     assert first == third
     doubled, plain = job.rows(second), job.rows(first)
-    assert doubled["attribution_sum"].to_numpy() == pytest.approx(2 * plain["attribution_sum"].to_numpy())
+    assert doubled["attribution_sum"].to_numpy() == pytest.approx(
+        2 * plain["attribution_sum"].to_numpy()
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +189,7 @@ def test_limits_are_told_in_words(job: JobFolder, limits: dict[str, Any], exceed
     assert limits_exceeded(spec, run(job, limits=limits)) == exceeded
 
 
-# --- real drivers ------------------------------------------------------------------------------------------
+# --- real drivers ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -181,11 +199,18 @@ def family() -> Iterator[Family]:
     found.kill()
 
 
-@pytest.mark.parametrize(("one", "other"), [
-    (pa.timestamp("us", tz="UTC"), pa.timestamp("ns", tz="UTC")), (pa.decimal128(5, 0), pa.decimal128(9, 0)),
-    (pa.int32(), pa.int64()),
-], ids=str)  # fmt: skip
-def test_files_with_ids_of_like_types_make_one_table(job: JobFolder, one: pa.DataType, other: pa.DataType):
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.timestamp("us", tz="UTC"), pa.timestamp("ns", tz="UTC")),
+        (pa.decimal128(5, 0), pa.decimal128(9, 0)),
+        (pa.int32(), pa.int64()),
+    ],
+    ids=str,
+)
+def test_files_with_ids_of_like_types_make_one_table(
+    job: JobFolder, one: pa.DataType, other: pa.DataType
+):
     """Whatever reads the folder as one dataset needs one type."""
     number = Decimal if pa.types.is_decimal(one) else int
     job.write_rows(count=10, id=pa.array([number(i) for i in range(10)], one))
@@ -208,11 +233,17 @@ def test_a_run_is_taken_up_although_what_it_reads_has_moved(job: JobFolder, move
     data = job.path / "out" / first.run_id
     (data / "_manifest.json").unlink()
     (data / "data" / "part-00001.parquet").unlink()
-    places = {"source": ("data", "elsewhere"), "weights": ("weights.safetensors", "w.safetensors"),
-              "text and output": ("out", "out2")}  # fmt: skip
+    places = {
+        "source": ("data", "elsewhere"),
+        "weights": ("weights.safetensors", "w.safetensors"),
+        "text and output": ("out", "out2"),
+    }
     (job.path / places[moved][0]).rename(job.path / places[moved][1])
-    changes |= {"source": {"source": {"uri": "elsewhere", "row_id": "id"}}, "weights": {},
-                "text and output": {"output": {"uri": "out2"}}}[moved]  # fmt: skip
+    changes |= {
+        "source": {"source": {"uri": "elsewhere", "row_id": "id"}},
+        "weights": {},
+        "text and output": {"output": {"uri": "out2"}},
+    }[moved]
     weights = "w.safetensors" if moved == "weights" else "weights.safetensors"
     again = job.run(model=job.weighted(weights), **changes)
     assert (again.complete, again.run_id, again.digest) == (True, first.run_id, first.digest)
@@ -220,8 +251,12 @@ def test_a_run_is_taken_up_although_what_it_reads_has_moved(job: JobFolder, move
 
 @pytest.mark.ray
 def test_interrupted_then_killed_then_finished_gives_each_row_once(job: JobFolder, family: Family):
-    """Slow while the file `slow` is there. A run that began on Ray may end in one process: the rows are the same."""
-    job.write_model("if (self.folder / 'slow').exists():\n    time.sleep(0.05)\nreturn self.logits(x)")
+    """Slow while the file `slow` is there. A run that began on Ray may end in one process: the rows
+    are the same.
+    """
+    job.write_model(
+        "if (self.folder / 'slow').exists():\n    time.sleep(0.05)\nreturn self.logits(x)"
+    )
     job.write_rows(count=300)
     model = job.model(folder=str(job.path))
     undisturbed = job.run(model=model, output={"uri": "undisturbed"})
@@ -247,7 +282,9 @@ def test_interrupted_then_killed_then_finished_gives_each_row_once(job: JobFolde
     wait_until(lambda: objects() >= interrupted + 2 or driver.poll() is not None)
     code, output = end(driver, signal.SIGKILL)
     assert code == -signal.SIGKILL, output
-    agents = family.left(within=5)  # Ray's own agents may take a minute to see that it is gone; nobody may compute
+    agents = family.left(
+        within=5
+    )  # Ray's own agents may take a minute to see that it is gone; nobody may compute
     assert [command for command in agents.values() if "agent" not in command.lower()] == []
     killed = objects()
     assert interrupted + 2 <= killed < 30

@@ -1,4 +1,6 @@
-"""One job, one logical digest: however its rows are cut, ordered, spread over files and workers, or taken up again."""
+"""One job, one logical digest: however its rows are cut, ordered, spread over files and workers, or
+taken up again.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
     return made
 
 
-def run(folder: JobFolder, out: Path, *, shards: int = 7, accuracy: dict[str, Any] = ADAPTIVE, workers: int = 1,
-        source: str = "data", address: str | None = None, **changes: Any) -> RunManifest:  # fmt: skip
+def run(
+    folder: JobFolder,
+    out: Path,
+    *,
+    shards: int = 7,
+    accuracy: dict[str, Any] = ADAPTIVE,
+    workers: int = 1,
+    source: str = "data",
+    address: str | None = None,
+    **changes: Any,
+) -> RunManifest:
     fields = folder.fields(
-        source={"uri": source, "row_id": "id"}, output={"uri": str(out)}, accuracy=accuracy,
-        compute={"shard_rows": SHARDS[shards], "batch_rows": 16, "workers": workers, **changes})  # fmt: skip
-    return run_job(parse_spec(fields), base=str(folder.path), trusted=(folder.module,), pool="ray" if address else "local",
-                   address=address)  # fmt: skip
+        source={"uri": source, "row_id": "id"},
+        output={"uri": str(out)},
+        accuracy=accuracy,
+        compute={"shard_rows": SHARDS[shards], "batch_rows": 16, "workers": workers, **changes},
+    )
+    return run_job(
+        parse_spec(fields),
+        base=str(folder.path),
+        trusted=(folder.module,),
+        pool="ray" if address else "local",
+        address=address,
+    )
 
 
 @pytest.fixture(scope="module", params=[ADAPTIVE, FIXED], ids=lambda a: a["kind"])
@@ -53,7 +72,9 @@ def accuracy(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def plain(folder: JobFolder, accuracy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunManifest:
+def plain(
+    folder: JobFolder, accuracy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> RunManifest:
     """The run that all others are to equal: one shard, rows in order."""
     manifest = run(folder, tmp_path_factory.mktemp("plain"), shards=1, accuracy=accuracy)
     assert (manifest.complete, manifest.determinism, manifest.rows_out) == (True, "bitwise", ROWS)
@@ -63,25 +84,37 @@ def plain(folder: JobFolder, accuracy: dict[str, Any], tmp_path_factory: pytest.
 
 @pytest.mark.parametrize("source", ["data", "shuffled"])
 @pytest.mark.parametrize("shards", SHARDS)
-def test_shards_and_order_leave_the_digest(folder: JobFolder, plain: RunManifest, accuracy: dict[str, Any],
-                                           shards: int, source: str, tmp_path: Path) -> None:  # fmt: skip
+def test_shards_and_order_leave_the_digest(
+    folder: JobFolder,
+    plain: RunManifest,
+    accuracy: dict[str, Any],
+    shards: int,
+    source: str,
+    tmp_path: Path,
+) -> None:
     """Files may not share a shard, so two of them need one more."""
     found = run(folder, tmp_path, shards=shards, accuracy=accuracy, source=source)
     assert shards <= found.shards_planned <= shards + 1
     assert (found.quarantined, found.digest) == ((), plain.digest)
 
 
-def test_another_step_batch_is_another_run(folder: JobFolder, plain: RunManifest, accuracy: dict[str, Any],
-                                           tmp_path: Path) -> None:  # fmt: skip
+def test_another_step_batch_is_another_run(
+    folder: JobFolder, plain: RunManifest, accuracy: dict[str, Any], tmp_path: Path
+) -> None:
     """The digest tells: what is not to change it is not merely left out of it."""
     assert run(folder, tmp_path, accuracy=accuracy, batch_rows=32).run_id != plain.run_id
-    other = run(folder, tmp_path, accuracy=accuracy | ({"steps": 9} if "steps" in accuracy else {"tolerance": 1e-6}))
+    other = run(
+        folder,
+        tmp_path,
+        accuracy=accuracy | ({"steps": 9} if "steps" in accuracy else {"tolerance": 1e-6}),
+    )
     assert other.digest != plain.digest
 
 
 @pytest.mark.parametrize("lost", [[0], [3, 4, 5, 6], list(range(7))], ids=len)
-def test_a_run_taken_up_again_has_the_same_digest(folder: JobFolder, plain: RunManifest, accuracy: dict[str, Any],
-                                                  lost: list[int], tmp_path: Path) -> None:  # fmt: skip
+def test_a_run_taken_up_again_has_the_same_digest(
+    folder: JobFolder, plain: RunManifest, accuracy: dict[str, Any], lost: list[int], tmp_path: Path
+) -> None:
     """As if the driver had died before the lost shards; those that remain are not written again."""
     first = run(folder, tmp_path, accuracy=accuracy)
     place = tmp_path / first.run_id
@@ -106,7 +139,22 @@ def cluster() -> Iterator[str]:
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("shards", "source"), [(7, "shuffled"), (64, "data")])
-def test_two_workers_leave_the_digest(folder: JobFolder, plain: RunManifest, accuracy: dict[str, Any], cluster: str,
-                                      shards: int, source: str, tmp_path: Path) -> None:  # fmt: skip
-    found = run(folder, tmp_path, shards=shards, source=source, accuracy=accuracy, workers=2, address=cluster)
+def test_two_workers_leave_the_digest(
+    folder: JobFolder,
+    plain: RunManifest,
+    accuracy: dict[str, Any],
+    cluster: str,
+    shards: int,
+    source: str,
+    tmp_path: Path,
+) -> None:
+    found = run(
+        folder,
+        tmp_path,
+        shards=shards,
+        source=source,
+        accuracy=accuracy,
+        workers=2,
+        address=cluster,
+    )
     assert (found.complete, found.digest) == (True, plain.digest)

@@ -25,7 +25,9 @@ DATE = "2026-01-02"
 
 @dataclass(frozen=True)
 class Partial:
-    """A run of three shards, of which the second was given up: a page of the source does not decode."""
+    """A run of three shards, of which the second was given up: a page of the source does not
+    decode.
+    """
 
     job: JobFolder
     manifest: RunManifest
@@ -51,14 +53,22 @@ def partial(job: JobFolder) -> Partial:
     job.write_rows(count=60, row_group_size=20, write_page_checksum=True)
     job.write_weights()
     sound = job.flip_bit("rows.parquet", 1)
-    spec = job.spec(model=job.weighted(), compute={"shard_rows": 20, "batch_rows": 16, "attempts": 1})
-    manifest = run_job(spec, base=str(job.path), trusted=(job.module,), pool="local", logical_date=DATE)
+    spec = job.spec(
+        model=job.weighted(), compute={"shard_rows": 20, "batch_rows": 16, "attempts": 1}
+    )
+    manifest = run_job(
+        spec, base=str(job.path), trusted=(job.module,), pool="local", logical_date=DATE
+    )
     assert [q.shard for q in manifest.quarantined] == ["00001"]
     return Partial(job, manifest, sound)
 
 
-def test_a_mended_run_is_completed_from_its_folder_alone(partial: Partial, monkeypatch: pytest.MonkeyPatch):
-    """Weights and code were named by relative paths; the driver stands elsewhere and has no spec."""
+def test_a_mended_run_is_completed_from_its_folder_alone(
+    partial: Partial, monkeypatch: pytest.MonkeyPatch
+):
+    """Weights and code were named by relative paths; the driver stands elsewhere and has no
+    spec.
+    """
     job = partial.job
     before = partial.outcomes()
     kept = {p: p.stat().st_mtime_ns for p in (partial.folder / "data").iterdir()}
@@ -171,8 +181,11 @@ def test_a_record_beside_a_committed_shard_stops_no_run(partial: Partial):
     (partial.folder / "_manifest.json").unlink()
     (partial.folder / "_quarantine" / "00001.json").write_bytes(record)
     (partial.folder / "data" / "part-00002.parquet").unlink()
-    manifest = partial.job.run(model=partial.job.weighted(), limits={"max_quarantined": 0},
-                               compute={"shard_rows": 20, "batch_rows": 16, "attempts": 1})  # fmt: skip
+    manifest = partial.job.run(
+        model=partial.job.weighted(),
+        limits={"max_quarantined": 0},
+        compute={"shard_rows": 20, "batch_rows": 16, "attempts": 1},
+    )
     assert (manifest.complete, manifest.run_id) == (True, partial.manifest.run_id)
 
 

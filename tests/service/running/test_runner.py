@@ -1,4 +1,6 @@
-"""The dispatch loop against a scripted pool: what is charged, who is tried alone, what ends a run."""
+"""The dispatch loop against a scripted pool: what is charged, who is tried alone, what ends
+a run.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ LOSSES = ("killed_worker", "stalled", "preempted", "lost", "memory")
 
 @dataclass
 class ScriptedPool:
-    """Workers whose shards end as a script says, by shard id; a shard without further lines ends well.
+    """Workers whose shards end as a script says, by shard id; a shard without further lines ends
+    well.
 
     `killers` are rows of a shard that take their worker away whenever they are run.
     """
@@ -78,7 +81,9 @@ class ScriptedPool:
         if event == DONE:
             committed = not isinstance(shard, Trial) or shard.only is None
             return [Outcome(worker, shard, footer(shard) if committed else None)]
-        failure = Failure(event, f"scripted {event}", "Traceback: x", "node-1", self.error.get(shard.id))  # type: ignore[arg-type]
+        failure = Failure(
+            event, f"scripted {event}", "Traceback: x", "node-1", self.error.get(shard.id)
+        )  # type: ignore[arg-type]
         return [Outcome(worker, shard, failure)]
 
     def replace(self, worker: int) -> None:
@@ -110,10 +115,24 @@ def rows_run(shard: Shard) -> set[int]:
 
 def footer(shard: Shard) -> ShardFooter:
     return ShardFooter(
-        run_id="r", shard=shard.id, plan_sha256="p", rows_in=shard.rows, rows_out=shard.rows, statuses={"ok": shard.rows},
-        gap=Quantiles(), error=Quantiles(), error_histogram={}, gap_histogram={}, evaluations=8 * shard.rows,
-        padded_evaluations=0, digest="0" * 64, batch_rows=16, seconds={}, node="n", versions={},
-    )  # fmt: skip
+        run_id="r",
+        shard=shard.id,
+        plan_sha256="p",
+        rows_in=shard.rows,
+        rows_out=shard.rows,
+        statuses={"ok": shard.rows},
+        gap=Quantiles(),
+        error=Quantiles(),
+        error_histogram={},
+        gap_histogram={},
+        evaluations=8 * shard.rows,
+        padded_evaluations=0,
+        digest="0" * 64,
+        batch_rows=16,
+        seconds={},
+        node="n",
+        versions={},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +153,12 @@ def under(ledger: Ledger, **compute: Any) -> Ledger:
     """The ledger of the same plan with other limits."""
     most = compute.pop("max_quarantined", None)
     spec = ledger.plan.spec
-    changed = spec.model_copy(update={"compute": spec.compute.model_copy(update=compute),
-                                      "limits": Limits(max_quarantined=most)})  # fmt: skip
+    changed = spec.model_copy(
+        update={
+            "compute": spec.compute.model_copy(update=compute),
+            "limits": Limits(max_quarantined=most),
+        }
+    )
     return Ledger(ledger.store, ledger.run, ledger.plan.model_copy(update={"spec": changed}))
 
 
@@ -171,17 +194,28 @@ def test_stored_shards_are_not_run_again(ledger: Ledger):
 @pytest.mark.parametrize(
     ("event", "beside", "charged"),
     [
-        ("raised", True, True), ("killed_worker", True, True), ("stalled", True, True),
-        ("memory", False, True), ("memory", True, False),
-        ("preempted", False, False), ("lost", False, False), ("storage", False, False),
+        ("raised", True, True),
+        ("killed_worker", True, True),
+        ("stalled", True, True),
+        ("memory", False, True),
+        ("memory", True, False),
+        ("preempted", False, False),
+        ("lost", False, False),
+        ("storage", False, False),
     ],
-)  # fmt: skip
+)
 def test_what_is_charged(ledger: Ledger, event: LossKind, beside: bool, charged: bool):
     shard = ledger.plan.shards[0]
-    found = ledger.record(shard, Failure(event, "why", "Traceback: x", "node-1"), alone=False, beside=beside)
+    found = ledger.record(
+        shard, Failure(event, "why", "Traceback: x", "node-1"), alone=False, beside=beside
+    )
     assert (found.charged, found.outcome, found.reason, found.detail, found.node) == (
-        charged, event, "why", "Traceback: x", "node-1",
-    )  # fmt: skip
+        charged,
+        event,
+        "why",
+        "Traceback: x",
+        "node-1",
+    )
 
 
 def test_a_shard_that_raises_even_when_read_is_given_up_after_its_attempts(ledger: Ledger):
@@ -201,7 +235,9 @@ def test_attempts_are_the_specs(ledger: Ledger, attempts: int):
 
 
 def test_a_shard_that_fails_at_first_is_done_in_the_end(ledger: Ledger):
-    pool = ScriptedPool({"00000": ["raised", "storage", "raised"], "00003": ["preempted", "killed_worker"]})
+    pool = ScriptedPool(
+        {"00000": ["raised", "storage", "raised"], "00003": ["preempted", "killed_worker"]}
+    )
     assert run(pool, ledger) == ALL
     assert ledger.quarantined == {}
 
@@ -211,7 +247,12 @@ def test_a_shard_lost_twice_is_tried_alone_and_then_condemned(ledger: Ledger, ev
     pool = ScriptedPool({"00001": [event] * 9}, workers=3)
     assert run(pool, ledger) == ALL - {"00001"}
     attempts = ledger.attempts["00001"]
-    assert [(a.alone, a.rows) for a in attempts] == [(False, None), (False, None), (True, None), (True, (0, 0))]
+    assert [(a.alone, a.rows) for a in attempts] == [
+        (False, None),
+        (False, None),
+        (True, None),
+        (True, (0, 0)),
+    ]
     lone = [i for i, (_, shard, _) in enumerate(pool.runs) if shard == "00001"][-2]
     worker, _, in_flight = pool.runs[lone]
     assert (worker in pool.replaced, in_flight) == (True, 1)
@@ -254,11 +295,21 @@ def test_rows_that_kill_are_found_and_the_shard_is_done_without_them(ledger: Led
     pool = ScriptedPool({}, workers=2, killers={"00001": {4, 9}, "00003": {0}})
     assert run(pool, ledger) == ALL
     assert ledger.quarantined == {}
-    whole = {s.id: [c.row for c in s.culprits] for s in pool.shards if isinstance(s, Trial) and s.only is None}
+    whole = {
+        s.id: [c.row for c in s.culprits]
+        for s in pool.shards
+        if isinstance(s, Trial) and s.only is None
+    }
     assert whole == {"00001": [4, 9], "00003": [0]}
-    searched = [in_flight for (_, _, in_flight), s in zip(pool.runs, pool.shards, strict=True) if isinstance(s, Trial)]
+    searched = [
+        in_flight
+        for (_, _, in_flight), s in zip(pool.runs, pool.shards, strict=True)
+        if isinstance(s, Trial)
+    ]
     assert set(searched) == {1}, "nothing runs beside a search"
-    assert pool.replaced.count(0) + pool.replaced.count(1) == 2, "a trial needs no worker of its own"
+    assert pool.replaced.count(0) + pool.replaced.count(1) == 2, (
+        "a trial needs no worker of its own"
+    )
 
 
 def test_a_search_outlives_its_driver(ledger: Ledger):
@@ -272,22 +323,32 @@ def test_a_search_outlives_its_driver(ledger: Ledger):
     pool = ScriptedPool({}, killers=killers)
     stored = [footer(s) for s in ledger.plan.shards if s.id != "00001"]
     assert run(pool, again, stored) == ALL
-    assert not known & {s.only for s in pool.shards if isinstance(s, Trial)}, "no range is lost twice"
-    assert [c.row for s in pool.shards if isinstance(s, Trial) and s.only is None for c in s.culprits] == [4, 9]
+    assert not known & {s.only for s in pool.shards if isinstance(s, Trial)}, (
+        "no range is lost twice"
+    )
+    assert [
+        c.row for s in pool.shards if isinstance(s, Trial) and s.only is None for c in s.culprits
+    ] == [4, 9]
 
 
 def test_a_shard_that_is_lost_without_its_culprits_is_given_up(ledger: Ledger):
     """Sound when read and in halves, lost as a whole: memory that no single row takes, say."""
-    pool = ScriptedPool({"00001": ["killed_worker"] * 3 + [DONE] * 3 + ["killed_worker"]}, workers=2)
+    pool = ScriptedPool(
+        {"00001": ["killed_worker"] * 3 + [DONE] * 3 + ["killed_worker"]}, workers=2
+    )
     assert run(pool, ledger) == ALL - {"00001"}
     assert [a.rows for a in ledger.attempts["00001"]] == [None] * 4
     assert list(ledger.quarantined) == ["00001"]
 
 
 def test_a_search_that_is_preempted_goes_on(ledger: Ledger):
-    pool = ScriptedPool({"00001": ["killed_worker"] * 3 + [DONE, "preempted", "storage"]}, killers={"00001": {4}})
+    pool = ScriptedPool(
+        {"00001": ["killed_worker"] * 3 + [DONE, "preempted", "storage"]}, killers={"00001": {4}}
+    )
     assert run(pool, ledger) == ALL
-    assert [c.row for s in pool.shards if isinstance(s, Trial) and s.only is None for c in s.culprits] == [4]
+    assert [
+        c.row for s in pool.shards if isinstance(s, Trial) and s.only is None for c in s.culprits
+    ] == [4]
 
 
 def test_a_released_shard_starts_anew_and_keeps_its_history(ledger: Ledger):
@@ -306,11 +367,17 @@ def test_a_released_shard_starts_anew_and_keeps_its_history(ledger: Ledger):
 def test_memory_that_takes_two_workers_at_once_is_charged_to_neither(ledger: Ledger):
     class Together(ScriptedPool):
         def wait(self, timeout_s: float) -> list[Outcome]:
-            return [outcome for _ in range(max(1, len(self.busy))) for outcome in super(Together, self).wait(timeout_s)]
+            return [
+                outcome
+                for _ in range(max(1, len(self.busy)))
+                for outcome in super(Together, self).wait(timeout_s)
+            ]
 
     pool = Together({"00000": ["memory"], "00001": ["memory"]}, workers=2)
     assert run(pool, ledger) == ALL
-    assert [(a.charged, a.alone) for known in ledger.attempts.values() for a in known] == [(False, False)] * 2
+    assert [(a.charged, a.alone) for known in ledger.attempts.values() for a in known] == [
+        (False, False)
+    ] * 2
 
 
 def test_faults_that_an_earlier_driver_saw_do_not_end_the_next_one(ledger: Ledger):
@@ -359,7 +426,9 @@ def test_a_run_above_its_limit_is_not_taken_up_again(ledger: Ledger):
 
 
 def test_no_limit_lets_the_others_finish(ledger: Ledger):
-    assert run(ScriptedPool({shard: ["raised"] * 9 for shard in sorted(ALL)[:5]}), ledger) == {"00005"}
+    assert run(ScriptedPool({shard: ["raised"] * 9 for shard in sorted(ALL)[:5]}), ledger) == {
+        "00005"
+    }
 
 
 def test_attempts_outlive_the_driver(ledger: Ledger):
@@ -397,7 +466,9 @@ def test_quarantined_shards_stay_given_up(ledger: Ledger):
     run(ScriptedPool({"00003": ["raised"] * 9}), ledger)
     pool = ScriptedPool({})
     again = read_ledger(ledger.store, ledger.run, ledger.plan)
-    assert run(pool, again, [footer(s) for s in ledger.plan.shards if s.id != "00003"]) == ALL - {"00003"}
+    assert run(pool, again, [footer(s) for s in ledger.plan.shards if s.id != "00003"]) == ALL - {
+        "00003"
+    }
     assert pool.runs == []
 
 
@@ -412,7 +483,12 @@ def test_two_drivers_keep_each_others_records(ledger: Ledger):
 def test_attempts_are_read_back_in_order_past_ten(ledger: Ledger):
     shard = ledger.plan.shards[0]
     for number in range(12):
-        ledger.record(shard, Failure("storage" if number < 11 else "raised", str(number)), alone=False, beside=False)
+        ledger.record(
+            shard,
+            Failure("storage" if number < 11 else "raised", str(number)),
+            alone=False,
+            beside=False,
+        )
     found = read_ledger(ledger.store, ledger.run, ledger.plan)
     assert [a.reason for a in found.attempts[shard.id]] == [str(n) for n in range(12)]
     assert [a.charged for a in found.attempts[shard.id]] == [False] * 11 + [True]
@@ -429,10 +505,23 @@ def test_the_tally_counts_stored_and_new_rows(ledger: Ledger):
     seen: list[Tally] = []
     stored = committed([footer(s) for s in ledger.plan.shards[:4]])
     told: list[str] = []
-    Dispatch(ScriptedPool({"00004": ["raised"] * 9}), ledger.plan, ledger, stored, seen.append, told.append).run()
+    Dispatch(
+        ScriptedPool({"00004": ["raised"] * 9}),
+        ledger.plan,
+        ledger,
+        stored,
+        seen.append,
+        told.append,
+    ).run()
     last = seen[-1]
     assert told == ["00005"], "only what this driver saw committed"
-    assert (last.rows_planned, last.rows_done, last.rows_here, last.shards_done, last.quarantined) == (60, 50, 10, 5, 1)
+    assert (
+        last.rows_planned,
+        last.rows_done,
+        last.rows_here,
+        last.shards_done,
+        last.quarantined,
+    ) == (60, 50, 10, 5, 1)
     assert (last.attributed, last.converged, last.evaluations) == (50, 50, 400)
     assert last.eta_s is not None
 
@@ -440,11 +529,19 @@ def test_the_tally_counts_stored_and_new_rows(ledger: Ledger):
 Script = st.lists(st.sampled_from(["raised", "storage", *LOSSES]), max_size=8)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(scripts=st.fixed_dictionaries(dict.fromkeys(sorted(ALL), Script)), workers=st.integers(1, 4))
-def test_any_script_ends_with_every_shard_done_or_given_up(planned: Plan, tmp_path_factory: pytest.TempPathFactory,
-                                                           scripts: dict[str, list[Event]], workers: int):  # fmt: skip
-    """Drivers that stop as retryable are started again, as people do; each comes nearer to the end."""
+def test_any_script_ends_with_every_shard_done_or_given_up(
+    planned: Plan,
+    tmp_path_factory: pytest.TempPathFactory,
+    scripts: dict[str, list[Event]],
+    workers: int,
+):
+    """Drivers that stop as retryable are started again, as people do; each comes nearer to
+    the end.
+    """
     folder = Uri("file", str(tmp_path_factory.mktemp("run")))
     scripts = {shard: list(events) for shard, events in scripts.items()}
     done: set[str] = set()

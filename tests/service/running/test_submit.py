@@ -1,4 +1,6 @@
-"""The command line against a real cluster: `ray start --head`, `ray job submit`, and `--address`."""
+"""The command line against a real cluster: `ray start --head`, `ray job submit`, and
+`--address`.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,23 @@ def cluster() -> Iterator[Cluster]:
 
 
 def call(cluster: Cluster, *command: str) -> tuple[int, str]:
-    done = subprocess.run(command, env=cluster.environment, cwd="/", capture_output=True, text=True, timeout=150)
+    done = subprocess.run(
+        command, env=cluster.environment, cwd="/", capture_output=True, text=True, timeout=150
+    )
     return done.returncode, done.stdout + done.stderr
 
 
 def integrand(job: JobFolder, spec: str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "integrand.service.cli", "run", spec, "--trust-model-code", job.module, *options]
+    return [
+        sys.executable,
+        "-m",
+        "integrand.service.cli",
+        "run",
+        spec,
+        "--trust-model-code",
+        job.module,
+        *options,
+    ]
 
 
 def finished(job: JobFolder, out: str) -> RunManifest:
@@ -46,10 +59,23 @@ def test_a_job_is_submitted_to_the_cluster(job: JobFolder, cluster: Cluster):
     submitted = job.path / "submitted"
     submitted.mkdir()
     shutil.move(job.path / f"{job.module}.py", submitted)
-    spec = job.write_spec(source={"uri": str(job.path / "data"), "row_id": "id"}, output={"uri": str(job.path / "out")})
+    spec = job.write_spec(
+        source={"uri": str(job.path / "data"), "row_id": "id"},
+        output={"uri": str(job.path / "out")},
+    )
     shutil.move(spec, submitted)
-    code, output = call(cluster, RAY, "job", "submit", "--address", cluster.dashboard, "--working-dir", str(submitted), "--",
-                        *integrand(job, "spec.yaml"))  # fmt: skip
+    code, output = call(
+        cluster,
+        RAY,
+        "job",
+        "submit",
+        "--address",
+        cluster.dashboard,
+        "--working-dir",
+        str(submitted),
+        "--",
+        *integrand(job, "spec.yaml"),
+    )
     assert code == 0, output
     assert "2/2 shards" in output
     manifest = finished(job, "out")
@@ -59,7 +85,9 @@ def test_a_job_is_submitted_to_the_cluster(job: JobFolder, cluster: Cluster):
 
 
 def test_a_driver_joins_the_cluster_by_its_address(job: JobFolder, cluster: Cluster):
-    code, output = call(cluster, *integrand(job, str(job.write_spec()), "--address", cluster.address))
+    code, output = call(
+        cluster, *integrand(job, str(job.write_spec()), "--address", cluster.address)
+    )
     assert code == 0, output
     assert finished(job, "out").rows_out == 20
 

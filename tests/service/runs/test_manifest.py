@@ -56,8 +56,9 @@ def folder(run: Any) -> RunFolder:
     return RunFolder(Store(), run.uri, run.plan, run.plan_sha256)
 
 
-def manifest_of(run: Any, footers: Iterable[ShardFooter], quarantined: Sequence[Quarantined] = (), **dates: str
-                ) -> RunManifest:  # fmt: skip
+def manifest_of(
+    run: Any, footers: Iterable[ShardFooter], quarantined: Sequence[Quarantined] = (), **dates: str
+) -> RunManifest:
     committed = fold_footers(folder(run), footers)
     return fold(run.plan, run.plan_sha256, committed, quarantined, **{"created": NOW} | dates)
 
@@ -68,7 +69,10 @@ def test_footers_read_back_as_written(place: Place, write_run: Callable) -> None
     assert stored_footers(store, run.uri) == run.footers
     (found,) = read_footers(store, run.uri, ["00001", "00002"])
     entry = store.info(run.uri.child("data", "part-00002.parquet"))
-    assert found == (Member("00002", entry.size, entry.etag or str(entry.mtime_ns)), run.footers["00002"])
+    assert found == (
+        Member("00002", entry.size, entry.etag or str(entry.mtime_ns)),
+        run.footers["00002"],
+    )
     assert read_footer(store, run.uri, "00000") == run.footers["00000"]
     assert read_footer(store, run.uri, "00001") is None
     assert load_plan(store, run.uri) == (run.plan, run.plan_sha256)
@@ -79,14 +83,21 @@ def test_a_footer_larger_than_the_first_read(local: Place, write_run: Callable) 
     run = write_run(store, root, commit=())
     footer = ShardFooter.model_validate(
         write_run(store, root, run_id="other").footers["00000"].model_dump()
-        | {"rows_out": 3, "versions": {"padding": "x" * 200_000}}
+        | {
+            "rows_out": 3,
+            "versions": {"padding": "x" * 200_000},
+        }
     )
     store.create(run.uri.child("data", "part-00000.parquet"), parquet(3, footer.model_dump_json()))
     assert read_footer(store, run.uri, "00000") == footer
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all", parquet(3, None), parquet(3, "{}")])
-def test_a_foreign_or_broken_object_is_refused(local: Place, write_run: Callable, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"PAR1", b"not parquet at all", parquet(3, None), parquet(3, "{}")]
+)
+def test_a_foreign_or_broken_object_is_refused(
+    local: Place, write_run: Callable, content: bytes
+) -> None:
     store, root = local
     run = write_run(store, root, commit=("00000",))
     store.create(run.uri.child("data", "part-00001.parquet"), content)
@@ -94,19 +105,28 @@ def test_a_foreign_or_broken_object_is_refused(local: Place, write_run: Callable
         read_footer(store, run.uri, "00001")
     with pytest.raises(IntegrityError, match=r"part-00001\.parquet"):
         stored_footers(store, run.uri)
-    assert [footer for _, footer in read_footers(store, run.uri, ["00000"])] == [run.footers["00000"]]
+    assert [footer for _, footer in read_footers(store, run.uri, ["00000"])] == [
+        run.footers["00000"]
+    ]
 
 
 def test_a_shard_under_another_shards_name_is_refused(local: Place, write_run: Callable) -> None:
     store, root = local
     run = write_run(store, root, commit=("00000",))
-    store.create(run.uri.child("data", "part-00001.parquet"), store.read(run.uri.child("data", "part-00000.parquet")))
+    store.create(
+        run.uri.child("data", "part-00001.parquet"),
+        store.read(run.uri.child("data", "part-00000.parquet")),
+    )
     with pytest.raises(IntegrityError, match="shard 00000"):
         read_footer(store, run.uri, "00001")
 
 
-@pytest.mark.parametrize("name", ["extra.parquet", "more/part-00001.parquet", "part-1.parquet.parquet"])
-def test_parquet_that_glob_readers_would_take_for_ours_is_refused(local: Place, write_run: Callable, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["extra.parquet", "more/part-00001.parquet", "part-1.parquet.parquet"]
+)
+def test_parquet_that_glob_readers_would_take_for_ours_is_refused(
+    local: Place, write_run: Callable, name: str
+) -> None:
     store, root = local
     run = write_run(store, root)
     store.create(run.uri.child("data", name), parquet(3, None))
@@ -128,7 +148,9 @@ def test_fold_adds_up(local: Place, write_run: Callable) -> None:
     assert (manifest.name, manifest.logical_date, manifest.created) == ("credit", "2026-01-01", NOW)
 
 
-def test_quantiles_are_upper_bounds_within_a_tenth_of_a_decade(local: Place, write_run: Callable) -> None:
+def test_quantiles_are_upper_bounds_within_a_tenth_of_a_decade(
+    local: Place, write_run: Callable
+) -> None:
     run = write_run(*local)
     error = manifest_of(run, run.footers.values()).error
     exact = sorted((i - 999) / 1e3 for i in range(1000, 1030) if i % 7)
@@ -144,13 +166,21 @@ def test_fold_tells_what_is_missing(local: Place, write_run: Callable) -> None:
     assert manifest.quarantined == (LOST,)
     assert (manifest.shards_done, manifest.rows_in) == (1, 10)
     nothing = manifest_of(run, [])
-    assert (nothing.rows_out, nothing.error.max, nothing.missing) == (0, None, ("00000", "00001", "00002"))
+    assert (nothing.rows_out, nothing.error.max, nothing.missing) == (
+        0,
+        None,
+        ("00000", "00001", "00002"),
+    )
 
 
 @pytest.mark.parametrize(
-    "change", [{"determinism": "tolerance"}, {"versions": {"torch": "3.0"}}], ids=["footer says so", "two torch builds"]
+    "change",
+    [{"determinism": "tolerance"}, {"versions": {"torch": "3.0"}}],
+    ids=["footer says so", "two torch builds"],
 )
-def test_one_shard_lowers_the_determinism_of_the_run(local: Place, write_run: Callable, change: dict) -> None:
+def test_one_shard_lowers_the_determinism_of_the_run(
+    local: Place, write_run: Callable, change: dict
+) -> None:
     run = write_run(*local)
     footers = run.footers | {"00001": run.footers["00001"].model_copy(update=change)}
     assert manifest_of(run, footers.values()).determinism == "tolerance"
@@ -158,11 +188,19 @@ def test_one_shard_lowers_the_determinism_of_the_run(local: Place, write_run: Ca
 
 @pytest.mark.parametrize(
     "change",
-    [{"run_id": "other"}, {"plan_sha256": "0" * 64}, {"rows_in": 9}, {"rows_out": 11}, {"statuses": {"ok": 9}},
-     {"shard": "00002"}],
+    [
+        {"run_id": "other"},
+        {"plan_sha256": "0" * 64},
+        {"rows_in": 9},
+        {"rows_out": 11},
+        {"statuses": {"ok": 9}},
+        {"shard": "00002"},
+    ],
     ids=str,
-)  # fmt: skip
-def test_a_footer_that_is_not_of_this_plan_is_refused(local: Place, write_run: Callable, change: dict) -> None:
+)
+def test_a_footer_that_is_not_of_this_plan_is_refused(
+    local: Place, write_run: Callable, change: dict
+) -> None:
     run = write_run(*local)
     footers = run.footers | {"00001": run.footers["00001"].model_copy(update=change)}
     with pytest.raises(IntegrityError, match=f"shard {change.get('shard', '00001')}"):
@@ -185,7 +223,9 @@ def test_the_manifest_appears_only_when_complete(place: Place, write_run: Callab
     partial = manifest_of(run, some, [LOST])
     for _ in range(2):
         write_manifest(store, run.uri, partial)
-        assert RunManifest.model_validate_json(store.read(run.uri.child("_partial.json"))) == partial
+        assert (
+            RunManifest.model_validate_json(store.read(run.uri.child("_partial.json"))) == partial
+        )
     assert load_manifest(store, run.uri) is None
     complete = manifest_of(run, run.footers.values(), [LOST])
     write_manifest(store, run.uri, complete)
@@ -215,7 +255,9 @@ def test_the_pointer_never_goes_back_in_time(place: Place) -> None:
     store, root = place
 
     def point(run_id: str, logical_date: str) -> bool:
-        return point_latest(store, root, "credit", Pointer(run_id=run_id, logical_date=logical_date, written=NOW))
+        return point_latest(
+            store, root, "credit", Pointer(run_id=run_id, logical_date=logical_date, written=NOW)
+        )
 
     assert read_pointer(store, root, "credit") is None
     assert point("b", "2026-01-02")
@@ -242,7 +284,10 @@ def test_plans_that_cannot_be_read(local: Place, write_run: Callable) -> None:
     with pytest.raises(SpecError, match="run folder"):
         load_plan(store, root)
     run = write_run(store, root)
-    store.replace(run.uri.child("_plan.json"), dump(run.plan).replace(b'"format_version": 1', b'"format_version": 2'))
+    store.replace(
+        run.uri.child("_plan.json"),
+        dump(run.plan).replace(b'"format_version": 1', b'"format_version": 2'),
+    )
     with pytest.raises(DataError, match="another format"):
         load_plan(store, run.uri)
     store.replace(run.uri.child("_plan.json"), b"{")

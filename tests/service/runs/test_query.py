@@ -1,4 +1,6 @@
-"""Results read the same through Integrand, pandas, DuckDB and Polars, and never from a broken object."""
+"""Results read the same through Integrand, pandas, DuckDB and Polars, and never from a broken
+object.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def unfinished(tmp_path: Path, write_run: Callable) -> Run:
 
 
 def complete(store: Store, run):
-    committed = fold_footers(RunFolder(store, run.uri, run.plan, run.plan_sha256), run.footers.values())
+    committed = fold_footers(
+        RunFolder(store, run.uri, run.plan, run.plan_sha256), run.footers.values()
+    )
     write_manifest(store, run.uri, fold(run.plan, run.plan_sha256, committed, created=NOW))
     pointer = Pointer(run_id=run.plan.run_id, logical_date="2026-01-01", written=NOW)
     point_latest(store, run.root, run.plan.spec.name, pointer)
@@ -65,17 +69,21 @@ def complete(store: Store, run):
 
 def same(left: pd.DataFrame, right: pd.DataFrame) -> None:
     assert list(left.columns) == list(right.columns)
-    pd.testing.assert_frame_equal(left.reset_index(drop=True), right.reset_index(drop=True), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        left.reset_index(drop=True), right.reset_index(drop=True), check_dtype=False
+    )
 
 
 def plain(table: pa.Table) -> list[dict[str, object]]:
     return sorted(table.to_pylist(), key=lambda row: (row["row_id"], row["target"]))
 
 
-# --- finding a run -----------------------------------------------------------------------------------------
+# --- finding a run -----------------------------------------------------------------------------
 
 
-def test_a_run_folder_or_its_root_finds_the_run(place: tuple[Store, Uri], write_run: Callable) -> None:
+def test_a_run_folder_or_its_root_finds_the_run(
+    place: tuple[Store, Uri], write_run: Callable
+) -> None:
     store, root = place
     run = complete(store, write_run(store, root))
     for text in (str(run.uri), str(run.uri) + "/", str(root)):
@@ -85,7 +93,9 @@ def test_a_run_folder_or_its_root_finds_the_run(place: tuple[Store, Uri], write_
     assert opened.to_pandas(["row_id"])["row_id"].tolist() == list(range(1000, 1030))
 
 
-def test_a_relative_path_is_taken_from_the_working_folder(finish: Callable, tmp_path: Path, monkeypatch) -> None:
+def test_a_relative_path_is_taken_from_the_working_folder(
+    finish: Callable, tmp_path: Path, monkeypatch
+) -> None:
     run = finish()
     monkeypatch.chdir(tmp_path.parent)
     assert resolve_run(tmp_path.name) == run.uri
@@ -93,7 +103,9 @@ def test_a_relative_path_is_taken_from_the_working_folder(finish: Callable, tmp_
 
 def test_several_jobs_under_one_root_need_a_name(tmp_path: Path, write_run: Callable) -> None:
     store, root = Store(), Uri("file", str(tmp_path))
-    one, other = (complete(store, write_run(store, root, name=n, run_id=n)) for n in ("one", "other"))
+    one, other = (
+        complete(store, write_run(store, root, name=n, run_id=n)) for n in ("one", "other")
+    )
     with pytest.raises(SpecError, match="one, other"):
         resolve_run(tmp_path)
     assert resolve_run(tmp_path, name="other") == other.uri
@@ -114,10 +126,12 @@ def test_without_a_pointer_the_only_run_is_meant(tmp_path: Path, write_run: Call
     assert resolve_run(tmp_path, name="two") == second.uri
 
 
-# --- reading -----------------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"outputs": 3}, {"tensor": True}], ids=["features", "all targets", "tensor"])
+@pytest.mark.parametrize(
+    "options", [{}, {"outputs": 3}, {"tensor": True}], ids=["features", "all targets", "tensor"]
+)
 def test_every_reader_sees_the_same_rows(finish: Callable, options: dict) -> None:
     run = finish(**options)
     frame = run.to_pandas()
@@ -134,9 +148,16 @@ def test_columns_and_filters_are_pushed_down(finish: Callable) -> None:
     run = finish()
     frame = run.to_pandas(["row_id", "attr.age"], [("status", "==", "ok"), ("row_id", ">", 1020)])
     everything = run.to_pandas()
-    expected = everything[(everything["status"] == "ok") & (everything["row_id"] > 1020)][["row_id", "attr.age"]]
+    expected = everything[(everything["status"] == "ok") & (everything["row_id"] > 1020)][
+        ["row_id", "attr.age"]
+    ]
     same(frame, expected)
-    same(run.to_pandas(["row_id", "attr.age"], (pc.field("status") == "ok") & (pc.field("row_id") > 1020)), expected)
+    same(
+        run.to_pandas(
+            ["row_id", "attr.age"], (pc.field("status") == "ok") & (pc.field("row_id") > 1020)
+        ),
+        expected,
+    )
     either = run.to_pandas(["row_id"], [[("row_id", "<", 1002)], [("row_id", "in", [1029])]])
     assert either["row_id"].tolist() == [1000, 1001, 1029]
 
@@ -151,7 +172,13 @@ def test_an_unknown_column_names_the_nearest(finish: Callable) -> None:
 
 @pytest.mark.parametrize(
     "filters",
-    [[("nope", "==", 1)], [("status", ">", 1)], [("status", "~", 1)], ["status"], pc.field("nope") > 1],
+    [
+        [("nope", "==", 1)],
+        [("status", ">", 1)],
+        [("status", "~", 1)],
+        ["status"],
+        pc.field("nope") > 1,
+    ],
     ids=str,
 )
 def test_bad_filters_are_refused(finish: Callable, filters: object) -> None:
@@ -168,7 +195,13 @@ def test_an_unfinished_run_gives_what_is_committed(unfinished: Run) -> None:
         warnings.simplefilter("error")
         frame = unfinished.to_pandas()
     assert frame["row_id"].tolist() == [*range(1000, 1010), *range(1020, 1030)]
-    for part in (frame, unfinished.worst(), unfinished.top_features(), unfinished.where("true"), unfinished.rows(1001)):
+    for part in (
+        frame,
+        unfinished.worst(),
+        unfinished.top_features(),
+        unfinished.where("true"),
+        unfinished.rows(1001),
+    ):
         assert part.attrs == {"complete": False}
 
 
@@ -203,7 +236,7 @@ def test_a_flipped_bit_or_a_lost_object_is_never_read_as_data(finish: Callable) 
         run.top_features()
 
 
-# --- inputs ------------------------------------------------------------------------------------------------
+# --- inputs ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -219,7 +252,9 @@ def test_inputs_stand_beside_their_rows(finish: Callable, outputs: int) -> None:
 
 
 def test_inputs_can_be_filtered_and_columns_picked(finish: Callable) -> None:
-    frame = finish().to_pandas(["row_id"], [("age", ">", 40.0), ("status", "!=", "bad_input")], inputs=True)
+    frame = finish().to_pandas(
+        ["row_id"], [("age", ">", 40.0), ("status", "!=", "bad_input")], inputs=True
+    )
     assert list(frame.columns) == ["row_id", "id", "age", "income", "input.status", "image"]
     assert frame["age"].tolist() == [40.5, 42.0]
 
@@ -235,7 +270,7 @@ def test_a_changed_source_is_not_joined(finish: Callable) -> None:
     assert len(run.to_pandas()) == 30
 
 
-# --- questions ---------------------------------------------------------------------------------------------
+# --- questions ---------------------------------------------------------------------------------
 
 
 def test_top_features_rank_by_mean_absolute_attribution(finish: Callable) -> None:
@@ -254,8 +289,14 @@ def test_top_features_of_a_tensor_name_its_places(finish: Callable) -> None:
     run = finish(tensor=True)
     values = np.stack(run.to_pandas()["attr.image"].dropna())
     top = run.top_features(6)
-    assert top["feature"].tolist() == ["image[0,1,2]", "image[0,1,1]", "image[0,1,0]", "image[0,0,2]",
-                                       "image[0,0,1]", "image[0,0,0]"]  # fmt: skip
+    assert top["feature"].tolist() == [
+        "image[0,1,2]",
+        "image[0,1,1]",
+        "image[0,1,0]",
+        "image[0,0,2]",
+        "image[0,0,1]",
+        "image[0,0,0]",
+    ]
     np.testing.assert_allclose(top["mean_abs"], np.abs(values).mean(0)[::-1], rtol=1e-6)
 
 
@@ -275,11 +316,19 @@ def test_rows_by_id(finish: Callable) -> None:
         run.rows("no number")
 
 
-@pytest.mark.parametrize(("kind", "far"), [
-    (pa.date32(), 4_000_000), (pa.timestamp("ms", "Europe/Berlin"), 2**62), (pa.timestamp("us"), 2**62),
-    (pa.duration("s"), 2**62), (pa.time64("us"), 2**62),
-])  # fmt: skip
-def test_ids_beyond_pythons_dates_are_stored_and_told(tmp_path: Path, kind: pa.DataType, far: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "far"),
+    [
+        (pa.date32(), 4_000_000),
+        (pa.timestamp("ms", "Europe/Berlin"), 2**62),
+        (pa.timestamp("us"), 2**62),
+        (pa.duration("s"), 2**62),
+        (pa.time64("us"), 2**62),
+    ],
+)
+def test_ids_beyond_pythons_dates_are_stored_and_told(
+    tmp_path: Path, kind: pa.DataType, far: int
+) -> None:
     job, width = JobFolder(tmp_path), pa.int32() if kind.bit_width == 32 else pa.int64()
     job.write_rows(id=pa.array([*range(19), far], width).cast(kind))
     job.write_model()
@@ -287,7 +336,12 @@ def test_ids_beyond_pythons_dates_are_stored_and_told(tmp_path: Path, kind: pa.D
     assert run.manifest.statuses == {"unchecked": 20}
     found = verify_run(run.uri, sample=20, trusted=(job.module,))
     assert (found.findings, found.unchecked, found.sampled) == ((), (), 20)
-    assert len(run.rows(far)) == len(run.rows(str(far))) == len(run.where("f_input = f_input")) - 19 == 1
+    assert (
+        len(run.rows(far))
+        == len(run.rows(str(far)))
+        == len(run.where("f_input = f_input")) - 19
+        == 1
+    )
     assert str(run.worst(3)["row_id"].iloc[0]) in html_page(run, 3)
     page = io.StringIO()
     show_rows(Console(file=page), run.to_pandas(inputs=True), "rows", 20)
@@ -311,9 +365,16 @@ def test_where_takes_a_duckdb_expression(finish: Callable) -> None:
 
 @pytest.mark.parametrize(
     "sql",
-    ["nope > 1", "row_id >", "status::int > 1", "attr.age > 1", "true); create table x (i int); select (1",
-     "row_id > (select count(*) from read_csv('/etc/passwd'))", "row_id in (select row_id from frame)"],
-)  # fmt: skip
+    [
+        "nope > 1",
+        "row_id >",
+        "status::int > 1",
+        "attr.age > 1",
+        "true); create table x (i int); select (1",
+        "row_id > (select count(*) from read_csv('/etc/passwd'))",
+        "row_id in (select row_id from frame)",
+    ],
+)
 def test_where_refuses_what_is_no_expression_over_the_rows(finish: Callable, sql: str) -> None:
     run = finish()
     frame = run.to_pandas()  # DuckDB would find this variable by its name
@@ -325,11 +386,15 @@ def test_where_refuses_what_is_no_expression_over_the_rows(finish: Callable, sql
 def test_reading_loads_neither_torch_nor_ray(finish: Callable) -> None:
     run = finish()
     code = (
-        "import sys; from integrand.service import open_run; run = open_run(sys.argv[1]); "
-        "n = len(run.to_pandas(inputs=True)) + len(run.top_features()) + len(run.where('row_id < 1002')); "
-        "print(n, sorted({'torch', 'ray'} & set(sys.modules)))"
+        "import sys; from integrand.service import open_run; run = open_run(sys.argv[1]); n ="
+        " len(run.to_pandas(inputs=True)) + len(run.top_features()) + len(run.where('row_id <"
+        " 1002')); print(n, sorted({'torch', 'ray'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(run.uri)], capture_output=True, text=True, check=False, cwd="/"
+        [sys.executable, "-c", code, str(run.uri)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
     )
     assert (done.stdout, done.returncode) == ("34 []\n", 0), done.stderr

@@ -1,4 +1,6 @@
-"""What footers add up to, and the blocks that cache it: rebuildable, and never believed against `data/`."""
+"""What footers add up to, and the blocks that cache it: rebuildable, and never believed against
+`data/`.
+"""
 
 from __future__ import annotations
 
@@ -82,11 +84,13 @@ def sum_of(run: Any, *ids: str) -> Stats:
     return merge(stats_of(run.footers[i]) for i in ids)
 
 
-# --- the sum -----------------------------------------------------------------------------------------------
+# --- the sum -----------------------------------------------------------------------------------
 
 counts = st.dictionaries(st.sampled_from(["-31", "-30", "0", "7"]), st.integers(1, 10**9))
 statuses = st.dictionaries(st.sampled_from(["ok", "failed", "bad_input"]), st.integers(1, 10**9))
-seconds = st.dictionaries(st.sampled_from(["read", "compute"]), st.integers(0, 2**20).map(lambda n: n / 1024))
+seconds = st.dictionaries(
+    st.sampled_from(["read", "compute"]), st.integers(0, 2**20).map(lambda n: n / 1024)
+)
 """Whole numbers of 1/1024 s: their sums are exact in any order."""
 
 
@@ -96,12 +100,23 @@ def stats(draw: st.DrawFn) -> Stats:
     number, largest = st.integers(0, 10**12), st.none() | st.floats(0, 1e300)
     names = st.sets(st.text("abc", min_size=1, max_size=3), max_size=20).map(sorted)
     return Stats(
-        shards=draw(number), rows_in=draw(number), rows_out=draw(number), statuses=draw(statuses),
-        gap_histogram=draw(counts), error_histogram=draw(counts), gap_max=draw(largest), error_max=draw(largest),
-        evaluations=draw(number), padded_evaluations=draw(number), duplicates=draw(number),
-        digest=f"{draw(st.integers(0, 2**256 - 1)):064x}", seconds=draw(seconds), lowered=draw(number),
-        environments=tuple(draw(names)[:MOST_ENVIRONMENTS]), lowered_reasons=tuple(draw(names)[:MOST_REASONS]),
-    )  # fmt: skip
+        shards=draw(number),
+        rows_in=draw(number),
+        rows_out=draw(number),
+        statuses=draw(statuses),
+        gap_histogram=draw(counts),
+        error_histogram=draw(counts),
+        gap_max=draw(largest),
+        error_max=draw(largest),
+        evaluations=draw(number),
+        padded_evaluations=draw(number),
+        duplicates=draw(number),
+        digest=f"{draw(st.integers(0, 2**256 - 1)):064x}",
+        seconds=draw(seconds),
+        lowered=draw(number),
+        environments=tuple(draw(names)[:MOST_ENVIRONMENTS]),
+        lowered_reasons=tuple(draw(names)[:MOST_REASONS]),
+    )
 
 
 @given(a=stats(), b=stats(), c=stats())
@@ -115,7 +130,9 @@ def test_a_sum_tells_what_its_footers_tell(local: Any) -> None:
     footers = local.footers.values()
     total = sum_of(local, *IDS)
     assert (total.shards, total.rows_in, total.rows_out) == (3, 30, 30)
-    assert total.statuses == dict(sorted(sum((Counter(f.statuses) for f in footers), Counter()).items()))
+    assert total.statuses == dict(
+        sorted(sum((Counter(f.statuses) for f in footers), Counter()).items())
+    )
     assert total.gap_max == max(f.gap.max for f in footers)
     assert total.evaluations == sum(f.evaluations for f in footers)
     assert sum(total.gap_histogram.values()) == sum(sum(f.gap_histogram.values()) for f in footers)
@@ -133,14 +150,20 @@ def test_names_in_a_sum_do_not_grow_with_the_run(local: Any) -> None:
 
 
 def lowered(footer: ShardFooter, number: int) -> ShardFooter:
-    changes = {"shard": f"{number:05d}", "versions": {"torch": f"{number:03d}"}, "determinism": "tolerance"}
+    changes = {
+        "shard": f"{number:05d}",
+        "versions": {"torch": f"{number:03d}"},
+        "determinism": "tolerance",
+    }
     return footer.model_copy(update={**changes, "lowered": "halved"})
 
 
-# --- blocks ------------------------------------------------------------------------------------------------
+# --- blocks ------------------------------------------------------------------------------------
 
 
-def test_a_block_spares_its_members_footers(place: tuple[Store, Uri], write_run: Callable[..., Any]) -> None:
+def test_a_block_spares_its_members_footers(
+    place: tuple[Store, Uri], write_run: Callable[..., Any]
+) -> None:
     run = write_run(*place)
     store = Watched(place[0].access)
     folder = folder_of(run, store)
@@ -204,9 +227,14 @@ def of_another_plan(folder: RunFolder, place: Uri) -> None:
 UNSOUND: dict[str, Change] = {
     "a member was written anew": rewritten,
     "a bit of the sum is another": flipped,
-    "it is cut short": lambda folder, place: folder.store.replace(place, folder.store.read(place)[:-9]),
+    "it is cut short": lambda folder, place: folder.store.replace(
+        place, folder.store.read(place)[:-9]
+    ),
     "it is no JSON": lambda folder, place: folder.store.replace(place, b"\xff"),
-    "it is something else of a sound name": lambda folder, place: (folder.store.delete(place), named(folder, b"{}"))[0],
+    "it is something else of a sound name": lambda folder, place: (
+        folder.store.delete(place),
+        named(folder, b"{}"),
+    )[0],
     "it is of another plan": of_another_plan,
     "a member had another size": of_other_members(lambda m: replace(m, size=m.size + 1)),
     "a member had another version": of_other_members(lambda m: replace(m, version=m.version + "0")),
@@ -254,13 +282,16 @@ def test_a_block_is_made_of_what_is_stored(local: Any) -> None:
     folder.store.delete(folder.uri.child(shard_object("00001")))
     write_block(folder, IDS)
     (block,) = read_blocks(folder)
-    assert ([m.shard for m in block.members], block.stats) == (["00000", "00002"], sum_of(local, "00000", "00002"))
+    assert ([m.shard for m in block.members], block.stats) == (
+        ["00000", "00002"],
+        sum_of(local, "00000", "00002"),
+    )
     with pytest.raises(IntegrityError, match="shard 00000"):
         write_block(RunFolder(folder.store, folder.uri, folder.plan, "0" * 64), IDS)
     assert len(folder.store.list(folder.uri.child("_stats"))) == 1
 
 
-# --- listings ----------------------------------------------------------------------------------------------
+# --- listings ----------------------------------------------------------------------------------
 
 
 def test_what_the_driver_saw_committed_counts_though_the_listing_is_old(local: Any) -> None:
@@ -286,7 +317,9 @@ def test_what_is_listed_and_gone_does_not_count(local: Any) -> None:
 
 
 @pytest.mark.s3
-def test_a_run_is_sealed_complete_over_a_stale_listing(job: JobFolder, proxy: Proxy, s3_root: Uri) -> None:
+def test_a_run_is_sealed_complete_over_a_stale_listing(
+    job: JobFolder, proxy: Proxy, s3_root: Uri
+) -> None:
     """At the end, `data/` is listed as it was at the start: empty."""
     proxy.inject(Rule("stale", "LIST", "*/data*", times=None))
     spec = job.spec(output={"uri": str(s3_root)})
@@ -298,10 +331,12 @@ def test_a_run_is_sealed_complete_over_a_stale_listing(job: JobFolder, proxy: Pr
     assert manifest.digest == job.run().digest
 
 
-# --- what a driver writes as it goes -----------------------------------------------------------------------
+# --- what a driver writes as it goes -----------------------------------------------------------
 
 
-def blocks_after(folder: RunFolder, ids: tuple[str, ...], loose: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def blocks_after(
+    folder: RunFolder, ids: tuple[str, ...], loose: tuple[str, ...] = ()
+) -> list[tuple[str, ...]]:
     with Sidecars(folder, loose, shards=2) as sidecars:
         for shard in ids:
             sidecars.committed(shard)
@@ -324,7 +359,9 @@ def test_shards_that_an_earlier_driver_left_loose_come_into_blocks(local: Any) -
 def test_many_of_them_come_into_blocks_at_once(local: Any) -> None:
     with Sidecars(folder_of(local), IDS, shards=1):
         pass
-    assert sorted(m.shard for block in read_blocks(folder_of(local)) for m in block.members) == list(IDS)
+    assert sorted(
+        m.shard for block in read_blocks(folder_of(local)) for m in block.members
+    ) == list(IDS)
     assert read_committed(folder_of(local)).loose == ()
 
 

@@ -31,9 +31,19 @@ FEATURES: dict[str, Any] = {"name": "f", "columns": ["a", "b"], "divide": 2, "me
 IMAGE: dict[str, Any] = {"name": "image", "column": "p", "shape": [2, 2, 2]}
 
 
-def baselines(*inputs: dict[str, Any], means: list[np.ndarray] | None = None, **fields: Any) -> tuple[Tensor, ...]:
-    spec = parse_spec({"name": "t", "source": {"uri": "/d"}, "model": {"kind": "factory", "entrypoint": "m:f"},
-                       "inputs": list(inputs), "output": {"uri": "/o"}} | fields)  # fmt: skip
+def baselines(
+    *inputs: dict[str, Any], means: list[np.ndarray] | None = None, **fields: Any
+) -> tuple[Tensor, ...]:
+    spec = parse_spec(
+        {
+            "name": "t",
+            "source": {"uri": "/d"},
+            "model": {"kind": "factory", "entrypoint": "m:f"},
+            "inputs": list(inputs),
+            "output": {"uri": "/o"},
+        }
+        | fields
+    )
     shapes = resolve_columns(TABLE.schema, spec)
     return baseline_tensors(spec, shapes, to_rows(TABLE, spec, shapes), means)
 
@@ -46,7 +56,9 @@ def test_zero_is_the_default_and_shared() -> None:
 
 @pytest.mark.parametrize(("value", "expected"), [(3, [[3.0, 3]]), ([3, 4], [[3.0, 4]])])
 def test_constants(value: Any, expected: list[list[float]]) -> None:
-    assert baselines(FEATURES, baseline={"kind": "constant", "value": value})[0].tolist() == expected
+    assert (
+        baselines(FEATURES, baseline={"kind": "constant", "value": value})[0].tolist() == expected
+    )
 
 
 def test_constants_in_raw_units_are_scaled_like_the_data() -> None:
@@ -63,7 +75,8 @@ def test_a_colour_is_one_value_per_channel() -> None:
 
 def test_a_list_that_fits_nothing_is_refused() -> None:
     with pytest.raises(
-        SpecError, match=r"input `image`(.|\n)*2 \(channels\) or 8 \(features\)(.|\n)*seen: 3(.|\n)*next:"
+        SpecError,
+        match=r"input `image`(.|\n)*2 \(channels\) or 8 \(features\)(.|\n)*seen: 3(.|\n)*next:",
     ):
         baselines(IMAGE, baseline={"kind": "constant", "value": [1, 2, 3]})
 
@@ -77,7 +90,10 @@ def test_a_column_holds_one_baseline_per_row() -> None:
 
 def test_means_are_taken_as_counted() -> None:
     found = baselines(
-        FEATURES, IMAGE, means=[np.array([1.5, 2.5]), np.arange(8.0).reshape(2, 2, 2)], baseline={"kind": "mean"}
+        FEATURES,
+        IMAGE,
+        means=[np.array([1.5, 2.5]), np.arange(8.0).reshape(2, 2, 2)],
+        baseline={"kind": "mean"},
     )
     assert found[0].tolist() == [[1.5, 2.5]]
     assert torch.equal(found[1].flatten(), torch.arange(8.0))
@@ -86,7 +102,9 @@ def test_means_are_taken_as_counted() -> None:
 
 def test_an_input_may_have_a_baseline_of_its_own() -> None:
     own = FEATURES | {"baseline": {"kind": "constant", "value": 9}}
-    features, image = baselines(own, IMAGE, baseline={"kind": "constant", "value": 1}, compute={"precision": "float64"})
+    features, image = baselines(
+        own, IMAGE, baseline={"kind": "constant", "value": 1}, compute={"precision": "float64"}
+    )
     assert (features.tolist(), image.unique().tolist()) == ([[9.0, 9]], [1.0])
     assert features.dtype == image.dtype == torch.float64
 

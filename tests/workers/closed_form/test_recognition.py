@@ -1,4 +1,6 @@
-"""Which modules are read as shallow networks, which are refused and why, and what the last check catches."""
+"""Which modules are read as shallow networks, which are refused and why, and what the last check
+catches.
+"""
 
 from __future__ import annotations
 
@@ -98,19 +100,33 @@ ACCEPTED = {
     "linear": lambda: L(6, 3),
     "one hidden": lambda: nn.Sequential(L(6, 9), nn.ReLU(), L(9, 3)),
     "two hidden": lambda: nn.Sequential(L(6, 9), nn.ReLU(), L(9, 5), nn.LeakyReLU(0.3), L(5, 3)),
-    "nested": lambda: nn.Sequential(nn.Sequential(L(6, 9), nn.ReLU()), nn.Sequential(L(9, 5), nn.ReLU()), L(5, 3)),
+    "nested": lambda: nn.Sequential(
+        nn.Sequential(L(6, 9), nn.ReLU()), nn.Sequential(L(9, 5), nn.ReLU()), L(5, 3)
+    ),
     "no bias": lambda: nn.Sequential(L(6, 9, bias=False), nn.ReLU(), L(9, 3, bias=False)),
-    "norm before relu": lambda: nn.Sequential(L(6, 9), norm(9), nn.ReLU(), L(9, 5), norm(5), nn.ReLU(), L(5, 1)),
-    "norm after relu": lambda: nn.Sequential(L(6, 9), nn.ReLU(), norm(9), L(9, 5), nn.ReLU(), norm(5), L(5, 1)),
+    "norm before relu": lambda: nn.Sequential(
+        L(6, 9), norm(9), nn.ReLU(), L(9, 5), norm(5), nn.ReLU(), L(5, 1)
+    ),
+    "norm after relu": lambda: nn.Sequential(
+        L(6, 9), nn.ReLU(), norm(9), L(9, 5), nn.ReLU(), norm(5), L(5, 1)
+    ),
     "norm first and last": lambda: nn.Sequential(norm(6), L(6, 9), nn.ReLU(), L(9, 3), norm(3)),
     "norm between relus": lambda: nn.Sequential(L(6, 9), nn.ReLU(), norm(9), nn.ReLU(), L(9, 3)),
-    "plain norm": lambda: nn.Sequential(L(6, 9), nn.BatchNorm1d(9, affine=False), nn.ReLU(), L(9, 3)),
+    "plain norm": lambda: nn.Sequential(
+        L(6, 9), nn.BatchNorm1d(9, affine=False), nn.ReLU(), L(9, 3)
+    ),
     "linear after linear": lambda: nn.Sequential(L(6, 4), L(4, 9), nn.ReLU(), L(9, 4), L(4, 3)),
-    "prelu": lambda: nn.Sequential(L(6, 9), nn.PReLU(init=0.7), L(9, 5), nn.PReLU(5, init=-0.4), L(5, 1)),
-    "idle layers": lambda: nn.Sequential(nn.Flatten(), L(6, 9), nn.Dropout(), nn.Identity(), nn.ReLU(), L(9, 3)),
+    "prelu": lambda: nn.Sequential(
+        L(6, 9), nn.PReLU(init=0.7), L(9, 5), nn.PReLU(5, init=-0.4), L(5, 1)
+    ),
+    "idle layers": lambda: nn.Sequential(
+        nn.Flatten(), L(6, 9), nn.Dropout(), nn.Identity(), nn.ReLU(), L(9, 3)
+    ),
     "relu last": lambda: nn.Sequential(L(6, 9), nn.ReLU(), L(9, 3), nn.ReLU()),
     "reused layers": lambda: Reused(),
-    "weight norm": lambda: nn.Sequential(parametrizations.weight_norm(L(6, 9)), nn.ReLU(), L(9, 3)).double(),
+    "weight norm": (
+        lambda: nn.Sequential(parametrizations.weight_norm(L(6, 9)), nn.ReLU(), L(9, 3)).double()
+    ),
     "float64": lambda: nn.Sequential(L(6, 9), nn.ReLU(), L(9, 3)).double(),
     "F.relu": lambda: Chain(F.relu),
     "F.relu inplace": lambda: Chain(lambda x: F.relu(x, inplace=True)),
@@ -137,22 +153,30 @@ REFUSED = {
     "ReLU6": lambda: nn.Sequential(L(6, 4), nn.ReLU6(), L(4, 1)),
     "Conv1d": lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), L(8, 1)),
     "LayerNorm": lambda: nn.Sequential(L(6, 4), nn.LayerNorm(4), nn.ReLU(), L(4, 1)),
-    "Softmax after the last layer": lambda: nn.Sequential(L(6, 4), nn.ReLU(), L(4, 3), nn.Softmax(1)),
+    "Softmax after the last layer": lambda: nn.Sequential(
+        L(6, 4), nn.ReLU(), L(4, 3), nn.Softmax(1)
+    ),
     "sigmoid after the last layer": lambda: Chain(F.relu, after=torch.sigmoid),
     "no straight chain of layers": lambda: Residual(),
     "no straight chain of layers (at `_0_last`)": lambda: SideEffect(),
     "a leaky_relu whose slope is computed": lambda: Chain(lambda x: F.leaky_relu(x, x.size(1))),
     "torch.fx cannot trace (TraceError)": lambda: Branching(),
-    "no Linear layer before the first activation": lambda: nn.Sequential(norm(6), nn.ReLU(), L(6, 1)).eval(),
+    "no Linear layer before the first activation": (
+        lambda: nn.Sequential(norm(6), nn.ReLU(), L(6, 1)).eval()
+    ),
     "`0.weight` used outside of a layer": lambda: nn.Sequential(Doubling(6, 4), nn.ReLU(), L(4, 1)),
     "detach": lambda: Chain(F.relu, after=lambda x: x.detach()),
     "a hook on `1`": lambda: hooked("register_forward_hook"),
     "active dropout": lambda: nn.Sequential(L(6, 4), nn.Dropout(), nn.ReLU(), L(4, 1)),
-    "BatchNorm1d without running statistics": lambda: nn.Sequential(L(6, 4), bare_norm(), nn.ReLU(), L(4, 1)).eval(),
+    "BatchNorm1d without running statistics": (
+        lambda: nn.Sequential(L(6, 4), bare_norm(), nn.ReLU(), L(4, 1)).eval()
+    ),
     "weights in bfloat16": lambda: nn.Sequential(L(6, 4), nn.ReLU(), L(4, 1)).bfloat16(),
     "squeeze of another dimension": lambda: Chain(F.relu, after=lambda x: x.squeeze()),
     "flatten from dimension 0 to -1": lambda: Chain(F.relu, after=lambda x: x.flatten()),
-    "a layer of width 4 before one of width 8": lambda: nn.Sequential(L(3, 4), nn.Flatten(), nn.ReLU(), L(8, 1)),
+    "a layer of width 4 before one of width 8": lambda: nn.Sequential(
+        L(3, 4), nn.Flatten(), nn.ReLU(), L(8, 1)
+    ),
     "a view that may mix rows": lambda: Chain(F.relu, before=lambda x: x.reshape(x.shape[1], -1)),
     "TorchScript": compiled_script,
     "a function in place of a module": lambda: lambda x: x.sum(1),
@@ -184,11 +208,21 @@ def test_refusals_say_why(reason: str, build):
 
 
 def test_a_norm_in_train_mode_is_refused():
-    assert recognise(nn.Sequential(L(6, 4), norm(4), nn.ReLU(), L(4, 1))) == "BatchNorm1d in train mode"
+    assert (
+        recognise(nn.Sequential(L(6, 4), norm(4), nn.ReLU(), L(4, 1)))
+        == "BatchNorm1d in train mode"
+    )
 
 
-@pytest.mark.parametrize("method", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
-                                    "register_full_backward_pre_hook"])  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    ],
+)
 def test_every_kind_of_hook_is_refused(method: str):
     assert recognise(hooked(method).eval()) == "a hook on `1`"
 
@@ -214,7 +248,9 @@ def test_inputs_of_another_shape_do_not_agree(shape: tuple[int, ...]):
     found = recognise(L(6, 1))
     assert isinstance(found, ShallowNetwork)
     assert not agrees(
-        found, lambda x: torch.zeros(len(x), 1, 1) if x.ndim > 2 else torch.zeros(len(x), 1), torch.rand(shape)
+        found,
+        lambda x: torch.zeros(len(x), 1, 1) if x.ndim > 2 else torch.zeros(len(x), 1),
+        torch.rand(shape),
     )
 
 

@@ -1,4 +1,6 @@
-"""Dataset means over clean rows, the same whatever order they are counted in; and ids that are one of a kind."""
+"""Dataset means over clean rows, the same whatever order they are counted in; and ids that are one
+of a kind.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ from integrand.schemas.uris import Uri
 from integrand.workers.data import means as statistics
 from integrand.workers.data import row_ids as identity
 from integrand.workers.data.columns import resolve_columns
-from integrand.workers.data.means import Partial, fold_means, means_uri, partial_sums, read_means, write_means
+from integrand.workers.data.means import (
+    Partial,
+    fold_means,
+    means_uri,
+    partial_sums,
+    read_means,
+    write_means,
+)
 from integrand.workers.data.reading import CONTENT, inspect_file
 from integrand.workers.data.row_ids import check_row_ids, hash_ids
 from integrand.workers.storage.store import Access, Store
@@ -37,39 +46,63 @@ def put(root: Path, path: str, table: pa.Table, group: int = 10) -> SourceFile:
 
 
 def spec(**fields: Any) -> AttributeSpec:
-    return parse_spec({
-        "name": "t", "source": {"uri": "/data"}, "model": {"kind": "factory", "entrypoint": "m:f"},
-        "baseline": {"kind": "mean"},
-        "inputs": [{"name": "f", "columns": ["a", "b"], "divide": 2, "mean": [1, 0]}, {"name": "p", "column": "l"}],
-        "output": {"uri": "/out"},
-    } | fields)  # fmt: skip
+    return parse_spec(
+        {
+            "name": "t",
+            "source": {"uri": "/data"},
+            "model": {"kind": "factory", "entrypoint": "m:f"},
+            "baseline": {"kind": "mean"},
+            "inputs": [
+                {"name": "f", "columns": ["a", "b"], "divide": 2, "mean": [1, 0]},
+                {"name": "p", "column": "l"},
+            ],
+            "output": {"uri": "/out"},
+        }
+        | fields
+    )
 
 
 def dataset(seed: int, rows: int) -> pa.Table:
     draw = np.random.default_rng(seed)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(draw.normal(size=3 * rows)), 3)
-    return pa.table({"a": draw.normal(size=rows) * 1e6, "b": draw.normal(size=rows), "l": lists,
-                     "y": draw.integers(0, 2, rows)})  # fmt: skip
+    return pa.table(
+        {
+            "a": draw.normal(size=rows) * 1e6,
+            "b": draw.normal(size=rows),
+            "l": lists,
+            "y": draw.integers(0, 2, rows),
+        }
+    )
 
 
 def all_partials(files: list[SourceFile], job: AttributeSpec, schema: pa.Schema) -> list[Partial]:
     shapes = resolve_columns(schema, job)
     return [
-        partial_sums(STORE, files, i, g, job, shapes) for i, f in enumerate(files) for g in range(len(f.row_groups))
+        partial_sums(STORE, files, i, g, job, shapes)
+        for i, f in enumerate(files)
+        for g in range(len(f.row_groups))
     ]
 
 
 def test_means_of_clean_rows_in_model_units(tmp_path: Path) -> None:
     table = dataset(0, 37)
     dirty = table.set_column(
-        1, "b", pa.array([None if i in (3, 30) else v for i, v in enumerate(table["b"].to_pylist())])
+        1,
+        "b",
+        pa.array([None if i in (3, 30) else v for i, v in enumerate(table["b"].to_pylist())]),
     )
     files = [put(tmp_path, "0.parquet", dirty), put(tmp_path, "1.parquet", dataset(1, 5))]
     partials = all_partials(files, spec(), table.schema)
     assert [p.count for p in partials] == [9, 10, 10, 6, 5]
     features, lists = fold_means(partials)
-    clean = pa.concat_tables([dirty.filter(pa.array([i not in (3, 30) for i in range(37)])), dataset(1, 5)])
-    assert np.allclose(features, [clean["a"].to_numpy().mean() / 2 - 1, clean["b"].to_numpy().mean() / 2], rtol=1e-6)
+    clean = pa.concat_tables(
+        [dirty.filter(pa.array([i not in (3, 30) for i in range(37)])), dataset(1, 5)]
+    )
+    assert np.allclose(
+        features,
+        [clean["a"].to_numpy().mean() / 2 - 1, clean["b"].to_numpy().mean() / 2],
+        rtol=1e-6,
+    )
     assert np.allclose(lists, np.array(clean["l"].to_pylist()).mean(0), rtol=1e-5)
     assert (features.dtype, lists.shape) == (np.float64, (3,))
 
@@ -85,7 +118,9 @@ def test_blocks_do_not_lose_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=30), st.randoms(use_true_random=False))
-def test_the_order_of_computation_changes_no_bit(values: list[float], shuffle: random.Random) -> None:
+def test_the_order_of_computation_changes_no_bit(
+    values: list[float], shuffle: random.Random
+) -> None:
     partials = [Partial(i // 4, i % 4, i + 1, (np.array([v]),)) for i, v in enumerate(values)]
     expected = fold_means(partials)[0].tobytes()
     shuffle.shuffle(partials)
@@ -96,7 +131,10 @@ def test_rows_that_name_no_output_do_not_count(tmp_path: Path) -> None:
     table = dataset(0, 20).set_column(3, "y", pa.array([0, 1] * 9 + [2, 0]))
     files, job = [put(tmp_path, "0.parquet", table)], spec(target={"kind": "column", "column": "y"})
     shapes = resolve_columns(table.schema, job)
-    counted = [fold_means([partial_sums(STORE, files, 0, g, job, shapes, n) for g in range(2)]) for n in (3, 2)]
+    counted = [
+        fold_means([partial_sums(STORE, files, 0, g, job, shapes, n) for g in range(2)])
+        for n in (3, 2)
+    ]
     kept = table.filter(pa.array([i != 18 for i in range(20)]))
     for (features, lists), rows in zip(counted, (table, kept), strict=True):
         np.testing.assert_allclose(features[1], rows["b"].to_numpy().mean() / 2, rtol=1e-6)
@@ -129,19 +167,30 @@ def test_the_place_of_the_means_follows_what_can_change_them(tmp_path: Path) -> 
     root = Uri("file", str(tmp_path))
     other = [put(tmp_path, "0.parquet", dataset(1, 5))]
     column = spec(target={"kind": "column", "column": "y"})
-    uris = {str(means_uri(root, f, s)) for f, s in [(files, spec()), (other, spec()), (files, column),
-            (files, spec(compute={"precision": "float64"})), (files, spec(compute={"workers": 9}))]}  # fmt: skip
+    uris = {
+        str(means_uri(root, f, s))
+        for f, s in [
+            (files, spec()),
+            (other, spec()),
+            (files, column),
+            (files, spec(compute={"precision": "float64"})),
+            (files, spec(compute={"workers": 9})),
+        ]
+    }
     uris |= {str(means_uri(root, files, column, outputs)) for outputs in (2, 3)}
     assert len(uris) == 6
 
 
 def test_row_ids_that_are_null_or_twice(tmp_path: Path) -> None:
-    files = [put(tmp_path, "0.parquet", pa.table({"id": list(range(25))})),
-             put(tmp_path, "1.parquet", pa.table({"id": list(range(25, 40))}))]  # fmt: skip
+    files = [
+        put(tmp_path, "0.parquet", pa.table({"id": list(range(25))})),
+        put(tmp_path, "1.parquet", pa.table({"id": list(range(25, 40))})),
+    ]
     check_row_ids(STORE, files, "id")
     twice = [*files, put(tmp_path, "2.parquet", pa.table({"id": [100, 27, 3, 101]}))]
     with pytest.raises(
-        DataError, match=r"2 ids .* (27 at 1.parquet#2 and 2.parquet#1|3 at 0.parquet#3 and 2.parquet#2)"
+        DataError,
+        match=r"2 ids .* (27 at 1.parquet#2 and 2.parquet#1|3 at 0.parquet#3 and 2.parquet#2)",
     ):
         check_row_ids(STORE, twice, "id")
     null = [*files, put(tmp_path, "3.parquet", pa.table({"id": [200, None, None]}))]
@@ -154,8 +203,10 @@ def test_row_ids_that_are_null_or_twice(tmp_path: Path) -> None:
 
 
 def test_a_line_without_an_id_is_excused(tmp_path: Path) -> None:
-    table = pa.table({"id": pa.array(["a", None, None]), "_bad": [None, "line 3: broken", "line 4: broken"]},
-                     metadata={CONTENT: b"a piece"})  # fmt: skip
+    table = pa.table(
+        {"id": pa.array(["a", None, None]), "_bad": [None, "line 3: broken", "line 4: broken"]},
+        metadata={CONTENT: b"a piece"},
+    )
     check_row_ids(STORE, [put(tmp_path, "0.parquet", table)], "id")
     table = table.set_column(1, "_bad", pa.array([None, "line 3: broken", None]))
     with pytest.raises(DataError, match="1 null"):
@@ -168,12 +219,17 @@ def test_a_line_without_an_id_is_excused(tmp_path: Path) -> None:
 def test_more_ids_than_a_shard_may_take(tmp_path: Path, kind: pa.DataType) -> None:
     """40 kB of ids or more, by the kilobyte."""
     tight, names = Store(Access(decoded_bytes=1000)), [f"{i:09d}" for i in range(5000)]
-    ids = pa.array(range(5000)) if kind == pa.int64() else pa.array(names).cast(pa.binary()).cast(kind)
+    ids = (
+        pa.array(range(5000))
+        if kind == pa.int64()
+        else pa.array(names).cast(pa.binary()).cast(kind)
+    )
     files = [put(tmp_path, "0.parquet", pa.table({"id": ids}), 1500)]
     check_row_ids(tight, files, "id")
     files.append(put(tmp_path, "1.parquet", pa.table({"id": ids[4321:4322]})))
     with pytest.raises(
-        DataError, match=r"1 ids .*4321' at 0.parquet#4321 and 1.parquet#0|1 ids .* 4321 at 0.parquet#4321"
+        DataError,
+        match=r"1 ids .*4321' at 0.parquet#4321 and 1.parquet#0|1 ids .* 4321 at 0.parquet#4321",
     ):
         check_row_ids(tight, files, "id")
 
@@ -187,7 +243,8 @@ def test_one_id_that_is_larger_than_a_shard_may_be(tmp_path: Path) -> None:
 def test_an_id_is_the_same_in_files_of_unlike_types(tmp_path: Path) -> None:
     kinds = pa.int32(), pa.int64(), pa.float64()
     files = [
-        put(tmp_path, f"{k}.parquet", pa.table({"id": pa.array([k, -7 - k], kind)})) for k, kind in enumerate(kinds)
+        put(tmp_path, f"{k}.parquet", pa.table({"id": pa.array([k, -7 - k], kind)}))
+        for k, kind in enumerate(kinds)
     ]
     check_row_ids(STORE, files, "id")
     for kind in kinds:
@@ -196,7 +253,9 @@ def test_an_id_is_the_same_in_files_of_unlike_types(tmp_path: Path) -> None:
             check_row_ids(STORE, [*files, again], "id")
 
 
-def test_ids_are_one_of_a_kind_whatever_they_hash_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_are_one_of_a_kind_whatever_they_hash_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With two hashes for all ids, each of them is compared."""
     monkeypatch.setattr(identity, "hash_ids", lambda ids: hash_ids(ids) % np.uint64(2))
     files = [put(tmp_path, "0.parquet", pa.table({"id": [f"id {i}" for i in range(25)]}))]
@@ -206,11 +265,32 @@ def test_ids_are_one_of_a_kind_whatever_they_hash_to(tmp_path: Path, monkeypatch
         check_row_ids(STORE, files, "id")
 
 
-IDS = [pa.array([1, -1, None, 1], kind) for kind in (pa.int8(), pa.float16(), pa.float64(), pa.decimal32(5, 2), pa.decimal128(9, 2),
-       pa.decimal256(50), pa.date32(), pa.timestamp("us", "UTC"), pa.time64("us"), pa.duration("s"))] + [
-    pa.array([b"abc", b"\xff\x00c", None, b"abc"], kind) for kind in (pa.binary(), pa.large_binary(), pa.binary(3))] + [
-    pa.array([True, False, None, True]), pa.array(["a", "", None, "a"]), pa.array([2**62, -(2**62), None, 2**62], pa.timestamp("s")),
-]  # fmt: skip
+IDS = (
+    [
+        pa.array([1, -1, None, 1], kind)
+        for kind in (
+            pa.int8(),
+            pa.float16(),
+            pa.float64(),
+            pa.decimal32(5, 2),
+            pa.decimal128(9, 2),
+            pa.decimal256(50),
+            pa.date32(),
+            pa.timestamp("us", "UTC"),
+            pa.time64("us"),
+            pa.duration("s"),
+        )
+    ]
+    + [
+        pa.array([b"abc", b"\xff\x00c", None, b"abc"], kind)
+        for kind in (pa.binary(), pa.large_binary(), pa.binary(3))
+    ]
+    + [
+        pa.array([True, False, None, True]),
+        pa.array(["a", "", None, "a"]),
+        pa.array([2**62, -(2**62), None, 2**62], pa.timestamp("s")),
+    ]
+)
 
 
 @pytest.mark.parametrize("ids", IDS, ids=lambda ids: str(ids.type))

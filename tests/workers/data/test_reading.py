@@ -20,7 +20,12 @@ from integrand.schemas.records import InputShape, Slice, SourceFile
 from integrand.schemas.specs.inputs import ColumnsInput, TensorInput
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
-from integrand.workers.data.columns import check_column, declared_columns, resolve_columns, resolve_input
+from integrand.workers.data.columns import (
+    check_column,
+    declared_columns,
+    resolve_columns,
+    resolve_input,
+)
 from integrand.workers.data.reading import (
     CONTENT,
     hive_values,
@@ -54,8 +59,13 @@ def numbered(rows: int, start: int = 0) -> pa.Table:
 
 
 def spec(**fields: object) -> AttributeSpec:
-    base = {"name": "t", "source": {"uri": "/data"}, "model": {"kind": "factory", "entrypoint": "m:f"},
-            "inputs": [{"name": "f", "columns": ["a", "b"]}], "output": {"uri": "/out"}}  # fmt: skip
+    base = {
+        "name": "t",
+        "source": {"uri": "/data"},
+        "model": {"kind": "factory", "entrypoint": "m:f"},
+        "inputs": [{"name": "f", "columns": ["a", "b"]}],
+        "output": {"uri": "/out"},
+    }
     return parse_spec(base | fields)
 
 
@@ -66,7 +76,11 @@ def test_inspect_reads_rows_groups_and_a_fingerprint(place: tuple[Store, Uri]) -
     entry = store.info(uri)
     file, schema = inspect_file(store, entry, "t.parquet")
     assert (file.rows, file.row_groups, file.size) == (25, (10, 10, 5), entry.size)
-    assert file.fingerprint == f"etag:{entry.etag}" if entry.etag else file.fingerprint.startswith("footer:")
+    assert (
+        file.fingerprint == f"etag:{entry.etag}"
+        if entry.etag
+        else file.fingerprint.startswith("footer:")
+    )
     assert schema.names == ["n", "x", "l", "s"]
     rows = read_slices(store, [file], [Slice(file=0, start=8, stop=22)], ["x", "n"])
     assert rows.column_names == ["x", "n"]
@@ -84,16 +98,20 @@ def test_a_footer_longer_than_the_first_read(tmp_path: Path) -> None:
 GOOD = parquet_bytes(numbered(20))
 
 
-@pytest.mark.parametrize(("data", "seen"), [
-    (b"", "an empty file"),
-    (b"a,b\n1,2\n", "other bytes than Parquet"),
-    (GOOD[:-9], "a truncated file"),
-    (GOOD[:6], "a truncated file"),
-    (b"x" * 70_000, "other bytes than Parquet"),
-    (GOOD[:-8] + (10**6).to_bytes(4, "little") + b"PAR1", "a footer of"),
-    (GOOD[:-4] + b"PARE", "encrypted"),
-    (b"PAR1" + b"\xff" * 100 + (100).to_bytes(4, "little") + b"PAR1", "thrift"),
-], ids=["empty", "csv", "truncated", "stub", "long", "length", "encrypted", "garbage"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "seen"),
+    [
+        (b"", "an empty file"),
+        (b"a,b\n1,2\n", "other bytes than Parquet"),
+        (GOOD[:-9], "a truncated file"),
+        (GOOD[:6], "a truncated file"),
+        (b"x" * 70_000, "other bytes than Parquet"),
+        (GOOD[:-8] + (10**6).to_bytes(4, "little") + b"PAR1", "a footer of"),
+        (GOOD[:-4] + b"PARE", "encrypted"),
+        (b"PAR1" + b"\xff" * 100 + (100).to_bytes(4, "little") + b"PAR1", "thrift"),
+    ],
+    ids=["empty", "csv", "truncated", "stub", "long", "length", "encrypted", "garbage"],
+)
 def test_what_is_not_parquet_is_named(tmp_path: Path, data: bytes, seen: str) -> None:
     with pytest.raises(DataError, match=seen) as error:
         put(tmp_path, "broken.parquet", data)
@@ -101,12 +119,18 @@ def test_what_is_not_parquet_is_named(tmp_path: Path, data: bytes, seen: str) ->
 
 
 @settings(max_examples=40, deadline=None)
-@given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=4), group=st.integers(1, 15), data=st.data())
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    group=st.integers(1, 15),
+    data=st.data(),
+)
 def test_any_cut_gives_the_whole_table(counts: list[int], group: int, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tables = [numbered(rows, 1000 * i) for i, rows in enumerate(counts)]
-        files = [put(Path(folder), f"{i}.parquet", parquet_bytes(t, row_group_size=group))
-                 for i, t in enumerate(tables)]  # fmt: skip
+        files = [
+            put(Path(folder), f"{i}.parquet", parquet_bytes(t, row_group_size=group))
+            for i, t in enumerate(tables)
+        ]
         slices = []
         for i, rows in enumerate(counts):
             edges = sorted({0, rows, *data.draw(st.lists(st.integers(0, rows), max_size=4))})
@@ -139,16 +163,23 @@ def test_parts_that_arrive_tick_before_anything_is_decoded(tmp_path: Path) -> No
     ticks: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "open", looked_at)
-        read_slices(STORE, [file], [Slice(file=0, start=0, stop=10)], ["n"], lambda: ticks.append(True))
+        read_slices(
+            STORE, [file], [Slice(file=0, start=0, stop=10)], ["n"], lambda: ticks.append(True)
+        )
     assert len(seen) > 1
     assert len(ticks) == len(seen) + 1, "one batch was decoded"
 
 
 def test_row_ids_of_ingested_pieces_and_of_a_column(tmp_path: Path) -> None:
-    file = put(tmp_path, "a/p.parquet", parquet_bytes(numbered(5))).model_copy(update={"first_row": 100})
+    file = put(tmp_path, "a/p.parquet", parquet_bytes(numbered(5))).model_copy(
+        update={"first_row": 100}
+    )
     slices = [Slice(file=0, start=2, stop=4)]
     table = read_slices(STORE, [file], slices, ["s"])
-    assert row_ids([file], slices, table, None).to_pylist() == ["a/p.parquet#102", "a/p.parquet#103"]
+    assert row_ids([file], slices, table, None).to_pylist() == [
+        "a/p.parquet#102",
+        "a/p.parquet#103",
+    ]
     assert row_ids([file], slices, table, "s").to_pylist() == ["t2", "t3"]
 
 
@@ -166,14 +197,20 @@ def test_a_changed_file_is_another_run(place: tuple[Store, Uri]) -> None:
 
 
 @pytest.mark.parametrize("how", ["longer", "rewritten", "gone"])
-def test_a_local_file_written_to_while_it_is_read_is_another_run(tmp_path: Path, how: str,
-                                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """It was the planned one when it was looked at; that it cannot be decoded after that is nobody's fault."""
+def test_a_local_file_written_to_while_it_is_read_is_another_run(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was the planned one when it was looked at; that it cannot be decoded after that is
+    nobody's fault.
+    """
     data = parquet_bytes(numbered(10))
     file, path = put(tmp_path, "t.parquet", data), tmp_path / "t.parquet"
     os.utime(path, (1, 1))
-    change = {"longer": lambda: path.write_bytes(data + b"x"), "rewritten": lambda: path.write_bytes(data),
-              "gone": path.unlink}[how]  # fmt: skip
+    change = {
+        "longer": lambda: path.write_bytes(data + b"x"),
+        "rewritten": lambda: path.write_bytes(data),
+        "gone": path.unlink,
+    }[how]
     opened = Store.open
 
     def open_late(*arguments, **named):
@@ -181,20 +218,29 @@ def test_a_local_file_written_to_while_it_is_read_is_another_run(tmp_path: Path,
         return opened(*arguments, **named)
 
     monkeypatch.setattr(Store, "open", open_late)
-    with pytest.raises(IntegrityError, match="no file" if how == "gone" else "written to while it was read"):
+    with pytest.raises(
+        IntegrityError, match="no file" if how == "gone" else "written to while it was read"
+    ):
         read_slices(STORE, [file], [Slice(file=0, start=0, stop=3)], ["n"])
 
 
 def test_a_flipped_bit_in_a_page_is_caught_and_the_rows_named(tmp_path: Path) -> None:
-    data = bytearray(parquet_bytes(pa.table({"x": np.random.default_rng(0).normal(size=500)}), use_dictionary=False,
-                                   compression="none"))  # fmt: skip
+    data = bytearray(
+        parquet_bytes(
+            pa.table({"x": np.random.default_rng(0).normal(size=500)}),
+            use_dictionary=False,
+            compression="none",
+        )
+    )
     data[1000] ^= 1
     file = put(tmp_path, "flipped.parquet", bytes(data))
     with pytest.raises(DataError, match=r"flipped.parquet rows \[10, 20\)"):
         read_slices(STORE, [file], [Slice(file=0, start=10, stop=20)], ["x"])
 
 
-def test_a_lost_connection_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_connection_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from integrand.schemas.errors import TransientError
     from integrand.workers.storage import store as storage
 
@@ -211,8 +257,11 @@ def test_a_lost_connection_is_not_the_files_fault(tmp_path: Path, monkeypatch: p
 
 def test_partitions_become_columns(tmp_path: Path) -> None:
     table = pa.table({"x": [1.0, 2.0]})
-    paths = ["year=2024/place=a%20b/0.parquet", "year=2025/place=7/0.parquet",
-             "year=__HIVE_DEFAULT_PARTITION__/place=c/0.parquet"]  # fmt: skip
+    paths = [
+        "year=2024/place=a%20b/0.parquet",
+        "year=2025/place=7/0.parquet",
+        "year=__HIVE_DEFAULT_PARTITION__/place=c/0.parquet",
+    ]
     files = [put(tmp_path, p, parquet_bytes(table)) for p in paths]
     assert partition_columns(paths) == {"place": pa.string(), "year": pa.int64()}
     slices = [Slice(file=i, start=0, stop=2) for i in range(3)]
@@ -229,20 +278,31 @@ def test_partitions_become_columns(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_quite_an_integer_is_text(tmp_path: Path, value: str) -> None:
     """What Python takes for digits, Arrow does not."""
     file = put(tmp_path, f"delta={value}/0.parquet", parquet_bytes(pa.table({"x": [1.0]})))
-    assert read_slices(STORE, [file], [Slice(file=0, start=0, stop=1)], ["delta"])["delta"].to_pylist() == [value]
+    assert read_slices(STORE, [file], [Slice(file=0, start=0, stop=1)], ["delta"])[
+        "delta"
+    ].to_pylist() == [value]
     assert partition_columns(["delta=-5/a", "delta=007/a"]) == {"delta": pa.int64()}
 
 
 def test_only_pieces_that_ingest_wrote_tell_of_bad_rows(tmp_path: Path) -> None:
-    table, rows = pa.table({"x": [1.0], "_bad": ["a note of the user's"]}), [Slice(file=0, start=0, stop=1)]
+    table, rows = (
+        pa.table({"x": [1.0], "_bad": ["a note of the user's"]}),
+        [Slice(file=0, start=0, stop=1)],
+    )
     own = put(tmp_path, "_bad=x/0.parquet", parquet_bytes(table))
     folder = put(tmp_path, "_bad=x/1.parquet", parquet_bytes(table.drop_columns("_bad")))
     odd = table.set_column(1, "_bad", pa.array([["a", "b"]]))
-    posing = put(tmp_path, "2.parquet", parquet_bytes(odd.replace_schema_metadata({CONTENT: b"not a digest"})))
+    posing = put(
+        tmp_path,
+        "2.parquet",
+        parquet_bytes(odd.replace_schema_metadata({CONTENT: b"not a digest"})),
+    )
     for file in (own, folder, posing):
         assert read_slices(STORE, [file], rows, ["x", "_bad"]).column_names == ["x"]
         assert read_slices(STORE, [file], rows, None).column_names == ["x"]
-    piece = put(tmp_path, "3.parquet", parquet_bytes(table.replace_schema_metadata({CONTENT: b"digest"})))
+    piece = put(
+        tmp_path, "3.parquet", parquet_bytes(table.replace_schema_metadata({CONTENT: b"digest"}))
+    )
     assert read_slices(STORE, [piece], rows, ["x", "_bad"]) == table
 
 
@@ -253,7 +313,10 @@ def test_the_column_that_tells_of_bad_rows_is_no_feature() -> None:
 
 def test_a_column_in_the_file_wins_over_its_folder(tmp_path: Path) -> None:
     file = put(tmp_path, "n=9/0.parquet", parquet_bytes(numbered(2)))
-    assert read_slices(STORE, [file], [Slice(file=0, start=0, stop=2)], ["n"])["n"].to_pylist() == [0, 1]
+    assert read_slices(STORE, [file], [Slice(file=0, start=0, stop=2)], ["n"])["n"].to_pylist() == [
+        0,
+        1,
+    ]
     assert hive_values("a=b=c/=d/e/f=g.parquet") == {"a": "b=c"}
 
 
@@ -276,14 +339,21 @@ def test_names_that_are_prefixes_of_each_other(tmp_path: Path) -> None:
     assert rows.to_pylist() == [{"a.b": 2, "a": 1}]
 
 
-SCHEMA = pa.schema([
-    ("age", pa.int32()), ("paid", pa.decimal128(9, 2)), ("ok", pa.bool_()), ("city", pa.string()),
-    ("kind", pa.dictionary(pa.int8(), pa.float64())), ("flat", pa.list_(pa.uint8())),
-    ("fixed", pa.list_(pa.float32(), 6)),
-    ("nested", pa.large_list(pa.list_(pa.float64(), 3))), ("words", pa.list_(pa.string())),
-    ("tensor", pa.fixed_shape_tensor(pa.float32(), (2, 3))),
-    ("turned", pa.fixed_shape_tensor(pa.float32(), (2, 3), permutation=[1, 0])),
-])  # fmt: skip
+SCHEMA = pa.schema(
+    [
+        ("age", pa.int32()),
+        ("paid", pa.decimal128(9, 2)),
+        ("ok", pa.bool_()),
+        ("city", pa.string()),
+        ("kind", pa.dictionary(pa.int8(), pa.float64())),
+        ("flat", pa.list_(pa.uint8())),
+        ("fixed", pa.list_(pa.float32(), 6)),
+        ("nested", pa.large_list(pa.list_(pa.float64(), 3))),
+        ("words", pa.list_(pa.string())),
+        ("tensor", pa.fixed_shape_tensor(pa.float32(), (2, 3))),
+        ("turned", pa.fixed_shape_tensor(pa.float32(), (2, 3), permutation=[1, 0])),
+    ]
+)
 
 
 def test_columns_inputs() -> None:
@@ -295,38 +365,66 @@ def test_columns_inputs() -> None:
         with pytest.raises(SpecError, match=seen):
             resolve_input(SCHEMA, ColumnsInput(name="f", columns=(name,)))
     with pytest.raises(SpecError, match=r"inputs.f.mean"):
-        resolve_input(SCHEMA, ColumnsInput(name="f", columns=("age", "paid", "ok"), mean=(1.0, 2.0)))
+        resolve_input(
+            SCHEMA, ColumnsInput(name="f", columns=("age", "paid", "ok"), mean=(1.0, 2.0))
+        )
     with pytest.raises(SpecError, match="2 of them"):
         check_column(pa.schema([("a", pa.int8()), ("a", pa.int8())]), "a")
 
 
-@pytest.mark.parametrize(("column", "shape", "expected"), [
-    ("flat", (2, 3), (2, 3)), ("fixed", (), (6,)), ("fixed", (3, 2), (3, 2)), ("nested", (2, 3), (2, 3)),
-    ("tensor", (), (2, 3)), ("tensor", (1, 6), (1, 6)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("column", "shape", "expected"),
+    [
+        ("flat", (2, 3), (2, 3)),
+        ("fixed", (), (6,)),
+        ("fixed", (3, 2), (3, 2)),
+        ("nested", (2, 3), (2, 3)),
+        ("tensor", (), (2, 3)),
+        ("tensor", (1, 6), (1, 6)),
+    ],
+)
 def test_tensor_inputs(column: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     found = resolve_input(SCHEMA, TensorInput(name="i", column=column, shape=shape))
     assert (found.shape, found.named) == (expected, False)
 
 
-@pytest.mark.parametrize(("column", "shape", "message"), [
-    ("flat", (), "give the input's `shape`"), ("nested", (), "give the input's `shape`"), ("fixed", (5,), "5 values"),
-    ("nested", (3, 2), "nested"), ("nested", (1, 2, 3), "nested"), ("tensor", (7,), "7 values"),
-    ("words", (3,), "string"),
-    ("age", (1,), r"columns: \[age\]"), ("turned", (), "row-major"), ("city", (), "lists of numbers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("column", "shape", "message"),
+    [
+        ("flat", (), "give the input's `shape`"),
+        ("nested", (), "give the input's `shape`"),
+        ("fixed", (5,), "5 values"),
+        ("nested", (3, 2), "nested"),
+        ("nested", (1, 2, 3), "nested"),
+        ("tensor", (7,), "7 values"),
+        ("words", (3,), "string"),
+        ("age", (1,), r"columns: \[age\]"),
+        ("turned", (), "row-major"),
+        ("city", (), "lists of numbers"),
+    ],
+)
 def test_tensor_inputs_that_cannot_work(column: str, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         resolve_input(SCHEMA, TensorInput(name="i", column=column, shape=shape))
 
 
 def test_every_column_of_a_spec_is_checked() -> None:
-    schema = pa.schema([("a", pa.int8()), ("b", pa.int8()), ("c", pa.int8()), ("y", pa.int64()), ("id", pa.string()),
-                        ("mask", pa.list_(pa.int8(), 2))])  # fmt: skip
+    schema = pa.schema(
+        [
+            ("a", pa.int8()),
+            ("b", pa.int8()),
+            ("c", pa.int8()),
+            ("y", pa.int64()),
+            ("id", pa.string()),
+            ("mask", pa.list_(pa.int8(), 2)),
+        ]
+    )
     good = spec(
-        source={"uri": "/data", "row_id": "id"}, target={"kind": "column", "column": "y"},
-        baseline={"kind": "column", "columns": ["b", "c"]}, forward_args=[{"name": "m", "column": "mask"}],
-    )  # fmt: skip
+        source={"uri": "/data", "row_id": "id"},
+        target={"kind": "column", "column": "y"},
+        baseline={"kind": "column", "columns": ["b", "c"]},
+        forward_args=[{"name": "m", "column": "mask"}],
+    )
     assert declared_columns(good) == ("id", "a", "b", "c", "mask", "y", "_bad")
     assert resolve_columns(schema, good)[0].shape == (2,)
     for fields, message in [

@@ -21,8 +21,16 @@ from integrand.workers.data.tensors import Rows, length_buckets, scale, spread, 
 
 
 def spec(inputs: list[dict[str, Any]], **fields: Any) -> AttributeSpec:
-    return parse_spec({"name": "t", "source": {"uri": "/data"}, "model": {"kind": "factory", "entrypoint": "m:f"},
-                       "inputs": inputs, "output": {"uri": "/out"}} | fields)  # fmt: skip
+    return parse_spec(
+        {
+            "name": "t",
+            "source": {"uri": "/data"},
+            "model": {"kind": "factory", "entrypoint": "m:f"},
+            "inputs": inputs,
+            "output": {"uri": "/out"},
+        }
+        | fields
+    )
 
 
 def convert(table: pa.Table, inputs: list[dict[str, Any]], **fields: Any) -> Rows:
@@ -36,20 +44,40 @@ PIXELS = [{"name": "image", "column": "p", "shape": [1, 2, 2]}]
 
 def test_every_numeric_type_becomes_the_same_numbers() -> None:
     values = [0, 1, 1, 0]
-    types = [pa.int8(), pa.uint8(), pa.int32(), pa.uint32(), pa.int64(), pa.uint64(), pa.float16(), pa.float32(),
-             pa.float64(), pa.decimal128(5, 2), pa.decimal256(5, 2), pa.bool_()]  # fmt: skip
+    types = [
+        pa.int8(),
+        pa.uint8(),
+        pa.int32(),
+        pa.uint32(),
+        pa.int64(),
+        pa.uint64(),
+        pa.float16(),
+        pa.float32(),
+        pa.float64(),
+        pa.decimal128(5, 2),
+        pa.decimal256(5, 2),
+        pa.bool_(),
+    ]
     table = pa.table({f"c{i}": pa.array(values, pa.int8()).cast(t) for i, t in enumerate(types)})
     rows = convert(table, [{"name": "f", "columns": table.column_names}])
     assert rows.reasons == [None] * 4
     assert rows.inputs[0].dtype == torch.float32
-    assert torch.equal(rows.inputs[0], torch.tensor(values, dtype=torch.float32)[:, None].expand(4, len(types)))
+    assert torch.equal(
+        rows.inputs[0], torch.tensor(values, dtype=torch.float32)[:, None].expand(4, len(types))
+    )
 
 
-@pytest.mark.parametrize(("value", "kind", "reason"), [
-    (None, pa.float64(), "b is null"), (None, pa.int32(), "b is null"), (float("nan"), pa.float64(), "b is NaN"),
-    (float("inf"), pa.float32(), "b is inf"), (float("-inf"), pa.float64(), "b is -inf"),
-    (1e300, pa.float64(), "b is 1e+300: not finite as float32 in model units"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "kind", "reason"),
+    [
+        (None, pa.float64(), "b is null"),
+        (None, pa.int32(), "b is null"),
+        (float("nan"), pa.float64(), "b is NaN"),
+        (float("inf"), pa.float32(), "b is inf"),
+        (float("-inf"), pa.float64(), "b is -inf"),
+        (1e300, pa.float64(), "b is 1e+300: not finite as float32 in model units"),
+    ],
+)
 def test_a_bad_feature_is_named(value: Any, kind: pa.DataType, reason: str) -> None:
     table = pa.table({"a": [1.0, 2.0, 3.0], "b": pa.array([4, value, 6], kind)})
     rows = convert(table, AB)
@@ -64,11 +92,17 @@ def test_float64_holds_what_float32_cannot() -> None:
     assert rows.inputs[0].tolist() == [[1.0, 1e300]]
 
 
-@pytest.mark.parametrize(("value", "reason"), [
-    (None, "p is null"), ([1, 2, 3], "p has 3 values, expected 4"), ([], "p has 0 values, expected 4"),
-    ([1, 2, None, 4], "p[2] is null"), ([1, float("nan"), 3, 4], "p[1] is NaN"),
-    ([1, 2, 3, float("-inf")], "p[3] is -inf"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "p is null"),
+        ([1, 2, 3], "p has 3 values, expected 4"),
+        ([], "p has 0 values, expected 4"),
+        ([1, 2, None, 4], "p[2] is null"),
+        ([1, float("nan"), 3, 4], "p[1] is NaN"),
+        ([1, 2, 3, float("-inf")], "p[3] is -inf"),
+    ],
+)
 def test_a_bad_list_is_named(value: Any, reason: str) -> None:
     table = pa.table({"p": pa.array([[1, 2, 3, 4], value, [5, 6, 7, 8]], pa.list_(pa.float64()))})
     rows = convert(table, PIXELS)
@@ -77,13 +111,20 @@ def test_a_bad_list_is_named(value: Any, reason: str) -> None:
     assert rows.inputs[0].flatten(1).tolist() == [[1, 2, 3, 4], [0] * 4, [5, 6, 7, 8]]
 
 
-@pytest.mark.parametrize(("value", "reason"), [
-    ([[1, 2], None], "p[1] is null"), ([[1, 2], [3]], "p[1] has 1 values, expected 2"),
-    ([[1, 2]], "p has 1 values, expected 2"), ([[1, 2], [None, 4]], "p[1][0] is null"),
-    ([[1, 2, 3], [4]], "p[0] has 3 values, expected 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([[1, 2], None], "p[1] is null"),
+        ([[1, 2], [3]], "p[1] has 1 values, expected 2"),
+        ([[1, 2]], "p has 1 values, expected 2"),
+        ([[1, 2], [None, 4]], "p[1][0] is null"),
+        ([[1, 2, 3], [4]], "p[0] has 3 values, expected 2"),
+    ],
+)
 def test_a_bad_nested_list_is_named(value: Any, reason: str) -> None:
-    table = pa.table({"p": pa.array([[[1, 2], [3, 4]], value], pa.list_(pa.large_list(pa.int64())))})
+    table = pa.table(
+        {"p": pa.array([[[1, 2], [3, 4]], value], pa.list_(pa.large_list(pa.int64())))}
+    )
     rows = convert(table, [{"name": "image", "column": "p", "shape": [2, 2]}])
     assert rows.reasons == [None, reason]
     assert rows.inputs[0].tolist() == [[[1, 2], [3, 4]], [[0, 0], [0, 0]]]
@@ -93,8 +134,15 @@ def test_tensors_and_fixed_lists_over_several_chunks() -> None:
     values = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
     tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(values)
     fixed = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 6)
-    table = pa.table({"p": pa.chunked_array([tensor[:1], tensor[1:]]), "q": pa.chunked_array([fixed[:3], fixed[3:]])})
-    rows = convert(table, [{"name": "t", "column": "p"}, {"name": "u", "column": "q", "shape": [2, 3]}])
+    table = pa.table(
+        {
+            "p": pa.chunked_array([tensor[:1], tensor[1:]]),
+            "q": pa.chunked_array([fixed[:3], fixed[3:]]),
+        }
+    )
+    rows = convert(
+        table, [{"name": "t", "column": "p"}, {"name": "u", "column": "q", "shape": [2, 3]}]
+    )
     assert torch.equal(rows.inputs[0], torch.from_numpy(values))
     assert torch.equal(rows.inputs[1], torch.from_numpy(values))
     sliced = convert(table.slice(1, 2), [{"name": "t", "column": "p"}])
@@ -103,7 +151,9 @@ def test_tensors_and_fixed_lists_over_several_chunks() -> None:
 
 def test_a_null_tensor_row() -> None:
     storage = pa.array([[1.0, 2.0], None, [3.0, 4.0]], pa.list_(pa.float32(), 2))
-    table = pa.table({"p": pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), (2,)), storage)})
+    table = pa.table(
+        {"p": pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), (2,)), storage)}
+    )
     rows = convert(table, [{"name": "t", "column": "p"}])
     assert rows.reasons == [None, "p is null", None]
     assert rows.inputs[0].tolist() == [[1, 2], [0, 0], [3, 4]]
@@ -134,8 +184,19 @@ def test_a_reason_in_other_bytes_than_text_is_told_as_it_is() -> None:
 
 def test_scaling_by_number_feature_and_channel() -> None:
     table = pa.table({"p": pa.array([[10, 20, 30, 40, 50, 60, 70, 80]], pa.list_(pa.uint8()))})
-    rows = convert(table, [{"name": "image", "column": "p", "shape": [2, 2, 2], "divide": 10, "mean": [1, 2],
-                            "std": [0.5, 2]}])  # fmt: skip
+    rows = convert(
+        table,
+        [
+            {
+                "name": "image",
+                "column": "p",
+                "shape": [2, 2, 2],
+                "divide": 10,
+                "mean": [1, 2],
+                "std": [0.5, 2],
+            }
+        ],
+    )
     assert rows.inputs[0].flatten().tolist() == [0, 2, 4, 6, 1.5, 2, 2.5, 3]
     rows = convert(pa.table({"a": [1.0], "b": [5.0]}), [AB[0] | {"mean": [0.5, 1.0], "std": 2}])
     assert rows.inputs[0].tolist() == [[0.25, 2.0]]
@@ -164,18 +225,33 @@ def test_spread_and_scale_of_a_raw_baseline() -> None:
 
 
 def test_integers_round_alike_beside_a_null() -> None:
-    value = 2**60 + 2**36 + 1  # to float32 directly it rounds up; over float64 it is a tie and rounds to even
+    value = (
+        2**60 + 2**36 + 1
+    )  # to float32 directly it rounds up; over float64 it is a tie and rounds to even
     alone = convert(pa.table({"a": [value], "b": [0]}), AB).inputs[0]
-    assert torch.equal(alone, convert(pa.table({"a": [value, None], "b": [0, 0]}), AB).inputs[0][:1])
+    assert torch.equal(
+        alone, convert(pa.table({"a": [value, None], "b": [0, 0]}), AB).inputs[0][:1]
+    )
 
 
-@pytest.mark.parametrize(("value", "kind", "reason"), [
-    (3, pa.int64(), None), (3.0, pa.float64(), None), (True, pa.bool_(), None), (None, pa.int64(), "y is null"),
-    (2.5, pa.float64(), "y is 2.5: expected an output index, an integer from 0"),
-    (-1, pa.int64(), "y is -1: expected an output index, an integer from 0"), (float("nan"), pa.float64(), "y is NaN"),
-    (2**64 - 1, pa.uint64(), f"y is {2**64 - 1}: expected an output index, an integer from 0"),
-    (Decimal("1.5"), pa.decimal128(4, 1), "y is 1.5: expected an output index, an integer from 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "kind", "reason"),
+    [
+        (3, pa.int64(), None),
+        (3.0, pa.float64(), None),
+        (True, pa.bool_(), None),
+        (None, pa.int64(), "y is null"),
+        (2.5, pa.float64(), "y is 2.5: expected an output index, an integer from 0"),
+        (-1, pa.int64(), "y is -1: expected an output index, an integer from 0"),
+        (float("nan"), pa.float64(), "y is NaN"),
+        (2**64 - 1, pa.uint64(), f"y is {2**64 - 1}: expected an output index, an integer from 0"),
+        (
+            Decimal("1.5"),
+            pa.decimal128(4, 1),
+            "y is 1.5: expected an output index, an integer from 0",
+        ),
+    ],
+)
 def test_targets(value: Any, kind: pa.DataType, reason: str | None) -> None:
     table = pa.table({"a": [1.0], "b": [1.0], "y": pa.array([value], kind)})
     rows = convert(table, AB, target={"kind": "column", "column": "y"})
@@ -187,14 +263,25 @@ def test_targets(value: Any, kind: pa.DataType, reason: str | None) -> None:
 
 
 def test_forward_args() -> None:
-    table = pa.table({
-        "a": [1.0, 2.0], "b": [1.0, 2.0], "n": pa.array([2**60 + 1, 5]), "m": [[True, False], [True, True]],
-        "u": [0.5, float("-inf")],
-    })  # fmt: skip
-    rows = convert(table, AB, forward_args=[
-        {"name": "n", "column": "n", "dtype": "int64"}, {"name": "m", "column": "m", "shape": [2], "dtype": "bool"},
-        {"name": "u", "columns": ["u"]}, {"name": "w", "column": "u", "dtype": "float64"},
-    ])  # fmt: skip
+    table = pa.table(
+        {
+            "a": [1.0, 2.0],
+            "b": [1.0, 2.0],
+            "n": pa.array([2**60 + 1, 5]),
+            "m": [[True, False], [True, True]],
+            "u": [0.5, float("-inf")],
+        }
+    )
+    rows = convert(
+        table,
+        AB,
+        forward_args=[
+            {"name": "n", "column": "n", "dtype": "int64"},
+            {"name": "m", "column": "m", "shape": [2], "dtype": "bool"},
+            {"name": "u", "columns": ["u"]},
+            {"name": "w", "column": "u", "dtype": "float64"},
+        ],
+    )
     assert rows.reasons == [None, None]
     n, m, u, w = rows.forward_args
     assert n.tolist() == [2**60 + 1, 5]
@@ -203,11 +290,17 @@ def test_forward_args() -> None:
     assert u[1].item() == float("-inf")
 
 
-@pytest.mark.parametrize(("values", "dtype", "reason"), [
-    ([1.0, None], "float32", "g is null"), ([1.0, float("nan")], "float64", "g is NaN"),
-    ([1.0, 2.5], "int64", "g is 2.5: expected an integer"), ([1, 2], "bool", "g is 2: expected 0 or 1"),
-    ([1, None], "bool", "g is null"), ([1, None], "int64", "g is null"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "dtype", "reason"),
+    [
+        ([1.0, None], "float32", "g is null"),
+        ([1.0, float("nan")], "float64", "g is NaN"),
+        ([1.0, 2.5], "int64", "g is 2.5: expected an integer"),
+        ([1, 2], "bool", "g is 2: expected 0 or 1"),
+        ([1, None], "bool", "g is null"),
+        ([1, None], "int64", "g is null"),
+    ],
+)
 def test_bad_forward_args(values: list[Any], dtype: str, reason: str) -> None:
     table = pa.table({"a": [1.0, 2.0], "b": [1.0, 2.0], "g": values})
     rows = convert(table, AB, forward_args=[{"name": "g", "column": "g", "dtype": dtype}])
@@ -229,14 +322,23 @@ def test_baselines_held_by_columns() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.one_of(st.none(), st.lists(st.one_of(st.none(), st.floats(width=32)), max_size=5)), max_size=12),
-       st.integers(0, 12))  # fmt: skip
+@given(
+    st.lists(
+        st.one_of(st.none(), st.lists(st.one_of(st.none(), st.floats(width=32)), max_size=5)),
+        max_size=12,
+    ),
+    st.integers(0, 12),
+)
 def test_any_lists_convert_without_raising(lists: list[Any], cut: int) -> None:
     column = pa.array(lists, pa.list_(pa.float32()))
     cut = min(cut, len(lists))
     rows = convert(pa.table({"p": pa.chunked_array([column[:cut], column[cut:]])}), PIXELS)
     for value, reason, tensor in zip(lists, rows.reasons, rows.inputs[0].flatten(1), strict=True):
-        good = value is not None and len(value) == 4 and all(v is not None and np.isfinite(v) for v in value)
+        good = (
+            value is not None
+            and len(value) == 4
+            and all(v is not None and np.isfinite(v) for v in value)
+        )
         assert (reason is None) == good
         assert tensor.tolist() == (value if good else [0] * 4)
 
@@ -260,14 +362,29 @@ def test_wide_tables_convert_quickly(share: float) -> None:
     assert int(rows.clean.sum()) == (0 if share else 50_000)
 
 
-# --- ids -------------------------------------------------------------------------------------------------------
+# --- ids ---------------------------------------------------------------------------------------
 
 
 def test_ids_become_presence_and_arguments() -> None:
-    table = pa.table({"t": pa.array([[7, 0, 3], [5]], pa.list_(pa.int16())), "p": [2, 0], "a": [4.0, 1.0], "b": [1, 5]})
-    job = spec([{"name": "x", "columns": ["a"]}, {"name": "tokens", "ids": "t", "embedding": "m", "pad": 0},
-                {"name": "plan", "ids": "p", "embedding": "n"}],
-               forward_args=[{"name": "m", "mask_of": "tokens", "dtype": "bool"}, {"name": "b", "column": "b"}])  # fmt: skip
+    table = pa.table(
+        {
+            "t": pa.array([[7, 0, 3], [5]], pa.list_(pa.int16())),
+            "p": [2, 0],
+            "a": [4.0, 1.0],
+            "b": [1, 5],
+        }
+    )
+    job = spec(
+        [
+            {"name": "x", "columns": ["a"]},
+            {"name": "tokens", "ids": "t", "embedding": "m", "pad": 0},
+            {"name": "plan", "ids": "p", "embedding": "n"},
+        ],
+        forward_args=[
+            {"name": "m", "mask_of": "tokens", "dtype": "bool"},
+            {"name": "b", "column": "b"},
+        ],
+    )
     shapes = resolve_columns(table.schema, job)
     assert [(s.shape, s.named, s.varying) for s in shapes] == [
         ((1,), True, False),
@@ -285,36 +402,66 @@ def test_ids_become_presence_and_arguments() -> None:
     assert b.tolist() == [1, 5]
 
 
-@pytest.mark.parametrize(("pad", "lengths"), [
-    ({"pad": 0}, {8: [0, 2, 5], 16: [1, 3], 20: [4, 6]}), ({}, {1: [2, 5], 7: [0], 9: [1], 16: [3], 18: [4], 20: [6]})
-])  # fmt: skip
-def test_a_rows_bucket_is_its_own_affair(pad: dict[str, int], lengths: dict[int, list[int]]) -> None:
+@pytest.mark.parametrize(
+    ("pad", "lengths"),
+    [
+        ({"pad": 0}, {8: [0, 2, 5], 16: [1, 3], 20: [4, 6]}),
+        ({}, {1: [2, 5], 7: [0], 9: [1], 16: [3], 18: [4], 20: [6]}),
+    ],
+)
+def test_a_rows_bucket_is_its_own_affair(
+    pad: dict[str, int], lengths: dict[int, list[int]]
+) -> None:
     lists: list[Any] = [list(range(n)) for n in (7, 9, 0, 16, 18)] + [None, list(range(99))]
     table = pa.table({"t": pa.array(lists, pa.large_list(pa.int64()))})
     job = spec([{"name": "tokens", "ids": "t", "embedding": "m", "max_length": 20} | pad])
     shapes = resolve_columns(table.schema, job)
-    assert {b.shapes[0].shape[0]: b.rows.tolist() for b in length_buckets(table, job, shapes)} == lengths
+    assert {
+        b.shapes[0].shape[0]: b.rows.tolist() for b in length_buckets(table, job, shapes)
+    } == lengths
     reasons = dict.fromkeys((2, 5, 6))
     for b in length_buckets(table, job, shapes):
         found = to_rows(b.of(table), job, b.shapes)
         reasons |= {int(i): r for i, r in zip(b.rows, found.reasons, strict=True) if r}
-    assert reasons == {2: "t has 0 ids, expected 1 to 20", 5: "t is null", 6: "t has 99 ids, expected 1 to 20"}
+    assert reasons == {
+        2: "t has 0 ids, expected 1 to 20",
+        5: "t is null",
+        6: "t has 99 ids, expected 1 to 20",
+    }
 
 
 def test_a_file_without_a_list_is_full_of_nulls() -> None:
     job = spec([{"name": "tokens", "ids": "t", "embedding": "m"}])
     shapes = (InputShape(name="tokens", columns=("t",), shape=(), named=False, varying=True),)
     (bucket,) = length_buckets(pa.table({"t": pa.nulls(2)}), job, shapes)
-    assert to_rows(bucket.of(pa.table({"t": pa.nulls(2)})), job, bucket.shapes).reasons == ["t is null"] * 2
+    assert (
+        to_rows(bucket.of(pa.table({"t": pa.nulls(2)})), job, bucket.shapes).reasons
+        == ["t is null"] * 2
+    )
 
 
 def test_two_lists_have_a_bucket_for_every_pair_of_lengths() -> None:
-    table = pa.table({"t": [[1] * n for n in (3, 9, 3, 9)], "u": [[2] * n for n in (3, 3, 12, 2)], "n": [1, 2, 3, 4]})
-    job = spec([{"name": "t", "ids": "t", "embedding": "m", "pad": 0}, {"name": "f", "columns": ["n"]},
-                {"name": "u", "ids": "u", "embedding": "o", "pad": 0}])  # fmt: skip
+    table = pa.table(
+        {
+            "t": [[1] * n for n in (3, 9, 3, 9)],
+            "u": [[2] * n for n in (3, 3, 12, 2)],
+            "n": [1, 2, 3, 4],
+        }
+    )
+    job = spec(
+        [
+            {"name": "t", "ids": "t", "embedding": "m", "pad": 0},
+            {"name": "f", "columns": ["n"]},
+            {"name": "u", "ids": "u", "embedding": "o", "pad": 0},
+        ]
+    )
     buckets = length_buckets(table, job, resolve_columns(table.schema, job))
     found = [([s.shape for s in b.shapes], b.rows.tolist()) for b in buckets]
-    assert found == [([(8,), (1,), (8,)], [0]), ([(8,), (1,), (16,)], [2]), ([(16,), (1,), (8,)], [1, 3])]
+    assert found == [
+        ([(8,), (1,), (8,)], [0]),
+        ([(8,), (1,), (16,)], [2]),
+        ([(16,), (1,), (8,)], [1, 3]),
+    ]
     rows = to_rows(buckets[2].of(table), job, buckets[2].shapes)
     assert rows.inputs[1].tolist() == [[2], [4]]
     assert rows.inputs[2].sum(1).tolist() == [3, 2]

@@ -1,4 +1,6 @@
-"""Half precision within step batches: what it is used for, and that no certificate hides what it costs."""
+"""Half precision within step batches: what it is used for, and that no certificate hides what it
+costs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from integrand.workers.rewriting.hoisting import hoist
 HONEST = {RowStatus.ok, RowStatus.at_precision_floor, RowStatus.not_converged}
 
 
-def net(activation: type[nn.Module], last: type[nn.Module] | None = None, *, gain: float = 1.0) -> nn.Module:
+def net(
+    activation: type[nn.Module], last: type[nn.Module] | None = None, *, gain: float = 1.0
+) -> nn.Module:
     """8-32-32-3 with weights `gain` times the usual size."""
     torch.manual_seed(0)
     layers = [nn.Linear(8, 32), activation(), nn.Linear(32, 32), activation(), nn.Linear(32, 3)]
@@ -44,17 +48,23 @@ def attributed(model: nn.Module | Prepared, x: Tensor = X, **options: Any) -> At
 
 def true_errors(model: nn.Module, found: Attribution, x: Tensor = X) -> np.ndarray:
     """‖a − a*‖₁ / ‖a‖₁ against float64."""
-    exact = attributed(copy.deepcopy(model).double(), x.double(), accuracy=Adaptive(
-        tolerance=1e-3, max_evaluations=4096, on_unreachable="spend")).attributions  # fmt: skip
+    exact = attributed(
+        copy.deepcopy(model).double(),
+        x.double(),
+        accuracy=Adaptive(tolerance=1e-3, max_evaluations=4096, on_unreachable="spend"),
+    ).attributions
     values = found.attributions.double()
     return ((values - exact).abs().sum(1) / values.abs().sum(1)).nan_to_num(torch.inf).numpy()
 
 
 NETS = {
-    "smooth": net(nn.GELU), "kinked": net(nn.ReLU), "probability": net(nn.Tanh, nn.Softmax),
-    "steep": net(nn.GELU, gain=2.0), "steep probability": net(nn.SiLU, nn.Softmax, gain=3.0),
+    "smooth": net(nn.GELU),
+    "kinked": net(nn.ReLU),
+    "probability": net(nn.Tanh, nn.Softmax),
+    "steep": net(nn.GELU, gain=2.0),
+    "steep probability": net(nn.SiLU, nn.Softmax, gain=3.0),
     "kinked log-probability": net(nn.ReLU, nn.LogSoftmax, gain=2.0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HALVES)
@@ -62,8 +72,13 @@ NETS = {
 def test_no_row_is_certified_beyond_what_half_precision_allows(kind: str, name: str) -> None:
     coarse = {"bfloat16": 0.1, "float16": 0.03}[name]
     for tolerance in (coarse, coarse / 3):
-        found = attributed(half(NETS[kind], name), accuracy=Adaptive(tolerance=tolerance, max_evaluations=256))
-        errors, ok = true_errors(NETS[kind], found), np.array([s is RowStatus.ok for s in found.status])
+        found = attributed(
+            half(NETS[kind], name), accuracy=Adaptive(tolerance=tolerance, max_evaluations=256)
+        )
+        errors, ok = (
+            true_errors(NETS[kind], found),
+            np.array([s is RowStatus.ok for s in found.status]),
+        )
         assert set(found.status) <= HONEST
         assert (errors[ok] <= tolerance).all()
         assert (found.error_estimate.numpy()[ok] <= tolerance).all()
@@ -93,7 +108,9 @@ def test_a_tolerance_below_rounding_ends_at_the_precision_floor(name: str) -> No
     assert set(found.status) == {RowStatus.at_precision_floor}
     assert (found.error_estimate >= least).all()
     assert found.evaluations.max() < 200 + PROBING
-    assert attributed(NETS["smooth"], accuracy=Adaptive(tolerance=least)).status == (RowStatus.ok,) * len(X)
+    assert attributed(NETS["smooth"], accuracy=Adaptive(tolerance=least)).status == (
+        RowStatus.ok,
+    ) * len(X)
 
 
 class Rounded(nn.Module):
@@ -110,8 +127,10 @@ class Rounded(nn.Module):
 
 def test_gradients_that_underflow_are_noticed() -> None:
     """Exact in float32, and in float16 as long as the weights are no subnormal numbers."""
-    fine, lost, gone = (attributed(half(Rounded(scale).eval(), "float16"), accuracy=Adaptive(tolerance=0.01))
-                        for scale in (1.0, 2e-7, 1e-9))  # fmt: skip
+    fine, lost, gone = (
+        attributed(half(Rounded(scale).eval(), "float16"), accuracy=Adaptive(tolerance=0.01))
+        for scale in (1.0, 2e-7, 1e-9)
+    )
     assert set(fine.status) == {RowStatus.ok}
     assert RowStatus.ok not in {*lost.status, *gone.status}
     assert (gone.error_estimate > 1).all()
@@ -119,7 +138,9 @@ def test_gradients_that_underflow_are_noticed() -> None:
 
 @pytest.mark.parametrize("accuracy", [Adaptive(tolerance=0.05), FixedSteps(steps=9)], ids=str)
 def test_all_but_gradients_is_float32(accuracy: Any) -> None:
-    plain, found = (attributed(m, accuracy=accuracy) for m in (NETS["smooth"], half(NETS["smooth"], "bfloat16")))
+    plain, found = (
+        attributed(m, accuracy=accuracy) for m in (NETS["smooth"], half(NETS["smooth"], "bfloat16"))
+    )
     assert torch.equal(found.f_input, plain.f_input)
     assert torch.equal(found.f_baseline, plain.f_baseline)
     assert found.attributions.dtype == torch.float32
@@ -155,15 +176,27 @@ def test_evaluations_count_what_measuring_costs() -> None:
 
 @pytest.mark.parametrize("behind", [False, True])
 def test_what_is_measured_is_the_rounding_of_attributions(behind: bool) -> None:
-    """Six times the relative L1 error at the nodes of Gauss-Legendre 3, in features, behind a hoisted prefix too."""
+    """Six times the relative L1 error at the nodes of Gauss-Legendre 3, in features, behind a
+    hoisted prefix too.
+    """
     model = NETS["steep"]
     plain = Prepared(model, hoist(model, (X,)) if behind else None)
     prepared = stepping(plain, "bfloat16", "cpu", compile=False)
-    problem = Problem(model, (X,), (torch.zeros(1, 8),), (), torch.ones(len(X), 1, 1).long(), 16,
-                      step=prepared.step, half=prepared.half)  # fmt: skip
+    problem = Problem(
+        model,
+        (X,),
+        (torch.zeros(1, 8),),
+        (),
+        torch.ones(len(X), 1, 1).long(),
+        16,
+        step=prepared.step,
+        half=prepared.half,
+    )
     inner = lifted(Evaluator(problem), prepared.hoisted) if prepared.hoisted else problem
     measured = measure_rounding(Evaluator(inner), torch.arange(len(X)))[:, 0]
-    exact, rounded = (attributed(p, accuracy=FixedSteps(steps=3)).attributions.double() for p in (plain, prepared))
+    exact, rounded = (
+        attributed(p, accuracy=FixedSteps(steps=3)).attributions.double() for p in (plain, prepared)
+    )
     apart = ((rounded - exact).abs().sum(1) / rounded.abs().sum(1)).numpy()
     assert (measured >= apart).all()
     assert (measured >= LEAST * torch.finfo(torch.bfloat16).eps).all()
@@ -185,12 +218,15 @@ def test_bits_depend_on_the_row_alone() -> None:
 
 
 def test_a_hoisted_prefix_stays_float32() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 3))
+    model = nn.Sequential(
+        nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 3)
+    )
     model = model.eval().requires_grad_(False)
     hoisted = hoist(model, (X,))
     assert hoisted is not None
     found = attributed(
-        stepping(Prepared(model, hoisted), "bfloat16", "cpu", compile=False), accuracy=Adaptive(tolerance=0.1)
+        stepping(Prepared(model, hoisted), "bfloat16", "cpu", compile=False),
+        accuracy=Adaptive(tolerance=0.1),
     )
     assert np.mean([s is RowStatus.ok for s in found.status]) > 0.7
     assert (true_errors(model, found)[[s is RowStatus.ok for s in found.status]] <= 0.1).all()

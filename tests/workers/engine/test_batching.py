@@ -41,7 +41,9 @@ def test_batches_are_powers_of_two_within_the_memory(row_bytes: int, memory: int
 
 
 @given(sizes, sizes, sizes)
-def test_more_memory_or_smaller_rows_never_shrink_a_batch(row_bytes: int, memory: int, more: int) -> None:
+def test_more_memory_or_smaller_rows_never_shrink_a_batch(
+    row_bytes: int, memory: int, more: int
+) -> None:
     assert step_batch_rows(row_bytes, memory + more) >= step_batch_rows(row_bytes, memory)
     assert step_batch_rows(row_bytes + more, memory) <= step_batch_rows(row_bytes, memory)
 
@@ -60,15 +62,23 @@ def test_memory_comes_before_even_batches() -> None:
 
 NETS = {
     "narrow": (nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, 2)), (2,)),
-    "convolution": (nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)), (1, 8, 8)),
-    "tokens": (nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, activation="gelu"), (10, 32)),
+    "convolution": (
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)),
+        (1, 8, 8),
+    ),
+    "tokens": (
+        nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, activation="gelu"),
+        (10, 32),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("frozen", [True, False])
 def test_activation_bytes_do_not_depend_on_the_rows_tried(name: str, frozen: bool) -> None:
-    """Parameters do not count, not even those whose first extent happens to be the number of rows."""
+    """Parameters do not count, not even those whose first extent happens to be the number
+    of rows.
+    """
     net, shape = NETS[name]
     net = net.eval().requires_grad_(not frozen)
     found = {activation_bytes(net, [torch.randn(rows, *shape)], []) for rows in (1, 2, 3, 32, 512)}
@@ -98,11 +108,13 @@ def test_longer_rows_never_take_more_memory_than_planned() -> None:
     assert rows_of_length(4, 32, 512) == 4
 
 
-# --- several targets -------------------------------------------------------------------------------------------
+# --- several targets ---------------------------------------------------------------------------
 
 
 def test_targets_at_once_of_known_sizes() -> None:
-    """Rows of a batch twice over at seven nodes each, 63 gradients and 18 sums, float64 at most, of each target and row."""
+    """Rows of a batch twice over at seven nodes each, 63 gradients and 18 sums, float64 at most, of
+    each target and row.
+    """
     assert live_rows(512, 7) == 149
     assert targets_at_once(512, 96) == (256 << 20) // (149 * 96 * 648) == 28
     assert targets_at_once(16, 224 * 224 * 3) == 1
@@ -119,14 +131,20 @@ def test_what_is_kept_of_several_targets_is_bounded(batch_rows: int, elements: i
 
 
 @given(st.integers(1, LARGEST), st.integers(1, 1 << 24), st.integers(0, 1 << 20))
-def test_wider_rows_and_larger_batches_never_take_more_targets(batch_rows: int, elements: int, more: int) -> None:
+def test_wider_rows_and_larger_batches_never_take_more_targets(
+    batch_rows: int, elements: int, more: int
+) -> None:
     assert targets_at_once(batch_rows, elements + more) <= targets_at_once(batch_rows, elements)
     assert targets_at_once(batch_rows + more, elements) <= targets_at_once(batch_rows, elements)
 
 
 @pytest.mark.parametrize("targets", [1, 3])
-def test_the_stores_of_a_call_are_as_large_as_planned(targets: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows under way and targets, times what is kept of each: the engine keeps no more than it was planned with."""
+def test_the_stores_of_a_call_are_as_large_as_planned(
+    targets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows under way and targets, times what is kept of each: the engine keeps no more than it was
+    planned with.
+    """
     made: list[Store] = []
 
     class Watched(Store):
@@ -136,7 +154,16 @@ def test_the_stores_of_a_call_are_as_large_as_planned(targets: int, monkeypatch:
 
     monkeypatch.setattr(adaptive, "Store", Watched)
     x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
-    attribute(lambda v: ((v * 9) % 2 - 1).abs() @ torch.ones(5, targets), x, target=list(range(targets)), batch_rows=64,
-              accuracy=Adaptive(tolerance=1e-2), checked=True)  # fmt: skip
+    attribute(
+        lambda v: ((v * 9) % 2 - 1).abs() @ torch.ones(5, targets),
+        x,
+        target=list(range(targets)),
+        batch_rows=64,
+        accuracy=Adaptive(tolerance=1e-2),
+        checked=True,
+    )
     assert len(made) == 2
-    assert sum(store.tensor.nbytes for store in made) <= live_rows(64, FIRST) * targets * 5 * KEPT_BYTES_PER_ELEMENT
+    assert (
+        sum(store.tensor.nbytes for store in made)
+        <= live_rows(64, FIRST) * targets * 5 * KEPT_BYTES_PER_ELEMENT
+    )

@@ -1,4 +1,6 @@
-"""The same results on every device; what only a CUDA device can show is skipped where there is none."""
+"""The same results on every device; what only a CUDA device can show is skipped where there is
+none.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from integrand.workers.shards.job import Job
 from integrand.workers.shards.shard import read_shard, run_shard
 from integrand.workers.shards.worker import pin_numerics
 
-CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+)
 
 
 @pytest.fixture(params=["cpu", CUDA])
@@ -34,7 +38,14 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def mlp(activation: type[nn.Module] = nn.GELU) -> nn.Module:
     torch.manual_seed(0)
-    layers = [nn.Linear(6, 6), nn.Linear(6, 32), activation(), nn.Linear(32, 16), activation(), nn.Linear(16, 3)]
+    layers = [
+        nn.Linear(6, 6),
+        nn.Linear(6, 32),
+        activation(),
+        nn.Linear(32, 16),
+        activation(),
+        nn.Linear(16, 3),
+    ]
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
@@ -55,31 +66,46 @@ def images() -> nn.Module:
 X = torch.randn(21, 6, generator=torch.Generator().manual_seed(1))
 PICTURES = torch.randn(9, 2, 8, 8, generator=torch.Generator().manual_seed(2))
 CASES: dict[str, tuple[nn.Module, Tensor, Any]] = {
-    "adaptive": (mlp(), X, Adaptive(tolerance=1e-3)), "kinked": (mlp(nn.ReLU), X, Adaptive(tolerance=0.05)),
-    "fixed": (mlp(), X, FixedSteps(steps=15)), "images": (images(), PICTURES, Adaptive(tolerance=1e-3)),
-}  # fmt: skip
+    "adaptive": (mlp(), X, Adaptive(tolerance=1e-3)),
+    "kinked": (mlp(nn.ReLU), X, Adaptive(tolerance=0.05)),
+    "fixed": (mlp(), X, FixedSteps(steps=15)),
+    "images": (images(), PICTURES, Adaptive(tolerance=1e-3)),
+}
 
 
 def run(case: str, device: str, rows: slice | Tensor = slice(None), **options: Any) -> Attribution:
     model, x, accuracy = CASES[case]
-    placed = prepare(copy.deepcopy(model).to(device), x.to(device), target=[0, 2], accuracy=accuracy)
+    placed = prepare(
+        copy.deepcopy(model).to(device), x.to(device), target=[0, 2], accuracy=accuracy
+    )
     placed = replace(placed, network=None)  # the closed form runs on the CPU in any case
-    return attribute(placed, x[rows].to(device), target=[0, 2], accuracy=accuracy, checked=True,
-                     batch_rows=32, **options)  # fmt: skip
+    return attribute(
+        placed,
+        x[rows].to(device),
+        target=[0, 2],
+        accuracy=accuracy,
+        checked=True,
+        batch_rows=32,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_results_are_those_of_the_plain_model_on_the_cpu(device: str, case: str) -> None:
     """To 1e-5 of a row's attributions, all savings included, or what a flipped ReLU may change."""
     model, x, accuracy = CASES[case]
-    plain = attribute(Prepared(model), x, target=[0, 2], accuracy=accuracy, batch_rows=32, checked=True)
+    plain = attribute(
+        Prepared(model), x, target=[0, 2], accuracy=accuracy, batch_rows=32, checked=True
+    )
     found = run(case, device)
     assert isinstance(found.attributions, Tensor)
     assert isinstance(plain.attributions, Tensor)
     assert found.attributions.device.type == device
     assert found.status == plain.status
     apart = (found.attributions.cpu() - plain.attributions).flatten(2).abs().sum(2)
-    assert (apart <= (0.02 if case == "kinked" else 1e-5) * plain.attributions.flatten(2).abs().sum(2)).all()
+    assert (
+        apart <= (0.02 if case == "kinked" else 1e-5) * plain.attributions.flatten(2).abs().sum(2)
+    ).all()
     torch.testing.assert_close(found.f_input, plain.f_input, rtol=1e-5, atol=1e-6)
 
 
@@ -99,8 +125,12 @@ def test_bits_repeat_whatever_rows_come_along(device: str, case: str) -> None:
 def test_autocast_on_every_device(device: str, name: str) -> None:
     model = mlp().to(device)
     half = stepping(Prepared(model), name, device, compile=False)
-    found, plain = (attribute(m, X.to(device), target=1, accuracy=FixedSteps(steps=15), batch_rows=32, checked=True)
-                    for m in (half, Prepared(model)))  # fmt: skip
+    found, plain = (
+        attribute(
+            m, X.to(device), target=1, accuracy=FixedSteps(steps=15), batch_rows=32, checked=True
+        )
+        for m in (half, Prepared(model))
+    )
     assert isinstance(found.attributions, Tensor)
     assert isinstance(plain.attributions, Tensor)
     apart = (found.attributions - plain.attributions).abs().sum(1) / plain.attributions.abs().sum(1)
@@ -122,28 +152,53 @@ class Crowded(nn.Module):
 
 
 def test_step_batches_are_halved_where_memory_runs_out(device: str) -> None:
-    crowded, roomy = (attribute(Crowded(most).eval().to(device), X.to(device), target=1, batch_rows=64, checked=True)
-                      for most in (20, 64))  # fmt: skip
+    crowded, roomy = (
+        attribute(
+            Crowded(most).eval().to(device), X.to(device), target=1, batch_rows=64, checked=True
+        )
+        for most in (20, 64)
+    )
     assert (crowded.batch_rows, roomy.batch_rows) == (16, 64)
     torch.testing.assert_close(crowded.attributions, roomy.attributions, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_batch_larger_than_the_memory_is_halved() -> None:
-    model = nn.Sequential(nn.Linear(6, 1 << 16), nn.GELU(), nn.Linear(1 << 16, 1)).eval().requires_grad_(False).cuda()
+    model = (
+        nn.Sequential(nn.Linear(6, 1 << 16), nn.GELU(), nn.Linear(1 << 16, 1))
+        .eval()
+        .requires_grad_(False)
+        .cuda()
+    )
     fits = torch.cuda.mem_get_info()[0] // (4 * 3 << 16)
     found = attribute(
-        Prepared(model), X.cuda(), accuracy=FixedSteps(steps=3), batch_rows=1 << fits.bit_length(), checked=True
+        Prepared(model),
+        X.cuda(),
+        accuracy=FixedSteps(steps=3),
+        batch_rows=1 << fits.bit_length(),
+        checked=True,
     )
     assert found.batch_rows < 1 << fits.bit_length()
     assert torch.isfinite(torch.as_tensor(found.attributions)).all()
 
 
-def test_a_shard_is_computed_on_the_workers_device(device: str, make_job: Callable[..., Job]) -> None:
+def test_a_shard_is_computed_on_the_workers_device(
+    device: str, make_job: Callable[..., Job]
+) -> None:
     """As planned for the CPU, moved to the device by hand: its rows follow."""
-    table = pa.table({c: np.random.default_rng(i).normal(size=30) for i, c in enumerate("abc")} | {"id": np.arange(30)})
+    table = pa.table(
+        {c: np.random.default_rng(i).normal(size=30) for i, c in enumerate("abc")}
+        | {"id": np.arange(30)}
+    )
     job = make_job(table, compute={"batch_rows": 16, "shard_rows": 30, "precision": "float32"})
     assert isinstance(job.forward, nn.Module)
-    moved = replace(job, forward=job.forward.to(device), prepared=Prepared(job.forward.to(device)), device=device)
-    footer = run_shard(moved, moved.plan.shards[0], read_shard(moved, moved.plan.shards[0]), 0.0, lambda: None)
+    moved = replace(
+        job,
+        forward=job.forward.to(device),
+        prepared=Prepared(job.forward.to(device)),
+        device=device,
+    )
+    footer = run_shard(
+        moved, moved.plan.shards[0], read_shard(moved, moved.plan.shards[0]), 0.0, lambda: None
+    )
     assert footer.statuses == {"ok": 30}

@@ -1,5 +1,6 @@
-"""What the model is shown, how often, in batches of which shape, what happens when memory runs out, and that a row's bits
-depend on the row alone."""
+"""What the model is shown, how often, in batches of which shape, what happens when memory runs out,
+and that a row's bits depend on the row alone.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class Spy:
 
     @property
     def stepped(self) -> list[Tensor]:
-        """Step batches, without the first call, which tries two rows where nobody has tried the model before."""
+        """Step batches, without the first call, which tries two rows where nobody has tried the
+        model before.
+        """
         return [x for x, wanted in self.seen if wanted][self.tried :]
 
 
@@ -52,13 +55,15 @@ def folded(x: Tensor) -> Tensor:
 X = torch.randn(23, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
 
 
-# --- batches ---------------------------------------------------------------------------------------------------
+# --- batches -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_rows", [1, 16, 512])
 @pytest.mark.parametrize("accuracy", [Adaptive(tolerance=1e-6), FixedSteps(steps=9)], ids=str)
 @pytest.mark.parametrize("forward", [wavy, folded])
-def test_evaluations_are_what_the_model_was_asked(batch_rows: int, accuracy: Any, forward: Any) -> None:
+def test_evaluations_are_what_the_model_was_asked(
+    batch_rows: int, accuracy: Any, forward: Any
+) -> None:
     """Every batch has one shape, and holds evaluations of rows and padding, nothing else."""
     spy, x = Spy(forward, tried=0), X[: 5 if batch_rows == 1 else None]
     found = attribute(spy, x, accuracy=accuracy, batch_rows=batch_rows, checked=True)
@@ -81,12 +86,16 @@ def test_padding_is_a_small_share_of_many_rows() -> None:
 def test_the_points_of_a_row_are_the_nodes_of_its_path(batch_rows: int) -> None:
     """Every row is told by the direction of its difference; α is how far a point lies along it."""
     baseline, spy = torch.full((1, 4), 0.5, dtype=torch.float64), Spy(wavy)
-    found = attribute(spy, X, baselines=baseline, accuracy=Adaptive(tolerance=1e-6), batch_rows=batch_rows)
+    found = attribute(
+        spy, X, baselines=baseline, accuracy=Adaptive(tolerance=1e-6), batch_rows=batch_rows
+    )
     moved = torch.cat(spy.stepped) - baseline
     unit = nn.functional.normalize(X - baseline)
     owner = (nn.functional.normalize(moved) @ unit.T).argmax(1)
     for row in range(len(X)):
-        alphas = torch.unique((moved[owner == row] @ unit[row] / (X[row] - baseline[0]).norm()).round(decimals=9))
+        alphas = torch.unique(
+            (moved[owner == row] @ unit[row] / (X[row] - baseline[0]).norm()).round(decimals=9)
+        )
         expected = np.sort(patterson().nodes[: int(found.evaluations[row])])
         np.testing.assert_allclose(alphas.numpy(), expected, atol=1e-8)
     assert len(set(found.evaluations.tolist())) > 1
@@ -113,7 +122,7 @@ def test_batches_have_one_size(count: int, size: int) -> None:
     assert (found[-1][0][found[-1][1] :] == 9 + count).all()
 
 
-# --- baselines -------------------------------------------------------------------------------------------------
+# --- baselines ---------------------------------------------------------------------------------
 
 
 def plain_rows(spy: Spy) -> int:
@@ -129,7 +138,9 @@ def test_a_shared_baseline_is_evaluated_once() -> None:
 
 @pytest.mark.parametrize("distinct", [1, 3, 23])
 def test_every_distinct_baseline_is_evaluated_once(distinct: int) -> None:
-    """One baseline per row, most of them copies: the same numbers for as many evaluations as there are distinct ones."""
+    """One baseline per row, most of them copies: the same numbers for as many evaluations as there
+    are distinct ones.
+    """
     baselines = X.flip(0)[torch.arange(23) % distinct]
     spy = Spy(wavy)
     found = attribute(spy, X, baselines=baselines, accuracy=FixedSteps(steps=3), batch_rows=1)
@@ -147,18 +158,27 @@ def test_forward_args_make_f_of_a_shared_baseline_differ_by_row() -> None:
 def test_baselines_are_told_apart_together_with_masks() -> None:
     """Two baselines and two boolean masks: up to four forwards, and each row has its own."""
     baselines = torch.stack([torch.zeros(4), torch.ones(4)]).double()[torch.arange(23) % 2]
-    masks = torch.stack([torch.ones(4), torch.tensor([1.0, 0, 1, 1])]).bool()[torch.arange(23) // 2 % 2]
+    masks = torch.stack([torch.ones(4), torch.tensor([1.0, 0, 1, 1])]).bool()[
+        torch.arange(23) // 2 % 2
+    ]
     spy = Spy(lambda x, m: ((x + 1) * m).square().sum(1))
-    found = attribute(spy, X, baselines=baselines, forward_args=masks, accuracy=FixedSteps(steps=3), batch_rows=1)
+    found = attribute(
+        spy, X, baselines=baselines, forward_args=masks, accuracy=FixedSteps(steps=3), batch_rows=1
+    )
     torch.testing.assert_close(found.f_baseline, ((baselines + 1) * masks).square().sum(1))
     assert plain_rows(spy) == len(X) + 4
 
 
-# --- memory ----------------------------------------------------------------------------------------------------
+# --- memory ------------------------------------------------------------------------------------
 
 
-def short_of_memory(limit: int, error: BaseException, forward: Callable[[Tensor], Tensor] = wavy, *,
-                    gradients: bool = False) -> Callable[[Tensor], Tensor]:  # fmt: skip
+def short_of_memory(
+    limit: int,
+    error: BaseException,
+    forward: Callable[[Tensor], Tensor] = wavy,
+    *,
+    gradients: bool = False,
+) -> Callable[[Tensor], Tensor]:
     """`forward` that raises above `limit` rows, or only where gradients are wanted."""
 
     def limited(x: Tensor) -> Tensor:
@@ -171,16 +191,20 @@ def short_of_memory(limit: int, error: BaseException, forward: Callable[[Tensor]
 
 EXHAUSTED = {
     "MemoryError": MemoryError(),
-    "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you "
-                        "tried to allocate 1099511627776 bytes. Error code 12 (Cannot allocate memory)"),
+    "CPU": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory:"
+        " you tried to allocate 1099511627776 bytes. Error code 12 (Cannot allocate memory)"
+    ),
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", EXHAUSTED)
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("accuracy", [Adaptive(tolerance=1e-6), FixedSteps(steps=9)], ids=str)
-def test_batches_are_halved_where_memory_runs_out(name: str, gradients: bool, accuracy: Any) -> None:
+def test_batches_are_halved_where_memory_runs_out(
+    name: str, gradients: bool, accuracy: Any
+) -> None:
     forward = short_of_memory(11, EXHAUSTED[name], gradients=gradients)
     found = attribute(forward, X, accuracy=accuracy, batch_rows=64)
     expected = attribute(wavy, X, accuracy=accuracy, batch_rows=64)
@@ -192,7 +216,9 @@ def test_batches_are_halved_where_memory_runs_out(name: str, gradients: bool, ac
 
 
 def test_halved_batches_keep_what_was_done_before() -> None:
-    """Memory runs out half-way: no evaluation before it is done again, and every row is complete."""
+    """Memory runs out half-way: no evaluation before it is done again, and every row is
+    complete.
+    """
     spy = Spy(folded)
 
     def failing(x: Tensor) -> Tensor:
@@ -232,16 +258,22 @@ def test_other_errors_of_the_model_are_not_swallowed() -> None:
 
 def test_only_words_for_memory_count_as_out_of_memory() -> None:
     assert all(is_out_of_memory(error) for error in EXHAUSTED.values())
-    for error in (RuntimeError("expected scalar type Float"), ValueError("can't"), RuntimeError("CUDA error: unknown")):
+    for error in (
+        RuntimeError("expected scalar type Float"),
+        ValueError("can't"),
+        RuntimeError("CUDA error: unknown"),
+    ):
         assert not is_out_of_memory(error)
 
 
-# --- bits ------------------------------------------------------------------------------------------------------
+# --- bits --------------------------------------------------------------------------------------
 
 
 def dense(activation: type[nn.Module]) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 40), activation(), nn.Linear(40, 17), activation(), nn.Linear(17, 3)).eval()
+    return nn.Sequential(
+        nn.Linear(6, 40), activation(), nn.Linear(40, 17), activation(), nn.Linear(17, 3)
+    ).eval()
 
 
 def deep() -> nn.Module:
@@ -252,18 +284,34 @@ def deep() -> nn.Module:
 
 def convolution() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Unflatten(1, (1, 6, 1)), nn.Conv2d(1, 5, (3, 1)), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(20, 3), nn.LogSoftmax(1)).eval()  # fmt: skip
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 6, 1)),
+        nn.Conv2d(1, 5, (3, 1)),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(20, 3),
+        nn.LogSoftmax(1),
+    ).eval()
 
 
 def attention() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Unflatten(1, (3, 2)), nn.TransformerEncoderLayer(2, 1, 8, batch_first=True), nn.Flatten(),
-                         nn.Linear(6, 3)).eval()  # fmt: skip
+    return nn.Sequential(
+        nn.Unflatten(1, (3, 2)),
+        nn.TransformerEncoderLayer(2, 1, 8, batch_first=True),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    ).eval()
 
 
-MODELS = {"gelu": dense(nn.GELU), "relu": dense(nn.ReLU), "deep relu": deep(), "convolution": convolution(),
-          "attention": attention()}  # fmt: skip
+MODELS = {
+    "gelu": dense(nn.GELU),
+    "relu": dense(nn.ReLU),
+    "deep relu": deep(),
+    "convolution": convolution(),
+    "attention": attention(),
+}
 ROWS = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)) * 2
 EACH = torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
 TARGETS = torch.arange(40) % 3
@@ -271,22 +319,34 @@ TARGETS = torch.arange(40) % 3
 
 def explain(model: nn.Module, chosen: list[int], accuracy: Any) -> Attribution:
     return attribute(
-        model, ROWS[chosen], baselines=EACH[chosen], target=TARGETS[chosen], accuracy=accuracy, batch_rows=32
+        model,
+        ROWS[chosen],
+        baselines=EACH[chosen],
+        target=TARGETS[chosen],
+        accuracy=accuracy,
+        batch_rows=32,
     )
 
 
 @pytest.mark.needs_strict_kernels
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("accuracy", [Adaptive(tolerance=1e-3, max_evaluations=100), FixedSteps(rule="right", steps=11)],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "accuracy",
+    [Adaptive(tolerance=1e-3, max_evaluations=100), FixedSteps(rule="right", steps=11)],
+    ids=str,
+)
 @settings(max_examples=4, deadline=None)
 @given(chosen=st.lists(st.integers(0, 39), min_size=1, max_size=40, unique=True))
 def test_a_rows_bits_depend_on_the_row_alone(name: str, accuracy: Any, chosen: list[int]) -> None:
-    """Any subset in any order, at one batch size: the same attributions, gap, estimate and evaluations."""
+    """Any subset in any order, at one batch size: the same attributions, gap, estimate and
+    evaluations.
+    """
     everything, some = (explain(MODELS[name], rows, accuracy) for rows in (list(range(40)), chosen))
     assert torch.equal(some.attributions, everything.attributions[chosen])
     assert torch.equal(some.gap, everything.gap[chosen])
-    assert torch.equal(some.error_estimate.nan_to_num(), everything.error_estimate[chosen].nan_to_num())
+    assert torch.equal(
+        some.error_estimate.nan_to_num(), everything.error_estimate[chosen].nan_to_num()
+    )
     assert torch.equal(some.evaluations, everything.evaluations[chosen])
     assert some.status == tuple(everything.status[i] for i in chosen)
 
@@ -298,10 +358,15 @@ def test_gap_and_estimate_do_not_depend_on_the_rows_beside(features: int) -> Non
     together = attribute(wavy, x, batch_rows=16)
     for row in (0, 17, 29):
         alone = attribute(wavy, x[row : row + 1], batch_rows=16)
-        assert (alone.gap[0], alone.error_estimate[0]) == (together.gap[row], together.error_estimate[row])
+        assert (alone.gap[0], alone.error_estimate[0]) == (
+            together.gap[row],
+            together.error_estimate[row],
+        )
 
 
 def test_sums_are_carried_in_float64() -> None:
     """1,000 float32 gradients of 0.1: a float32 running sum would be off by 1e-5."""
-    found = attribute(lambda v: (0.1 * v).sum(1), torch.ones(1, 1), accuracy=FixedSteps(rule="left", steps=1000))
+    found = attribute(
+        lambda v: (0.1 * v).sum(1), torch.ones(1, 1), accuracy=FixedSteps(rule="left", steps=1000)
+    )
     assert found.attributions.item() == np.float32(0.1)

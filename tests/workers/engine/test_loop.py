@@ -1,4 +1,6 @@
-"""Rows come and go in step batches of one shape; what is kept of them is bounded; sums are taken in node order."""
+"""Rows come and go in step batches of one shape; what is kept of them is bounded; sums are taken in
+node order.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class Diary:
 
 def mixed(x: Tensor) -> Tensor:
     """Smooth for most rows; kinked where the first feature is negative."""
-    return (2 * x).sin().sum(1) + torch.where(x[:, 0] < 0, ((x * 7) % 2 - 1).abs().sum(1), 0 * x[:, 0])
+    return (2 * x).sin().sum(1) + torch.where(
+        x[:, 0] < 0, ((x * 7) % 2 - 1).abs().sum(1), 0 * x[:, 0]
+    )
 
 
 def points(rows: int) -> Tensor:
@@ -60,8 +64,9 @@ def points(rows: int) -> Tensor:
 @pytest.mark.parametrize("accuracy", ACCURACIES, ids=["adaptive", "fixed"])
 @pytest.mark.parametrize("batch_rows", [8, 100])
 def test_rows_under_way_are_bounded(accuracy: Any, batch_rows: int) -> None:
-    """Between its first batch and its last a row holds a slot: as many as a batch takes rows twice over, however many
-    rows there are, and however long one of them stays."""
+    """Between its first batch and its last a row holds a slot: as many as a batch takes rows twice
+    over, however many rows there are, and however long one of them stays.
+    """
     diary = Diary(mixed)
     found = diary.explain(points(200), accuracy=accuracy, batch_rows=batch_rows)
     spans = diary.spans()
@@ -77,7 +82,11 @@ def test_rows_start_in_their_order_and_leave_when_they_are_done() -> None:
     spans = diary.spans()
     assert [spans[row][0] for row in range(200)] == sorted(spans[row][0] for row in range(200))
     longest = int(found.evaluations.argmax())
-    others = [row for row in range(longest + 1, 200) if found.evaluations[row] < found.evaluations[longest] / 4]
+    others = [
+        row
+        for row in range(longest + 1, 200)
+        if found.evaluations[row] < found.evaluations[longest] / 4
+    ]
     assert sum(spans[row][-1] < spans[longest][-1] for row in others) > 10
 
 
@@ -96,7 +105,7 @@ def test_without_rows_there_is_nothing_to_do() -> None:
     assert list(Loop(Evaluator(problem), lambda room: None).run()) == []
 
 
-# --- stores ----------------------------------------------------------------------------------------------------
+# --- stores ------------------------------------------------------------------------------------
 
 
 def test_a_store_takes_no_memory_until_it_is_used() -> None:
@@ -121,7 +130,9 @@ def test_sums_do_not_depend_on_where_batches_were_cut() -> None:
     """Item after item within a slot: one call or many give the same bits."""
     draw = np.random.default_rng(0)
     slots, columns = draw.integers(0, 3, 200), draw.integers(0, 2, 200)
-    gradients = torch.from_numpy(draw.standard_normal((200, 5)) * 10.0 ** draw.integers(-8, 8, (200, 1)))
+    gradients = torch.from_numpy(
+        draw.standard_normal((200, 5)) * 10.0 ** draw.integers(-8, 8, (200, 1))
+    )
     sums = []
     for cuts in ([0, 200], [0, 1, 2, 77, 200], list(range(0, 201, 5))):
         store = Store(3, 2, 5, F64, torch.device("cpu"))
@@ -136,7 +147,7 @@ def test_sums_do_not_depend_on_where_batches_were_cut() -> None:
     np.testing.assert_array_equal(sums[0], exact)
 
 
-# --- blocks ----------------------------------------------------------------------------------------------------
+# --- blocks ------------------------------------------------------------------------------------
 
 
 def setup(rows: int, batch_rows: int, targets: int = 1) -> tuple[Evaluator, Tracks, Store]:
@@ -171,7 +182,9 @@ def test_a_block_is_judged_once_when_all_its_items_are_in(batch_rows: int) -> No
     found = store.read(np.array([tracks.row.tolist().index(row) for row in range(5)]), 3)
     np.testing.assert_allclose(found[:, 0], (0.25**2 + 100) * square, rtol=1e-14)
     np.testing.assert_allclose(found[:, 1], 10 * 0.5**2 * square, rtol=1e-14)
-    np.testing.assert_allclose(found[:, 2], square, rtol=1e-14)  # the last node's own gradient, without its weight
+    np.testing.assert_allclose(
+        found[:, 2], square, rtol=1e-14
+    )  # the last node's own gradient, without its weight
 
 
 def test_a_piece_of_the_path_has_its_own_nodes() -> None:
@@ -182,12 +195,16 @@ def test_a_piece_of_the_path_has_its_own_nodes() -> None:
     loop = Loop(evaluator, lambda room: None)
     loop.queue.append(first)
     assert len(list(loop.run())) == 1
-    np.testing.assert_allclose(store.read(np.array([0]), 1)[0, 0], 3 * 0.7**2 * points(1).numpy()[0] ** 2, rtol=1e-14)
+    np.testing.assert_allclose(
+        store.read(np.array([0]), 1)[0, 0], 3 * 0.7**2 * points(1).numpy()[0] ** 2, rtol=1e-14
+    )
     assert store.values[0, 0] == pytest.approx(0.7**3 * float((points(1) ** 3).sum()))
 
 
 def test_targets_that_are_done_are_left_out() -> None:
-    """−1 stands for no slot: the target's backward pass is not asked for, and nothing is stored for it."""
+    """−1 stands for no slot: the target's backward pass is not asked for, and nothing is stored for
+    it.
+    """
     evaluator, tracks, store = setup(2, 4, targets=3)
     judged = []
     stage = Stage(np.array([1.0]), np.array([0]), store)

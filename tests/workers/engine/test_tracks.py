@@ -61,8 +61,17 @@ def test_a_slot_knows_its_row_target_and_ends() -> None:
         for target, slot in enumerate(slots):
             value = 2.0 * row + target
             assert (held.row[slot], held.target[slot]) == (row, target)
-            assert (held.f_start[slot], held.f_end[slot], held.change[slot]) == (-value, value + 0.5, 2 * value + 0.5)
-            assert (held.start[slot], held.width[slot], held.spent[slot], held.cut[slot]) == (0, 1, 0, False)
+            assert (held.f_start[slot], held.f_end[slot], held.change[slot]) == (
+                -value,
+                value + 0.5,
+                2 * value + 0.5,
+            )
+            assert (held.start[slot], held.width[slot], held.spent[slot], held.cut[slot]) == (
+                0,
+                1,
+                0,
+                False,
+            )
 
 
 def test_what_a_slot_was_before_is_forgotten() -> None:
@@ -72,7 +81,12 @@ def test_what_a_slot_was_before_is_forgotten() -> None:
     held.release(slot)
     block = admit(held, 1)
     assert block is not None
-    assert (block.start.tolist(), block.width.tolist(), held.spent[slot].item(), held.cut[slot].item()) == (
+    assert (
+        block.start.tolist(),
+        block.width.tolist(),
+        held.spent[slot].item(),
+        held.cut[slot].item(),
+    ) == (
         [0],
         [1],
         0,
@@ -84,7 +98,11 @@ def test_slots_are_grouped_by_row() -> None:
     held = tracks(live=10, targets=3)
     slots = admit(held, 4).slots  # type: ignore[union-attr]
     some = np.array([slots[2, 1], slots[0, 0], slots[2, 2], slots[3, 0]])
-    assert held.grouped(some).tolist() == [[slots[0, 0], -1, -1], [-1, slots[2, 1], slots[2, 2]], [slots[3, 0], -1, -1]]
+    assert held.grouped(some).tolist() == [
+        [slots[0, 0], -1, -1],
+        [-1, slots[2, 1], slots[2, 2]],
+        [slots[3, 0], -1, -1],
+    ]
     single = tracks(live=10)
     order = admit(single, 5).slots[::-1, 0]  # type: ignore[union-attr]
     assert single.grouped(order).tolist() == order[:, None].tolist()
@@ -110,7 +128,10 @@ def test_infinite_gradients_of_features_that_do_not_move_count_as_zero() -> None
     assert moored(finite, np.zeros((2, 3))) is finite
 
 
-@pytest.mark.parametrize(("batch_rows", "nodes", "expected"), [(1, 7, 3), (7, 7, 3), (8, 7, 5), (512, 7, 149), (64, 100, 3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("batch_rows", "nodes", "expected"),
+    [(1, 7, 3), (7, 7, 3), (8, 7, 5), (512, 7, 149), (64, 100, 3)],
+)
 def test_live_rows(batch_rows: int, nodes: int, expected: int) -> None:
     """Twice the rows whose first nodes fill a batch, and one more."""
     assert live_rows(batch_rows, nodes) == expected

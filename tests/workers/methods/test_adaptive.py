@@ -1,5 +1,6 @@
-"""The adaptive mode row by row: what each kind of path ends as, what it costs, and that neither depends on anything but the
-row and its target."""
+"""The adaptive mode row by row: what each kind of path ends as, what it costs, and that neither
+depends on anything but the row and its target.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +30,15 @@ def rows(count: int, features: int = 3, seed: int = 0) -> Tensor:
     return torch.randn(count, features, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-def network(kind: type[nn.Module], features: int = 3, outputs: int = 1, seed: int = 0, gain: float = 1.5) -> Model:
+def network(
+    kind: type[nn.Module], features: int = 3, outputs: int = 1, seed: int = 0, gain: float = 1.5
+) -> Model:
     """Two hidden layers of 24 as a plain function: nobody can read its layers."""
     draw = torch.Generator().manual_seed(seed)
     sizes, act = [features, 24, 24, outputs], kind()
-    weights = [gain * torch.randn(o, i, generator=draw, dtype=F64) / i**0.5 for i, o in pairwise(sizes)]
+    weights = [
+        gain * torch.randn(o, i, generator=draw, dtype=F64) / i**0.5 for i, o in pairwise(sizes)
+    ]
     biases = [0.5 * torch.randn(o, generator=draw, dtype=F64) for o in sizes[1:]]
 
     def forward(v: Tensor) -> Tensor:
@@ -52,7 +57,9 @@ def composite(forward: Model, x: Tensor, edges: Any) -> Tensor:
         alphas = torch.from_numpy(start + (stop - start) * (nodes + 1) / 2)
         points = (alphas[:, None, None] * x).reshape(-1, x.shape[1]).requires_grad_()
         (found,) = torch.autograd.grad(forward(points).sum(), points)
-        total += torch.einsum("k,krf->rf", torch.from_numpy(weights * (stop - start) / 2), found.reshape(16, *x.shape))
+        total += torch.einsum(
+            "k,krf->rf", torch.from_numpy(weights * (stop - start) / 2), found.reshape(16, *x.shape)
+        )
     return total * x
 
 
@@ -61,11 +68,13 @@ def error(found: Attribution, exact: Tensor) -> Tensor:
     return (found.attributions - exact).abs().sum(-1) / exact.abs().sum(-1)
 
 
-# --- levels, grids and what they cost --------------------------------------------------------------------------
+# --- levels, grids and what they cost ----------------------------------------------------------
 
 
 def test_a_smooth_row_ends_at_the_first_level_that_certifies_it() -> None:
-    """sin(kα) takes more nodes the more it turns: 7, 15, 31 and 63, and every row is as accurate as asked for."""
+    """sin(kα) takes more nodes the more it turns: 7, 15, 31 and 63, and every row is as accurate as
+    asked for.
+    """
     x = torch.linspace(0.5, 40, 30, dtype=F64)[:, None]
     found = attribute(lambda v: v.sin().sum(1), x, accuracy=Adaptive(tolerance=1e-3))
     assert set(found.status) == {RowStatus.ok}
@@ -84,7 +93,9 @@ def test_tighter_tolerances_are_kept(tolerance: float) -> None:
 
 
 def test_a_kinked_row_goes_on_with_the_grid() -> None:
-    """Its nodes, besides those of the nested rule: multiples of 1/128 at first, as many as the estimate asks for."""
+    """Its nodes, besides those of the nested rule: multiples of 1/128 at first, as many as the
+    estimate asks for.
+    """
     seen: list[Tensor] = []
 
     def spied(v: Tensor) -> Tensor:
@@ -99,7 +110,9 @@ def test_a_kinked_row_goes_on_with_the_grid() -> None:
     assert len(alphas) == found.evaluations.item()
     on_grid = (alphas * 512 - (alphas * 512).round()).abs() < 1e-9
     assert on_grid.sum() >= 63
-    assert len(torch.unique((alphas[on_grid] * 512).round())) >= on_grid.sum() - 1  # one half is in both
+    assert (
+        len(torch.unique((alphas[on_grid] * 512).round())) >= on_grid.sum() - 1
+    )  # one half is in both
     assert error(found, composite(forward, x, np.linspace(0, 1, 2001))) <= 1e-2
 
 
@@ -114,7 +127,7 @@ def test_kinked_rows_are_as_accurate_as_certified(features: int) -> None:
     assert (found.error_estimate >= error(found, exact) / 2).all()
 
 
-# --- what is spent ---------------------------------------------------------------------------------------------
+# --- what is spent -----------------------------------------------------------------------------
 
 
 def spiky(v: Tensor) -> Tensor:
@@ -134,9 +147,13 @@ PATHS: dict[str, Model] = {
 @pytest.mark.parametrize("name", PATHS)
 @settings(max_examples=8, deadline=None)
 @given(
-    most=st.integers(7, 600), tolerance=st.sampled_from([1e-2, 1e-4]), unreachable=st.sampled_from(["stop", "spend"])
+    most=st.integers(7, 600),
+    tolerance=st.sampled_from([1e-2, 1e-4]),
+    unreachable=st.sampled_from(["stop", "spend"]),
 )
-def test_no_row_spends_more_than_it_may(name: str, most: int, tolerance: float, unreachable: Any) -> None:
+def test_no_row_spends_more_than_it_may(
+    name: str, most: int, tolerance: float, unreachable: Any
+) -> None:
     """Counted call by call: batches of one row, so nothing is padded."""
     calls = []
 
@@ -157,7 +174,10 @@ def test_a_row_costs_what_it_costs_alone() -> None:
     x = torch.cat([ONE * s for s in np.linspace(0.2, 3, 7)])
     for forward in PATHS.values():
         together = attribute(forward, x, accuracy=Adaptive(tolerance=1e-3), batch_rows=16)
-        alone = [attribute(forward, row[None], accuracy=Adaptive(tolerance=1e-3), batch_rows=16) for row in x]
+        alone = [
+            attribute(forward, row[None], accuracy=Adaptive(tolerance=1e-3), batch_rows=16)
+            for row in x
+        ]
         assert together.evaluations.tolist() == [a.evaluations.item() for a in alone]
         assert together.status == tuple(a.status[0] for a in alone)
 
@@ -174,36 +194,51 @@ def test_what_is_out_of_reach_stops_early_and_says_so() -> None:
 
 def test_what_is_out_of_reach_may_be_spent_on_all_the_same() -> None:
     x, forward = rows(12, 8), network(nn.ReLU, 8)
-    stop, spend = (attribute(forward, x, accuracy=Adaptive(tolerance=1e-6, max_evaluations=700, on_unreachable=choice))
-                   for choice in ("stop", "spend"))  # fmt: skip
+    stop, spend = (
+        attribute(
+            forward,
+            x,
+            accuracy=Adaptive(tolerance=1e-6, max_evaluations=700, on_unreachable=choice),
+        )
+        for choice in ("stop", "spend")
+    )
     assert set(spend.status) == {RowStatus.not_converged}
     assert (spend.evaluations > 0.75 * 700).all()
     assert (spend.evaluations <= 700).all()
     assert (stop.evaluations < spend.evaluations).all()
     assert (spend.error_estimate < stop.error_estimate).all()
-    assert all("after" in str(reason) and "would take" not in str(reason) for reason in spend.reason)
+    assert all(
+        "after" in str(reason) and "would take" not in str(reason) for reason in spend.reason
+    )
 
 
 def test_more_evaluations_than_a_tolerance_needs_are_not_spent() -> None:
     x, forward = rows(12), network(nn.GELU)
-    few, many = (attribute(forward, x, accuracy=Adaptive(max_evaluations=most)) for most in (63, 8192))
+    few, many = (
+        attribute(forward, x, accuracy=Adaptive(max_evaluations=most)) for most in (63, 8192)
+    )
     assert torch.equal(few.evaluations, many.evaluations)
     assert torch.equal(few.attributions, many.attributions)
 
 
-# --- pieces ----------------------------------------------------------------------------------------------------
+# --- pieces ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", [0.0007, 0.004, 0.03, 0.21, 0.5, 0.68, 0.93, 0.995, 0.9996])
 @pytest.mark.parametrize("width", [1 / 1600, 1 / 20000])
 @pytest.mark.parametrize("beside", [0.0, 0.1])
 def test_a_narrow_step_is_certified_and_right(place: float, width: float, beside: float) -> None:
-    """f = σ((w·v/w·x − place)/width) + beside·Σv²: all but a trace of the step lies within a two-hundredth of the path."""
+    """f = σ((w·v/w·x − place)/width) + beside·Σv²: all but a trace of the step lies within a
+    two-hundredth of the path.
+    """
     scale = float(ONE[0] @ WEIGHTS)
     step = np.diff(1 / (1 + np.exp(-np.clip((np.array([0.0, 1.0]) - place) / width, -700, 700))))[0]
     exact = ONE * WEIGHTS / scale * step + beside * ONE**2
-    found = attribute(lambda v: torch.sigmoid((v @ WEIGHTS / scale - place) / width) + beside * v.square().sum(1), ONE,
-                      accuracy=Adaptive(tolerance=1e-3))  # fmt: skip
+    found = attribute(
+        lambda v: torch.sigmoid((v @ WEIGHTS / scale - place) / width) + beside * v.square().sum(1),
+        ONE,
+        accuracy=Adaptive(tolerance=1e-3),
+    )
     assert found.status == ("ok",)
     assert error(found, exact).item() <= found.error_estimate.item() <= 1e-3
     assert found.evaluations.item() < 400
@@ -212,7 +247,9 @@ def test_a_narrow_step_is_certified_and_right(place: float, width: float, beside
 @pytest.mark.parametrize("epsilon", [1e-3, 1e-6, 1e-8])
 @pytest.mark.parametrize("features", [8, 64])
 def test_the_spike_of_a_layer_norm_near_a_zero_baseline(features: int, epsilon: float) -> None:
-    """LayerNorm(αv) switches on at α ≈ √ε / σ(v): here from 3% of the path down to a ten-thousandth of it."""
+    """LayerNorm(αv) switches on at α ≈ √ε / σ(v): here from 3% of the path down to a ten-thousandth
+    of it.
+    """
     tail, x = network(nn.GELU, features), rows(4, features, seed=1)
 
     def forward(v: Tensor) -> Tensor:
@@ -243,34 +280,54 @@ def test_the_pieces_of_rows_do_not_mix() -> None:
     """Many rows, each cut in its own place, in batches that hold items of several."""
     places = torch.linspace(0.05, 0.95, 19, dtype=F64)
     x = (WEIGHTS.sign() / WEIGHTS.abs()).expand(19, 3) / 3
-    found = attribute(lambda v, p: torch.sigmoid((v @ WEIGHTS - p) * 3000), x, forward_args=places, batch_rows=16,
-                      accuracy=Adaptive(tolerance=1e-3))  # fmt: skip
+    found = attribute(
+        lambda v, p: torch.sigmoid((v @ WEIGHTS - p) * 3000),
+        x,
+        forward_args=places,
+        batch_rows=16,
+        accuracy=Adaptive(tolerance=1e-3),
+    )
     assert set(found.status) == {RowStatus.ok}
     assert (error(found, torch.full((19, 3), 1 / 3, dtype=F64)) <= 1e-3).all()
     assert len(set(found.evaluations.tolist())) > 3
 
 
-# --- precision and numbers that are none -----------------------------------------------------------------------
+# --- precision and numbers that are none -------------------------------------------------------
 
 
 @pytest.mark.parametrize("offset", [1e5, 1e7])
 def test_the_precision_floor_of_float32(offset: float) -> None:
-    """|f| ≫ |a|: f itself cannot be known to the tolerance. Not certified, not spent on, and said so."""
+    """|f| ≫ |a|: f itself cannot be known to the tolerance. Not certified, not spent on, and said
+    so.
+    """
     x, forward = rows(20).float(), network(nn.GELU)
     found = attribute(lambda v: forward(v) + offset, x, accuracy=Adaptive(tolerance=1e-5))
-    assert {RowStatus.at_precision_floor} <= set(found.status) <= {RowStatus.at_precision_floor, RowStatus.ok}
+    assert (
+        {RowStatus.at_precision_floor}
+        <= set(found.status)
+        <= {RowStatus.at_precision_floor, RowStatus.ok}
+    )
     floor = torch.tensor([s == RowStatus.at_precision_floor for s in found.status])
     assert (found.error_estimate[floor] > 1e-5).all()
-    assert all("what rounding allows" in str(found.reason[i]) for i in floor.nonzero().flatten().tolist())
+    assert all(
+        "what rounding allows" in str(found.reason[i]) for i in floor.nonzero().flatten().tolist()
+    )
     assert (found.evaluations <= 63).all()
     exact = attribute(forward, rows(20), accuracy=Adaptive(tolerance=1e-9)).attributions
     assert (error(found, exact) < 1e-3 * offset / 1e5).all()
 
 
 def test_float32_costs_no_more_than_float64() -> None:
-    """Rows of 15 to 63 nodes: rounding neither keeps a level from certifying nor sends rows to the grid."""
-    x = torch.linspace(5, 42, 40, dtype=F64)[:, None].expand(40, 8) * torch.rand(40, 8, generator=torch.Generator().manual_seed(0), dtype=F64)  # fmt: skip
-    wide, narrow = (attribute(lambda v: v.sin().sum(1), t, accuracy=Adaptive(tolerance=1e-3)) for t in (x, x.float()))
+    """Rows of 15 to 63 nodes: rounding neither keeps a level from certifying nor sends rows to the
+    grid.
+    """
+    x = torch.linspace(5, 42, 40, dtype=F64)[:, None].expand(40, 8) * torch.rand(
+        40, 8, generator=torch.Generator().manual_seed(0), dtype=F64
+    )
+    wide, narrow = (
+        attribute(lambda v: v.sin().sum(1), t, accuracy=Adaptive(tolerance=1e-3))
+        for t in (x, x.float())
+    )
     assert set(narrow.status) == set(wide.status) == {RowStatus.ok}
     assert torch.equal(narrow.evaluations, wide.evaluations)
     assert {15, 31, 63} <= set(narrow.evaluations.tolist())
@@ -294,7 +351,9 @@ def test_gradients_that_are_no_numbers_disturb_nobody(batch_rows: int) -> None:
     x[1::3, 0] = 0.25
     found = attribute(rooted, x, batch_rows=batch_rows)
     assert {found.status[i] for i in range(0, 20, 3)} == {RowStatus.nonfinite}
-    assert {found.reason[i] for i in range(0, 20, 3)} == {"the model's gradient on the path is NaN or inf"}
+    assert {found.reason[i] for i in range(0, 20, 3)} == {
+        "the model's gradient on the path is NaN or inf"
+    }
     assert found.attributions[::3].isnan().all()
     clean = [i for i in range(20) if i % 3]
     alone = attribute(rooted, x[clean], batch_rows=batch_rows)
@@ -304,7 +363,9 @@ def test_gradients_that_are_no_numbers_disturb_nobody(batch_rows: int) -> None:
 
 
 def test_a_gradient_that_breaks_within_a_piece_ends_the_row() -> None:
-    """The step is cut out first; in its middle, where later nodes lie, the gradient of √0 · 0 is NaN."""
+    """The step is cut out first; in its middle, where later nodes lie, the gradient of √0 · 0 is
+    NaN.
+    """
 
     def forward(v: Tensor) -> Tensor:
         moved = torch.sigmoid((v[:, 0] - 0.3) * 3000)
@@ -316,14 +377,28 @@ def test_a_gradient_that_breaks_within_a_piece_ends_the_row() -> None:
     assert (found.evaluations > 31).all()
 
 
-# --- several targets -------------------------------------------------------------------------------------------
+# --- several targets ---------------------------------------------------------------------------
 
 
 def many(v: Tensor) -> Tensor:
-    """One output of every kind: smooth, kinked, a spike, without numbers on the path, at the floor, constant, linear."""
+    """One output of every kind: smooth, kinked, a spike, without numbers on the path, at the floor,
+    constant, linear.
+    """
     kinked = network(nn.ReLU)(v).squeeze(1)
-    return torch.stack([network(nn.GELU)(v).squeeze(1), kinked, spiky(v), rooted(v), v.sin().sum(1) * 1e-3 + 1e5,
-                        v.sum(1) * 0 + 3, v.sum(1), (9 * v).sin().sum(1), 20 * kinked.sin()], 1)  # fmt: skip
+    return torch.stack(
+        [
+            network(nn.GELU)(v).squeeze(1),
+            kinked,
+            spiky(v),
+            rooted(v),
+            v.sin().sum(1) * 1e-3 + 1e5,
+            v.sum(1) * 0 + 3,
+            v.sum(1),
+            (9 * v).sin().sum(1),
+            20 * kinked.sin(),
+        ],
+        1,
+    )
 
 
 KINDS = 9
@@ -335,12 +410,30 @@ def separate() -> list[Attribution]:
 
 
 def _explain(target: Any, batch_rows: int, chosen: Any = slice(None)) -> Attribution:
-    x = torch.cat([rows(5).float(), ONE.float(), torch.ones(1, 3), torch.zeros(1, 3), torch.full((1, 3), torch.nan)])
-    return attribute(many, x[chosen], target=target, batch_rows=batch_rows, accuracy=Adaptive(tolerance=1e-3, max_evaluations=300))  # fmt: skip
+    x = torch.cat(
+        [
+            rows(5).float(),
+            ONE.float(),
+            torch.ones(1, 3),
+            torch.zeros(1, 3),
+            torch.full((1, 3), torch.nan),
+        ]
+    )
+    return attribute(
+        many,
+        x[chosen],
+        target=target,
+        batch_rows=batch_rows,
+        accuracy=Adaptive(tolerance=1e-3, max_evaluations=300),
+    )
 
 
-@pytest.mark.parametrize("targets", [list(range(KINDS)), [8, 0], [3, 1, 4], [2], [5, 2, 7], [1, 1]], ids=str)
-def test_targets_asked_for_together_are_those_asked_for_alone(targets: list[int], separate: list[Attribution]) -> None:
+@pytest.mark.parametrize(
+    "targets", [list(range(KINDS)), [8, 0], [3, 1, 4], [2], [5, 2, 7], [1, 1]], ids=str
+)
+def test_targets_asked_for_together_are_those_asked_for_alone(
+    targets: list[int], separate: list[Attribution]
+) -> None:
     """To the bit, whatever becomes of the targets beside them."""
     found = _explain(targets, 16)
     for place, target in enumerate(targets):
@@ -355,8 +448,13 @@ def test_targets_asked_for_together_are_those_asked_for_alone(targets: list[int]
 
 def test_the_targets_are_of_every_status(separate: list[Attribution]) -> None:
     statuses = {status for found in separate for status in found.status}
-    assert statuses == {RowStatus.ok, RowStatus.not_converged, RowStatus.nonfinite, RowStatus.at_precision_floor,
-                        RowStatus.bad_input}  # fmt: skip
+    assert statuses == {
+        RowStatus.ok,
+        RowStatus.not_converged,
+        RowStatus.nonfinite,
+        RowStatus.at_precision_floor,
+        RowStatus.bad_input,
+    }
     assert len({count for found in separate for count in found.evaluations.tolist()}) >= 7
 
 
@@ -366,8 +464,12 @@ def test_targets_of_some_rows_in_any_order(chosen: list[int], cut: int) -> None:
     targets = [2, 1, 8, 3]
     whole, some = _explain(targets, 16), _explain(targets, 16, chosen[:cut])
     for name in DIAGNOSTICS:
-        assert torch.equal(getattr(some, name).nan_to_num(), getattr(whole, name)[chosen[:cut]].nan_to_num()), name
-    assert np.array_equal(np.reshape(some.status, (cut, 4)), np.reshape(whole.status, (9, 4))[chosen[:cut]])
+        assert torch.equal(
+            getattr(some, name).nan_to_num(), getattr(whole, name)[chosen[:cut]].nan_to_num()
+        ), name
+    assert np.array_equal(
+        np.reshape(some.status, (cut, 4)), np.reshape(whole.status, (9, 4))[chosen[:cut]]
+    )
 
 
 def test_targets_share_their_forward_passes() -> None:
@@ -379,12 +481,24 @@ def test_targets_share_their_forward_passes() -> None:
 
     x = rows(40)
     together = attribute(
-        counted, x, target=list(range(10)), accuracy=Adaptive(tolerance=1e-6), checked=True, batch_rows=32
+        counted,
+        x,
+        target=list(range(10)),
+        accuracy=Adaptive(tolerance=1e-6),
+        checked=True,
+        batch_rows=32,
     )
     shared, longest = len(calls), int(together.evaluations.max(1).values.sum())
     calls.clear()
     for target in range(10):
-        attribute(counted, x, target=target, accuracy=Adaptive(tolerance=1e-6), checked=True, batch_rows=32)
+        attribute(
+            counted,
+            x,
+            target=target,
+            accuracy=Adaptive(tolerance=1e-6),
+            checked=True,
+            batch_rows=32,
+        )
     assert shared < 0.4 * len(calls)
     assert shared * 32 < 1.3 * longest + 32 * 6
 
@@ -401,24 +515,33 @@ def test_targets_of_tensor_outputs_and_one_for_each_row() -> None:
     expected = torch.zeros(5, 2, 3, dtype=F64)
     expected[:, 0, 0], expected[:, 1, 2] = x[:, 0] ** 2, 2 * x[:, 2] ** 2
     torch.testing.assert_close(found.attributions, expected)
-    each = [torch.tensor([[i % 3, 0] for i in range(5)]), torch.tensor([[i % 3, 1] for i in range(5)])]
+    each = [
+        torch.tensor([[i % 3, 0] for i in range(5)]),
+        torch.tensor([[i % 3, 1] for i in range(5)]),
+    ]
     found = attribute(outputs, x, target=each)
     torch.testing.assert_close(found.attributions[:, 1], 2 * found.attributions[:, 0])
     assert found.status == ("ok",) * 10
 
 
-# --- a tested estimate, not a proof ----------------------------------------------------------------------------
+# --- a tested estimate, not a proof ------------------------------------------------------------
 
 
 def compensating(v: Tensor) -> Tensor:
-    """On the diagonal f = 0.1 (v₀ + v₁): two steps in two features undo each other, each narrower than the distance of any
-    two of the first nodes, and between two of them."""
-    return torch.sigmoid((v[:, 0] - 0.4) * 2000) - torch.sigmoid((v[:, 1] - 0.4) * 2000) + 0.1 * v.sum(1)
+    """On the diagonal f = 0.1 (v₀ + v₁): two steps in two features undo each other, each narrower
+    than the distance of any two of the first nodes, and between two of them.
+    """
+    return (
+        torch.sigmoid((v[:, 0] - 0.4) * 2000)
+        - torch.sigmoid((v[:, 1] - 0.4) * 2000)
+        + 0.1 * v.sum(1)
+    )
 
 
 def test_two_steps_that_undo_each_other_between_the_nodes_fool_the_estimate() -> None:
-    """No gradient at a node and no value of f on the path tells: certified at the first level, and wrong by all of it.
-    The claim is a tested estimate, not a proof."""
+    """No gradient at a node and no value of f on the path tells: certified at the first level, and
+    wrong by all of it. The claim is a tested estimate, not a proof.
+    """
     x, exact = torch.ones(1, 2, dtype=F64), torch.tensor([[1.1, -0.9]], dtype=F64)
     found = attribute(compensating, x, accuracy=Adaptive(tolerance=1e-3))
     assert found.status == ("ok",)
@@ -433,7 +556,11 @@ def test_the_same_steps_are_seen_where_they_do_not_quite_undo_each_other() -> No
     x = torch.ones(1, 2, dtype=F64)
 
     def nearly(v: Tensor) -> Tensor:
-        return torch.sigmoid((v[:, 0] - 0.4) * 2000) - 0.9 * torch.sigmoid((v[:, 1] - 0.4) * 2000) + 0.1 * v.sum(1)
+        return (
+            torch.sigmoid((v[:, 0] - 0.4) * 2000)
+            - 0.9 * torch.sigmoid((v[:, 1] - 0.4) * 2000)
+            + 0.1 * v.sum(1)
+        )
 
     found = attribute(nearly, x, accuracy=Adaptive(tolerance=1e-3))
     exact = torch.tensor([[1.1, -0.8]], dtype=F64)

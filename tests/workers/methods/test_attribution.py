@@ -1,6 +1,7 @@
 """`attribute` against closed forms in float64, the peers' cases, the axioms, and what it refuses.
 
-Peer cases are numbered as in Captum's, Alibi's and PAIR saliency's own suites; expected values are closed forms.
+Peer cases are numbered as in Captum's, Alibi's and PAIR saliency's own suites; expected values are
+closed forms.
 """
 
 from __future__ import annotations
@@ -27,12 +28,27 @@ Model = Callable[..., Tensor]
 
 
 def rows(count: int, features: int = 3, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
-    return torch.randn(count, features, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+    return torch.randn(
+        count, features, generator=torch.Generator().manual_seed(seed), dtype=F64
+    ).to(dtype)
 
 
-def mlp(activation: type[nn.Module] = nn.GELU, features: int = 3, outputs: int = 2, *, seed: int = 0, gain: float = 1.5,
-        dtype: torch.dtype = F64) -> nn.Sequential:  # fmt: skip
-    net = nn.Sequential(nn.Linear(features, 32), activation(), nn.Linear(32, 32), activation(), nn.Linear(32, outputs))
+def mlp(
+    activation: type[nn.Module] = nn.GELU,
+    features: int = 3,
+    outputs: int = 2,
+    *,
+    seed: int = 0,
+    gain: float = 1.5,
+    dtype: torch.dtype = F64,
+) -> nn.Sequential:
+    net = nn.Sequential(
+        nn.Linear(features, 32),
+        activation(),
+        nn.Linear(32, 32),
+        activation(),
+        nn.Linear(32, outputs),
+    )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in net.parameters():
@@ -47,14 +63,20 @@ def opaque(net: nn.Module) -> Model:
 
 
 def close(actual: Tensor, expected: Any, **tolerances: float) -> None:
-    torch.testing.assert_close(actual.double(), torch.as_tensor(expected, dtype=F64), check_device=False,
-                               **({"rtol": 1e-12, "atol": 1e-12} | tolerances))  # fmt: skip
+    torch.testing.assert_close(
+        actual.double(),
+        torch.as_tensor(expected, dtype=F64),
+        check_device=False,
+        **({"rtol": 1e-12, "atol": 1e-12} | tolerances),
+    )
 
 
-# --- closed forms ----------------------------------------------------------------------------------------------
+# --- closed forms ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("accuracy", [Adaptive(), *(FixedSteps(rule=rule, steps=4) for rule in RULES)], ids=str)
+@pytest.mark.parametrize(
+    "accuracy", [Adaptive(), *(FixedSteps(rule=rule, steps=4) for rule in RULES)], ids=str
+)
 def test_linear_models_are_exact_under_every_rule(accuracy: Any) -> None:
     weights, x, baseline = torch.tensor([2.0, -1, 0.5], dtype=F64), rows(5), rows(1, seed=1)
     found = attribute(lambda v: v @ weights + 7, x, baselines=baseline, accuracy=accuracy)
@@ -64,18 +86,28 @@ def test_linear_models_are_exact_under_every_rule(accuracy: Any) -> None:
     close(found.f_baseline, (baseline @ weights + 7).expand(5))
 
 
-@pytest.mark.parametrize("accuracy", [Adaptive(tolerance=1e-10), *(FixedSteps(rule=r, steps=1)
-                         for r in ("midpoint", "trapezoid", "gauss_legendre"))], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "accuracy",
+    [
+        Adaptive(tolerance=1e-10),
+        *(FixedSteps(rule=r, steps=1) for r in ("midpoint", "trapezoid", "gauss_legendre")),
+    ],
+    ids=str,
+)
 def test_quadratic_models_are_exact_from_degree_1_on(accuracy: Any) -> None:
     """f = x'Ax/2: the gradient is linear along the path, so a_i = d_i (A(x + x')/2)_i."""
     matrix = rows(3, seed=2) + rows(3, seed=2).T
     x, baseline = rows(6), rows(6, seed=1)
-    found = attribute(lambda v: ((v @ matrix) * v).sum(1) / 2, x, baselines=baseline, accuracy=accuracy)
+    found = attribute(
+        lambda v: ((v @ matrix) * v).sum(1) / 2, x, baselines=baseline, accuracy=accuracy
+    )
     close(found.attributions, (x - baseline) * ((x + baseline) / 2 @ matrix))
 
 
 def test_sensitivity_where_the_gradient_has_vanished() -> None:
-    """F = 1 − ReLU(1 − x) at x = 2 against 0: gradient 0, attribution 1. Sundararajan et al. 2017, §2.1."""
+    """F = 1 − ReLU(1 − x) at x = 2 against 0: gradient 0, attribution 1. Sundararajan et al. 2017,
+    §2.1.
+    """
     found = attribute(b1, torch.tensor([[2.0]], dtype=F64), accuracy=Adaptive(max_evaluations=511))
     close(found.attributions, [[1.0]], atol=1e-2)
     assert found.status == ("ok",)
@@ -90,14 +122,18 @@ def test_completeness(activation: type[nn.Module]) -> None:
     close(found.gap, found.attributions.sum(1) - (found.f_input - found.f_baseline), rtol=0)
 
 
-# --- axioms ----------------------------------------------------------------------------------------------------
+# --- axioms ------------------------------------------------------------------------------------
 
 
 def test_equal_functions_get_equal_attributions() -> None:
     """Hidden units permuted, scaled and split: another network, the same function."""
     net = mlp(nn.ReLU, gain=1.0)
     first, last = net[0], net[4]
-    twin = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2)).double().eval()
+    twin = (
+        nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2))
+        .double()
+        .eval()
+    )
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         twin[0].weight.copy_(torch.cat([first.weight * 3, first.weight]))
@@ -140,7 +176,7 @@ def test_linearity() -> None:
     close(both.attributions, 2 * parts[0] - 3 * parts[1], rtol=1e-9)
 
 
-# --- peers' cases ----------------------------------------------------------------------------------------------
+# --- peers' cases ------------------------------------------------------------------------------
 
 
 def b1(v: Tensor) -> Tensor:
@@ -166,8 +202,11 @@ def grid(v: Tensor) -> Tensor:
     return torch.einsum("rc,j,k->rcjk", multilayer(v), v.new_tensor([1, 2]), v.new_tensor([1, 4]))
 
 
-@pytest.mark.parametrize(("x", "baseline", "expected"), [(1, 0, 1), (-1, 1e-5, -1.00001), (0, 0, 0)],
-                         ids=["case 1", "case 2", "case 3"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("x", "baseline", "expected"),
+    [(1, 0, 1), (-1, 1e-5, -1.00001), (0, 0, 0)],
+    ids=["case 1", "case 2", "case 3"],
+)
 def test_one_feature(x: float, baseline: float, expected: float) -> None:
     found = attribute(b1, torch.tensor([[x]], dtype=F64), baselines=baseline)
     close(found.attributions, [[expected]])
@@ -189,14 +228,20 @@ def test_kinks_in_two_implementations(rule: Any) -> None:
 def test_multilayer(batch_rows: int | None) -> None:
     """Case 11: x_i (3 + max(S − 10, 0) / S) from 0 with S = Σx."""
     x = torch.tensor([[1.5, 2, 1.3], [0.5, 0.1, 2.3], [1.5, 2, 1.3]], dtype=F64)
-    found = attribute(multilayer, x, target=0, accuracy=FixedSteps(steps=100), batch_rows=batch_rows)
+    found = attribute(
+        multilayer, x, target=0, accuracy=FixedSteps(steps=100), batch_rows=batch_rows
+    )
     close(found.attributions, [[4.5, 6, 3.9], [1.5, 0.3, 6.9], [4.5, 6, 3.9]])
 
 
 def test_multilayer_beyond_its_kink() -> None:
     """Case 14: the kink lies at a tenth of the path."""
     x = torch.tensor([[0.0, 100, 0]], dtype=F64)
-    close(attribute(multilayer, x, target=0, accuracy=FixedSteps(steps=200)).attributions, [[0, 390, 0]], atol=0.1)
+    close(
+        attribute(multilayer, x, target=0, accuracy=FixedSteps(steps=200)).attributions,
+        [[0, 390, 0]],
+        atol=0.1,
+    )
     found = attribute(multilayer, x, target=0, accuracy=Adaptive(tolerance=1e-2))
     assert found.status == ("ok",)
     close(found.attributions, [[0, 390, 0]], atol=3.9)
@@ -205,17 +250,26 @@ def test_multilayer_beyond_its_kink() -> None:
 def test_softmax_classifier() -> None:
     """Case 25: completeness on inputs up to 119, three targets, one shared baseline."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 10), nn.Softmax(1))
+    net = nn.Sequential(
+        nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 10), nn.Softmax(1)
+    )
     x = torch.arange(120.0).reshape(3, 40)
-    found = attribute(net.eval(), x, baselines=torch.zeros(1, 40), target=torch.tensor([5, 5, 2]),
-                      accuracy=FixedSteps(steps=200))  # fmt: skip
+    found = attribute(
+        net.eval(),
+        x,
+        baselines=torch.zeros(1, 40),
+        target=torch.tensor([5, 5, 2]),
+        accuracy=FixedSteps(steps=200),
+    )
     assert found.gap.abs().max() < 0.005
 
 
 def test_two_inputs() -> None:
     """Case 30: relu(3a₁ + a₂) + relu(2b₁ + 3b₂)."""
     a, b = torch.tensor([[-10.0, 1, -5]], dtype=F64), torch.tensor([[3.0, 3, 1]], dtype=F64)
-    found = attribute(lambda a, b: (3 * a[:, 0] + a[:, 1]).relu() + (2 * b[:, 0] + 3 * b[:, 1]).relu(), (a, b))
+    found = attribute(
+        lambda a, b: (3 * a[:, 0] + a[:, 1]).relu() + (2 * b[:, 0] + 3 * b[:, 1]).relu(), (a, b)
+    )
     assert isinstance(found.attributions, tuple)
     close(found.attributions[0], [[0, 0, 0]])
     close(found.attributions[1], [[6, 9, 0]])
@@ -223,20 +277,28 @@ def test_two_inputs() -> None:
 
 def test_a_smooth_function_with_its_closed_form() -> None:
     """Case 32: 5x + y² + sin z."""
-    found = attribute(lambda v: 5 * v[:, 0] + v[:, 1] ** 2 + v[:, 2].sin(), torch.tensor([[1.0, 2, 3]], dtype=F64),
-                      baselines=torch.tensor([[0.5, 1, 1]], dtype=F64), accuracy=Adaptive(tolerance=1e-10))  # fmt: skip
+    found = attribute(
+        lambda v: 5 * v[:, 0] + v[:, 1] ** 2 + v[:, 2].sin(),
+        torch.tensor([[1.0, 2, 3]], dtype=F64),
+        baselines=torch.tensor([[0.5, 1, 1]], dtype=F64),
+        accuracy=Adaptive(tolerance=1e-10),
+    )
     close(found.attributions, [[2.5, 3, math.sin(3) - math.sin(1)]], atol=1e-9)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_ten_steps_do_not_lose_a_tenth(rule: Any) -> None:
     """Case 33: 2x + y. Captum's trapezoid-10 gives (19.8, 7.2)."""
-    found = attribute(lambda v: 2 * v[:, 0] + v[:, 1], torch.tensor([[10.0, 5]], dtype=F64),
-                      baselines=torch.tensor([[-1.0, -3]], dtype=F64), accuracy=FixedSteps(rule=rule, steps=10))  # fmt: skip
+    found = attribute(
+        lambda v: 2 * v[:, 0] + v[:, 1],
+        torch.tensor([[10.0, 5]], dtype=F64),
+        baselines=torch.tensor([[-1.0, -3]], dtype=F64),
+        accuracy=FixedSteps(rule=rule, steps=10),
+    )
     close(found.attributions, [[22, 8]])
 
 
-# --- targets, inputs and baselines --------------------------------------------------------------------------------
+# --- targets, inputs and baselines -------------------------------------------------------------
 
 
 @pytest.mark.needs_strict_kernels
@@ -288,7 +350,12 @@ def test_structure_and_dtype_follow_the_inputs() -> None:
     single = attribute(lambda v: v.square().sum(1), x)
     assert isinstance(single.attributions, Tensor)
     assert isinstance(attribute(lambda v: v.square().sum(1), (x,)).attributions, tuple)
-    assert {found.gap.dtype, found.error_estimate.dtype, found.f_input.dtype, found.f_baseline.dtype} == {F64}
+    assert {
+        found.gap.dtype,
+        found.error_estimate.dtype,
+        found.f_input.dtype,
+        found.f_baseline.dtype,
+    } == {F64}
     assert found.evaluations.dtype == torch.int32
 
 
@@ -321,7 +388,9 @@ def test_every_status_is_a_status() -> None:
     x = rows(7)
     x[0], x[1, 0], x[2, 0] = 0, math.nan, -5
     found = attribute(
-        lambda v: (v[:, 0] + 4).log() + (v[:, 1] * 9).sin(), x, accuracy=Adaptive(tolerance=1e-7, max_evaluations=15)
+        lambda v: (v[:, 0] + 4).log() + (v[:, 1] * 9).sin(),
+        x,
+        accuracy=Adaptive(tolerance=1e-7, max_evaluations=15),
     )
     assert {type(s) for s in found.status} == {RowStatus}
     assert set(found.status[:3]) == {RowStatus.ok, RowStatus.bad_input, RowStatus.nonfinite}
@@ -330,8 +399,14 @@ def test_every_status_is_a_status() -> None:
 
 
 def test_forward_args_are_passed_row_by_row() -> None:
-    x, mask, scale = rows(5), torch.tensor([[1, 0, 1]] * 4 + [[0, 0, 1]]).bool(), torch.arange(1.0, 6).double()
-    found = attribute(lambda v, m, s: (v.square() * m).sum(1) * s, x, forward_args=(mask, scale), batch_rows=8)
+    x, mask, scale = (
+        rows(5),
+        torch.tensor([[1, 0, 1]] * 4 + [[0, 0, 1]]).bool(),
+        torch.arange(1.0, 6).double(),
+    )
+    found = attribute(
+        lambda v, m, s: (v.square() * m).sum(1) * s, x, forward_args=(mask, scale), batch_rows=8
+    )
     close(found.attributions, x**2 * mask * scale[:, None])
     one = attribute(lambda v, m: (v.square() * m).sum(1), x, forward_args=mask)
     close(one.attributions, x**2 * mask)
@@ -357,12 +432,14 @@ def test_baselines_of_every_form() -> None:
     close(attribute(square, x, baselines=2).attributions, x**2 - 4)
     close(attribute(square, x).attributions, x**2)
     close(attribute(square, x, baselines=torch.full((1, 3), 2)).attributions, x**2 - 4)
-    both = attribute(lambda a, b: square(a) + square(b), (x, x), baselines=(each, torch.zeros(1, 3)))
+    both = attribute(
+        lambda a, b: square(a) + square(b), (x, x), baselines=(each, torch.zeros(1, 3))
+    )
     close(both.attributions[0], x**2 - each**2)
     close(both.attributions[1], x**2)
 
 
-# --- what becomes of a row ------------------------------------------------------------------------------------
+# --- what becomes of a row ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -413,7 +490,9 @@ def test_a_bad_baseline_spoils_its_own_row() -> None:
 
 @pytest.mark.parametrize("accuracy", [Adaptive(), FixedSteps(rule="midpoint", steps=1)], ids=str)
 def test_nonfinite_models_spoil_only_their_rows(accuracy: Any) -> None:
-    """log is NaN at the first row; |x − ½| has no gradient half-way to the second, at α = ½ exactly."""
+    """log is NaN at the first row; |x − ½| has no gradient half-way to the second, at α = ½
+    exactly.
+    """
 
     def forward(v: Tensor) -> Tensor:
         return (v[:, 0] + 4).log() + (v[:, 1] - 0.5).square().sqrt()
@@ -428,16 +507,25 @@ def test_nonfinite_models_spoil_only_their_rows(accuracy: Any) -> None:
     )
     assert found.attributions[:2].isnan().all()
     assert found.gap[:2].isnan().all()
-    assert torch.equal(found.attributions[2], attribute(forward, x[2:], accuracy=accuracy).attributions[0])
+    assert torch.equal(
+        found.attributions[2], attribute(forward, x[2:], accuracy=accuracy).attributions[0]
+    )
 
 
 def test_what_cannot_be_certified_is_not_converged() -> None:
-    found = attribute(opaque(mlp(nn.ReLU)), rows(20), target=0, accuracy=Adaptive(tolerance=1e-4, max_evaluations=7))
+    found = attribute(
+        opaque(mlp(nn.ReLU)),
+        rows(20),
+        target=0,
+        accuracy=Adaptive(tolerance=1e-4, max_evaluations=7),
+    )
     assert set(found.status) == {"not_converged"}
     assert found.evaluations.tolist() == [7] * 20
     assert (found.error_estimate > 1e-4).all()
     assert found.attributions.isfinite().all()
-    assert all("above the tolerance 0.0001 after 7 evaluations" in str(reason) for reason in found.reason)
+    assert all(
+        "above the tolerance 0.0001 after 7 evaluations" in str(reason) for reason in found.reason
+    )
 
 
 def test_gradients_of_zero_beside_a_changed_output_are_not_certified() -> None:
@@ -452,7 +540,10 @@ def test_the_precision_floor_is_told_apart() -> None:
     """f ≈ 10⁶ in float32 cannot carry a gap of 10⁻⁵: more evaluations would not help."""
     net = mlp(dtype=torch.float32)
     found = attribute(
-        lambda v: net(v) + 1e6, rows(20, dtype=torch.float32), target=0, accuracy=Adaptive(tolerance=1e-5)
+        lambda v: net(v) + 1e6,
+        rows(20, dtype=torch.float32),
+        target=0,
+        accuracy=Adaptive(tolerance=1e-5),
     )
     assert RowStatus.at_precision_floor in found.status
     assert RowStatus.not_converged not in found.status
@@ -461,11 +552,13 @@ def test_the_precision_floor_is_told_apart() -> None:
     assert all("rounding" in str(found.reason[i]) for i in at_floor)
 
 
-# --- the promise ----------------------------------------------------------------------------------------------
+# --- the promise -------------------------------------------------------------------------------
 
 
 def reference(forward: Model, x: Tensor, panels: int = 256) -> Tensor:
-    """Composite 8-point Gauss-Legendre rule against 0, independent of the package's rules: `[rows, features]`."""
+    """Composite 8-point Gauss-Legendre rule against 0, independent of the package's rules: `[rows,
+    features]`.
+    """
     nodes, weights = np.polynomial.legendre.leggauss(8)
     alphas = torch.from_numpy(((np.arange(panels)[:, None] + (nodes + 1) / 2) / panels).ravel())
     weights = torch.from_numpy(np.tile(weights / 2 / panels, panels))
@@ -481,8 +574,12 @@ NETS = [(1.0, 0), (2.0, 1), (4.0, 2)]
 """Gain of the weights and seed: nearly linear, curved, and steep."""
 
 
-def errors(activation: type[nn.Module], probability: bool, accuracy: Adaptive) -> tuple[Tensor, Tensor, list[str]]:
-    """True and estimated relative L1 errors of 300 rows, a hundred for each of three nets, and their statuses."""
+def errors(
+    activation: type[nn.Module], probability: bool, accuracy: Adaptive
+) -> tuple[Tensor, Tensor, list[str]]:
+    """True and estimated relative L1 errors of 300 rows, a hundred for each of three nets, and
+    their statuses.
+    """
     true, estimated, status = [], [], []
     for gain, seed in NETS:
         net = mlp(activation, 8, 3, seed=seed, gain=gain)
@@ -503,8 +600,12 @@ def errors(activation: type[nn.Module], probability: bool, accuracy: Adaptive) -
 def test_no_false_certificate_on_smooth_nets(
     activation: type[nn.Module], probability: bool, tolerance: float, most: int
 ) -> None:
-    """Every row is certified, and rightly; at 1e-4 six of the 1,200, all of the steepest net, take more than 512."""
-    true, estimated, status = errors(activation, probability, Adaptive(tolerance=tolerance, max_evaluations=most))
+    """Every row is certified, and rightly; at 1e-4 six of the 1,200, all of the steepest net, take
+    more than 512.
+    """
+    true, estimated, status = errors(
+        activation, probability, Adaptive(tolerance=tolerance, max_evaluations=most)
+    )
     assert set(status) == {RowStatus.ok}
     assert (true <= tolerance).all()
     assert (estimated >= true / 2).all()
@@ -512,8 +613,10 @@ def test_no_false_certificate_on_smooth_nets(
 
 @pytest.mark.parametrize("probability", [False, True], ids=["logit", "probability"])
 def test_kinked_nets_keep_the_promise(probability: bool) -> None:
-    """No certified row misses its tolerance, the estimate is never below half the error, and where the evaluations do not
-    suffice it stays within twenty times of the error. tests/bench/bench_certificate.py holds ten thousand rows to this."""
+    """No certified row misses its tolerance, the estimate is never below half the error, and where
+    the evaluations do not suffice it stays within twenty times of the error.
+    tests/bench/bench_certificate.py holds ten thousand rows to this.
+    """
     true, estimated, status = errors(nn.ReLU, probability, Adaptive(tolerance=1e-2))
     certified = torch.tensor([s == "ok" for s in status])
     assert certified.float().mean() > 0.9
@@ -524,7 +627,7 @@ def test_kinked_nets_keep_the_promise(probability: bool) -> None:
     assert 1 < (estimated[~certified] / true[~certified]).median() < 20
 
 
-# --- the caller's world is left as it was -----------------------------------------------------------------------
+# --- the caller's world is left as it was ------------------------------------------------------
 
 
 def test_works_under_inference_mode_and_no_grad() -> None:
@@ -535,9 +638,13 @@ def test_works_under_inference_mode_and_no_grad() -> None:
 
     plain = attribute(masked, x, target=0, forward_args=mask)
     with torch.no_grad():
-        assert torch.equal(attribute(masked, x, target=0, forward_args=mask).attributions, plain.attributions)
+        assert torch.equal(
+            attribute(masked, x, target=0, forward_args=mask).attributions, plain.attributions
+        )
     with torch.inference_mode():
-        inside = attribute(masked, x.clone(), target=0, forward_args=mask.clone(), baselines=torch.zeros_like(x))
+        inside = attribute(
+            masked, x.clone(), target=0, forward_args=mask.clone(), baselines=torch.zeros_like(x)
+        )
     assert torch.equal(inside.attributions, plain.attributions)
     assert not inside.attributions.is_inference()
 
@@ -558,7 +665,7 @@ def test_the_model_is_not_touched() -> None:
     assert not net.training
 
 
-# --- refused --------------------------------------------------------------------------------------------------
+# --- refused -----------------------------------------------------------------------------------
 
 X = rows(4)
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -570,9 +677,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no features": ({"inputs": X[:, :0]}, "at least one element"),
     "no dimension": ({"inputs": torch.tensor(1.0)}, "at least one row"),
     "rows that differ": ({"inputs": (X, X[:2])}, r"inputs\[1\](.|\n)*4 rows(.|\n)*2 rows"),
-    "train mode": ({"forward": nn.Sequential(nn.Linear(3, 2), nn.Dropout())}, r"eval mode(.|\n)*model\.eval"),
-    "a submodule in train mode": ({"forward": nn.Sequential(nn.Linear(3, 2).eval(), nn.Dropout()).eval().append(
-        nn.BatchNorm1d(2))}, "train mode in 2"),
+    "train mode": (
+        {"forward": nn.Sequential(nn.Linear(3, 2), nn.Dropout())},
+        r"eval mode(.|\n)*model\.eval",
+    ),
+    "a submodule in train mode": (
+        {
+            "forward": (
+                nn.Sequential(nn.Linear(3, 2).eval(), nn.Dropout()).eval().append(nn.BatchNorm1d(2))
+            )
+        },
+        "train mode in 2",
+    ),
     "negative target": ({"target": -1}, r"target of row 0(.|\n)*0 to 1(.|\n)*-1"),
     "target too large": ({"target": 2}, r"0 to 1(.|\n)*2"),
     "a row's target too large": ({"target": torch.tensor([0, 1, 2, 0])}, "target of row 2"),
@@ -581,15 +697,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no targets": ({"target": []}, r"a list of targets of one kind(.|\n)*\[\]"),
     "targets of two kinds": ({"target": [0, (0, 1)]}, "a list of targets of one kind"),
     "a target and none": ({"target": [0, None]}, "a list of targets of one kind"),
-    "one of several targets too large": ({"target": [0, 2]}, r"target of row 0(.|\n)*0 to 1(.|\n)*2"),
+    "one of several targets too large": (
+        {"target": [0, 2]},
+        r"target of row 0(.|\n)*0 to 1(.|\n)*2",
+    ),
     "target too deep": ({"target": (0, 1)}, r"1 indices(.|\n)*2"),
     "no target": ({"target": None}, r"no target and output shape \[rows, 2\]"),
     "a target for a scalar": ({"forward": lambda v: v.sum(1)}, "scalar output takes no target"),
-    "baseline without rows": ({"baselines": torch.zeros(3)}, r"\[1, 3\](.|\n)*\[3\](.|\n)*baseline\[None\]"),
+    "baseline without rows": (
+        {"baselines": torch.zeros(3)},
+        r"\[1, 3\](.|\n)*\[3\](.|\n)*baseline\[None\]",
+    ),
     "baselines of other rows": ({"baselines": torch.zeros(2, 3)}, r"\[4, 3\](.|\n)*\[2, 3\]"),
     "too many baselines": ({"baselines": (X, X)}, "one per input"),
     "a named baseline": ({"baselines": "zero"}, r"baselines(.|\n)*str"),
-    "forward_args of other rows": ({"forward_args": torch.ones(3)}, r"forward_args\[0\](.|\n)*4 rows(.|\n)*\[3\]"),
+    "forward_args of other rows": (
+        {"forward_args": torch.ones(3)},
+        r"forward_args\[0\](.|\n)*4 rows(.|\n)*\[3\]",
+    ),
     "no gradient path": ({"forward": lambda v: mlp()(v.detach())}, "no gradient path"),
     "no gradient at all": ({"forward": lambda v: v.detach()}, "no gradient path"),
     "integer output": ({"forward": lambda v: mlp()(v).argmax(1, keepdim=True)}, "floating point"),
@@ -597,7 +722,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "one number": ({"forward": lambda v: v.sum()}, "one entry per row"),
     "a tuple of outputs": ({"forward": lambda v: (mlp()(v),)}, r"one tensor(.|\n)*tuple"),
     "a batch of no rows": ({"batch_rows": 0}, r"batch_rows(.|\n)*0"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -607,7 +732,9 @@ def test_refused(name: str) -> None:
     with pytest.raises(IntegrandError, match=message) as refused:
         attribute(arguments.pop("forward"), arguments.pop("inputs"), **arguments)
     assert isinstance(refused.value, ValueError)
-    assert all([refused.value.where, refused.value.expected, refused.value.seen, refused.value.next_step])
+    assert all(
+        [refused.value.where, refused.value.expected, refused.value.seen, refused.value.next_step]
+    )
 
 
 @settings(max_examples=25, deadline=None)

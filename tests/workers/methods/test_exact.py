@@ -30,7 +30,9 @@ def dead(*sizes: int) -> nn.Sequential:
 
 @pytest.mark.parametrize("accuracy", ACCURACIES, ids=lambda a: a.kind)
 @pytest.mark.parametrize("sizes", [(2, 1), (2, 4, 1), (2, 4, 3)], ids=str)
-def test_a_row_whose_attributions_are_all_zero_has_zeros(accuracy: Accuracy, sizes: tuple[int, ...]) -> None:
+def test_a_row_whose_attributions_are_all_zero_has_zeros(
+    accuracy: Accuracy, sizes: tuple[int, ...]
+) -> None:
     """They were NaN, under `ok` and without a reason."""
     x = torch.tensor([[1.0, 3.0], [2.0, 4.0], [0.0, 0.0]])
     found = attribute(dead(*sizes), x, target=None if sizes[-1] == 1 else 1, accuracy=accuracy)

@@ -36,8 +36,12 @@ def test_attributions_are_the_weighted_sum_of_gradients(rule: Any, batch_rows: i
     for node, weight in zip(data.nodes, data.weights[0], strict=True):
         point = (baselines + node * (x - baselines)).requires_grad_()
         expected += weight * torch.autograd.grad(forward(point)[:, 1].sum(), point)[0]
-    found = attribute(forward, x, baselines=baselines, target=1, accuracy=accuracy, batch_rows=batch_rows)
-    torch.testing.assert_close(found.attributions, expected * (x - baselines), rtol=1e-13, atol=1e-13)
+    found = attribute(
+        forward, x, baselines=baselines, target=1, accuracy=accuracy, batch_rows=batch_rows
+    )
+    torch.testing.assert_close(
+        found.attributions, expected * (x - baselines), rtol=1e-13, atol=1e-13
+    )
     assert found.evaluations.tolist() == [len(data.nodes)] * 9
     assert set(found.status) == {"unchecked"}
     assert found.error_estimate.isnan().all()
@@ -60,7 +64,9 @@ def test_several_targets_share_the_nodes() -> None:
 
 
 def test_a_row_with_an_infinite_gradient_has_no_attribution() -> None:
-    """√v has one at its left end, α = 0, which the left rule evaluates and the midpoint rule does not."""
+    """√v has one at its left end, α = 0, which the left rule evaluates and the midpoint rule does
+    not.
+    """
     x = torch.tensor([[1.0], [4.0]], dtype=F64)
     left, midpoint = (
         attribute(lambda v: v.sqrt().sum(1), x, accuracy=FixedSteps(rule=rule, steps=100))

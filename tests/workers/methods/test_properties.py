@@ -1,4 +1,6 @@
-"""The axioms that integrated gradients obey (Sundararajan et al. 2017, §2 and §4), on networks and points drawn at random."""
+"""The axioms that integrated gradients obey (Sundararajan et al. 2017, §2 and §4), on networks and
+points drawn at random.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ SEEDS, FEATURES = st.integers(0, 2**16), st.integers(1, 6)
 SMOOTH, KINKED = (nn.GELU, nn.Tanh, nn.SiLU, nn.Softplus), (nn.ReLU, nn.LeakyReLU, nn.ReLU6)
 SMOOTH_KINDS, ALL_KINDS = st.sampled_from(SMOOTH), st.sampled_from(SMOOTH + KINKED)
 STEPS = st.sampled_from(
-    [FixedSteps(steps=24), FixedSteps(rule="midpoint", steps=17), FixedSteps(rule="trapezoid", steps=9)]
+    [
+        FixedSteps(steps=24),
+        FixedSteps(rule="midpoint", steps=17),
+        FixedSteps(rule="trapezoid", steps=9),
+    ]
 )
 
 
@@ -32,7 +38,9 @@ def points(rows: int, features: int, seed: int) -> Tensor:
 
 def network(kind: type[nn.Module], features: int, seed: int, outputs: int = 1) -> nn.Sequential:
     net = (
-        nn.Sequential(nn.Linear(features, 16), kind(), nn.Linear(16, 16), kind(), nn.Linear(16, outputs))
+        nn.Sequential(
+            nn.Linear(features, 16), kind(), nn.Linear(16, 16), kind(), nn.Linear(16, outputs)
+        )
         .double()
         .eval()
     )
@@ -48,22 +56,30 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-# --- completeness --------------------------------------------------------------------------------------------
+# --- completeness ------------------------------------------------------------------------------
 
 
 @drawn
 @given(SMOOTH_KINDS, FEATURES, SEEDS)
 def test_completeness(kind: type[nn.Module], features: int, seed: int) -> None:
-    net, x, baseline = network(kind, features, seed), points(5, features, seed + 1), points(5, features, seed + 2)
+    net, x, baseline = (
+        network(kind, features, seed),
+        points(5, features, seed + 1),
+        points(5, features, seed + 2),
+    )
     found = attribute(net, x, baselines=baseline, accuracy=Adaptive(tolerance=1e-8))
     change = (net(x) - net(baseline)).detach().squeeze(1)
     assert set(found.status) <= {RowStatus.ok, RowStatus.at_precision_floor}
-    assert ((found.attributions.sum(1) - change).abs() <= 1e-8 * found.attributions.abs().sum(1) + 1e-14).all()
+    assert (
+        (found.attributions.sum(1) - change).abs() <= 1e-8 * found.attributions.abs().sum(1) + 1e-14
+    ).all()
 
 
 @drawn
 @given(ALL_KINDS, FEATURES, SEEDS, STEPS)
-def test_the_gap_is_reported_as_measured(kind: type[nn.Module], features: int, seed: int, steps: FixedSteps) -> None:
+def test_the_gap_is_reported_as_measured(
+    kind: type[nn.Module], features: int, seed: int, steps: FixedSteps
+) -> None:
     net, x = network(kind, features, seed), points(5, features, seed + 1)
     found = attribute(net, x, accuracy=steps)
     close(found.gap, found.attributions.sum(1) - (net(x) - net(0 * x)).detach().squeeze(1), 1e-13)
@@ -71,21 +87,34 @@ def test_the_gap_is_reported_as_measured(kind: type[nn.Module], features: int, s
 
 @drawn
 @given(st.sampled_from(KINKED), FEATURES, SEEDS)
-def test_certified_rows_of_kinked_networks_add_up(kind: type[nn.Module], features: int, seed: int) -> None:
+def test_certified_rows_of_kinked_networks_add_up(
+    kind: type[nn.Module], features: int, seed: int
+) -> None:
     net, x = network(kind, features, seed), points(5, features, seed + 1)
     found = attribute(net, x, accuracy=Adaptive(tolerance=1e-2))
     certified = torch.tensor([s == RowStatus.ok for s in found.status])
     assert (found.gap.abs() <= 1e-2 * found.attributions.abs().sum(1) + 1e-13)[certified].all()
 
 
-# --- linearity, symmetry, dummy ------------------------------------------------------------------------------
+# --- linearity, symmetry, dummy ----------------------------------------------------------------
 
 
 @drawn
 @given(ALL_KINDS, ALL_KINDS, FEATURES, SEEDS, STEPS, st.floats(-3, 3), st.floats(-3, 3))
-def test_linearity(one: type[nn.Module], two: type[nn.Module], features: int, seed: int, steps: FixedSteps, a: float,
-                   b: float) -> None:  # fmt: skip
-    f, g, x = network(one, features, seed), network(two, features, seed + 1), points(4, features, seed + 2)
+def test_linearity(
+    one: type[nn.Module],
+    two: type[nn.Module],
+    features: int,
+    seed: int,
+    steps: FixedSteps,
+    a: float,
+    b: float,
+) -> None:
+    f, g, x = (
+        network(one, features, seed),
+        network(two, features, seed + 1),
+        points(4, features, seed + 2),
+    )
     both = attribute(lambda v: a * f(v) + b * g(v), x, accuracy=steps)
     parts = [attribute(net, x, accuracy=steps).attributions for net in (f, g)]
     close(both.attributions, a * parts[0] + b * parts[1])
@@ -98,29 +127,55 @@ def test_symmetric_features_with_equal_values_get_equal_credit(
 ) -> None:
     net, x = network(kind, 2, seed), points(4, 3, seed + 1)
     x[:, 1] = x[:, 0]
-    found = attribute(lambda v: net(torch.stack([v[:, 0] + v[:, 1], v[:, 2]], 1)), x, accuracy=steps)
+    found = attribute(
+        lambda v: net(torch.stack([v[:, 0] + v[:, 1], v[:, 2]], 1)), x, accuracy=steps
+    )
     close(found.attributions[:, 0], found.attributions[:, 1])
 
 
 @drawn
 @given(ALL_KINDS, st.integers(2, 6), SEEDS, STEPS)
-def test_renamed_features_keep_their_credit(kind: type[nn.Module], features: int, seed: int, steps: FixedSteps) -> None:
-    net, x, baseline = network(kind, features, seed), points(4, features, seed + 1), points(1, features, seed + 2)
+def test_renamed_features_keep_their_credit(
+    kind: type[nn.Module], features: int, seed: int, steps: FixedSteps
+) -> None:
+    net, x, baseline = (
+        network(kind, features, seed),
+        points(4, features, seed + 1),
+        points(1, features, seed + 2),
+    )
     order = torch.randperm(features, generator=torch.Generator().manual_seed(seed))
     plain = attribute(net, x, baselines=baseline, accuracy=steps)
-    moved = attribute(lambda v: net(v[:, order.argsort()]), x[:, order], baselines=baseline[:, order], accuracy=steps)
+    moved = attribute(
+        lambda v: net(v[:, order.argsort()]),
+        x[:, order],
+        baselines=baseline[:, order],
+        accuracy=steps,
+    )
     close(moved.attributions, plain.attributions[:, order])
 
 
 @drawn
-@given(ALL_KINDS, st.integers(2, 6), SEEDS, st.sampled_from([FixedSteps(steps=7), Adaptive(max_evaluations=31)]))
-def test_a_dummy_gets_exactly_nothing(kind: type[nn.Module], features: int, seed: int,
-                                      accuracy: FixedSteps | Adaptive) -> None:  # fmt: skip
-    dummy, net, x = seed % features, network(kind, features - 1, seed), points(4, features, seed + 1)
+@given(
+    ALL_KINDS,
+    st.integers(2, 6),
+    SEEDS,
+    st.sampled_from([FixedSteps(steps=7), Adaptive(max_evaluations=31)]),
+)
+def test_a_dummy_gets_exactly_nothing(
+    kind: type[nn.Module], features: int, seed: int, accuracy: FixedSteps | Adaptive
+) -> None:
+    dummy, net, x = (
+        seed % features,
+        network(kind, features - 1, seed),
+        points(4, features, seed + 1),
+    )
     others = [i for i in range(features) if i != dummy]
     found = attribute(lambda v: net(v[:, others]), x, accuracy=accuracy)
     assert torch.equal(found.attributions[:, dummy], torch.zeros(4, dtype=F64))
-    close(found.attributions[:, others], attribute(lambda v: net(v), x[:, others], accuracy=accuracy).attributions)
+    close(
+        found.attributions[:, others],
+        attribute(lambda v: net(v), x[:, others], accuracy=accuracy).attributions,
+    )
 
 
 @drawn
@@ -129,18 +184,23 @@ def test_separate_functions_share_nothing(seed: int, features: int) -> None:
     """f(v) = Σ g_i(v_i): each feature gets g_i(x_i) − g_i(x'_i)."""
     nets = [network(nn.Tanh, 1, seed + i) for i in range(features)]
     x, baseline = points(4, features, seed), points(4, features, seed + 1)
-    found = attribute(lambda v: sum(g(v[:, i : i + 1]) for i, g in enumerate(nets)), x, baselines=baseline,
-                      accuracy=FixedSteps(steps=80))  # fmt: skip
+    found = attribute(
+        lambda v: sum(g(v[:, i : i + 1]) for i, g in enumerate(nets)),
+        x,
+        baselines=baseline,
+        accuracy=FixedSteps(steps=80),
+    )
     own = [(g(x[:, i : i + 1]) - g(baseline[:, i : i + 1])).detach() for i, g in enumerate(nets)]
     close(found.attributions, torch.cat(own, 1), 1e-8)
 
 
-# --- implementation invariance -------------------------------------------------------------------------------
+# --- implementation invariance -----------------------------------------------------------------
 
 
 def rebuilt(net: nn.Sequential, kind: type[nn.Module], seed: int) -> Model:
-    """The same function: hidden units in another order, the first layer's each twice with half the say, weights doubled
-    where inputs are halved, and outputs taken apart and put together again."""
+    """The same function: hidden units in another order, the first layer's each twice with half the
+    say, weights doubled where inputs are halved, and outputs taken apart and put together again.
+    """
     first, middle, last = net[0], net[2], net[4]
     order = torch.randperm(16, generator=torch.Generator().manual_seed(seed))
     act = kind()
@@ -148,41 +208,70 @@ def rebuilt(net: nn.Sequential, kind: type[nn.Module], seed: int) -> Model:
     def forward(v: Tensor) -> Tensor:
         once = (v / 2) @ (2 * first.weight.T) + first.bias
         twice = act(torch.cat([once, once], 1))
-        then = act(twice @ torch.cat([middle.weight, middle.weight], 1)[order].T / 2 + middle.bias[order])
-        return (then[:, :8] @ last.weight[:, order[:8]].T + then[:, 8:] @ last.weight[:, order[8:]].T) + last.bias
+        then = act(
+            twice @ torch.cat([middle.weight, middle.weight], 1)[order].T / 2 + middle.bias[order]
+        )
+        return (
+            then[:, :8] @ last.weight[:, order[:8]].T + then[:, 8:] @ last.weight[:, order[8:]].T
+        ) + last.bias
 
     return forward
 
 
 @drawn
 @given(ALL_KINDS, FEATURES, SEEDS, STEPS)
-def test_implementation_invariance(kind: type[nn.Module], features: int, seed: int, steps: FixedSteps) -> None:
-    net, x, baseline = network(kind, features, seed), points(4, features, seed + 1), points(1, features, seed + 2)
+def test_implementation_invariance(
+    kind: type[nn.Module], features: int, seed: int, steps: FixedSteps
+) -> None:
+    net, x, baseline = (
+        network(kind, features, seed),
+        points(4, features, seed + 1),
+        points(1, features, seed + 2),
+    )
     twin = rebuilt(net, kind, seed)
     torch.testing.assert_close(twin(x), net(x))
-    one, other = (attribute(f, x, baselines=baseline, accuracy=steps).attributions for f in (net, twin))
+    one, other = (
+        attribute(f, x, baselines=baseline, accuracy=steps).attributions for f in (net, twin)
+    )
     close(one, other)
 
 
 @drawn
 @given(SMOOTH_KINDS, FEATURES, SEEDS)
-def test_implementation_invariance_of_what_is_certified(kind: type[nn.Module], features: int, seed: int) -> None:
-    """Another arithmetic may stop at another level; both are within the tolerance of the same numbers."""
+def test_implementation_invariance_of_what_is_certified(
+    kind: type[nn.Module], features: int, seed: int
+) -> None:
+    """Another arithmetic may stop at another level; both are within the tolerance of the same
+    numbers.
+    """
     net, x = network(kind, features, seed), points(4, features, seed + 1)
     one, other = (
-        attribute(f, x, accuracy=Adaptive(tolerance=1e-6)).attributions for f in (net, rebuilt(net, kind, seed))
+        attribute(f, x, accuracy=Adaptive(tolerance=1e-6)).attributions
+        for f in (net, rebuilt(net, kind, seed))
     )
     assert ((one - other).abs().sum(1) <= 2e-6 * one.abs().sum(1) + 1e-14).all()
 
 
-# --- baselines, units ----------------------------------------------------------------------------------------
+# --- baselines, units --------------------------------------------------------------------------
 
 
 @drawn
-@given(ALL_KINDS, st.integers(2, 6), SEEDS, st.sampled_from([torch.float32, F64]),
-       st.sampled_from([FixedSteps(steps=7), FixedSteps(rule="right", steps=5), Adaptive(max_evaluations=31)]))  # fmt: skip
-def test_features_equal_to_their_baseline_get_exactly_nothing(kind: type[nn.Module], features: int, seed: int,
-        dtype: torch.dtype, accuracy: FixedSteps | Adaptive) -> None:  # fmt: skip
+@given(
+    ALL_KINDS,
+    st.integers(2, 6),
+    SEEDS,
+    st.sampled_from([torch.float32, F64]),
+    st.sampled_from(
+        [FixedSteps(steps=7), FixedSteps(rule="right", steps=5), Adaptive(max_evaluations=31)]
+    ),
+)
+def test_features_equal_to_their_baseline_get_exactly_nothing(
+    kind: type[nn.Module],
+    features: int,
+    seed: int,
+    dtype: torch.dtype,
+    accuracy: FixedSteps | Adaptive,
+) -> None:
     net = network(kind, features, seed).to(dtype)
     x, baseline = (points(6, features, seed + i).to(dtype) for i in (1, 2))
     same = torch.rand(6, features, generator=torch.Generator().manual_seed(seed)) < 0.5
@@ -192,15 +281,35 @@ def test_features_equal_to_their_baseline_get_exactly_nothing(kind: type[nn.Modu
 
 
 @drawn
-@given(ALL_KINDS, FEATURES, SEEDS, st.sampled_from([FixedSteps(steps=7), Adaptive(tolerance=1e-3, max_evaluations=63)]),
-       st.lists(st.integers(-20, 20), min_size=6, max_size=6), st.integers(-20, 20))  # fmt: skip
-def test_units_by_powers_of_two_leave_every_bit(kind: type[nn.Module], features: int, seed: int,
-        accuracy: FixedSteps | Adaptive, exponents: list[int], of_output: int) -> None:  # fmt: skip
-    """Each feature in units of its own, and f in others: the same attributions in f's units, to the last bit."""
-    net, x, baseline = network(kind, features, seed), points(4, features, seed + 1), points(1, features, seed + 2)
+@given(
+    ALL_KINDS,
+    FEATURES,
+    SEEDS,
+    st.sampled_from([FixedSteps(steps=7), Adaptive(tolerance=1e-3, max_evaluations=63)]),
+    st.lists(st.integers(-20, 20), min_size=6, max_size=6),
+    st.integers(-20, 20),
+)
+def test_units_by_powers_of_two_leave_every_bit(
+    kind: type[nn.Module],
+    features: int,
+    seed: int,
+    accuracy: FixedSteps | Adaptive,
+    exponents: list[int],
+    of_output: int,
+) -> None:
+    """Each feature in units of its own, and f in others: the same attributions in f's units, to the
+    last bit.
+    """
+    net, x, baseline = (
+        network(kind, features, seed),
+        points(4, features, seed + 1),
+        points(1, features, seed + 2),
+    )
     units, factor = torch.tensor([2.0**e for e in exponents[:features]], dtype=F64), 2.0**of_output
     plain = attribute(net, x, baselines=baseline, accuracy=accuracy)
-    scaled = attribute(lambda v: net(v / units) * factor, x * units, baselines=baseline * units, accuracy=accuracy)
+    scaled = attribute(
+        lambda v: net(v / units) * factor, x * units, baselines=baseline * units, accuracy=accuracy
+    )
     assert torch.equal(scaled.attributions, plain.attributions * factor)
     assert torch.equal(scaled.gap, plain.gap * factor)
     assert scaled.status == plain.status
@@ -211,21 +320,34 @@ def test_units_by_powers_of_two_leave_every_bit(kind: type[nn.Module], features:
 def test_affine_changes_of_variables_do_not_matter(
     kind: type[nn.Module], features: int, seed: int, steps: FixedSteps
 ) -> None:
-    """v = (u − c) / s per feature: the same credit for the same feature, whatever its zero and its unit."""
-    net, x, baseline = network(kind, features, seed), points(4, features, seed + 1), points(1, features, seed + 2)
+    """v = (u − c) / s per feature: the same credit for the same feature, whatever its zero and its
+    unit.
+    """
+    net, x, baseline = (
+        network(kind, features, seed),
+        points(4, features, seed + 1),
+        points(1, features, seed + 2),
+    )
     scale, shift = points(2, features, seed + 3).exp().sub(3.1)
     plain = attribute(net, x, baselines=baseline, accuracy=steps)
-    moved = attribute(lambda u: net((u - shift) / scale), x * scale + shift, baselines=baseline * scale + shift,
-                      accuracy=steps)  # fmt: skip
+    moved = attribute(
+        lambda u: net((u - shift) / scale),
+        x * scale + shift,
+        baselines=baseline * scale + shift,
+        accuracy=steps,
+    )
     close(moved.attributions, plain.attributions, 1e-8)
 
 
 @drawn
 @given(ALL_KINDS, FEATURES, SEEDS, STEPS, st.floats(-100, 100))
-def test_a_constant_added_to_the_output_changes_nothing(kind: type[nn.Module], features: int, seed: int,
-                                                        steps: FixedSteps, constant: float) -> None:  # fmt: skip
+def test_a_constant_added_to_the_output_changes_nothing(
+    kind: type[nn.Module], features: int, seed: int, steps: FixedSteps, constant: float
+) -> None:
     net, x = network(kind, features, seed), points(4, features, seed + 1)
-    one, other = (attribute(f, x, accuracy=steps).attributions for f in (net, lambda v: net(v) + constant))
+    one, other = (
+        attribute(f, x, accuracy=steps).attributions for f in (net, lambda v: net(v) + constant)
+    )
     assert torch.equal(one, other)
 
 
@@ -235,8 +357,14 @@ def test_input_and_baseline_exchanged_change_the_sign(
     kind: type[nn.Module], features: int, seed: int, steps: FixedSteps
 ) -> None:
     """Every rule here is symmetric about the middle of the path."""
-    net, x, baseline = network(kind, features, seed), points(4, features, seed + 1), points(4, features, seed + 2)
-    there, back = (attribute(net, a, baselines=b, accuracy=steps) for a, b in ((x, baseline), (baseline, x)))
+    net, x, baseline = (
+        network(kind, features, seed),
+        points(4, features, seed + 1),
+        points(4, features, seed + 2),
+    )
+    there, back = (
+        attribute(net, a, baselines=b, accuracy=steps) for a, b in ((x, baseline), (baseline, x))
+    )
     close(there.attributions, -back.attributions)
 
 
@@ -247,5 +375,8 @@ def test_step_batches_change_no_more_than_rounding(
     batch_rows: int, kind: type[nn.Module], features: int, seed: int
 ) -> None:
     net, x = network(kind, features, seed), points(5, features, seed + 1)
-    one, other = (attribute(net, x, accuracy=FixedSteps(steps=6), batch_rows=rows) for rows in (64, batch_rows))
+    one, other = (
+        attribute(net, x, accuracy=FixedSteps(steps=6), batch_rows=rows)
+        for rows in (64, batch_rows)
+    )
     close(one.attributions, other.attributions, 1e-12)

@@ -1,4 +1,6 @@
-"""Attribution at the output of named modules: closed forms, a peer, padding, and what is refused."""
+"""Attribution at the output of named modules: closed forms, a peer, padding, and what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,12 @@ class Table(nn.Module):
         self.last = nn.Sequential(nn.Linear(14, 8), nn.GELU(), nn.Linear(8, 1))
 
     def forward(self, plan: Tensor, amounts: Tensor, region: Tensor, pair: Tensor) -> Tensor:
-        parts = [self.plan(plan), self.region(region), *(m(pair[:, i]) for i, m in enumerate(self.pair)), amounts]
+        parts = [
+            self.plan(plan),
+            self.region(region),
+            *(m(pair[:, i]) for i, m in enumerate(self.pair)),
+            amounts,
+        ]
         return self.last(torch.cat(parts, 1))
 
 
@@ -56,15 +63,25 @@ def made(kind: type[nn.Module]) -> Any:
 
 def texts(rows: int = 3, length: int = 5) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(1, 20, (rows, length), generator=generator), torch.ones(rows, length, dtype=torch.int64)
+    return torch.randint(1, 20, (rows, length), generator=generator), torch.ones(
+        rows, length, dtype=torch.int64
+    )
 
 
 def spec(*inputs: dict[str, Any], **fields: Any) -> AttributeSpec:
-    return parse_spec({"name": "t", "source": {"uri": "/d"}, "model": {"kind": "factory", "entrypoint": "m:f"},
-                       "inputs": list(inputs), "output": {"uri": "/o"}} | fields)  # fmt: skip
+    return parse_spec(
+        {
+            "name": "t",
+            "source": {"uri": "/d"},
+            "model": {"kind": "factory", "entrypoint": "m:f"},
+            "inputs": list(inputs),
+            "output": {"uri": "/o"},
+        }
+        | fields
+    )
 
 
-# --- tensors -----------------------------------------------------------------------------------------------------
+# --- tensors -----------------------------------------------------------------------------------
 
 
 def test_a_linear_model_credits_each_element_exactly() -> None:
@@ -80,7 +97,9 @@ def test_a_linear_model_credits_each_element_exactly() -> None:
     lookup, forward = at_embedding(model, "words")
     torch.testing.assert_close(lookup(ids), model.words.weight[ids], rtol=0, atol=0)
     found = attribute(forward, lookup(ids), forward_args=(ids,))
-    torch.testing.assert_close(found.attributions, model.words.weight[ids] * torch.arange(4), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        found.attributions, model.words.weight[ids] * torch.arange(4), rtol=1e-12, atol=1e-12
+    )
     torch.testing.assert_close(found.f_input, model(ids))
 
 
@@ -90,10 +109,17 @@ def test_tokens_agree_with_the_peer() -> None:
     lookup, forward = at_embedding(model, "tokens")
     baseline = lookup(torch.full_like(ids, 7), mask)
     found = attribute(
-        forward, lookup(ids, mask), baselines=baseline, target=1, forward_args=(ids, mask), accuracy=GAUSS
+        forward,
+        lookup(ids, mask),
+        baselines=baseline,
+        target=1,
+        forward_args=(ids, mask),
+        accuracy=GAUSS,
     )
     peer = captum.LayerIntegratedGradients(model, model.tokens)
-    expected = peer.attribute(ids, torch.full_like(ids, 7), target=1, additional_forward_args=(mask,), n_steps=24)
+    expected = peer.attribute(
+        ids, torch.full_like(ids, 7), target=1, additional_forward_args=(mask,), n_steps=24
+    )
     # The peer takes its nodes and weights in float32.
     torch.testing.assert_close(found.attributions, expected, rtol=1e-6, atol=1e-8)
 
@@ -117,7 +143,9 @@ def test_a_model_may_add_to_its_embeddings_in_place() -> None:
         torch.testing.assert_close(values, weights[ids], rtol=0, atol=0)
     found = attribute(forward, embedded, forward_args=(ids,), accuracy=GAUSS)
     a, b = embedded  # ∂/∂a (a + 1) b at αa, αb: ∫ αb dα = b / 2
-    torch.testing.assert_close(found.attributions, (a * b / 2, b * (a / 2 + 1)), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        found.attributions, (a * b / 2, b * (a / 2 + 1)), rtol=1e-12, atol=1e-13
+    )
 
 
 def test_several_modules_beside_numbers() -> None:
@@ -128,9 +156,15 @@ def test_several_modules_beside_numbers() -> None:
     lookup, forward = at_embedding(model, *names)
     embedded = lookup(plan, amounts, region, pair)
     assert [e.shape[1] for e in embedded] == [3, 4, 2, 3]
-    found = attribute(lambda p, r, a, b, x, *ids: forward(p, r, a, b, ids[0], x, *ids[1:]), (*embedded, amounts),
-                      forward_args=(plan, region, pair), accuracy=GAUSS)  # fmt: skip
-    plain = attribute(lambda *parts: model.last(torch.cat(parts, 1)), (*embedded, amounts), accuracy=GAUSS)
+    found = attribute(
+        lambda p, r, a, b, x, *ids: forward(p, r, a, b, ids[0], x, *ids[1:]),
+        (*embedded, amounts),
+        forward_args=(plan, region, pair),
+        accuracy=GAUSS,
+    )
+    plain = attribute(
+        lambda *parts: model.last(torch.cat(parts, 1)), (*embedded, amounts), accuracy=GAUSS
+    )
     for one, other in zip(found.attributions, plain.attributions, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert found.gap.abs().max() < 1e-8
@@ -166,11 +200,19 @@ class Awkward(nn.Module):
         return self.turned(self.pair(x)[0]).sum() + self.whole(ids).sum(1).float()
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("word_embedding", "did you mean `word_embeddings`?"), ("", "no module of this name"), ("zzzzz", "did you mean `word_embeddings`"),
-    ("idle", "seen: none"), ("word_embeddings", "a second call"), ("pair", "seen: tuple"),
-    ("turned", "seen: torch.float32 of shape [12]"), ("whole", "seen: torch.int64 of shape [2, 3]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("word_embedding", "did you mean `word_embeddings`?"),
+        ("", "no module of this name"),
+        ("zzzzz", "did you mean `word_embeddings`"),
+        ("idle", "seen: none"),
+        ("word_embeddings", "a second call"),
+        ("pair", "seen: tuple"),
+        ("turned", "seen: torch.float32 of shape [12]"),
+        ("whole", "seen: torch.int64 of shape [2, 3]"),
+    ],
+)
 def test_a_module_that_cannot_be_opened_is_refused(name: str, message: str) -> None:
     model, ids = Awkward().eval(), torch.tensor([[1, 2, 3], [0, 1, 2]])
     with pytest.raises(SpecError) as caught:
@@ -196,19 +238,32 @@ def test_ids_and_embeddings_that_do_not_fit_are_refused() -> None:
         )
 
 
-# --- jobs --------------------------------------------------------------------------------------------------------
+# --- jobs --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("constant", [None, 7])
 def test_one_number_per_id_is_the_sum_over_its_embedding(constant: int | None) -> None:
     model, (ids, mask) = made(Text), texts()
     baseline = {"kind": "zero"} if constant is None else {"kind": "constant", "value": constant}
-    opened = IdsModel(model, spec({"name": "x", "ids": "x", "embedding": "tokens", "pad": 0, "baseline": baseline}))
-    found = attribute(opened, torch.ones(3, 5, dtype=F64), target=1, forward_args=(ids, mask), accuracy=GAUSS)
+    opened = IdsModel(
+        model,
+        spec({"name": "x", "ids": "x", "embedding": "tokens", "pad": 0, "baseline": baseline}),
+    )
+    found = attribute(
+        opened, torch.ones(3, 5, dtype=F64), target=1, forward_args=(ids, mask), accuracy=GAUSS
+    )
     lookup, forward = at_embedding(model, "tokens")
-    expected = attribute(forward, lookup(ids, mask), target=1, forward_args=(ids, mask), accuracy=GAUSS,
-                         baselines=None if constant is None else lookup(torch.full_like(ids, constant), mask))  # fmt: skip
-    torch.testing.assert_close(found.attributions, expected.attributions.sum(-1), rtol=1e-12, atol=1e-13)
+    expected = attribute(
+        forward,
+        lookup(ids, mask),
+        target=1,
+        forward_args=(ids, mask),
+        accuracy=GAUSS,
+        baselines=None if constant is None else lookup(torch.full_like(ids, constant), mask),
+    )
+    torch.testing.assert_close(
+        found.attributions, expected.attributions.sum(-1), rtol=1e-12, atol=1e-13
+    )
     torch.testing.assert_close(found.f_input, expected.f_input, rtol=0, atol=0)
     torch.testing.assert_close(found.f_baseline, expected.f_baseline, rtol=0, atol=0)
 
@@ -224,41 +279,83 @@ def test_padding_earns_exactly_nothing(constant: int | None) -> None:
     baseline = {"kind": "zero"} if constant is None else {"kind": "constant", "value": constant}
     job = spec({"name": "x", "ids": "x", "embedding": "tokens", "pad": 3, "baseline": baseline})
     ids, mask = texts()
-    padded, real = torch.nn.functional.pad(ids, (0, 3), value=-1), torch.nn.functional.pad(mask, (0, 3))
+    padded, real = (
+        torch.nn.functional.pad(ids, (0, 3), value=-1),
+        torch.nn.functional.pad(mask, (0, 3)),
+    )
     for kind, agrees in ((Text, True), (Careless, False)):
         found = attribute(
-            IdsModel(made(kind), job), real.to(F64), target=1, forward_args=(padded, real), accuracy=GAUSS
+            IdsModel(made(kind), job),
+            real.to(F64),
+            target=1,
+            forward_args=(padded, real),
+            accuracy=GAUSS,
         )
         assert (found.attributions[:, 5:] == 0).all()
         assert found.gap.abs().max() < 1e-6
-        torch.testing.assert_close(found.f_input, made(kind)(padded.masked_fill(padded < 0, 3), real)[:, 1])
-        alone = attribute(IdsModel(made(kind), job), mask.to(F64), target=1, forward_args=(ids, mask), accuracy=GAUSS)
+        torch.testing.assert_close(
+            found.f_input, made(kind)(padded.masked_fill(padded < 0, 3), real)[:, 1]
+        )
+        alone = attribute(
+            IdsModel(made(kind), job),
+            mask.to(F64),
+            target=1,
+            forward_args=(ids, mask),
+            accuracy=GAUSS,
+        )
         assert torch.allclose(found.attributions[:, :5], alone.attributions, rtol=1e-9) == agrees
 
 
 def test_columns_with_a_module_each_beside_others() -> None:
     model = made(Table)
-    job = spec({"name": "plan", "ids": "plan", "embedding": "plan"}, {"name": "amounts", "columns": ["u", "v"]},
-               {"name": "region", "ids": "region", "embedding": "region", "baseline": {"kind": "constant", "value": 2}},
-               {"name": "pair", "ids": ["a", "b"], "embedding": ["pair.0", "pair.1"]})  # fmt: skip
+    job = spec(
+        {"name": "plan", "ids": "plan", "embedding": "plan"},
+        {"name": "amounts", "columns": ["u", "v"]},
+        {
+            "name": "region",
+            "ids": "region",
+            "embedding": "region",
+            "baseline": {"kind": "constant", "value": 2},
+        },
+        {"name": "pair", "ids": ["a", "b"], "embedding": ["pair.0", "pair.1"]},
+    )
     plan, region, pair = torch.tensor([0, 4]), torch.tensor([6, 1]), torch.tensor([[3, 5], [0, 0]])
     amounts = torch.tensor([[1.5, -2], [0.3, 4]], dtype=F64)
     one = torch.ones(2, 1, dtype=F64)
     opened = through_embeddings(model, job)
-    found = attribute(opened, (one, amounts, one, one.expand(2, 2)), forward_args=(plan, region, pair), accuracy=GAUSS)
-    weights = [model.plan.weight[plan], model.region.weight[region], model.pair[0].weight[pair[:, 0]],
-               model.pair[1].weight[pair[:, 1]], amounts]  # fmt: skip
+    found = attribute(
+        opened,
+        (one, amounts, one, one.expand(2, 2)),
+        forward_args=(plan, region, pair),
+        accuracy=GAUSS,
+    )
+    weights = [
+        model.plan.weight[plan],
+        model.region.weight[region],
+        model.pair[0].weight[pair[:, 0]],
+        model.pair[1].weight[pair[:, 1]],
+        amounts,
+    ]
     baselines = [torch.zeros_like(w) for w in weights]
     baselines[1] = model.region.weight[[2, 2]]
-    plain = attribute(lambda *parts: model.last(torch.cat(parts, 1)), tuple(weights), baselines=tuple(baselines),
-                      accuracy=GAUSS).attributions  # fmt: skip
+    plain = attribute(
+        lambda *parts: model.last(torch.cat(parts, 1)),
+        tuple(weights),
+        baselines=tuple(baselines),
+        accuracy=GAUSS,
+    ).attributions
     sums = [a.sum(1, keepdim=True) for a in plain]
-    for mine, theirs in zip(found.attributions, (sums[0], plain[4], sums[1], torch.cat(sums[2:4], 1)), strict=True):
+    for mine, theirs in zip(
+        found.attributions, (sums[0], plain[4], sums[1], torch.cat(sums[2:4], 1)), strict=True
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-13)
 
 
 def test_ids_that_the_module_does_not_know_are_named_by_row() -> None:
-    ids, mask = torch.tensor([[1, 2, -1], [20, 2, 4], [3, 25, 99]]), torch.ones(3, 3, dtype=torch.int64)
+    ids, mask = (
+        torch.tensor([[1, 2, -1], [20, 2, 4], [3, 25, 99]]),
+        torch.ones(3, 3, dtype=torch.int64),
+    )
     x = {"name": "x", "ids": "x", "embedding": "tokens", "pad": 0}
     reasons = IdsModel(made(Text), spec(x)).unknown_ids(mask.to(F64), ids, mask)
     known = "expected ids from 0 to 19 at `tokens`"
@@ -274,7 +371,9 @@ def test_a_model_that_hashes_its_ids_takes_any() -> None:
             return super().forward(ids % 20, mask)
 
     ids, mask = torch.tensor([[1, 2, 300]]), torch.ones(1, 3, dtype=torch.int64)
-    opened = IdsModel(made(Hashing), spec({"name": "x", "ids": "x", "embedding": "tokens", "pad": 0}))
+    opened = IdsModel(
+        made(Hashing), spec({"name": "x", "ids": "x", "embedding": "tokens", "pad": 0})
+    )
     assert opened.unknown_ids(mask.to(F64), ids, mask) == [None]
 
 
@@ -288,7 +387,9 @@ def test_a_module_must_give_one_vector_per_id() -> None:
             return self.bag(ids).sum(1)
 
     opened = IdsModel(Bag().eval(), spec({"name": "x", "ids": "x", "embedding": "bag", "pad": 0}))
-    with pytest.raises(SpecError, match=r"(?s)one vector for each id: \[2, 4, 'dim'\].*seen: shape \[2, 3\]"):
+    with pytest.raises(
+        SpecError, match=r"(?s)one vector for each id: \[2, 4, 'dim'\].*seen: shape \[2, 3\]"
+    ):
         opened(torch.ones(2, 4), torch.ones(2, 4, dtype=torch.int64))
     with pytest.raises(SpecError, match=r"(?s)for inputs of ids.*kind factory"):
         through_embeddings(lambda ids: ids, spec({"name": "x", "ids": "x", "embedding": "bag"}))

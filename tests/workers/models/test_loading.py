@@ -1,4 +1,6 @@
-"""Model code runs only where it is trusted; artefacts are what the plan says; what does not load says why."""
+"""Model code runs only where it is trusted; artefacts are what the plan says; what does not load
+says why.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,14 @@ from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.specs.models import ExportedModel, FactoryModel, Model, ScriptedModel
 from integrand.service.running.jobs import plan_job
 from integrand.workers.methods.attribution import attribute
-from integrand.workers.models.code import CodeBundle, check_trust, code_digest, install_code, model_artefacts, pack_code
+from integrand.workers.models.code import (
+    CodeBundle,
+    check_trust,
+    code_digest,
+    install_code,
+    model_artefacts,
+    pack_code,
+)
 from integrand.workers.models.loading import DTYPES, Loaded, load_model
 from integrand.workers.models.outputs import Forward
 from integrand.workers.storage.store import Store
@@ -79,17 +88,30 @@ def factory(entrypoint: str = "toy_models:build", **fields: Any) -> FactoryModel
 
 
 def loaded(model: Model, folder: Path, precision: str = "float32") -> Forward:
-    return load_model(STORE, model, model_artefacts(STORE, model, str(folder)), precision, "cpu").forward
+    return load_model(
+        STORE, model, model_artefacts(STORE, model, str(folder)), precision, "cpu"
+    ).forward
 
 
-# --- trust ---------------------------------------------------------------------------------------------------
+# --- trust -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("prefix", "module", "trusted"), [
-    ("acme", "acme", True), ("acme", "acme.nets", True), ("acme.nets", "acme.nets", True), ("acme.nets", "acme.nets.v2", True),
-    ("acme", "acmeevil", False), ("acme", "acme_models", False), ("acme.nets", "acme", False), ("acme.nets", "acme.netsx", False),
-    ("", "acme", False), ("nets", "acme.nets", False), (".", "acme", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prefix", "module", "trusted"),
+    [
+        ("acme", "acme", True),
+        ("acme", "acme.nets", True),
+        ("acme.nets", "acme.nets", True),
+        ("acme.nets", "acme.nets.v2", True),
+        ("acme", "acmeevil", False),
+        ("acme", "acme_models", False),
+        ("acme.nets", "acme", False),
+        ("acme.nets", "acme.netsx", False),
+        ("", "acme", False),
+        ("nets", "acme.nets", False),
+        (".", "acme", False),
+    ],
+)
 def test_trust_matches_whole_components(prefix: str, module: str, trusted: bool) -> None:
     model = factory(f"{module}:build")
     if trusted:
@@ -99,7 +121,9 @@ def test_trust_matches_whole_components(prefix: str, module: str, trusted: bool)
         check_trust(model, ("other", prefix))
 
 
-@pytest.mark.parametrize("model", [ExportedModel(uri="m.pt2"), ScriptedModel(uri="m.pt")], ids=lambda m: m.kind)
+@pytest.mark.parametrize(
+    "model", [ExportedModel(uri="m.pt2"), ScriptedModel(uri="m.pt")], ids=lambda m: m.kind
+)
 def test_programs_are_code_too(model: Model) -> None:
     check_trust(model, (model.kind,))
     with pytest.raises(SpecError, match="trusted: nothing"):
@@ -111,10 +135,19 @@ def test_untrusted_code_is_not_even_imported(tmp_path: Path) -> None:
     mark = tmp_path / "imported"
     (tmp_path / "my_evil.py").write_text(f"open({str(mark)!r}, 'w').close()\n{BUILD}")
     (tmp_path / "data").mkdir()
-    pq.write_table(pa.table({"a": [1.0], "b": [2.0], "c": [3.0]}), tmp_path / "data" / "rows.parquet")
-    spec = parse_spec({"name": "t", "source": {"uri": "data"}, "output": {"uri": "out"}, "target": {"kind": "index", "index": 0},
-                       "inputs": [{"name": "f", "columns": ["a", "b", "c"]}],
-                       "model": {"kind": "factory", "entrypoint": "my_evil:build", "code": ["my_evil.py"]}})  # fmt: skip
+    pq.write_table(
+        pa.table({"a": [1.0], "b": [2.0], "c": [3.0]}), tmp_path / "data" / "rows.parquet"
+    )
+    spec = parse_spec(
+        {
+            "name": "t",
+            "source": {"uri": "data"},
+            "output": {"uri": "out"},
+            "target": {"kind": "index", "index": 0},
+            "inputs": [{"name": "f", "columns": ["a", "b", "c"]}],
+            "model": {"kind": "factory", "entrypoint": "my_evil:build", "code": ["my_evil.py"]},
+        }
+    )
     for trusted in ((), ("my",), ("my_evi",), ("my_evil.sub",)):
         with pytest.raises(SpecError, match="my_evil"):
             plan_job(spec, base=str(tmp_path), trusted=trusted)
@@ -123,7 +156,7 @@ def test_untrusted_code_is_not_even_imported(tmp_path: Path) -> None:
     assert mark.exists()
 
 
-# --- weights -------------------------------------------------------------------------------------------------
+# --- weights -----------------------------------------------------------------------------------
 
 
 def test_safetensors_and_state_dicts_hold_the_weights(code: Path) -> None:
@@ -167,7 +200,9 @@ def test_a_pickle_payload_is_refused_and_never_runs(code: Path, form: str) -> No
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"not weights at all, but long enough to look at"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00" * 100, b"not weights at all, but long enough to look at"]
+)
 def test_bytes_that_are_no_weights(code: Path, name: str, content: bytes) -> None:
     (code / name).write_bytes(content)
     with pytest.raises(IntegrandError) as refused:
@@ -178,7 +213,8 @@ def test_bytes_that_are_no_weights(code: Path, name: str, content: bytes) -> Non
 def test_weights_of_another_model_name_the_keys(code: Path) -> None:
     save_file({"0.weight": torch.zeros(4, 3), "other": torch.zeros(1)}, code / "w.safetensors")
     with pytest.raises(
-        SpecError, match=r"parameters of Sequential(.|\n)*Missing(.|\n)*0\.bias(.|\n)*Unexpected(.|\n)*other"
+        SpecError,
+        match=r"parameters of Sequential(.|\n)*Missing(.|\n)*0\.bias(.|\n)*Unexpected(.|\n)*other",
     ):
         loaded(factory(weights="w.safetensors"), code)
     torch.save(torch.zeros(3), code / "w.pt")
@@ -207,14 +243,20 @@ def test_changed_weights_are_an_integrity_error(code: Path) -> None:
     assert model_artefacts(STORE, model, str(code)) != planned
 
 
-# --- factories -----------------------------------------------------------------------------------------------
+# --- factories ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("entrypoint", "message"), [
-    ("toy_models:function", r"torch\.nn\.Module"), ("toy_models:nothing", "no callable `nothing`"),
-    ("toy_models:not_callable", "a callable"), ("toy_missing:build", "No module named 'toy_missing'"),
-    ("toy_models.deeper:build", "'toy_models' is not a package"), ("toy_models:build_wrongly", r"ZeroDivision(.|\n)*toy_models\.py:\d+"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("entrypoint", "message"),
+    [
+        ("toy_models:function", r"torch\.nn\.Module"),
+        ("toy_models:nothing", "no callable `nothing`"),
+        ("toy_models:not_callable", "a callable"),
+        ("toy_missing:build", "No module named 'toy_missing'"),
+        ("toy_models.deeper:build", "'toy_models' is not a package"),
+        ("toy_models:build_wrongly", r"ZeroDivision(.|\n)*toy_models\.py:\d+"),
+    ],
+)
 def test_factories_that_do_not_work(code: Path, entrypoint: str, message: str) -> None:
     with pytest.raises(SpecError, match=message) as refused:
         loaded(factory(entrypoint), code)
@@ -229,7 +271,7 @@ def test_what_the_models_own_code_misses_is_named(code: Path) -> None:
         loaded(factory(arguments={"depth": 3}), code)
 
 
-# --- programs -------------------------------------------------------------------------------------------------
+# --- programs ----------------------------------------------------------------------------------
 
 
 def net() -> nn.Module:
@@ -239,7 +281,10 @@ def net() -> nn.Module:
 
 def exported(folder: Path) -> Model:
     batch = torch.export.Dim("batch", min=1, max=4096)
-    torch.export.save(torch.export.export(net(), (torch.zeros(4, 3),), dynamic_shapes=({0: batch},)), folder / "m.pt2")
+    torch.export.save(
+        torch.export.export(net(), (torch.zeros(4, 3),), dynamic_shapes=({0: batch},)),
+        folder / "m.pt2",
+    )
     return ExportedModel(uri="m.pt2")
 
 
@@ -261,7 +306,9 @@ def test_programs_take_any_number_of_rows_and_can_be_attributed(tmp_path: Path, 
     torch.testing.assert_close(double(X.double()), net().double()(X.double()))
 
 
-@pytest.mark.parametrize("model", [ExportedModel(uri="m.pt2"), ScriptedModel(uri="m.pt")], ids=lambda m: m.kind)
+@pytest.mark.parametrize(
+    "model", [ExportedModel(uri="m.pt2"), ScriptedModel(uri="m.pt")], ids=lambda m: m.kind
+)
 @pytest.mark.parametrize("content", [b"", b"no program" * 20, b"PK\x03\x04 broken zip"])
 def test_bytes_that_are_no_program(tmp_path: Path, model: Any, content: bytes) -> None:
     (tmp_path / model.uri).write_bytes(content)
@@ -270,7 +317,9 @@ def test_bytes_that_are_no_program(tmp_path: Path, model: Any, content: bytes) -
 
 
 def opened(model: Model, folder: Path, *, twice: bool = False) -> Loaded:
-    return load_model(STORE, model, model_artefacts(STORE, model, str(folder)), "float32", "cpu", twice=twice)
+    return load_model(
+        STORE, model, model_artefacts(STORE, model, str(folder)), "float32", "cpu", twice=twice
+    )
 
 
 def test_a_script_in_train_mode_is_put_into_eval_mode_and_says_so(tmp_path: Path) -> None:
@@ -288,18 +337,26 @@ def test_a_frozen_script_has_no_mode_and_loads(tmp_path: Path) -> None:
     assert found.notes == ()
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(8)], ids=["dropout", "batch norm"])
+@pytest.mark.parametrize(
+    "layer", [nn.Dropout(0.5), nn.BatchNorm1d(8)], ids=["dropout", "batch norm"]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_program_exported_in_train_mode_is_refused(tmp_path: Path, layer: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2))
     for mode in (True, False):
-        program = torch.export.export(model.train(mode), (X,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+        program = torch.export.export(
+            model.train(mode), (X,), dynamic_shapes=({0: torch.export.Dim("rows")},)
+        )
         torch.export.save(program, tmp_path / "m.pt2")
-        with pytest.raises(SpecError, match=r"train mode(.|\n)*before torch\.export") if mode else nullcontext():
+        with (
+            pytest.raises(SpecError, match=r"train mode(.|\n)*before torch\.export")
+            if mode
+            else nullcontext()
+        ):
             opened(ExportedModel(uri="m.pt2"), tmp_path)
 
 
-# --- what a factory builds -------------------------------------------------------------------------------------
+# --- what a factory builds ---------------------------------------------------------------------
 
 
 def test_a_factory_that_trains_is_put_into_eval_mode_and_says_so(code: Path) -> None:
@@ -310,20 +367,31 @@ def test_a_factory_that_trains_is_put_into_eval_mode_and_says_so(code: Path) -> 
     assert opened(factory(), code).notes == ()
 
 
-@pytest.mark.parametrize("body", [
-    "return nn.Linear(3, 2).eval()",
-    "m = nn.BatchNorm1d(3).eval(); m.running_mean.normal_(); return nn.Sequential(m, nn.Flatten())",
-    "m = Scaled(); m.scale = torch.randn(3); return m",
-    "m = Scaled(); m.parts = [np.random.default_rng().normal(size=3)]; return m",
-], ids=["parameters", "buffers", "a tensor kept as an attribute", "an array in a list"])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return nn.Linear(3, 2).eval()",
+        (
+            "m = nn.BatchNorm1d(3).eval(); m.running_mean.normal_(); return nn.Sequential(m,"
+            " nn.Flatten())"
+        ),
+        "m = Scaled(); m.scale = torch.randn(3); return m",
+        "m = Scaled(); m.parts = [np.random.default_rng().normal(size=3)]; return m",
+    ],
+    ids=["parameters", "buffers", "a tensor kept as an attribute", "an array in a list"],
+)
 def test_a_factory_that_builds_another_model_each_time_is_refused(code: Path, body: str) -> None:
     (code / "toy_random.py").write_text(
-        "import numpy as np\nimport torch\nfrom torch import nn\n\nclass Scaled(nn.Module):\n    scale = 1.0\n\n"
-        f"    def forward(self, x):\n        return x * self.scale\n\ndef build():\n    {body}\n"
+        "import numpy as np\nimport torch\nfrom torch import nn\n\nclass Scaled(nn.Module):\n   "
+        " scale = 1.0\n\n    def forward(self, x):\n        return x * self.scale\n\ndef"
+        f" build():\n    {body}\n"
     )
     with pytest.raises(SpecError, match=r"the same model from every call(.|\n)*manual_seed"):
         opened(factory("toy_random:build"), code, twice=True)
-    assert opened(factory("toy_random:build"), code).state != opened(factory("toy_random:build"), code).state
+    assert (
+        opened(factory("toy_random:build"), code).state
+        != opened(factory("toy_random:build"), code).state
+    )
 
 
 def test_the_state_tells_models_apart_and_equal_ones_not(code: Path) -> None:
@@ -352,7 +420,9 @@ def test_a_factory_may_keep_its_module_and_hand_it_out_again(code: Path, precisi
 
 
 def test_parameters_that_are_made_later_are_refused(code: Path) -> None:
-    (code / "toy_lazy.py").write_text("from torch import nn\n\ndef build():\n    return nn.LazyLinear(2).eval()\n")
+    (code / "toy_lazy.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.LazyLinear(2).eval()\n"
+    )
     with pytest.raises(SpecError, match="first forward pass"):
         opened(factory("toy_lazy:build"), code)
 
@@ -394,13 +464,19 @@ def test_tied_weights_load_under_any_of_their_names(code: Path, name: str) -> No
     torch.testing.assert_close(found(X), model(X), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("body", [
-    "s.b.weight.data = s.a.weight.data", "s.b.register_buffer('kept', s.a.weight.data)",
-], ids=["data", "a buffer"])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        "s.b.weight.data = s.a.weight.data",
+        "s.b.register_buffer('kept', s.a.weight.data)",
+    ],
+    ids=["data", "a buffer"],
+)
 def test_tensors_in_one_memory_load_as_safetensors_load_them(code: Path, body: str) -> None:
     (code / "toy_memory.py").write_text(
-        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    s = nn.Module()\n"
-        f"    s.a, s.b = nn.Linear(3, 3), nn.Linear(3, 3)\n    {body}\n    made = nn.Sequential(s.a, s.b)\n    return made.eval()\n"
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    s ="
+        f" nn.Module()\n    s.a, s.b = nn.Linear(3, 3), nn.Linear(3, 3)\n    {body}\n    made ="
+        " nn.Sequential(s.a, s.b)\n    return made.eval()\n"
     )
     importlib.invalidate_caches()
     torch.manual_seed(5)
@@ -418,16 +494,21 @@ def test_weights_that_are_missing_under_all_names_are_missing(code: Path) -> Non
     (code / "toy_tied.py").write_text(TIED)
     importlib.invalidate_caches()
     state = importlib.import_module("toy_tied").build().state_dict()
-    save_file({k: v for k, v in state.items() if k in ("last.weight", "last.bias")}, code / "w.safetensors")
+    save_file(
+        {k: v for k, v in state.items() if k in ("last.weight", "last.bias")},
+        code / "w.safetensors",
+    )
     with pytest.raises(SpecError, match=r"Missing(.|\n)*first\.weight(.|\n)*save_model"):
         loaded(factory("toy_tied:build", weights="w.safetensors"), code)
 
 
-# --- shipped code ----------------------------------------------------------------------------------------------
+# --- shipped code ------------------------------------------------------------------------------
 
 
 def write_code(folder: Path, form: str, body: str = BUILD) -> str:
-    """`toy_shipped` as one file, as a package or as a wheel; returns its name under `model.code`."""
+    """`toy_shipped` as one file, as a package or as a wheel; returns its name under
+    `model.code`.
+    """
     if form == "file":
         (folder / "toy_shipped.py").write_text(body)
         return "toy_shipped.py"
@@ -466,7 +547,9 @@ def test_code_digests_change_with_the_code_and_nothing_else(tmp_path: Path, form
 
 @pytest.mark.parametrize("form", ["file", "folder", "wheel"])
 def test_the_code_installed_last_is_the_code_that_runs(tmp_path: Path, form: str) -> None:
-    """Planned again in one process after an edit, and then back: a module imported before must not be used again."""
+    """Planned again in one process after an edit, and then back: a module imported before must not
+    be used again.
+    """
     bundles, digests = [], []
     for outputs in (2, 5):
         body = BUILD.replace("outputs=2", f"outputs={outputs}")
@@ -507,7 +590,9 @@ def test_a_namespace_package_is_looked_at_one_level_below(code: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["toy_missing", "toy_models.deeper", "sys", "__main__"])
-def test_modules_without_source_files_are_refused(code: Path, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_without_source_files_are_refused(
+    code: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     if module == "toy_models.deeper":
         assert code_digest(factory("toy_models.deeper:f")) == code_digest(factory("toy_models:f"))

@@ -18,7 +18,9 @@ class Picky:
         self.taken, self.refused = taken, refused
 
     def __call__(self, x: Tensor, factor: Tensor) -> Tensor:
-        if len(x) not in self.taken or (self.refused is not None and (x[:, 0] == self.refused).any()):
+        if len(x) not in self.taken or (
+            self.refused is not None and (x[:, 0] == self.refused).any()
+        ):
             raise RuntimeError("not these")
         return x.sum(1) * factor
 
@@ -38,11 +40,24 @@ def test_a_model_that_takes_any_number_stays_itself() -> None:
     assert in_portions(model, None) is model
 
 
-@pytest.mark.parametrize(("taken", "asked", "portion"), [
-    (range(1, 2000), (), None), (range(2, 17), (), None), ((8,), (), 8), ((5,), (), 5), ((1,), (), 1), ((512,), (), 512),
-    ((77,), (), None), ((77,), (77,), 77), (range(1, 8), (), 7), (range(1, 8), (3,), 3),
-])  # fmt: skip
-def test_the_number_is_found(taken: Collection[int], asked: tuple[int, ...], portion: int | None) -> None:
+@pytest.mark.parametrize(
+    ("taken", "asked", "portion"),
+    [
+        (range(1, 2000), (), None),
+        (range(2, 17), (), None),
+        ((8,), (), 8),
+        ((5,), (), 5),
+        ((1,), (), 1),
+        ((512,), (), 512),
+        ((77,), (), None),
+        ((77,), (77,), 77),
+        (range(1, 8), (), 7),
+        (range(1, 8), (3,), 3),
+    ],
+)
+def test_the_number_is_found(
+    taken: Collection[int], asked: tuple[int, ...], portion: int | None
+) -> None:
     assert find_portion(Picky(taken), [X, torch.ones(7)], asked) == portion
 
 

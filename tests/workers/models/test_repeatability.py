@@ -1,4 +1,6 @@
-"""Random, stateful and batch-coupled models are told from ordinary ones, whose bits stay with the row."""
+"""Random, stateful and batch-coupled models are told from ordinary ones, whose bits stay with the
+row.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,21 @@ SIZE = 16
 
 
 def points(*shape: int, dtype: torch.dtype = torch.float32) -> Batch:
-    return Batch((torch.randn(12, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype),))
+    return Batch(
+        (torch.randn(12, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype),)
+    )
 
 
-def measured(forward: Model, batch: Batch | None = None, size: int = SIZE, **options: bool) -> Repeatability:
+def measured(
+    forward: Model, batch: Batch | None = None, size: int = SIZE, **options: bool
+) -> Repeatability:
     return measure_repeatability(forward, batch or points(4), size, **options)
 
 
 class Experts(nn.Module):
-    """Top-1 routing; an expert serves its first `capacity` rows and the others pass unchanged. Fedus et al. 2021, §2.2."""
+    """Top-1 routing; an expert serves its first `capacity` rows and the others pass unchanged.
+    Fedus et al. 2021, §2.2.
+    """
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -55,7 +63,9 @@ class Counting(nn.Module):
 
 
 class Skipping(nn.Module):
-    """A residual branch left out of whole batches, once in a hundred. Huang et al. 2016 (stochastic depth)."""
+    """A residual branch left out of whole batches, once in a hundred. Huang et al. 2016 (stochastic
+    depth).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         keep = torch.rand(()) > 0.01
@@ -77,7 +87,9 @@ def unseen(values: Tensor) -> Tensor:
 
 
 def without_statistics() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 1)).eval()
+    return nn.Sequential(
+        nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 1)
+    ).eval()
 
 
 RANDOM: dict[str, Model] = {
@@ -108,13 +120,17 @@ COUPLED: dict[str, Model] = {
     "attention over rows": lambda x: (torch.softmax(x @ x.T, 1) @ x).sum(1),
     "expert capacity": Experts(capacity=SIZE // 4),
     "expert capacity seldom reached": Experts(capacity=SIZE - 1),
-    "a gradient shared in the batch": lambda x: x.square().sum(1) + unseen(x.mean(0).square()).sum(),
+    "a gradient shared in the batch": lambda x: (
+        x.square().sum(1) + unseen(x.mean(0).square()).sum()
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_random_and_stateful_models_are_refused(name: str) -> None:
-    with pytest.raises(SpecError, match=r"the same result for the same batch(.|\n)*dropout, noise") as refused:
+    with pytest.raises(
+        SpecError, match=r"the same result for the same batch(.|\n)*dropout, noise"
+    ) as refused:
         measured(RANDOM[name]).check()
     assert refused.value.next_step
 
@@ -123,12 +139,16 @@ def test_random_and_stateful_models_are_refused(name: str) -> None:
 def test_batch_coupled_models_are_refused(name: str) -> None:
     found = measured(COUPLED[name])
     assert found.again == 0
-    with pytest.raises(SpecError, match=r"do not depend on the rows beside them(.|\n)*running statistics"):
+    with pytest.raises(
+        SpecError, match=r"do not depend on the rows beside them(.|\n)*running statistics"
+    ):
         found.check()
 
 
 def test_capacity_that_neither_end_of_the_batch_asks_for() -> None:
-    """Only rows between the first and the last want the crowded expert, and only their order decides who gets it."""
+    """Only rows between the first and the last want the crowded expert, and only their order
+    decides who gets it.
+    """
     batch = points(4)
     x = batch.points[0]
     threshold = float(x[[0, (SIZE - 1) % len(x)], 0].max())
@@ -148,7 +168,9 @@ def test_a_maximum_that_an_end_of_the_batch_holds(descending: bool) -> None:
     x = points(4).points[0][:SIZE].repeat(2, 1)[:SIZE]
     order = x.abs().amax(1).argsort(descending=descending)
     with pytest.raises(SpecError, match="beside them"):
-        measured(lambda v: v.square().sum(1) / v.abs().max(), Batch((x[order],)), gradients=False).check()
+        measured(
+            lambda v: v.square().sum(1) / v.abs().max(), Batch((x[order],)), gradients=False
+        ).check()
 
 
 class Last(nn.Module):
@@ -166,22 +188,42 @@ def ordinary() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     torch.manual_seed(0)
     return {
         "mlp": (nn.Sequential(nn.Linear(13, 37), nn.GELU(), nn.Linear(37, 1)), (13,)),
-        "wide": (nn.Sequential(nn.Linear(2000, 64), nn.Tanh(), nn.Dropout(), nn.Linear(64, 1)), (2000,)),
-        "convolutions": (nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-                                       nn.Linear(45, 1)), (1, 8, 8)),
+        "wide": (
+            nn.Sequential(nn.Linear(2000, 64), nn.Tanh(), nn.Dropout(), nn.Linear(64, 1)),
+            (2000,),
+        ),
+        "convolutions": (
+            nn.Sequential(
+                nn.Conv2d(1, 5, 3),
+                nn.BatchNorm2d(5),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(45, 1),
+            ),
+            (1, 8, 8),
+        ),
         "lstm": (Last(nn.LSTM), (5, 6)),
         "gru": (Last(nn.GRU), (5, 6)),
-        "transformer": (nn.Sequential(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), nn.Flatten(),
-                                      nn.Linear(96, 1)), (6, 16)),
+        "transformer": (
+            nn.Sequential(
+                nn.TransformerEncoderLayer(16, 4, 32, batch_first=True),
+                nn.Flatten(),
+                nn.Linear(96, 1),
+            ),
+            (6, 16),
+        ),
         "experts without a limit": (Experts(capacity=1000), (4,)),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.needs_strict_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ordinary())
 def test_ordinary_models_keep_every_bit(name: str, dtype: torch.dtype) -> None:
-    """In multiples of 16 rows: fewer, or odd, are rounded differently from place to place by some matrix kernels."""
+    """In multiples of 16 rows: fewer, or odd, are rounded differently from place to place by some
+    matrix kernels.
+    """
     model, shape = ordinary()[name]
     model = model.to(dtype).eval()
     for size in (16, 48, 64):
@@ -216,7 +258,9 @@ def test_the_random_stream_is_left_as_it_was() -> None:
 
 
 def test_rows_with_nan_outputs_are_compared_too() -> None:
-    """The same rows are NaN in every batch: nothing moved. NaN that comes from a neighbour is a change."""
+    """The same rows are NaN in every batch: nothing moved. NaN that comes from a neighbour is a
+    change.
+    """
     batch = points(4)
     batch.points[0][:, 0].abs_()[5] *= -1
     assert measured(lambda x: x[:, 0].log() + x[:, 1], batch).bitwise
@@ -225,7 +269,10 @@ def test_rows_with_nan_outputs_are_compared_too() -> None:
 
 
 def test_what_goes_with_a_row_stays_with_it() -> None:
-    scale, targets = torch.rand(12, 3, generator=torch.Generator().manual_seed(1)), torch.arange(12)[:, None] % 3
+    scale, targets = (
+        torch.rand(12, 3, generator=torch.Generator().manual_seed(1)),
+        torch.arange(12)[:, None] % 3,
+    )
     batch = Batch(points(3).points, (scale,), targets)
     assert measured(lambda x, s: x.square() * s, batch).bitwise
     with pytest.raises(SpecError, match="beside them"):

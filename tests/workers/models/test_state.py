@@ -1,4 +1,6 @@
-"""What a model holds, to every bit and to a few digits: rounding is not seen by the latter, training is."""
+"""What a model holds, to every bit and to a few digits: rounding is not seen by the latter,
+training is.
+"""
 
 from __future__ import annotations
 
@@ -71,10 +73,20 @@ def test_each_part_counts(change: str) -> None:
     assert one.roughly != two.roughly
 
 
-@pytest.mark.parametrize("tensor", [
-    torch.zeros(0), torch.tensor(float("nan")), torch.tensor([1 + 2j]), torch.eye(3).to_sparse(), torch.tensor(3),
-    torch.tensor([True]), torch.ones(2, dtype=torch.bfloat16), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
-], ids=lambda t: f"{t.dtype} {t.layout}")  # fmt: skip
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(0),
+        torch.tensor(float("nan")),
+        torch.tensor([1 + 2j]),
+        torch.eye(3).to_sparse(),
+        torch.tensor(3),
+        torch.tensor([True]),
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ],
+    ids=lambda t: f"{t.dtype} {t.layout}",
+)
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_of_every_kind_have_a_digest(tensor: torch.Tensor) -> None:
     made = nn.Identity()

@@ -1,4 +1,6 @@
-"""Grids that grow by classes: their sums are read as explicit grids would be, and the estimate is a few times the error."""
+"""Grids that grow by classes: their sums are read as explicit grids would be, and the estimate is a
+few times the error.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,12 @@ Floats = NDArray[np.float64]
 STAGES = grid_stages(600)
 
 
-def grow(gradient: Callable[[Floats], Floats], most: int = 600) -> Iterator[tuple[GridStage, Floats]]:
-    """Every stage with the sums per column that the engine keeps; `gradient` maps nodes [n] to [n, features]."""
+def grow(
+    gradient: Callable[[Floats], Floats], most: int = 600
+) -> Iterator[tuple[GridStage, Floats]]:
+    """Every stage with the sums per column that the engine keeps; `gradient` maps nodes [n] to [n,
+    features].
+    """
     sums = None
     for stage in grid_stages(most):
         values = gradient(stage.nodes)
@@ -51,7 +57,9 @@ def shares(nodes: Floats) -> Floats:
 
 
 def classes_of(stage: GridStage, nodes: Floats) -> NDArray[np.int64]:
-    """Classes on the fine grid that the stage belongs to; the first grid's are those of one twice as fine."""
+    """Classes on the fine grid that the stage belongs to; the first grid's are those of one twice
+    as fine.
+    """
     fine = 2 ** int(np.ceil(np.log2(max(stage.cells, 2 * START))))
     return np.round(nodes * fine).astype(np.int64) % CLASSES
 
@@ -61,7 +69,7 @@ def wild(nodes: Floats) -> Floats:
     return np.stack([np.sin(1e6 * nodes), np.cos(7e5 * nodes)], 1)
 
 
-# --- nodes -----------------------------------------------------------------------------------------------------
+# --- nodes -------------------------------------------------------------------------------------
 
 
 def test_stages_grow_by_quarters_of_a_doubling() -> None:
@@ -93,19 +101,23 @@ def test_no_more_nodes_than_asked_for(most: int) -> None:
     assert (stages[-1].count * 1.35 > most) if stages else True
 
 
-# --- weights and contrasts -------------------------------------------------------------------------------------
+# --- weights and contrasts ---------------------------------------------------------------------
 
 
 def test_weights_are_shares_of_the_path() -> None:
-    """Sums per class, and the two outermost gradients, give what a sum over all nodes with their own weights gives."""
+    """Sums per class, and the two outermost gradients, give what a sum over all nodes with their
+    own weights gives.
+    """
     for stage, sums in grow(wild):
         nodes = nodes_until(stage)
         np.testing.assert_allclose(stage.weights @ sums, shares(nodes) @ wild(nodes), atol=1e-13)
 
 
 def test_contrasts_leave_one_class_out() -> None:
-    """Each is the integral less what the other classes give alone. Near the ends, where more than one node changes its
-    weight, the outermost gradient stands for its neighbours: exact where they are equal."""
+    """Each is the integral less what the other classes give alone. Near the ends, where more than
+    one node changes its weight, the outermost gradient stands for its neighbours: exact where they
+    are equal.
+    """
 
     def flat_at_the_ends(nodes: Floats) -> Floats:
         return wild(np.clip(nodes, 0.4, 0.6))
@@ -118,7 +130,9 @@ def test_contrasts_leave_one_class_out() -> None:
         assert len(stage.contrasts) == len(np.unique(classes))
         for found, left_out in zip(stage.contrasts @ sums, np.unique(classes), strict=True):
             others = nodes[classes != left_out]
-            np.testing.assert_allclose(found, whole - shares(others) @ flat_at_the_ends(others), atol=1e-13)
+            np.testing.assert_allclose(
+                found, whole - shares(others) @ flat_at_the_ends(others), atol=1e-13
+            )
 
 
 def test_contrasts_near_the_ends_are_as_large_as_explicit_ones() -> None:
@@ -129,8 +143,12 @@ def test_contrasts_near_the_ends_are_as_large_as_explicit_ones() -> None:
                 continue
             nodes = nodes_until(stage)
             values, classes = 1.0 * (nodes < place), classes_of(stage, nodes)
-            explicit = np.array([shares(nodes) @ values - shares(nodes[classes != c]) @ values[classes != c]
-                                 for c in np.unique(classes)])  # fmt: skip
+            explicit = np.array(
+                [
+                    shares(nodes) @ values - shares(nodes[classes != c]) @ values[classes != c]
+                    for c in np.unique(classes)
+                ]
+            )
             assert np.abs((stage.contrasts @ sums)[:, 0] - explicit).max() <= 2 / stage.cells
 
 
@@ -147,7 +165,11 @@ def test_folded_classes_are_the_even_ones_of_the_next_grid() -> None:
     for before, after in pairwise(STAGES):
         if not after.fold:
             continue
-        sums = next(sums.copy() for stage, sums in grow(wild) if stage is before or stage.count == before.count)
+        sums = next(
+            sums.copy()
+            for stage, sums in grow(wild)
+            if stage is before or stage.count == before.count
+        )
         nodes = nodes_until(before)
         expected = np.zeros((COLUMNS, 2))
         np.add.at(expected, classes_of(after, nodes), wild(nodes))
@@ -164,18 +186,22 @@ def test_folding_keeps_every_row_and_the_total() -> None:
     np.testing.assert_array_equal(folded[:, CLASSES:], sums[:, CLASSES:])
 
 
-# --- the estimate ----------------------------------------------------------------------------------------------
+# --- the estimate ------------------------------------------------------------------------------
 
 
 def ratios(features: int, jumps: tuple[int, int], rows: int, ends: float = 0.0) -> Floats:
-    """Estimate over true L1 error at every judged stage, for gradients that jump at random places; `jumps` from and to."""
+    """Estimate over true L1 error at every judged stage, for gradients that jump at random places;
+    `jumps` from and to.
+    """
     draw, found = np.random.default_rng([features, *jumps]), []
     for _ in range(rows):
         count = draw.integers(jumps[0], jumps[1] + 1)
         places, sizes = draw.uniform(ends, 1 - ends, count), draw.standard_normal((count, features))
         level = draw.standard_normal(features)
         exact = level + (1 - places) @ sizes
-        for stage, sums in grow(lambda nodes, p=places, s=sizes, b=level: b + (nodes[:, None] > p) @ s):
+        for stage, sums in grow(
+            lambda nodes, p=places, s=sizes, b=level: b + (nodes[:, None] > p) @ s
+        ):
             if stage.cells >= JUDGED:
                 read = np.vstack([stage.weights, stage.contrasts]) @ sums
                 estimate = estimate_kinked(stage, read[None], (read[0] - exact).sum()[None])
@@ -186,8 +212,9 @@ def ratios(features: int, jumps: tuple[int, int], rows: int, ends: float = 0.0) 
 @pytest.mark.parametrize("features", [2, 8, 96])
 @pytest.mark.parametrize("jumps", [(2, 4), (5, 20), (1, 200)])
 def test_the_estimate_is_a_few_times_the_error(features: int, jumps: tuple[int, int]) -> None:
-    """Piecewise constant gradients: below half in less than one of a thousand judgements, or five where jumps are so few
-    that all may lie beside one another or beyond the outermost node."""
+    """Piecewise constant gradients: below half in less than one of a thousand judgements, or five
+    where jumps are so few that all may lie beside one another or beyond the outermost node.
+    """
     found = ratios(features, jumps, 200)
     assert 1.5 < np.median(found) < 6
     assert (found < 0.5).mean() < (5e-3 if jumps == (2, 4) else 1e-3)
@@ -202,7 +229,9 @@ def test_a_lone_jump_between_the_nodes_is_always_seen(features: int) -> None:
 
 
 def test_a_lone_jump_beyond_the_outermost_node_is_seen_in_f_alone() -> None:
-    """No two gradients differ; with features that cancel in f nothing is left to see. A tested estimate, not a proof."""
+    """No two gradients differ; with features that cancel in f nothing is left to see. A tested
+    estimate, not a proof.
+    """
     place = 1 - 0.5 / 600
     for sizes, seen in ((np.array([3.0, 1.0]), True), (np.array([3.0, -3.0]), False)):
         exact = 1 + (1 - place) * sizes
@@ -220,7 +249,9 @@ def test_the_gap_alone_can_raise_the_estimate() -> None:
 
 
 def test_few_independent_differences_call_for_caution() -> None:
-    """One jump shows in two classes, a hundred in all: the multiple of the root mean square falls from 3.5 to 2.6."""
+    """One jump shows in two classes, a hundred in all: the multiple of the root mean square falls
+    from 3.5 to 2.6.
+    """
     draw = np.random.default_rng(0)
     multiples = []
     for jumps in (1, 100):

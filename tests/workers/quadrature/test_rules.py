@@ -1,4 +1,6 @@
-"""Every rule does what it declares: weights, degree (and no more), error slope, nesting, float64 throughout."""
+"""Every rule does what it declares: weights, degree (and no more), error slope, nesting, float64
+throughout.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ Build = Callable[[int], QuadratureRule]
 
 
 def error(rule: QuadratureRule, degree: int, level: int = -1) -> float:
-    """|error| on the Legendre polynomial of that degree on [0, 1], whose integral is 0 from degree 1 on."""
+    """|error| on the Legendre polynomial of that degree on [0, 1], whose integral is 0 from degree
+    1 on.
+    """
     polynomial = np.polynomial.legendre.Legendre.basis(degree, domain=[0, 1])
     return abs(float(rule.integrate(polynomial, level)) - (degree == 0))
 
@@ -37,7 +41,9 @@ def error(rule: QuadratureRule, degree: int, level: int = -1) -> float:
 def assert_degree(rule: QuadratureRule, level: int, beyond: float = 1e-5) -> None:
     """Exact up to the declared degree, wrong by more than `beyond` at the next one."""
     degree = rule.degree[level]
-    worst = max(error(rule, d, level) for d in {*range(min(degree, 110) + 1), max(0, degree - 1), degree})
+    worst = max(
+        error(rule, d, level) for d in {*range(min(degree, 110) + 1), max(0, degree - 1), degree}
+    )
     assert worst < 1e-14 * max(20, degree)
     assert error(rule, degree + 1, level) > beyond
 
@@ -66,21 +72,31 @@ def test_the_error_falls_with_the_declared_order(build: Build) -> None:
 
 @pytest.mark.parametrize("build", RULES)
 def test_the_error_on_a_jump_falls_like_one_over_n(build: Build) -> None:
-    """No rule does better where gradients jump: the mean over many places of the jump halves when steps double."""
+    """No rule does better where gradients jump: the mean over many places of the jump halves when
+    steps double.
+    """
     places = (np.arange(1999) + 0.5) / 1999
 
     def wrong(steps: int) -> float:
         return float(
-            np.abs(build(steps).integrate(lambda nodes: 1.0 * (nodes[:, None] > places)) - (1 - places)).mean()
+            np.abs(
+                build(steps).integrate(lambda nodes: 1.0 * (nodes[:, None] > places)) - (1 - places)
+            ).mean()
         )
 
     assert np.log2(wrong(32) / wrong(64)) == pytest.approx(1, abs=0.06)
 
 
-@pytest.mark.parametrize(("build", "nodes"), [
-    (left, [0, 0.25, 0.5, 0.75]), (right, [0.25, 0.5, 0.75, 1]), (midpoint, [0.125, 0.375, 0.625, 0.875]),
-    (trapezoid, [0, 0.25, 0.5, 0.75, 1]), (endpoints_mean, [0, 0.25, 0.5, 0.75, 1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("build", "nodes"),
+    [
+        (left, [0, 0.25, 0.5, 0.75]),
+        (right, [0.25, 0.5, 0.75, 1]),
+        (midpoint, [0.125, 0.375, 0.625, 0.875]),
+        (trapezoid, [0, 0.25, 0.5, 0.75, 1]),
+        (endpoints_mean, [0, 0.25, 0.5, 0.75, 1]),
+    ],
+)
 def test_nodes_of_four_steps(build: Build, nodes: list[float]) -> None:
     assert build(4).nodes.tolist() == nodes
 
@@ -98,13 +114,14 @@ def test_gauss_reaches_1000_steps() -> None:
         FixedSteps(rule="gauss_legendre", steps=1001)
 
 
-# --- Patterson's nested rules ----------------------------------------------------------------------------------
+# --- Patterson's nested rules ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("level", range(5))
 def test_every_level_of_pattersons_rule(level: int) -> None:
-    """Positive weights on a prefix of the nodes, mirrored about ½. The finest level is all but exact beyond its degree:
-    wrong by 4e-11 at degree 96, and by 1e-4 only at 104."""
+    """Positive weights on a prefix of the nodes, mirrored about ½. The finest level is all but
+    exact beyond its degree: wrong by 4e-11 at degree 96, and by 1e-4 only at 104.
+    """
     rule = patterson()
     count, weights = rule.levels[level], rule.weights[level]
     assert count == 2 ** (level + 2) - 1
@@ -119,7 +136,9 @@ def test_every_level_of_pattersons_rule(level: int) -> None:
 
 
 def test_new_nodes_lie_between_the_old_ones() -> None:
-    """One between any two neighbours, and one beyond each end: no part of the path is looked at twice."""
+    """One between any two neighbours, and one beyond each end: no part of the path is looked at
+    twice.
+    """
     rule = patterson()
     for old, new in pairwise(rule.levels):
         between = np.searchsorted(np.sort(rule.nodes[:old]), np.sort(rule.nodes[old:new]))
@@ -135,8 +154,13 @@ def test_the_first_level_is_a_gauss_rule() -> None:
 
 def test_levels_converge_faster_than_any_power() -> None:
     rule = patterson()
-    errors = [abs(float(rule.integrate(lambda t: 1 / (1 + 25 * (2 * t - 1) ** 2), level)) - np.arctan(5) / 5)
-              for level in range(len(rule.levels))]  # fmt: skip
+    errors = [
+        abs(
+            float(rule.integrate(lambda t: 1 / (1 + 25 * (2 * t - 1) ** 2), level))
+            - np.arctan(5) / 5
+        )
+        for level in range(len(rule.levels))
+    ]
     orders = np.log2(np.array(errors[:-1]) / errors[1:])
     assert (np.diff(orders) > 1).all()
     assert errors[-1] < 1e-9
@@ -146,33 +170,44 @@ def test_the_least_that_an_adaptive_accuracy_may_spend_is_the_second_level() -> 
     assert patterson().levels[:2] == (3, 7)
     with pytest.raises(ValidationError, match="max_evaluations"):
         Adaptive(max_evaluations=6)
-    assert attribute(lambda v: v.square().sum(1), torch.ones(1, 2), accuracy=Adaptive(max_evaluations=7)).status == (
-        "ok",
-    )
+    assert attribute(
+        lambda v: v.square().sum(1), torch.ones(1, 2), accuracy=Adaptive(max_evaluations=7)
+    ).status == ("ok",)
 
 
-# --- precision -------------------------------------------------------------------------------------------------
+# --- precision ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [*(build(9) for build in RULES), patterson()], ids=lambda rule: rule.name)
+@pytest.mark.parametrize(
+    "rule", [*(build(9) for build in RULES), patterson()], ids=lambda rule: rule.name
+)
 def test_nodes_and_weights_are_float64(rule: QuadratureRule) -> None:
     assert rule.nodes.dtype == rule.weights.dtype == np.float64
 
 
-@pytest.mark.parametrize(("accuracy", "atol"), [(FixedSteps(steps=50), 1e-13), (Adaptive(tolerance=1e-12), 1e-12)],
-                         ids=["fixed", "adaptive"])  # fmt: skip
-def test_nothing_is_cast_down_for_float64_inputs(accuracy: FixedSteps | Adaptive, atol: float) -> None:
-    """Nodes or weights in float32 leave an error of 1e-9 here: f = Σ exp(v_i), ∫ e^{αx} x dα = e^x − 1."""
+@pytest.mark.parametrize(
+    ("accuracy", "atol"),
+    [(FixedSteps(steps=50), 1e-13), (Adaptive(tolerance=1e-12), 1e-12)],
+    ids=["fixed", "adaptive"],
+)
+def test_nothing_is_cast_down_for_float64_inputs(
+    accuracy: FixedSteps | Adaptive, atol: float
+) -> None:
+    """Nodes or weights in float32 leave an error of 1e-9 here: f = Σ exp(v_i), ∫ e^{αx} x dα = e^x
+    − 1.
+    """
     x = torch.tensor([[0.7, -1.3, 1.9]], dtype=torch.float64)
     found = attribute(lambda v: v.exp().sum(1), x, accuracy=accuracy)
     torch.testing.assert_close(found.attributions, x.expm1(), rtol=0, atol=atol)
     assert found.attributions.dtype == torch.float64
 
 
-# --- rules as data ---------------------------------------------------------------------------------------------
+# --- rules as data -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["left", "right", "midpoint", "trapezoid", "endpoints_mean", "gauss_legendre"])
+@pytest.mark.parametrize(
+    "name", ["left", "right", "midpoint", "trapezoid", "endpoints_mean", "gauss_legendre"]
+)
 def test_an_accuracy_names_its_rule(name: str) -> None:
     rule = plain_rule(FixedSteps(rule=name, steps=5))
     assert (rule.name, len(rule.levels)) == (name, 1)

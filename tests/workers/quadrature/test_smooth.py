@@ -1,5 +1,6 @@
-"""The certificate of smooth integrands, on integrands whose integrals are known: every promise of its functionals, and
-that the true error stays below the deviation."""
+"""The certificate of smooth integrands, on integrands whose integrals are known: every promise of
+its functionals, and that the true error stays below the deviation.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ each_level = pytest.mark.parametrize("level", LEVELS, ids=lambda level: str(leve
 
 @dataclass(frozen=True, eq=False)
 class Integrand:
-    """What each feature adds up along the path, and its antiderivative: `[alphas] -> [alphas, features]`."""
+    """What each feature adds up along the path, and its antiderivative: `[alphas] -> [alphas,
+    features]`.
+    """
 
     gradient: Callable[[Floats], Floats]
     primitive: Callable[[Floats], Floats]
@@ -40,9 +43,14 @@ class Integrand:
 
 
 def judge(level: SpectralLevel, integrand: Integrand) -> tuple[SmoothEstimate, float]:
-    """The estimate of one row, and its true error in the L1 norm; f is the sum of the antiderivatives."""
+    """The estimate of one row, and its true error in the L1 norm; f is the sum of the
+    antiderivatives.
+    """
     nodes = patterson().nodes[: level.count]
-    gradients, f = integrand.gradient(nodes), integrand.primitive(np.array([*nodes, 0.0, 1.0])).sum(1)
+    gradients, f = (
+        integrand.gradient(nodes),
+        integrand.primitive(np.array([*nodes, 0.0, 1.0])).sum(1),
+    )
     found = (level.functionals @ gradients)[None]
     estimate = estimate_smooth(level, found, gradients.sum(1)[None], f[None, :-2], f[-2:-1], f[-1:])
     return estimate, float(np.abs(estimate.attributions[0] - integrand.exact).sum())
@@ -51,28 +59,42 @@ def judge(level: SpectralLevel, integrand: Integrand) -> tuple[SmoothEstimate, f
 def polynomial(degree: int, features: int = 3, seed: int = 0) -> Integrand:
     series = np.random.default_rng(seed).standard_normal((degree + 1, features))
     whole = legendre.legint(series, scl=0.5)
-    return Integrand(lambda a: legendre.legval(2 * a - 1, series).T, lambda a: legendre.legval(2 * a - 1, whole).T)
+    return Integrand(
+        lambda a: legendre.legval(2 * a - 1, series).T,
+        lambda a: legendre.legval(2 * a - 1, whole).T,
+    )
 
 
-# --- functionals -----------------------------------------------------------------------------------------------
+# --- functionals -------------------------------------------------------------------------------
 
 
 def test_levels_are_pattersons_from_seven_nodes_on() -> None:
-    assert [(level.count, level.degree) for level in LEVELS] == [(7, 11), (15, 23), (31, 47), (63, 95)]
+    assert [(level.count, level.degree) for level in LEVELS] == [
+        (7, 11),
+        (15, 23),
+        (31, 47),
+        (63, 95),
+    ]
 
 
 @each_level
 def test_functionals_are_integrals_of_four_levels_and_coefficients(level: SpectralLevel) -> None:
-    """Each exact for all polynomials up to its own degree; coefficients for all up to the last of them."""
+    """Each exact for all polynomials up to its own degree; coefficients for all up to the last of
+    them.
+    """
     last = level.middle + len(level.functionals) - 5
     assert level.degree // 2 <= last < level.count
     series = np.random.default_rng(1).standard_normal((last + 1, 4))
     found = _functionals(level, series)
     np.testing.assert_allclose(found[0], series[0], atol=1e-12)
     np.testing.assert_allclose(found[4:], series[level.middle :], atol=1e-11)
-    for row, nodes in enumerate((level.count, level.count // 2, max(level.count // 4, 3), max(level.count // 8, 3))):
+    for row, nodes in enumerate(
+        (level.count, level.count // 2, max(level.count // 4, 3), max(level.count // 8, 3))
+    ):
         degree = (3 * nodes + 1) // 2
-        np.testing.assert_allclose(_functionals(level, series[: degree + 1])[row], series[0], atol=1e-12)
+        np.testing.assert_allclose(
+            _functionals(level, series[: degree + 1])[row], series[0], atol=1e-12
+        )
 
 
 def _functionals(level: SpectralLevel, series: Floats) -> Floats:
@@ -81,7 +103,11 @@ def _functionals(level: SpectralLevel, series: Floats) -> Floats:
 
 @each_level
 def test_coarser_integrals_read_no_new_node(level: SpectralLevel) -> None:
-    for row, count in ((1, level.count // 2), (2, max(level.count // 4, 3)), (3, max(level.count // 8, 3))):
+    for row, count in (
+        (1, level.count // 2),
+        (2, max(level.count // 4, 3)),
+        (3, max(level.count // 8, 3)),
+    ):
         assert level.functionals[row, :count].all()
         assert not level.functionals[row, count:].any()
 
@@ -101,7 +127,9 @@ def _places(level: SpectralLevel) -> Floats:
 
 @each_level
 def test_local_gaps_of_polynomials_vanish(level: SpectralLevel) -> None:
-    """f is the exact antiderivative: neighbouring nodes agree up to half the rule's degree, not for all that it integrates."""
+    """f is the exact antiderivative: neighbouring nodes agree up to half the rule's degree, not for
+    all that it integrates.
+    """
     for degree in (0, level.degree // 2):
         assert np.abs(_gaps(level, polynomial(degree))).max() < 1e-12
     beyond = _gaps(level, polynomial(level.count + 1))
@@ -123,50 +151,67 @@ def test_local_gaps_sum_to_the_gap_with_its_sign_turned(level: SpectralLevel) ->
     assert _gaps(level, integrand).sum() == pytest.approx(-gap, abs=1e-11)
 
 
-# --- the estimate on analytic integrands -----------------------------------------------------------------------
+# --- the estimate on analytic integrands -------------------------------------------------------
 
 
 def _scales(seed: int, features: int) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Random amplitudes, places (up to 0.2 beyond the path) and widths from 0.01 to 3, without end."""
+    """Random amplitudes, places (up to 0.2 beyond the path) and widths from 0.01 to 3,
+    without end.
+    """
     draw = np.random.default_rng(seed)
     while True:
-        yield draw.standard_normal(features), draw.uniform(-0.2, 1.2, features), 10 ** draw.uniform(-2, 0.5, features)
+        yield (
+            draw.standard_normal(features),
+            draw.uniform(-0.2, 1.2, features),
+            10 ** draw.uniform(-2, 0.5, features),
+        )
 
 
 def exponentials(seed: int, features: int) -> Iterator[Integrand]:
     for size, place, width in _scales(seed, features):
         k = np.sign(place - 0.5) * np.minimum(1 / width, 20)
-        yield Integrand(lambda a, s=size, k=k: s * np.exp(k * (a[:, None] - 0.5)),
-                        lambda a, s=size, k=k: s / k * np.exp(k * (a[:, None] - 0.5)))  # fmt: skip
+        yield Integrand(
+            lambda a, s=size, k=k: s * np.exp(k * (a[:, None] - 0.5)),
+            lambda a, s=size, k=k: s / k * np.exp(k * (a[:, None] - 0.5)),
+        )
 
 
 def waves(seed: int, features: int) -> Iterator[Integrand]:
     for size, place, width in _scales(seed, features):
         k = 1 / width
-        yield Integrand(lambda a, s=size, k=k, c=place: s * np.sin(k * (a[:, None] - c)),
-                        lambda a, s=size, k=k, c=place: -s / k * np.cos(k * (a[:, None] - c)))  # fmt: skip
+        yield Integrand(
+            lambda a, s=size, k=k, c=place: s * np.sin(k * (a[:, None] - c)),
+            lambda a, s=size, k=k, c=place: -s / k * np.cos(k * (a[:, None] - c)),
+        )
 
 
 def poles(seed: int, features: int) -> Iterator[Integrand]:
     """Runge's function at a place and width of its own in every feature."""
     for size, place, width in _scales(seed, features):
-        yield Integrand(lambda a, s=size, c=place, w=width: s / (1 + ((a[:, None] - c) / w) ** 2),
-                        lambda a, s=size, c=place, w=width: s * w * np.arctan((a[:, None] - c) / w))  # fmt: skip
+        yield Integrand(
+            lambda a, s=size, c=place, w=width: s / (1 + ((a[:, None] - c) / w) ** 2),
+            lambda a, s=size, c=place, w=width: s * w * np.arctan((a[:, None] - c) / w),
+        )
 
 
 def steps(seed: int, features: int) -> Iterator[Integrand]:
     """Gradients that step: tanh."""
     for size, place, width in _scales(seed, features):
-        yield Integrand(lambda a, s=size, c=place, w=width: s * np.tanh((a[:, None] - c) / w),
-                        lambda a, s=size, c=place, w=width: s * w * np.logaddexp((a[:, None] - c) / w,
-                                                                               (c - a[:, None]) / w))  # fmt: skip
+        yield Integrand(
+            lambda a, s=size, c=place, w=width: s * np.tanh((a[:, None] - c) / w),
+            lambda a, s=size, c=place, w=width: (
+                s * w * np.logaddexp((a[:, None] - c) / w, (c - a[:, None]) / w)
+            ),
+        )
 
 
 def spikes(seed: int, features: int) -> Iterator[Integrand]:
     """f that steps: its gradient is a spike."""
     for size, place, width in _scales(seed, features):
-        yield Integrand(lambda a, s=size, c=place, w=width: s * (1 - np.tanh((a[:, None] - c) / w) ** 2),
-                        lambda a, s=size, c=place, w=width: s * w * np.tanh((a[:, None] - c) / w))  # fmt: skip
+        yield Integrand(
+            lambda a, s=size, c=place, w=width: s * (1 - np.tanh((a[:, None] - c) / w) ** 2),
+            lambda a, s=size, c=place, w=width: s * w * np.tanh((a[:, None] - c) / w),
+        )
 
 
 FAMILIES = {"exp": exponentials, "sin": waves, "runge": poles, "tanh": steps, "spike": spikes}
@@ -175,8 +220,12 @@ FAMILIES = {"exp": exponentials, "sin": waves, "runge": poles, "tanh": steps, "s
 @each_level
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("features", [1, 3, 20])
-def test_the_true_error_stays_below_the_deviation(level: SpectralLevel, family: str, features: int) -> None:
-    """200 integrands of each family, from nearly constant to hopeless at this level. Tried on 1,000 of each as well."""
+def test_the_true_error_stays_below_the_deviation(
+    level: SpectralLevel, family: str, features: int
+) -> None:
+    """200 integrands of each family, from nearly constant to hopeless at this level. Tried on 1,000
+    of each as well.
+    """
     draws = FAMILIES[family](level.count, features)
     for _ in range(200):
         integrand = next(draws)
@@ -188,7 +237,9 @@ def test_the_true_error_stays_below_the_deviation(level: SpectralLevel, family: 
 
 def test_what_decays_is_foreseen_to_many_digits() -> None:
     """e^α: 15 nodes are certified to 1e-12, though the tail of the spectrum itself is larger."""
-    estimate, error = judge(LEVELS[1], Integrand(lambda a: np.exp(a)[:, None], lambda a: np.exp(a)[:, None]))
+    estimate, error = judge(
+        LEVELS[1], Integrand(lambda a: np.exp(a)[:, None], lambda a: np.exp(a)[:, None])
+    )
     assert error < 1e-14
     assert estimate.deviation[0] < 1e-12
     assert estimate.converging[0]
@@ -197,18 +248,32 @@ def test_what_decays_is_foreseen_to_many_digits() -> None:
 @each_level
 @pytest.mark.parametrize("rounding", [6e-8, 1e-6])
 def test_rounding_of_gradients_is_not_blown_up(level: SpectralLevel, rounding: float) -> None:
-    """e^α in 96 features, each gradient off by float32's rounding or by what a deep network makes of it."""
+    """e^α in 96 features, each gradient off by float32's rounding or by what a deep network makes
+    of it.
+    """
     draw, nodes = np.random.default_rng(0), patterson().nodes[: level.count]
     gradients = np.exp(nodes)[:, None] * (1 + rounding * draw.standard_normal((level.count, 96)))
-    f = 96 * np.exp(np.array([*nodes, 0.0, 1.0])) * (1 + rounding * draw.standard_normal(level.count + 2))
-    estimate = estimate_smooth(level, (level.functionals @ gradients)[None], gradients.sum(1)[None], f[None, :-2], f[-2:-1],
-                               f[-1:])  # fmt: skip
+    f = (
+        96
+        * np.exp(np.array([*nodes, 0.0, 1.0]))
+        * (1 + rounding * draw.standard_normal(level.count + 2))
+    )
+    estimate = estimate_smooth(
+        level,
+        (level.functionals @ gradients)[None],
+        gradients.sum(1)[None],
+        f[None, :-2],
+        f[-2:-1],
+        f[-1:],
+    )
     assert estimate.deviation[0] < 3 * level.count * rounding * 96 * np.expm1(1)
 
 
 @each_level
 def test_nothing_at_all_is_certain(level: SpectralLevel) -> None:
-    estimate, error = judge(level, Integrand(lambda a: np.zeros((len(a), 2)), lambda a: np.zeros((len(a), 2))))
+    estimate, error = judge(
+        level, Integrand(lambda a: np.zeros((len(a), 2)), lambda a: np.zeros((len(a), 2)))
+    )
     assert (estimate.deviation[0], error) == (0, 0)
     assert estimate.converging[0]
 
@@ -219,24 +284,36 @@ def test_rows_are_judged_one_by_one() -> None:
     nodes = patterson().nodes[: level.count]
     gradients = np.stack([i.gradient(nodes) for i in integrands])
     f = np.stack([i.primitive(np.array([*nodes, 0.0, 1.0])).sum(1) for i in integrands])
-    together = estimate_smooth(level, level.functionals @ gradients, gradients.sum(2), f[:, :-2], f[:, -2], f[:, -1])
+    together = estimate_smooth(
+        level, level.functionals @ gradients, gradients.sum(2), f[:, :-2], f[:, -2], f[:, -1]
+    )
     for row, integrand in enumerate(integrands):
-        assert together.deviation[row] == pytest.approx(judge(level, integrand)[0].deviation[0], rel=1e-12)
+        assert together.deviation[row] == pytest.approx(
+            judge(level, integrand)[0].deviation[0], rel=1e-12
+        )
 
 
-# --- the estimate on kinked integrands -------------------------------------------------------------------------
+# --- the estimate on kinked integrands ---------------------------------------------------------
 
 
 def jumping(jumps: Floats, features: int, draw: np.random.Generator) -> Integrand:
     """A ramp and a jump of all features at each place: the path of a ReLU network."""
     sizes = draw.standard_normal((len(jumps), features))
     level, ramp = draw.standard_normal((2, features)) * draw.choice([0, 1, 10], (2, 1))
-    return Integrand(lambda a: level + ramp * a[:, None] + (a[:, None] > jumps) @ sizes,
-                     lambda a: level * a[:, None] + ramp * a[:, None] ** 2 / 2 + np.maximum(a[:, None] - jumps, 0) @ sizes)  # fmt: skip
+    return Integrand(
+        lambda a: level + ramp * a[:, None] + (a[:, None] > jumps) @ sizes,
+        lambda a: (
+            level * a[:, None]
+            + ramp * a[:, None] ** 2 / 2
+            + np.maximum(a[:, None] - jumps, 0) @ sizes
+        ),
+    )
 
 
 def false_certificate(level: SpectralLevel, integrand: Integrand) -> bool:
-    """Whether the row would be certified to some tolerance below its true error; a hair above counts as honest."""
+    """Whether the row would be certified to some tolerance below its true error; a hair above
+    counts as honest.
+    """
     estimate, error = judge(level, integrand)
     return (
         bool(error > 1.0001 * max(estimate.deviation[0], 1e-12))
@@ -247,9 +324,14 @@ def false_certificate(level: SpectralLevel, integrand: Integrand) -> bool:
 @each_level
 @pytest.mark.parametrize("features", [1, 2, 8, 96])
 @pytest.mark.parametrize("count", [2, 5, 20, 100])
-def test_kinks_are_not_certified_below_their_error(level: SpectralLevel, features: int, count: int) -> None:
+def test_kinks_are_not_certified_below_their_error(
+    level: SpectralLevel, features: int, count: int
+) -> None:
     draw = np.random.default_rng([level.count, features, count])
-    assert not any(false_certificate(level, jumping(draw.uniform(0, 1, count), features, draw)) for _ in range(100))
+    assert not any(
+        false_certificate(level, jumping(draw.uniform(0, 1, count), features, draw))
+        for _ in range(100)
+    )
 
 
 @each_level
@@ -263,23 +345,29 @@ def test_a_lone_jump_between_two_nodes_is_seen(level: SpectralLevel, features: i
 
 @each_level
 def test_a_lone_jump_beyond_the_outermost_node_is_seen_in_f_alone(level: SpectralLevel) -> None:
-    """All gradients are alike, so f(x) is all that tells: by no more than what the features' errors add up to. With
-    features that cancel it tells nothing, and the row is certified. A tested estimate, not a proof."""
+    """All gradients are alike, so f(x) is all that tells: by no more than what the features' errors
+    add up to. With features that cancel it tells nothing, and the row is certified. A tested
+    estimate, not a proof.
+    """
     place = np.array([(1 + _places(level)[-2]) / 2])
 
     def integrand(one: float, other: float) -> Integrand:
         sizes = np.array([one, other])
-        return Integrand(lambda a: np.ones(2) + (a[:, None] > place) * sizes,
-                         lambda a: np.ones(2) * a[:, None] + np.maximum(a[:, None] - place, 0) * sizes)  # fmt: skip
+        return Integrand(
+            lambda a: np.ones(2) + (a[:, None] > place) * sizes,
+            lambda a: np.ones(2) * a[:, None] + np.maximum(a[:, None] - place, 0) * sizes,
+        )
 
     for sizes in ((5, 0), (5, 5), (5, -1)):
         estimate, error = judge(level, integrand(*sizes))
-        assert estimate.deviation[0] >= error * abs(sum(sizes)) / (abs(sizes[0]) + abs(sizes[1])) * (1 - 1e-6)
+        assert estimate.deviation[0] >= error * abs(sum(sizes)) / (
+            abs(sizes[0]) + abs(sizes[1])
+        ) * (1 - 1e-6)
     fooled, error = judge(level, integrand(5, -5))
     assert fooled.deviation[0] < 1e-12 < 1e-5 < error
 
 
-# --- where f moves ---------------------------------------------------------------------------------------------
+# --- where f moves -----------------------------------------------------------------------------
 
 
 def values(level: SpectralLevel, f: Callable[[Floats], Floats]) -> tuple[Floats, float, float]:
@@ -291,7 +379,10 @@ def values(level: SpectralLevel, f: Callable[[Floats], Floats]) -> tuple[Floats,
 @pytest.mark.parametrize("place", [0.003, 0.1, 0.31, 0.52, 0.77, 0.98, 0.9999])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_narrow_transition_is_found(level: SpectralLevel, place: float, sign: int) -> None:
-    found = moving_window(level, *values(level, lambda a: sign / (1 + np.exp(-np.clip((a - place) * 4000, -700, 700)))))
+    found = moving_window(
+        level,
+        *values(level, lambda a: sign / (1 + np.exp(-np.clip((a - place) * 4000, -700, 700)))),
+    )
     assert found is not None
     left, right = found
     places = _places(level)
@@ -309,17 +400,33 @@ def test_a_window_has_a_cell_to_spare_on_either_side(level: SpectralLevel) -> No
 
 
 @each_level
-@pytest.mark.parametrize("f", [lambda a: a, lambda a: -3 * a + 1, lambda a: a**2, np.cos, lambda a: np.sin(20 * a),
-                               np.zeros_like], ids=["ramp", "fall", "square", "cos", "wave", "constant"])  # fmt: skip
-def test_what_moves_all_along_has_no_window(level: SpectralLevel, f: Callable[[Floats], Floats]) -> None:
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda a: a,
+        lambda a: -3 * a + 1,
+        lambda a: a**2,
+        np.cos,
+        lambda a: np.sin(20 * a),
+        np.zeros_like,
+    ],
+    ids=["ramp", "fall", "square", "cos", "wave", "constant"],
+)
+def test_what_moves_all_along_has_no_window(
+    level: SpectralLevel, f: Callable[[Floats], Floats]
+) -> None:
     assert moving_window(level, *values(level, f)) is None
 
 
 @each_level
 def test_a_window_is_a_small_part_of_the_path(level: SpectralLevel) -> None:
-    """f moves evenly over a stretch in the middle: found where the stretch is well below NARROW, not above it."""
+    """f moves evenly over a stretch in the middle: found where the stretch is well below NARROW,
+    not above it.
+    """
     for width in (0.02, 0.1, 0.2, 0.4, 0.8):
-        found = moving_window(level, *values(level, lambda a, w=width: np.clip((a - 0.5) / w, -0.5, 0.5)))
+        found = moving_window(
+            level, *values(level, lambda a, w=width: np.clip((a - 0.5) / w, -0.5, 0.5))
+        )
         if width > 1.2 * NARROW:
             assert found is None
         elif level.count >= 31 and width < 0.8 * NARROW:

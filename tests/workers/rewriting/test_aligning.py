@@ -19,14 +19,18 @@ def test_values_and_gradients_are_the_layers_own(inputs: int, outputs: int, bias
     aligned = align(layer)
     assert isinstance(aligned, AlignedLinear)
     for one, other in zip(
-        torch.autograd.grad(layer(x).sin().sum(), x), torch.autograd.grad(aligned(x).sin().sum(), x), strict=True
+        torch.autograd.grad(layer(x).sin().sum(), x),
+        torch.autograd.grad(aligned(x).sin().sum(), x),
+        strict=True,
     ):
         torch.testing.assert_close(one, other)
     torch.testing.assert_close(aligned(x), layer(x))
 
 
 def test_only_layers_of_odd_widths_are_touched_and_the_model_is_not() -> None:
-    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5), nn.TransformerEncoderLayer(5, 1, 7))
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5), nn.TransformerEncoderLayer(5, 1, 7)
+    )
     aligned = align(model)
     assert [type(m).__name__ for m in aligned.children()] == [
         "Linear",
@@ -58,9 +62,19 @@ def test_alignment_is_verified_like_a_saving_and_goes_with_others() -> None:
     assert kept is not None
     assert kept.names == (ALIGN, HOIST)
     torch.testing.assert_close(apply(model, kept, [x]).forward(x), model(x))
-    assert with_alignment(Reading().eval(), Savings(), [x[:, :7]], [torch.zeros(1, 7)], (), table) is None
     assert (
-        with_alignment(nn.Sequential(nn.Linear(16, 16)).eval(), Savings(), [x[:, :16]], [torch.zeros(1, 16)], (), table)
+        with_alignment(Reading().eval(), Savings(), [x[:, :7]], [torch.zeros(1, 7)], (), table)
+        is None
+    )
+    assert (
+        with_alignment(
+            nn.Sequential(nn.Linear(16, 16)).eval(),
+            Savings(),
+            [x[:, :16]],
+            [torch.zeros(1, 16)],
+            (),
+            table,
+        )
         is None
     )
     assert with_alignment(lambda v: v, Savings(), [x], [torch.zeros(1, 300)], (), table) is None

@@ -1,4 +1,6 @@
-"""Batch norm folded into the layer before it: where it may be, that results stay, and that the model is not touched."""
+"""Batch norm folded into the layer before it: where it may be, that results stay, and that the
+model is not touched.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ LAYERS: list[tuple[Callable[[], nn.Module], Callable[[int], nn.Module], int]] = 
 
 
 @pytest.mark.parametrize(("layer", "norm", "dimensions"), LAYERS)
-def test_every_convolution(layer: Callable[[], nn.Module], norm: Callable[[int], nn.Module], dimensions: int) -> None:
+def test_every_convolution(
+    layer: Callable[[], nn.Module], norm: Callable[[int], nn.Module], dimensions: int
+) -> None:
     torch.manual_seed(0)
     assert_folds(settle(nn.Sequential(layer(), norm(4), nn.SiLU())), images(2, dimensions), 1)
 
@@ -81,12 +85,19 @@ def test_every_convolution(layer: Callable[[], nn.Module], norm: Callable[[int],
 @pytest.mark.parametrize("affine", [True, False])
 def test_linear(bias: bool, affine: bool) -> None:
     torch.manual_seed(0)
-    layers = (nn.Linear(6, 5, bias=bias), nn.BatchNorm1d(5, affine=affine), nn.Tanh(), nn.Linear(5, 2))
+    layers = (
+        nn.Linear(6, 5, bias=bias),
+        nn.BatchNorm1d(5, affine=affine),
+        nn.Tanh(),
+        nn.Linear(5, 2),
+    )
     assert_folds(settle(nn.Sequential(*layers)), images()[:, 0, 0], 1)
 
 
 class Residual(nn.Module):
-    """The skip passes `conv` by, so its batch norm folds; what `shared` gives is added again, so its own does not."""
+    """The skip passes `conv` by, so its batch norm folds; what `shared` gives is added again, so
+    its own does not.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +121,11 @@ class Twice(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.one, self.two = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+        self.conv, self.one, self.two = (
+            nn.Conv2d(2, 2, 3, padding=1),
+            nn.BatchNorm2d(2),
+            nn.BatchNorm2d(2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.two(self.conv(F.relu(self.one(self.conv(x)))))
@@ -173,7 +188,11 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     "build",
     [
-        Twice, TwiceNormed, Steered, ByLength, hooked,
+        Twice,
+        TwiceNormed,
+        Steered,
+        ByLength,
+        hooked,
         lambda: nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3)),
         lambda: nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU(), nn.BatchNorm2d(2)),
         lambda: nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)),
@@ -183,7 +202,7 @@ def hooked() -> nn.Module:
         lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(2, 2, 3)), nn.BatchNorm2d(2)),
         lambda: nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU()),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_folded_is_left_alone(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     assert foldable_pairs(settle(build()), (images(),)) == ()
@@ -200,7 +219,9 @@ def test_train_mode_is_not_folded() -> None:
 
 
 class Alias(nn.Module):
-    """Layers registered under two names, and called through shape checks and a loop that no tracer follows."""
+    """Layers registered under two names, and called through shape checks and a loop that no tracer
+    follows.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,7 +258,11 @@ def test_the_rows_tried_are_not_changed() -> None:
 
 def test_pairs_name_modules_in_the_order_of_their_calls() -> None:
     net = settle(
-        nn.Sequential(nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)), nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
+        nn.Sequential(
+            nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)),
+            nn.Conv2d(2, 2, 3),
+            nn.BatchNorm2d(2),
+        )
     )
     assert foldable_pairs(net, (images(),)) == (Pair("0.0", "0.1"), Pair("1", "2"))
 

@@ -1,4 +1,6 @@
-"""The affine prefix: which operations belong to it, that both halves make the model, and that gradients pull back."""
+"""The affine prefix: which operations belong to it, that both halves make the model, and that
+gradients pull back.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ IMAGE, VECTOR, MATRIX = draw(1, 4, 6, 6, seed=1), draw(8, seed=2), draw(8, 8, se
 MASK = IMAGE > 0
 
 
-def integrands(hoisted: Hoisted, inputs: Rows, baselines: Rows, arguments: Rows, alphas: Tensor) -> tuple[Tensor, Rows]:
+def integrands(
+    hoisted: Hoisted, inputs: Rows, baselines: Rows, arguments: Rows, alphas: Tensor
+) -> tuple[Tensor, Rows]:
     """Outputs and gradients by the two halves: interpolated where hidden, pulled back."""
     start, stop = hoisted.prefix(*baselines, *arguments), hoisted.prefix(*inputs, *arguments)
     hidden = between(start, stop, alphas)
@@ -32,8 +36,10 @@ def integrands(hoisted: Hoisted, inputs: Rows, baselines: Rows, arguments: Rows,
 
 
 def between(start: Rows, stop: Rows, alphas: Tensor) -> Rows:
-    return tuple((a + alphas.reshape(-1, *[1] * (a.ndim - 1)) * (b - a)).detach().requires_grad_()
-                 for a, b in zip(start, stop, strict=True))  # fmt: skip
+    return tuple(
+        (a + alphas.reshape(-1, *[1] * (a.ndim - 1)) * (b - a)).detach().requires_grad_()
+        for a, b in zip(start, stop, strict=True)
+    )
 
 
 def assert_agrees(module: nn.Module, hoisted: Hoisted, inputs: Rows, arguments: Rows = ()) -> None:
@@ -41,7 +47,9 @@ def assert_agrees(module: nn.Module, hoisted: Hoisted, inputs: Rows, arguments: 
     alphas = torch.linspace(0.1, 0.9, len(inputs[0]), dtype=torch.float64)
     baselines = tuple(draw(*x.shape, seed=7) for x in inputs)
     points = between(baselines, inputs, alphas)
-    out = module(*[p * 1 for p in points], *arguments)  # what comes first may change its argument in place
+    out = module(
+        *[p * 1 for p in points], *arguments
+    )  # what comes first may change its argument in place
     expected = torch.autograd.grad(out.square().sum(), points)
     seen, gradients = integrands(hoisted, inputs, baselines, arguments, alphas)
     torch.testing.assert_close(seen, out.detach(), rtol=1e-11, atol=1e-11)
@@ -49,7 +57,9 @@ def assert_agrees(module: nn.Module, hoisted: Hoisted, inputs: Rows, arguments: 
 
 
 class Operation(nn.Module):
-    """A smooth function of an operation's result; whatever it needs besides is a constant of the graph."""
+    """A smooth function of an operation's result; whatever it needs besides is a constant of the
+    graph.
+    """
 
     def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -69,7 +79,9 @@ AFFINE: dict[str, Callable[[Tensor], Tensor]] = {
     "multiply from the left": lambda x: 2 * x,
     "mask": lambda x: x.masked_fill(MASK, 0.5),
     "divide": lambda x: x / 3,
-    "standardise": lambda x: (x - IMAGE.mean((2, 3), keepdim=True)) / IMAGE.std((2, 3), keepdim=True),
+    "standardise": lambda x: (
+        (x - IMAGE.mean((2, 3), keepdim=True)) / IMAGE.std((2, 3), keepdim=True)
+    ),
     "skip": lambda x: x + F.conv2d(x, draw(4, 4, 3, 3), padding=1),
     "matmul": lambda x: x @ draw(6, 3),
     "matmul from the left": lambda x: draw(3, 6) @ x,
@@ -108,7 +120,9 @@ AFFINE: dict[str, Callable[[Tensor], Tensor]] = {
     "narrow": lambda x: x.narrow(2, 1, 3),
     "select": lambda x: x.select(3, 2),
     "chunk": lambda x: x.chunk(2, 1)[0] - x.chunk(2, 1)[1],
-    "split": lambda x: torch.cat([part * (i + 1) for i, part in enumerate([x.split(2, 1)[0], x.split(2, 1)[1]])], 1),
+    "split": lambda x: torch.cat(
+        [part * (i + 1) for i, part in enumerate([x.split(2, 1)[0], x.split(2, 1)[1]])], 1
+    ),
     "cat": lambda x: torch.cat([x, 2 * x], 1),
     "stack": lambda x: torch.stack([x, x.flip(3)], 1),
     "roll": lambda x: x.roll(1, 2),
@@ -151,8 +165,13 @@ def test_other_operations_stop_it(name: str) -> None:
     hoisted = hoist(Operation(OTHER[name]).eval(), (IMAGES,))
     assert hoisted is not None
     assert not any(n.name == "sin" for n in hoisted.prefix.graph.nodes)
-    torch.testing.assert_close(hoisted.tail(*hoisted.prefix(IMAGES)), Operation(OTHER[name])(IMAGES))
-    assert any(n.name not in ("hidden_0", "sin", "flatten", "sum_1", "output") for n in hoisted.tail.graph.nodes)
+    torch.testing.assert_close(
+        hoisted.tail(*hoisted.prefix(IMAGES)), Operation(OTHER[name])(IMAGES)
+    )
+    assert any(
+        n.name not in ("hidden_0", "sin", "flatten", "sum_1", "output")
+        for n in hoisted.tail.graph.nodes
+    )
 
 
 MODULES: list[Callable[[], nn.Module]] = [
@@ -189,7 +208,11 @@ def test_affine_modules_belong_to_the_prefix(build: Callable[[], nn.Module], inp
 def mlp(*, norm: bool) -> nn.Module:
     torch.manual_seed(0)
     norms = [nn.BatchNorm1d(4)] if norm else []
-    return nn.Sequential(nn.Linear(8, 4), *norms, nn.Dropout(), nn.GELU(), nn.Linear(4, 3)).double().eval()
+    return (
+        nn.Sequential(nn.Linear(8, 4), *norms, nn.Dropout(), nn.GELU(), nn.Linear(4, 3))
+        .double()
+        .eval()
+    )
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -197,7 +220,9 @@ def test_an_mlp(norm: bool) -> None:
     net = mlp(norm=norm)
     hoisted = hoist(net, (VECTORS,))
     assert hoisted is not None
-    torch.testing.assert_close(hoisted.prefix(VECTORS)[0], net[: 3 if norm else 2](VECTORS), rtol=0, atol=0)
+    torch.testing.assert_close(
+        hoisted.prefix(VECTORS)[0], net[: 3 if norm else 2](VECTORS), rtol=0, atol=0
+    )
     assert_agrees(net, hoisted, (VECTORS,))
 
 
@@ -210,21 +235,30 @@ def test_a_model_affine_as_a_whole_has_a_tail_that_hands_on() -> None:
 
 
 class Merged(nn.Module):
-    """Two inputs, a mask and a scale: a convolution with a skip, a bypass and an affine merge; sizes read on the way."""
+    """Two inputs, a mask and a scale: a convolution with a skip, a bypass and an affine merge;
+    sizes read on the way.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.pool = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.AvgPool2d(2)
+        self.conv, self.norm, self.pool = (
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.AvgPool2d(2),
+        )
         self.beside, self.head = nn.Linear(8, 36), nn.Linear(36, 2)
         self.register_buffer("gain", draw(36, seed=4))
 
-    def forward(self, image: Tensor, vector: Tensor, mask: Tensor, scale: Tensor, *, double: bool = False) -> Tensor:
+    def forward(
+        self, image: Tensor, vector: Tensor, mask: Tensor, scale: Tensor, *, double: bool = False
+    ) -> Tensor:
         rows = image.size(0)
         y = self.pool(self.norm(self.conv(image * mask)) + image).reshape(rows, -1)
         merged = y * scale + self.beside(vector)
         hidden = F.gelu(merged) * self.gain
         out = (
-            self.head(hidden.view(image.shape[0], merged.shape[1])) + vector.square().sum(1, keepdim=True) * scale.exp()
+            self.head(hidden.view(image.shape[0], merged.shape[1]))
+            + vector.square().sum(1, keepdim=True) * scale.exp()
         )
         return 2 * out if double else out
 
@@ -245,12 +279,19 @@ def test_pulling_k_vectors_per_row_is_k_rows_and_linear() -> None:
     net, arguments = Merged().double().eval(), ((draw(5, 4, 6, 6) > 0).double(), draw(5, 1))
     hoisted = hoist(net, (IMAGES, VECTORS), arguments)
     assert hoisted is not None
-    ones, others = (draw(5, 8, seed=5), draw(5, 36, seed=5)), (draw(5, 8, seed=6), draw(5, 36, seed=6))
+    ones, others = (
+        (draw(5, 8, seed=5), draw(5, 36, seed=5)),
+        (draw(5, 8, seed=6), draw(5, 36, seed=6)),
+    )
     transpose = hoisted.transpose(10, tuple(torch.cat([a, a]) for a in arguments))
     both = transpose([torch.cat(pair) for pair in zip(ones, others, strict=True)])
-    torch.testing.assert_close(both, transpose([torch.cat(pair) for pair in zip(ones, others, strict=True)]))
+    torch.testing.assert_close(
+        both, transpose([torch.cat(pair) for pair in zip(ones, others, strict=True)])
+    )
     mixed = hoisted.pull([2 * a - b for a, b in zip(ones, others, strict=True)], arguments)
-    torch.testing.assert_close(mixed, tuple(2 * p[:5] - p[5:] for p in both), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        mixed, tuple(2 * p[:5] - p[5:] for p in both), rtol=1e-12, atol=1e-12
+    )
 
 
 class Token(nn.Module):
@@ -264,7 +305,13 @@ class Token(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = [self.token.expand(x.shape[0], -1, -1), self.embed(x)[:, None]]
-        return (torch.cat(tokens, 1) + self.place.expand(x.shape[0], -1, -1)).softmax(1).flatten(1).square().sum(1)
+        return (
+            (torch.cat(tokens, 1) + self.place.expand(x.shape[0], -1, -1))
+            .softmax(1)
+            .flatten(1)
+            .square()
+            .sum(1)
+        )
 
 
 def test_parameters_and_buffers_are_constants() -> None:
@@ -339,8 +386,10 @@ def hooked() -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("build", [Steered, InPlace, Assigning, Odd, Constant, hooked,
-                                   lambda: torch.jit.script(mlp(norm=False))])  # fmt: skip
+@pytest.mark.parametrize(
+    "build",
+    [Steered, InPlace, Assigning, Odd, Constant, hooked, lambda: torch.jit.script(mlp(norm=False))],
+)
 def test_what_cannot_be_split_is_refused(build: Callable[[], nn.Module]) -> None:
     assert hoist(build().eval(), (VECTORS,)) is None
 
@@ -355,7 +404,11 @@ def test_a_module_with_hooks_is_no_part_of_the_prefix() -> None:
 
 
 def test_the_module_is_not_touched_and_neither_half_trains() -> None:
-    net = nn.Sequential(nn.Sequential(nn.Linear(8, 4), nn.ReLU(inplace=True)), nn.Linear(4, 2)).double().eval()
+    net = (
+        nn.Sequential(nn.Sequential(nn.Linear(8, 4), nn.ReLU(inplace=True)), nn.Linear(4, 2))
+        .double()
+        .eval()
+    )
     names = [name for name, _ in net.named_modules()]
     hoisted = hoist(net, (VECTORS,))
     assert hoisted is not None
@@ -367,9 +420,18 @@ def test_the_module_is_not_touched_and_neither_half_trains() -> None:
 @pytest.mark.parametrize(
     ("layers", "wanted"),
     [
-        ([nn.Linear(600, 64), nn.GELU(), nn.Linear(64, 5)], True),  # nearly all of it is the first layer
-        ([nn.Linear(96, 64), nn.GELU(), nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 1)], False),  # half of it
-        ([nn.Linear(96, 97), nn.GELU(), nn.Linear(97, 1)], False),  # hidden is larger than the input
+        (
+            [nn.Linear(600, 64), nn.GELU(), nn.Linear(64, 5)],
+            True,
+        ),  # nearly all of it is the first layer
+        (
+            [nn.Linear(96, 64), nn.GELU(), nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 1)],
+            False,
+        ),  # half of it
+        (
+            [nn.Linear(96, 97), nn.GELU(), nn.Linear(97, 1)],
+            False,
+        ),  # hidden is larger than the input
         ([nn.GELU(), nn.Linear(96, 5)], False),  # no prefix
         ([nn.Linear(96, 64), nn.Linear(64, 5)], True),  # all of it
         ([nn.Softmax(1)], False),  # nothing to count

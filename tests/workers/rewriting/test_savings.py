@@ -1,4 +1,6 @@
-"""Which savings are chosen for which model, that they agree with it, and that what disagrees is left out."""
+"""Which savings are chosen for which model, that they agree with it, and that what disagrees is
+left out.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def frozen(module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def choice(module: nn.Module, *inputs: Tensor, arguments: tuple[Tensor, ...] = (), target: int | None = 0) -> Savings:
+def choice(
+    module: nn.Module, *inputs: Tensor, arguments: tuple[Tensor, ...] = (), target: int | None = 0
+) -> Savings:
     baselines = tuple(torch.zeros_like(x[:1]) for x in inputs)
     return choose(module, inputs, baselines, arguments, target_table(target, len(inputs[0])))
 
@@ -38,9 +42,13 @@ def gradient(rewritten: Rewritten, x: Tensor, target: int) -> Tensor:
     """At 0.3 of the way from 0 to x, by way of the hidden tensors where there are some."""
     hoisted = rewritten.hoisted
     start, stop = (
-        ((torch.zeros_like(x),), (x,)) if hoisted is None else (hoisted.prefix(torch.zeros_like(x)), hoisted.prefix(x))
+        ((torch.zeros_like(x),), (x,))
+        if hoisted is None
+        else (hoisted.prefix(torch.zeros_like(x)), hoisted.prefix(x))
     )
-    points = [(a + 0.3 * (b - a)).detach().requires_grad_() for a, b in zip(start, stop, strict=True)]
+    points = [
+        (a + 0.3 * (b - a)).detach().requires_grad_() for a, b in zip(start, stop, strict=True)
+    ]
     out = (hoisted.tail if hoisted else rewritten.forward)(*points)
     found = torch.autograd.grad(out[:, target].sum(), points)
     return hoisted.pull(found)[0] if hoisted else found[0]
@@ -86,8 +94,12 @@ def test_a_wide_mlp_is_folded_and_hoisted() -> None:
     torch.manual_seed(0)
     net = wide_mlp()
     savings = choice(net, draw(ROWS, 300), target=2)
-    assert savings == Savings(("fold_batch_norm", "hoist_affine"), (Pair("0", "1"),), ("_1",),
-                              (("channels_last", "no 2-d or 3-d convolution"),))  # fmt: skip
+    assert savings == Savings(
+        ("fold_batch_norm", "hoist_affine"),
+        (Pair("0", "1"),),
+        ("_1",),
+        (("channels_last", "no 2-d or 3-d convolution"),),
+    )
     assert apply(net, savings, (torch.zeros(1, 300),)).hoisted is not None
     assert_agrees(net, savings, draw(40, 300, seed=5), 2)
 
@@ -108,7 +120,9 @@ def test_a_convolutional_net_is_folded_and_laid_out() -> None:
 
 
 def test_kinks_of_what_does_not_move_do_not_disagree() -> None:
-    """Elements at their baseline may keep a ReLU on its kink, where rounding decides; no attribution arises there."""
+    """Elements at their baseline may keep a ReLU on its kink, where rounding decides; no
+    attribution arises there.
+    """
     torch.manual_seed(0)
     first, norm = nn.Linear(64, 64), nn.BatchNorm1d(64)
     net = nn.Sequential(first, norm, nn.ReLU(), nn.Linear(64, 3)).double()
@@ -136,7 +150,9 @@ def test_volumes_are_laid_out_too() -> None:
 
 def test_a_scripted_convolution_is_laid_out() -> None:
     torch.manual_seed(0)
-    net = torch.jit.script(frozen(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())))
+    net = torch.jit.script(
+        frozen(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    )
     assert choice(net, draw(ROWS, 3, 6, 6)).names == ("channels_last",)
 
 
@@ -165,11 +181,16 @@ def test_several_inputs_with_a_mask_are_hoisted() -> None:
     net = frozen(Masked())
     savings = choice(net, draw(ROWS, 200), draw(ROWS, 20, seed=1), arguments=(mask,), target=None)
     assert (savings.names, savings.frontier) == (("hoist_affine",), ("add",))
-    rewritten = apply(net, savings, (torch.zeros(1, 200), torch.zeros(1, 20)), (torch.zeros(1, 200),))
-    assert rewritten.hoisted.prefix(draw(3, 200), draw(3, 20), torch.ones(3, 200))[0].shape == (3, 16)
+    rewritten = apply(
+        net, savings, (torch.zeros(1, 200), torch.zeros(1, 20)), (torch.zeros(1, 200),)
+    )
+    assert rewritten.hoisted.prefix(draw(3, 200), draw(3, 20), torch.ones(3, 200))[0].shape == (
+        3,
+        16,
+    )
 
 
-# --- what must be left out -----------------------------------------------------------------------------------
+# --- what must be left out ---------------------------------------------------------------------
 
 
 class Hidden(nn.Module):
@@ -292,7 +313,9 @@ def test_a_model_that_cannot_run_in_float64_keeps_its_form() -> None:
 
 
 class Rounding(nn.Module):
-    """A cast is affine where it changes nothing, so the prefix in float32 is longer than the one compared."""
+    """A cast is affine where it changes nothing, so the prefix in float32 is longer than the one
+    compared.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -316,7 +339,9 @@ def test_rows_equal_to_their_baseline_show_nothing() -> None:
 
 def test_a_function_has_no_savings() -> None:
     net = wide_mlp()
-    savings = choose(lambda x: net(x), (draw(ROWS, 300),), (torch.zeros(1, 300),), (), target_table(0, ROWS))
+    savings = choose(
+        lambda x: net(x), (draw(ROWS, 300),), (torch.zeros(1, 300),), (), target_table(0, ROWS)
+    )
     assert savings.names == ()
     assert {reason for _, reason in savings.left_out} == {"the model is not a torch.nn.Module"}
 
@@ -364,4 +389,8 @@ def test_another_prefix_than_planned_is_refused() -> None:
     with pytest.raises(IntegrityError, match="affine prefix"):
         apply(other, savings, (torch.zeros(1, 300),))
     with pytest.raises(IntegrityError, match="affine prefix"):
-        apply(torch.jit.script(net), Savings(("hoist_affine",), (), savings.frontier), (torch.zeros(1, 300),))
+        apply(
+            torch.jit.script(net),
+            Savings(("hoist_affine",), (), savings.frontier),
+            (torch.zeros(1, 300),),
+        )

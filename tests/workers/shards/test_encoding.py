@@ -33,35 +33,59 @@ from integrand.workers.shards.job import Job
 STATUSES = [RowStatus.ok, RowStatus.not_converged, RowStatus.bad_input, RowStatus.failed]
 
 
-def results(rows: int, seed: int = 0, shapes: tuple[tuple[int, ...], ...] = ((3,), (2, 2))) -> Results:
+def results(
+    rows: int, seed: int = 0, shapes: tuple[tuple[int, ...], ...] = ((3,), (2, 2))
+) -> Results:
     """Rows of every status; those without attributions hold NaN, as a shard leaves them."""
     random = np.random.default_rng(seed)
     status = [STATUSES[i % 4] for i in range(rows)]
     there = np.array([s in STATUSES[:2] for s in status], bool)
 
     def numbers(*shape: int) -> Any:
-        return np.where(there.reshape(-1, *[1] * len(shape)), random.normal(size=(rows, *shape)), np.nan)
+        return np.where(
+            there.reshape(-1, *[1] * len(shape)), random.normal(size=(rows, *shape)), np.nan
+        )
 
-    return Results(pa.array(random.permutation(rows)), pa.array(random.integers(0, 3, rows), pa.int32()), status,
-                   [None if s == "ok" else str(s) for s in status], numbers(), numbers(), numbers(), np.abs(numbers()),
-                   random.integers(0, 500, rows).astype(np.int32), tuple(numbers(*shape) for shape in shapes))  # fmt: skip
+    return Results(
+        pa.array(random.permutation(rows)),
+        pa.array(random.integers(0, 3, rows), pa.int32()),
+        status,
+        [None if s == "ok" else str(s) for s in status],
+        numbers(),
+        numbers(),
+        numbers(),
+        np.abs(numbers()),
+        random.integers(0, 500, rows).astype(np.int32),
+        tuple(numbers(*shape) for shape in shapes),
+    )
 
 
 def take(whole: Results, index: list[int]) -> Results:
     """Some rows of a result, in that order."""
     chosen = np.array(index, np.int64)
-    arrays = {n: getattr(whole, n)[chosen] for n in ("f_input", "f_baseline", "gap", "error_estimate", "evaluations")}
-    return replace(whole, row_id=whole.row_id.take(pa.array(chosen)), target=whole.target.take(pa.array(chosen)),
-                   status=[whole.status[i] for i in index], reason=[whole.reason[i] for i in index],
-                   attributions=tuple(a[chosen] for a in whole.attributions), **arrays)  # fmt: skip
+    arrays = {
+        n: getattr(whole, n)[chosen]
+        for n in ("f_input", "f_baseline", "gap", "error_estimate", "evaluations")
+    }
+    return replace(
+        whole,
+        row_id=whole.row_id.take(pa.array(chosen)),
+        target=whole.target.take(pa.array(chosen)),
+        status=[whole.status[i] for i in index],
+        reason=[whole.reason[i] for i in index],
+        attributions=tuple(a[chosen] for a in whole.attributions),
+        **arrays,
+    )
 
 
-# --- digest ----------------------------------------------------------------------------------------------------
+# --- digest ------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data(), st.integers(1, 30))
-def test_the_digest_depends_neither_on_the_order_nor_on_the_cut(data: st.DataObject, rows: int) -> None:
+def test_the_digest_depends_neither_on_the_order_nor_on_the_cut(
+    data: st.DataObject, rows: int
+) -> None:
     whole = results(rows)
     order = data.draw(st.permutations(range(rows)))
     assert shard_digest(take(whole, order)) == shard_digest(whole)
@@ -77,16 +101,20 @@ def changes() -> dict[str, Callable[[Results], Results]]:
         return nudged
 
     made: dict[str, Callable[[Results], Results]] = {
-        name: (lambda r, name=name: replace(r, **{name: nudge(getattr(r, name))}))
+        name: lambda r, name=name: replace(r, **{name: nudge(getattr(r, name))})
         for name in ("f_input", "f_baseline", "gap", "error_estimate")
     }
     return made | {
-        "attribution": lambda r: replace(r, attributions=(r.attributions[0], nudge(r.attributions[1]))),
+        "attribution": lambda r: replace(
+            r, attributions=(r.attributions[0], nudge(r.attributions[1]))
+        ),
         "evaluations": lambda r: replace(r, evaluations=r.evaluations + 1),
         "status": lambda r: replace(r, status=[RowStatus.at_precision_floor, *r.status[1:]]),
         "identity": lambda r: replace(r, row_id=pa.array([99, *r.row_id.to_pylist()[1:]])),
         "type of the identity": lambda r: replace(r, row_id=r.row_id.cast(pa.string())),
-        "target": lambda r: replace(r, target=pa.array([None, *r.target.to_pylist()[1:]], pa.int32())),
+        "target": lambda r: replace(
+            r, target=pa.array([None, *r.target.to_pylist()[1:]], pa.int32())
+        ),
         "a row twice": lambda r: take(r, [*range(8), 0]),
         "a row less": lambda r: take(r, list(range(7))),
     }
@@ -102,9 +130,13 @@ def test_the_digest_does_not_see_what_a_retry_may_change() -> None:
     assert shard_digest(other) == shard_digest(results(8))
 
 
-@pytest.mark.parametrize(("ids", "digest"), [
-    (pa.array(range(4), pa.date32()), "d7b1cb6d1d619279"), (pa.array(range(4), pa.timestamp("us")), "f71f662e8423692f"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ids", "digest"),
+    [
+        (pa.array(range(4), pa.date32()), "d7b1cb6d1d619279"),
+        (pa.array(range(4), pa.timestamp("us")), "f71f662e8423692f"),
+    ],
+)
 def test_the_digest_of_dates_stays(ids: pa.Array, digest: str) -> None:
     assert shard_digest(replace(results(4), row_id=ids)).startswith(digest)
 
@@ -117,45 +149,87 @@ def test_dates_beyond_pythons_count_one_by_one(kind: pa.DataType) -> None:
     width = pa.int32() if kind.bit_width == 32 else pa.int64()
     far = [2**31 - 1, 2**31 - 2] if width == pa.int32() else [2**62, 2**62 + 1]
     whole = replace(results(4), row_id=pa.array([0, *far, 1], width).cast(kind))
-    assert fold_digests([shard_digest(take(whole, part)) for part in ([0, 3], [1, 2])]) == shard_digest(whole)
+    assert fold_digests(
+        [shard_digest(take(whole, part)) for part in ([0, 3], [1, 2])]
+    ) == shard_digest(whole)
     other = replace(whole, row_id=pa.array([0, far[0], far[1] - 2, 1], width).cast(kind))
     assert shard_digest(other) != shard_digest(whole)
 
 
-# --- bytes -----------------------------------------------------------------------------------------------------
+# --- bytes -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def job(make_job: Callable[..., Job]) -> Job:
-    table = pa.table({"id": np.arange(20), **{c: np.random.default_rng(1).normal(size=20) for c in "abc"},
-                      "p": pa.array(np.random.default_rng(2).normal(size=(20, 4)).tolist())})  # fmt: skip
-    inputs = [{"name": "f", "columns": ["a", "b", "c"]}, {"name": "image", "column": "p", "shape": [2, 2]}]
-    return make_job(table, "masked", inputs, target={"kind": "scalar"},
-                    forward_args=[{"name": "mask", "columns": ["a", "b", "c"], "dtype": "float64"}])  # fmt: skip
+    table = pa.table(
+        {
+            "id": np.arange(20),
+            **{c: np.random.default_rng(1).normal(size=20) for c in "abc"},
+            "p": pa.array(np.random.default_rng(2).normal(size=(20, 4)).tolist()),
+        }
+    )
+    inputs = [
+        {"name": "f", "columns": ["a", "b", "c"]},
+        {"name": "image", "column": "p", "shape": [2, 2]},
+    ]
+    return make_job(
+        table,
+        "masked",
+        inputs,
+        target={"kind": "scalar"},
+        forward_args=[{"name": "mask", "columns": ["a", "b", "c"], "dtype": "float64"}],
+    )
 
 
 def encoded(job: Job, found: Results, seconds: float = 1.0) -> bytes:
-    footer = shard_footer(job.plan, job.plan_sha256, job.plan.shards[0], found, seconds={"compute": seconds},
-                          versions=job.versions, same_build=True)  # fmt: skip
+    footer = shard_footer(
+        job.plan,
+        job.plan_sha256,
+        job.plan.shards[0],
+        found,
+        seconds={"compute": seconds},
+        versions=job.versions,
+        same_build=True,
+    )
     return encode(results_table(job.plan, found), footer)
 
 
 def test_columns_hold_the_results(job: Job) -> None:
     found = results(40)
     table = pq.read_table(io.BytesIO(encoded(job, found)))
-    assert table.column_names == ["row_id", "target", "status", "reason", "f_input", "f_baseline", "attribution_sum", "gap",
-                                  "error_estimate", "evaluations", "attr.a", "attr.b", "attr.c", "attr.image"]  # fmt: skip
+    assert table.column_names == [
+        "row_id",
+        "target",
+        "status",
+        "reason",
+        "f_input",
+        "f_baseline",
+        "attribution_sum",
+        "gap",
+        "error_estimate",
+        "evaluations",
+        "attr.a",
+        "attr.b",
+        "attr.c",
+        "attr.image",
+    ]
     assert table.column("status").to_pylist() == found.status
     assert table.column("reason").to_pylist() == found.reason
     assert table.schema.field("attr.image").metadata == {b"shape": b"[2, 2]"}
     there = found.attributed
     for name in ("f_input", "gap", "error_estimate", "attribution_sum", "attr.a", "attr.image"):
         assert table.column(name).is_valid().to_pylist() == there.tolist()
-    np.testing.assert_array_equal(table.column("attr.b").to_numpy()[there], found.attributions[0][there, 1])
-    images = np.array(table.column("attr.image").filter(pa.array(there)).to_pylist()).reshape(-1, 2, 2)
+    np.testing.assert_array_equal(
+        table.column("attr.b").to_numpy()[there], found.attributions[0][there, 1]
+    )
+    images = np.array(table.column("attr.image").filter(pa.array(there)).to_pylist()).reshape(
+        -1, 2, 2
+    )
     np.testing.assert_array_equal(images, found.attributions[1][there])
     sums = sum(a.reshape(40, -1).sum(1) for a in found.attributions)
-    np.testing.assert_allclose(table.column("attribution_sum").to_numpy()[there], sums[there], rtol=1e-12)
+    np.testing.assert_allclose(
+        table.column("attribution_sum").to_numpy()[there], sums[there], rtol=1e-12
+    )
 
 
 def test_the_same_rows_give_the_same_pages(job: Job) -> None:
@@ -171,7 +245,9 @@ def test_a_flipped_byte_in_any_column_is_caught(job: Job) -> None:
     columns = pq.read_metadata(io.BytesIO(data)).row_group(0)
     for i in range(columns.num_columns):
         column = columns.column(i)
-        start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+        start = (
+            column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+        )
         broken = bytearray(data)
         broken[start + column.total_compressed_size - 1] ^= 1
         with pytest.raises(OSError, match=r"[Cc]hecksum|CRC"):
@@ -183,12 +259,20 @@ def test_the_footer_counts_the_rows(job: Job) -> None:
     found = results(40)
     metadata = pq.read_metadata(io.BytesIO(encoded(job, found))).metadata
     footer = ShardFooter.model_validate_json(metadata[FOOTER_KEY.encode()])
-    assert (footer.run_id, footer.shard, footer.plan_sha256) == (job.plan.run_id, "00000", job.plan_sha256)
+    assert (footer.run_id, footer.shard, footer.plan_sha256) == (
+        job.plan.run_id,
+        "00000",
+        job.plan_sha256,
+    )
     assert (footer.rows_in, footer.rows_out) == (10, 40)
     assert footer.statuses == {"ok": 10, "not_converged": 10, "bad_input": 10, "failed": 10}
     assert footer.evaluations == found.evaluations.sum()
     assert footer.digest == shard_digest(found)
-    assert (footer.determinism, footer.batch_rows, footer.seconds) == ("bitwise", 16, {"compute": 1.0})
+    assert (footer.determinism, footer.batch_rows, footer.seconds) == (
+        "bitwise",
+        16,
+        {"compute": 1.0},
+    )
     gap = np.sort(np.abs(found.gap[found.attributed]))
     assert footer.gap.max == gap[-1]
     assert gap[9] <= footer.gap.p50 <= gap[9] * 10**0.1
@@ -214,19 +298,29 @@ def test_quantiles_of_a_histogram_are_upper_bounds(values: list[float]) -> None:
 
 
 def test_zero_and_infinity_have_their_ends_of_the_histogram() -> None:
-    assert histogram(np.array([0.0, math.inf, 1.0, 10**-3.15])) == {"-400": 1, "-31": 1, "0": 1, "400": 1}
+    assert histogram(np.array([0.0, math.inf, 1.0, 10**-3.15])) == {
+        "-400": 1,
+        "-31": 1,
+        "0": 1,
+        "400": 1,
+    }
 
 
-@pytest.mark.parametrize(("targets", "expected", "kind"), [
-    (None, [None, None], pa.int32()), ([[3], [4]], [3, None], pa.int32()), ([[1, 0], [0, 2]], ["1,0", None], pa.string()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("targets", "expected", "kind"),
+    [
+        (None, [None, None], pa.int32()),
+        ([[3], [4]], [3, None], pa.int32()),
+        ([[1, 0], [0, 2]], ["1,0", None], pa.string()),
+    ],
+)
 def test_target_columns(targets: Any, expected: list[Any], kind: pa.DataType) -> None:
     array = None if targets is None else np.array(targets)
     found = target_array(array, np.array([True, False]))
     assert (found.to_pylist(), found.type) == (expected, kind)
 
 
-# --- rows of varying length ------------------------------------------------------------------------------------
+# --- rows of varying length --------------------------------------------------------------------
 
 
 def varying(rows: int, width: int, seed: int = 0) -> Results:
@@ -261,7 +355,10 @@ def test_parts_merge_in_row_order() -> None:
 
 def test_lists_of_varying_length_are_written_without_padding(make_job: Callable[..., Job]) -> None:
     plan = make_job(pa.table({"id": range(4), "a": [1.0] * 4, "b": [1.0] * 4, "c": [2.0] * 4})).plan
-    shapes = (InputShape(name="t", columns=("t",), shape=(8,), named=False, varying=True), plan.inputs[0])
+    shapes = (
+        InputShape(name="t", columns=("t",), shape=(8,), named=False, varying=True),
+        plan.inputs[0],
+    )
     found = varying(8, 6)
     table = results_table(plan.model_copy(update={"inputs": shapes}), found)
     assert table.schema.field("attr.t").type == pa.list_(pa.float64())

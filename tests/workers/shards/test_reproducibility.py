@@ -1,6 +1,8 @@
-"""One batch size, one set of bits per row: whatever rows come along, in whatever order, in however many calls.
+"""One batch size, one set of bits per row: whatever rows come along, in whatever order, in however
+many calls.
 
-Step batches are multiples of 16, as planned ones are: kernels treat the last rows of others differently.
+Step batches are multiples of 16, as planned ones are: kernels treat the last rows of others
+differently.
 """
 
 from __future__ import annotations
@@ -51,19 +53,36 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     if name == "wide":
         return nn.Sequential(nn.Linear(700, 3), nn.Tanh()), (700,)
     if name == "convolutions":
-        return nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 7, 2),
-                             nn.SiLU(), nn.Flatten(), nn.Linear(28, 3)), (1, 8, 8)  # fmt: skip
+        return nn.Sequential(
+            nn.Conv2d(1, 5, 3),
+            nn.BatchNorm2d(5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(5, 7, 2),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(28, 3),
+        ), (1, 8, 8)
     if name == "transformer":
         layer = nn.TransformerEncoderLayer(12, 3, 20, activation="gelu", batch_first=True)
         return nn.Sequential(layer, nn.Flatten(), nn.Linear(60, 3), nn.Softmax(1)), (5, 12)
     if name == "recurrent":
         return Last(), (5, 4)
     if name == "relu":  # deep enough to have no closed form
-        return nn.Sequential(nn.Linear(13, 37), nn.ReLU(), nn.Linear(37, 17), nn.ReLU(), nn.Linear(17, 11), nn.ReLU(),
-                             nn.Linear(11, 3)), (13,)  # fmt: skip
+        return nn.Sequential(
+            nn.Linear(13, 37),
+            nn.ReLU(),
+            nn.Linear(37, 17),
+            nn.ReLU(),
+            nn.Linear(17, 11),
+            nn.ReLU(),
+            nn.Linear(11, 3),
+        ), (13,)
     kind = nn.GELU
     front = [Logarithm()] if name == "logarithm" else []
-    return nn.Sequential(*front, nn.Linear(13, 37), kind(), nn.Linear(37, 17), kind(), nn.Linear(17, 3)), (13,)
+    return nn.Sequential(
+        *front, nn.Linear(13, 37), kind(), nn.Linear(37, 17), kind(), nn.Linear(17, 3)
+    ), (13,)
 
 
 MODELS = ("gelu", "relu", "logarithm", "wide", "convolutions", "transformer", "recurrent")
@@ -80,8 +99,14 @@ class Setting:
 
     def attribute(self, rows: list[int]) -> Attribution:
         model, x, baseline, targets = _material(self.model, self.dtype)
-        return attribute(model, x[rows], baselines=baseline[rows], target=targets[rows], batch_rows=self.batch_rows,
-                         accuracy=ACCURACIES[self.accuracy])  # fmt: skip
+        return attribute(
+            model,
+            x[rows],
+            baselines=baseline[rows],
+            target=targets[rows],
+            batch_rows=self.batch_rows,
+            accuracy=ACCURACIES[self.accuracy],
+        )
 
 
 @cache
@@ -116,8 +141,17 @@ def same(found: Attribution, rows: list[int], setting: Setting) -> None:
 
 settings_of_all = pytest.mark.parametrize(
     "setting",
-    [Setting(m, d, a, 16) for m in MODELS for d in (torch.float32, torch.float64) for a in ACCURACIES]
-    + [Setting(m, torch.float32, "fixed", rows) for m in ("relu", "transformer") for rows in (1, 64)],
+    [
+        Setting(m, d, a, 16)
+        for m in MODELS
+        for d in (torch.float32, torch.float64)
+        for a in ACCURACIES
+    ]
+    + [
+        Setting(m, torch.float32, "fixed", rows)
+        for m in ("relu", "transformer")
+        for rows in (1, 64)
+    ],
     ids=lambda s: f"{s.model}-{str(s.dtype)[6:]}-{s.accuracy}-{s.batch_rows}",
 )
 
@@ -139,10 +173,14 @@ def test_any_split_into_calls(setting: Setting, order: list[int], cuts: set[int]
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_rows_are_what_this_is_about(name: str) -> None:
-    """Bad rows, good rows, a row without a path and a repeated row are all there; rows leave at different times."""
+    """Bad rows, good rows, a row without a path and a repeated row are all there; rows leave at
+    different times.
+    """
     whole = _everything(Setting(name, torch.float32, "adaptive", 16))
     assert {i for i, s in enumerate(whole.status) if s == "bad_input"} == set(BAD)
     assert ("nonfinite" in whole.status) == (name == "logarithm")
     assert whole.evaluations[5] == 0
     assert torch.equal(whole.attributions[2].nan_to_num(), whole.attributions[7].nan_to_num())
-    assert len(set(whole.evaluations.tolist())) >= (3 if name in ("gelu", "transformer", "recurrent") else 2)
+    assert len(set(whole.evaluations.tolist())) >= (
+        3 if name in ("gelu", "transformer", "recurrent") else 2
+    )

@@ -21,12 +21,20 @@ from integrand.workers.models.code import CodeBundle
 from integrand.workers.shards.worker import Setup, Worker, load_job, pin_numerics, versions
 
 MakeSetup = Callable[..., Setup]
-TABLE = pa.table({"id": np.arange(30), **{c: np.random.default_rng(i).normal(size=30) for i, c in enumerate("abc")}})
+TABLE = pa.table(
+    {
+        "id": np.arange(30),
+        **{c: np.random.default_rng(i).normal(size=30) for i, c in enumerate("abc")},
+    }
+)
 
 
 def changed(setup: Setup, **numerics: object) -> Setup:
     plan = Plan.model_validate_json(setup.plan)
-    return replace(setup, plan=dump(plan.model_copy(update={"numerics": plan.numerics.model_copy(update=numerics)})))
+    return replace(
+        setup,
+        plan=dump(plan.model_copy(update={"numerics": plan.numerics.model_copy(update=numerics)})),
+    )
 
 
 def test_a_worker_runs_its_shards_with_or_without_the_hint(make_setup: MakeSetup) -> None:
@@ -80,7 +88,9 @@ def test_reading_is_progress_while_a_shard_waits_for_it(make_setup: MakeSetup) -
     worker.close()
 
 
-def test_a_source_that_vanished_is_told_by_the_shard_that_needs_it(make_setup: MakeSetup, tmp_path: Path) -> None:
+def test_a_source_that_vanished_is_told_by_the_shard_that_needs_it(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
     worker = Worker(make_setup(TABLE))
     first, second, _ = worker.job.plan.shards
     worker.run(first)
@@ -107,7 +117,12 @@ def test_other_weights_are_refused(make_setup: MakeSetup, tmp_path: Path) -> Non
     weights = tmp_path / "w.safetensors"
     module = nn.Sequential(nn.Linear(3, 16), nn.GELU(), nn.Linear(16, 2))
     save_file(module.state_dict(), weights)
-    model = {"kind": "factory", "entrypoint": "toys:smooth", "code": ["toys.py"], "weights": str(weights)}
+    model = {
+        "kind": "factory",
+        "entrypoint": "toys:smooth",
+        "code": ["toys.py"],
+        "weights": str(weights),
+    }
     setup = make_setup(TABLE, model=model)
     job = load_job(setup)
     x = torch.ones(1, 3, dtype=torch.float64)
@@ -119,7 +134,9 @@ def test_other_weights_are_refused(make_setup: MakeSetup, tmp_path: Path) -> Non
 
 def test_another_torch_build_needs_allow_mixed_and_lowers_the_level(make_setup: MakeSetup) -> None:
     setup = changed(make_setup(TABLE), torch_build="2.0.0+other")
-    with pytest.raises(IntegrityError, match=r"torch build(.|\n)*2\.0\.0\+other(.|\n)*--allow-mixed"):
+    with pytest.raises(
+        IntegrityError, match=r"torch build(.|\n)*2\.0\.0\+other(.|\n)*--allow-mixed"
+    ):
         Worker(setup)
     worker = Worker(replace(setup, allow_mixed=True))
     assert worker.run(worker.job.plan.shards[0]).determinism == "tolerance"
@@ -153,7 +170,7 @@ def test_versions_of_what_can_change_bits() -> None:
     assert all(found.values())
 
 
-# --- the model that the factory builds, and the kernels that run it ------------------------------------------------
+# --- the model that the factory builds, and the kernels that run it ----------------------------
 
 
 def planned(setup: Setup, **changes: object) -> Setup:
@@ -164,11 +181,15 @@ def planned(setup: Setup, **changes: object) -> Setup:
 def test_a_factory_that_builds_another_model_here_is_refused(make_setup: MakeSetup) -> None:
     setup = make_setup(TABLE)
     for changes in ({"model_bits": "0" * 64}, {"model_state": "0" * 64, "model_bits": "0" * 64}):
-        with pytest.raises(IntegrityError, match=r"the factory built another model here(.|\n)*no random"):
+        with pytest.raises(
+            IntegrityError, match=r"the factory built another model here(.|\n)*no random"
+        ):
             load_job(planned(setup, **changes))
 
 
-def test_on_other_kernels_the_model_may_differ_by_rounding_and_no_more(make_setup: MakeSetup) -> None:
+def test_on_other_kernels_the_model_may_differ_by_rounding_and_no_more(
+    make_setup: MakeSetup,
+) -> None:
     """Seeded initial values are rounded by the processor's kernels."""
     elsewhere = changed(make_setup(TABLE), kernels="another processor")
     load_job(planned(elsewhere, model_bits="0" * 64))
@@ -177,25 +198,32 @@ def test_on_other_kernels_the_model_may_differ_by_rounding_and_no_more(make_setu
 
 
 def test_a_plan_from_before_models_were_digested_runs(make_setup: MakeSetup) -> None:
-    job = load_job(planned(make_setup(TABLE), model_bits=None, model_state=None, model_outputs=None))
+    job = load_job(
+        planned(make_setup(TABLE), model_bits=None, model_state=None, model_outputs=None)
+    )
     assert torch.isfinite(job.forward(torch.ones(1, 3, dtype=torch.float64))).all()
 
 
 @pytest.mark.parametrize("level", ["prefer", "require"])
-def test_other_kernels_are_refused_where_bits_are_required(make_setup: MakeSetup, level: str) -> None:
+def test_other_kernels_are_refused_where_bits_are_required(
+    make_setup: MakeSetup, level: str
+) -> None:
     setup = make_setup(TABLE, compute={"batch_rows": 16, "shard_rows": 10, "reproducible": level})
     elsewhere = changed(setup, kernels="another processor")
     if level == "prefer":
         load_job(elsewhere)
         return
     with pytest.raises(
-        IntegrityError, match=r"reproducible: require(.|\n)*another processor, as planned(.|\n)*--allow-mixed"
+        IntegrityError,
+        match=r"reproducible: require(.|\n)*another processor, as planned(.|\n)*--allow-mixed",
     ):
         load_job(elsewhere)
     load_job(replace(elsewhere, allow_mixed=True))
 
 
-def test_a_model_that_says_something_else_here_is_refused_whatever_it_keeps_that_in(make_setup: MakeSetup) -> None:
+def test_a_model_that_says_something_else_here_is_refused_whatever_it_keeps_that_in(
+    make_setup: MakeSetup,
+) -> None:
     """Python's own numbers are in no digest: two made-up rows tell."""
     setup = make_setup(TABLE)
     plan = Plan.model_validate_json(setup.plan)

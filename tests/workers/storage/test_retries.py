@@ -21,7 +21,9 @@ def test_one_try_is_made_whatever_the_deadline() -> None:
 
 def test_no_try_begins_after_the_deadline_and_none_is_granted_more_than_is_left() -> None:
     started = time.monotonic()
-    for limit in Patience(deadline_s=0.2, tries=10_000, first_wait_s=0.01, longest_wait_s=0.02).limits():
+    for limit in Patience(
+        deadline_s=0.2, tries=10_000, first_wait_s=0.01, longest_wait_s=0.02
+    ).limits():
         assert limit <= 0.2 - (time.monotonic() - started) + 0.05
     assert time.monotonic() - started < 2
 

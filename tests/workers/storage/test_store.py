@@ -34,7 +34,7 @@ def root(tmp_path: Path) -> Uri:
     return Uri("file", str(tmp_path))
 
 
-# --- what the operator allows ------------------------------------------------------------------------------
+# --- what the operator allows ------------------------------------------------------------------
 
 
 def test_parse_knows_paths_and_uris() -> None:
@@ -64,27 +64,35 @@ def test_listed_buckets_leave_local_paths_alone() -> None:
     assert store.parse("/data") == Uri("file", "/data")
 
 
-@pytest.mark.parametrize(("scheme", "advice"), [("s3", "integrand[s3]"), ("gs", "gcsfs"), ("abfs", "adlfs")])
+@pytest.mark.parametrize(
+    ("scheme", "advice"), [("s3", "integrand[s3]"), ("gs", "gcsfs"), ("abfs", "adlfs")]
+)
 def test_a_missing_client_names_the_package(scheme: str, advice: str) -> None:
     code = (
         "import sys; sys.modules.update(s3fs=None, gcsfs=None, adlfs=None)\n"
         "from integrand.workers.storage.store import Store, Uri\n"
         f"Store().read(Uri('{scheme}', 'bucket/key'))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/"
+    )
     assert "DataError" in done.stderr
     assert f"pip install '{advice}'" in done.stderr
 
 
-# --- local commits -----------------------------------------------------------------------------------------
+# --- local commits -----------------------------------------------------------------------------
 
 
-def test_local_bytes_appear_only_in_the_scratch_folder_until_committed(root: Uri, monkeypatch) -> None:
+def test_local_bytes_appear_only_in_the_scratch_folder_until_committed(
+    root: Uri, monkeypatch
+) -> None:
     seen: list[list[str]] = []
     link = os.link
 
     def spy(source: str, target: str) -> None:
-        seen.append(sorted(str(p.relative_to(root.path)) for p in Path(root.path).rglob("*") if p.is_file()))
+        seen.append(
+            sorted(str(p.relative_to(root.path)) for p in Path(root.path).rglob("*") if p.is_file())
+        )
         link(source, target)
 
     monkeypatch.setattr(os, "link", spy)
@@ -106,7 +114,9 @@ def test_a_failed_create_leaves_nothing(root: Uri, monkeypatch) -> None:
 
 @pytest.mark.parametrize("done", [True, False])
 def test_scratch_that_is_swept_before_it_is_linked(root: Uri, monkeypatch, done: bool) -> None:
-    """By a driver that finished the run: what is there already is a lost race, and what is not is written again."""
+    """By a driver that finished the run: what is there already is a lost race, and what is not is
+    written again.
+    """
     link, place = os.link, root.child("data", "object")
 
     def swept(source: str, target: str) -> None:
@@ -133,7 +143,9 @@ def test_committed_files_have_ordinary_permissions(root: Uri) -> None:
         Store().replace(root.child("replaced"), b"x")
     finally:
         os.umask(before)
-    modes = {stat.S_IMODE(os.stat(root.child(name).path).st_mode) for name in ("created", "replaced")}
+    modes = {
+        stat.S_IMODE(os.stat(root.child(name).path).st_mode) for name in ("created", "replaced")
+    }
     assert modes == {0o644}
 
 
@@ -163,7 +175,7 @@ def test_a_shallow_glob_does_not_walk_the_tree(root: Uri, monkeypatch) -> None:
     assert visited == [root.path]
 
 
-# --- object stores -----------------------------------------------------------------------------------------
+# --- object stores -----------------------------------------------------------------------------
 
 
 @pytest.mark.s3
@@ -193,7 +205,9 @@ def test_a_reader_cannot_write_and_is_told_where(s3_server, s3_root: Uri) -> Non
 
 
 @pytest.mark.s3
-def test_wrong_keys_are_a_data_error_that_shows_no_secret(s3_server, s3_root: Uri, monkeypatch) -> None:
+def test_wrong_keys_are_a_data_error_that_shows_no_secret(
+    s3_server, s3_root: Uri, monkeypatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
     with pytest.raises(DataError) as caught:
         Store(s3_server.access).read(s3_root.child("object"))
@@ -201,7 +215,9 @@ def test_wrong_keys_are_a_data_error_that_shows_no_secret(s3_server, s3_root: Ur
 
 
 @pytest.mark.s3
-def test_no_keys_at_all_say_what_to_set(s3_server, s3_root: Uri, monkeypatch, tmp_path: Path) -> None:
+def test_no_keys_at_all_say_what_to_set(
+    s3_server, s3_root: Uri, monkeypatch, tmp_path: Path
+) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
@@ -245,13 +261,15 @@ def test_parquet_is_read_by_ranges(s3_server, s3_root: Uri) -> None:
     with store.open(s3_root.child("table")) as file:
         read: list[int] = []
         fetch = file._file.cache.fetcher
-        file._file.cache.fetcher = lambda start, stop: read.append(stop - start) or fetch(start, stop)
+        file._file.cache.fetcher = lambda start, stop: (
+            read.append(stop - start) or fetch(start, stop)
+        )
         part = pq.ParquetFile(file).read_row_group(3, columns=["c"])
     assert part["c"].to_pylist()[:2] == [3 << 16, (3 << 16) + 1]
     assert sum(read) < table.nbytes / 8
 
 
-# --- stores that fail --------------------------------------------------------------------------------------
+# --- stores that fail --------------------------------------------------------------------------
 
 
 class _Failing(BaseHTTPRequestHandler):
@@ -310,7 +328,9 @@ def test_each_answer_to_a_create_is_told_apart(
 
 
 @pytest.mark.parametrize("answer", [(503, "SlowDown"), (500, "InternalError")], ids=str)
-def test_a_busy_store_is_given_up_within_bounds(failing: str, monkeypatch, answer: tuple[int, str]) -> None:
+def test_a_busy_store_is_given_up_within_bounds(
+    failing: str, monkeypatch, answer: tuple[int, str]
+) -> None:
     monkeypatch.setattr(_Failing, "answer", answer)
     started = time.monotonic()
     with pytest.raises(TransientError, match="resume"):
