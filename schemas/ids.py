@@ -51,7 +51,7 @@ def shard_object(shard: str) -> str:
 _MODULUS = 1 << 256
 
 
-def fold_digests(digests: Iterable[str]) -> str:
+def add_digests(digests: Iterable[str]) -> str:
     """Order-independent digest of the union of disjoint row sets, from their own digests (hex)."""
     return f"{sum(int(d, 16) for d in digests) % _MODULUS:064x}"
 

@@ -151,7 +151,7 @@ class Numerics(Record):
     )
 
 
-class Statistics(Record):
+class MeansFile(Record):
     """Where the dataset statistics lie that a mean baseline reads."""
 
     uri: str
@@ -202,7 +202,7 @@ class Plan(Record):
     code_bundle: str | None = Field(
         None, description="Digest of the code that is shipped to the workers."
     )
-    statistics: Statistics | None = None
+    statistics: MeansFile | None = None
     shards: tuple[Shard, ...]
     projection: Projection
     warnings: tuple[str, ...] = ()
@@ -375,7 +375,7 @@ class Attempt(Record):
     at: str
 
 
-class Heartbeat(Record):
+class DriverProgress(Record):
     """`_progress.json`: where the driver of a run stood when it last said so. Advisory: nothing is
     decided by it.
     """

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from integrand.schemas.ids import fold_digests
+from integrand.schemas.ids import add_digests
 from integrand.schemas.records import Record
 
 MOST_ENVIRONMENTS, MOST_REASONS = 16, 8
@@ -38,7 +38,7 @@ class Stats(Record):
     evaluations: int = 0
     padded_evaluations: int = 0
     duplicates: int = 0
-    digest: str = Field(fold_digests(()), description="Logical digest of the rows.")
+    digest: str = Field(add_digests(()), description="Logical digest of the rows.")
     seconds: dict[str, float] = Field({}, description="Time of workers by stage.")
     environments: tuple[str, ...] = Field(
         (), description="Torch builds and processors that made the rows."

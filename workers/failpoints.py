@@ -122,9 +122,8 @@ def _first(token: str | None) -> bool:
     if token is None:
         return True
     mine = f"{token}.{os.getpid()}"
-    Path(mine).write_text(
-        str(os.getpid())
-    )  # linked when it is whole: who waits for the token may read it at once
+    # linked when it is whole: who waits for the token may read it at once
+    Path(mine).write_text(str(os.getpid()))
     try:
         os.link(mine, token)
     except FileExistsError:

@@ -158,7 +158,7 @@ def parse_spec(fields: object, *, where: str = "spec") -> AttributeSpec:
             where,
             expected="a valid job spec",
             seen=problems,
-            next_step="mend the fields named; `integrand schema` prints them all",
+            next_step="fix the fields named; `integrand schema` prints them all",
         ) from None
 
 

@@ -171,9 +171,8 @@ def _close(then: Results, now: Results, row: int, *, tolerance: float) -> bool:
     """
     if not (then.attributed[row] and now.attributed[row]):
         return bool(then.attributed[row] == now.attributed[row])
-    if (
-        then.target[row] != now.target[row]
-    ):  # another output is the largest by a hair: not the same question
+    # another output is the largest by a hair: not the same question
+    if then.target[row] != now.target[row]:
         return bool(np.isclose(then.f_input[row], now.f_input[row], rtol=tolerance, atol=tolerance))
     one, other = (np.concatenate(r.values(row)).astype(np.float64) for r in (then, now))
     allowed = (

@@ -82,7 +82,8 @@ class Recounter:
             OSError,
             KeyError,
             ValueError,
-        ) as error:  # what broken bytes end with, in pyarrow too
+        ) as error:
+            # what broken bytes end with, in pyarrow too
             seen = f"{type(error).__name__}: {str(error)[:200]}".split("\n")[0]
             return Recount(
                 None,
@@ -355,9 +356,8 @@ def _byte_remarks(where: str, stored: Stored, data: bytes) -> Iterator[Remark]:
     }
     again = write_parquet(stored.table, told, stored.group_rows)
     schema = open_parquet(pa.BufferReader(again)).metadata.metadata[_ARROW_SCHEMA.encode()].decode()
-    if (
-        len(again) != len(data) and schema == stored.arrow_schema
-    ):  # no flipped bit does that, another zstd may
+    # no flipped bit does that, another zstd may
+    if len(again) != len(data) and schema == stored.arrow_schema:
         yield Unchecked(unchecked, "another build of pyarrow wrote them than is here")
     elif again != data:
         yield Finding(where, "the bytes that its rows and its footer are written as", "others")

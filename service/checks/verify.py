@@ -44,7 +44,7 @@ from integrand.service.runs.manifest import (
 from integrand.service.runs.totals import (
     STATS,
     Committed,
-    fold_footers,
+    add_footers,
     merge,
     read_block,
     stats_of,
@@ -109,9 +109,8 @@ def verify_run(
 
 
 def _verified(folder: RunFolder, sample: int, seed: int, trusted: tuple[str, ...]) -> Verification:
-    manifest, partial, broken = _manifests(
-        folder
-    )  # before the listing: the run may be finished meanwhile
+    # before the listing: the run may be finished meanwhile
+    manifest, partial, broken = _manifests(folder)
     entries, foreign = _listed(folder)
     counted = _recounted(folder, entries)
     given_up, unknown = _quarantined(folder)
@@ -388,7 +387,7 @@ def _sum_of_block(folder: RunFolder, entry: Entry, block: Block) -> Iterator[Rem
                 folder.store, folder.uri, [m.shard for m in block.members]
             )
         )
-        seen = fold_footers(folder, footers).stats
+        seen = add_footers(folder, footers).stats
     except IntegrityError:
         return  # said of the object already
     seconds = {"seconds": block.stats.seconds}

@@ -404,9 +404,8 @@ def main() -> None:
     """
     for name, value in REPEATABLE.items():  # as Ray gives it to workers
         os.environ.setdefault(name, value)
-    faulthandler.enable(
-        sys.__stderr__ or sys.stderr
-    )  # a model that crashes while it is tried says where
+    # a model that crashes while it is tried says where
+    faulthandler.enable(sys.__stderr__ or sys.stderr)
     try:
         app()
     except IntegrandError as error:

@@ -154,12 +154,13 @@ def keeps_order(prepared: Prepared, sample: Sample) -> bool:
         )
         for one in (rows, rows.take(order))
     )
+    # in float64: attributions may be rounded to float32
     numbers = (
         "f_input",
         "f_baseline",
         "gap",
         "error_estimate",
-    )  # in float64: attributions may be rounded to float32
+    )
     pairs = [
         *zip(there.attributions, back.attributions, strict=True),
         *((getattr(there, n), getattr(back, n)) for n in numbers),

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from integrand.schemas.records import InputShape, SourceFile, Statistics
+from integrand.schemas.records import InputShape, MeansFile, SourceFile
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.uris import Uri
 from integrand.service.planning.sources import Listing, list_source, read_footers
@@ -32,7 +32,7 @@ from integrand.workers.data.ingest import (
 from integrand.workers.data.means import (
     Partial,
     check_means,
-    fold_means,
+    mean_of_sums,
     means_uri,
     partial_sums,
     read_means,
@@ -129,7 +129,7 @@ def dataset_means(
     shapes: tuple[InputShape, ...],
     outputs: int | None,
     pool: Mapper,
-) -> tuple[Sequence[np.ndarray], Statistics]:
+) -> tuple[Sequence[np.ndarray], MeansFile]:
     """Mean of every input over the clean rows, counted once per dataset and kept under
     `_ingest/`.
     """
@@ -137,7 +137,7 @@ def dataset_means(
     if not store.exists(place):
         groups = [(i, g) for i, f in enumerate(dataset.files) for g in range(len(f.row_groups))]
         sums = pool.map(partial(_group_sums, store, dataset.files, spec, shapes, outputs), groups)
-        stored = write_means(store, place, fold_means(sums))
+        stored = write_means(store, place, mean_of_sums(sums))
     else:
         stored = _stored(store, place)
     means = read_means(store, place, stored.sha256)
@@ -156,5 +156,5 @@ def _group_sums(
     return partial_sums(store, files, group[0], group[1], spec, shapes, outputs)
 
 
-def _stored(store: Store, place: Uri) -> Statistics:
-    return Statistics(uri=str(place), sha256=hashlib.sha256(store.read(place)).hexdigest())
+def _stored(store: Store, place: Uri) -> MeansFile:
+    return MeansFile(uri=str(place), sha256=hashlib.sha256(store.read(place)).hexdigest())

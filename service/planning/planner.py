@@ -18,11 +18,11 @@ from integrand.schemas.ids import NUMERICS_VERSION
 from integrand.schemas.records import (
     Artefact,
     InputShape,
+    MeansFile,
     Numerics,
     Plan,
     Projection,
     Shard,
-    Statistics,
 )
 from integrand.schemas.specs.baselines import MeanBaseline
 from integrand.schemas.specs.job import AttributeSpec
@@ -30,7 +30,7 @@ from integrand.schemas.specs.models import FactoryModel, Model
 from integrand.schemas.specs.targets import TopKTarget
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, dataset_means, prepare_dataset
-from integrand.service.planning.preflight import Findings, column_outputs, examine
+from integrand.service.planning.preflight import PlanFacts, column_outputs, examine
 from integrand.service.planning.runid import run_id
 from integrand.service.planning.sample import Sample, find_rows, looks, real_rows, sample_rows
 from integrand.service.pools.base import Mapper
@@ -131,7 +131,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     return plan, facts.code
 
 
-def _numerics(spec: AttributeSpec, job: Survey, findings: Findings) -> Numerics:
+def _numerics(spec: AttributeSpec, job: Survey, findings: PlanFacts) -> Numerics:
     """Every choice that can change a bit."""
     compute, savings = spec.compute, findings.savings
     return Numerics(
@@ -161,7 +161,7 @@ class Survey:
     dataset: Dataset
     shapes: tuple[InputShape, ...]
     facts: ModelFacts
-    statistics: Statistics | None
+    statistics: MeansFile | None
     device: Literal["cpu", "cuda"]
     loaded: Loaded
     forward: Forward
@@ -199,9 +199,8 @@ def survey(request: Request, pool: Mapper, *, twice: bool = True) -> Survey:
         sample_rows(spec, tried, rows, [np.zeros(s.shape) for s in shapes], device, forward),
         None,
     )
-    if _means_wanted(
-        request, dataset
-    ):  # of rows that are not bad, which a target can be to this model alone
+    # of rows that are not bad, which a target can be to this model alone
+    if _means_wanted(request, dataset):
         outputs = column_outputs(spec, forward, sample)
         means, statistics = dataset_means(store, spec, output, dataset, shapes, outputs, pool)
         sample = sample_rows(spec, tried, rows, means, device, forward)
@@ -283,9 +282,8 @@ def _check_factory(spec: AttributeSpec, job: Survey) -> None:
 
     if _same(outputs(job.loaded.forward), outputs(again)):
         return
-    if not _same(
-        outputs(build()), outputs(build())
-    ):  # new ones: a model that counts its calls is told as such later
+    # new ones: a model that counts its calls is told as such later
+    if not _same(outputs(build()), outputs(build())):
         raise another_model(spec.model, "other outputs of the second one for the same rows")
 
 
@@ -296,7 +294,7 @@ def _same(one: object, other: object) -> bool:
     return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _kernel_warnings(findings: Findings) -> tuple[str, ...]:
+def _kernel_warnings(findings: PlanFacts) -> tuple[str, ...]:
     """That kernels were asked for which may round rows by their place, where the trial has not
     shown it already.
     """
@@ -408,7 +406,7 @@ def _cut(
     spec: AttributeSpec,
     dataset: Dataset,
     shapes: Sequence[InputShape],
-    findings: Findings,
+    findings: PlanFacts,
     most: int,
 ) -> tuple[Shard, ...]:
     """The shards of a dataset, none of which decodes to more than `most` bytes."""
@@ -425,15 +423,14 @@ def _cut(
             per_row * _output_row_bytes(spec, shapes),
             per_row * findings.seconds_per_row,
         )
-        rows = max(
-            1, min(fitting, most // max(1, 2 * width))
-        )  # half of it is left to ids, masks and targets
+        # half of it is left to ids, masks and targets
+        rows = max(1, min(fitting, most // max(1, 2 * width)))
     shards = cut(files, rows)
     check_decoded(shards, width, most)
     return shards
 
 
-def _targets_per_row(spec: AttributeSpec, findings: Findings) -> int:
+def _targets_per_row(spec: AttributeSpec, findings: PlanFacts) -> int:
     if isinstance(spec.target, TopKTarget):
         return spec.target.k
     if spec.target.kind != "all":
@@ -458,7 +455,7 @@ def _projection(
     dataset: Dataset,
     shapes: Sequence[InputShape],
     shards: Sequence[Shard],
-    findings: Findings,
+    findings: PlanFacts,
 ) -> Projection:
     rows = (dataset.estimated_rows or sum(f.rows for f in dataset.files)) * _targets_per_row(
         spec, findings

@@ -60,7 +60,7 @@ evaluations.
 
 
 @dataclass(frozen=True)
-class Findings:
+class PlanFacts:
     """What the trial showed; `lowered` is why a row's bits depend on its place, None where they do
     not.
     """
@@ -79,7 +79,7 @@ class Findings:
     lowered: str | None = None
 
 
-def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
+def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> PlanFacts:
     """Try the model on real rows. Raises SpecError for whatever cannot work, with its
     likely cause.
     """
@@ -92,15 +92,15 @@ def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
         and insists(spec)
         and not keeps_order(prepared, sample)
     ):
+        # step batches may keep the bits that it does not
         exact, savings = (
             False,
             _savings(spec, model, sample),
-        )  # step batches may keep the bits that it does not
+        )
         prepared = ready(spec, model, sample, savings, exact=False)
         warnings.append("the closed form is not taken: a row's last bits depend on its place there")
-    with real_rows(
-        model, [*sample.inputs, *sample.forward_args]
-    ):  # twice as many rows are tried here
+    # twice as many rows are tried here
+    with real_rows(model, [*sample.inputs, *sample.forward_args]):
         row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
     planned = _batch_rows(spec, row_bytes, model)
     if spec.compute.compile:
@@ -115,7 +115,7 @@ def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> Findings:
     warnings += _rounding_warnings(spec, half_error) if half_error else []
     batch_s = seconds_per_batch(step_batch(prepared, sample, batch_rows))
     evaluations, seconds = _cost(spec, prepared, sample, batch_rows, batch_s)
-    return Findings(
+    return PlanFacts(
         batch_rows,
         width,
         row_bytes,

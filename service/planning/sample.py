@@ -139,7 +139,7 @@ def find_rows(
         "source",
         expected="at least one usable row",
         seen=f"{seen:,} bad rows, and no other; the first: {told}",
-        next_step=f"mend the data, or name the right columns and shape under inputs{further}",
+        next_step=f"fix the data, or name the right columns and shape under inputs{further}",
     )
 
 

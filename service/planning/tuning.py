@@ -28,7 +28,7 @@ SLOW_S = 5.0
 
 
 @dataclass(frozen=True)
-class Trial:
+class Timing:
     """One way to run step batches, and the seconds of one gradient evaluation."""
 
     batch_rows: int
@@ -42,7 +42,7 @@ class Tuning:
     """All trials; none where the integral is taken in closed form."""
 
     device: str
-    trials: tuple[Trial, ...]
+    trials: tuple[Timing, ...]
     exact: bool = False
 
     def lines(self) -> list[str]:
@@ -78,7 +78,7 @@ def tune_job(
             Request(spec, base, Store(access), trusted, ingest=False), LocalPool(), twice=False
         )
         sample = first_pass(spec, job.forward, job.sample)[0]
-        trials: list[Trial] = []
+        trials: list[Timing] = []
         for savings in _CHOICES:
             asked = spec.model_copy(
                 update={"compute": spec.compute.model_copy(update={"savings": savings})}
@@ -95,7 +95,7 @@ def tune_job(
 
 def _trials(
     spec: AttributeSpec, prepared: Prepared, sample: Sample, threads: int
-) -> Iterator[Trial]:
+) -> Iterator[Timing]:
     """Step batches of growing size, while they fit into memory and are not slow."""
     row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
     with pinned(threads):
@@ -103,6 +103,6 @@ def _trials(
             if size > SIZES[0] and 2 * row_bytes * size > spec.compute.memory:
                 return
             seconds = seconds_per_batch(step_batch(prepared, sample, size))
-            yield Trial(size, threads, spec.compute.savings, seconds / size)
+            yield Timing(size, threads, spec.compute.savings, seconds / size)
             if seconds > SLOW_S:
                 return

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from integrand.schemas.records import Shard, ShardFooter
 from integrand.schemas.specs.compute import Compute
-from integrand.service.pools.losses import Failure
+from integrand.service.pools.failures import Failure
 from integrand.workers.shards.worker import Setup
 
 Item = TypeVar("Item")

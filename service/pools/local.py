@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from integrand.schemas.records import Shard
 from integrand.schemas.specs.compute import Compute
 from integrand.service.pools.base import Item, Made, Outcome
-from integrand.service.pools.losses import failure_of
+from integrand.service.pools.failures import failure_of
 from integrand.workers.shards.worker import Setup, Worker
 
 

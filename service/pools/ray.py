@@ -1,4 +1,4 @@
-"""Actors of a Ray cluster, each in its seat."""
+"""Actors of a Ray cluster, each in its slot."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ from integrand.schemas.specs.compute import Compute
 from integrand.service.pools.base import Item, Made, Outcome
 from integrand.service.pools.clusters import RAY_TOKEN, protect_token, require_authentication
 from integrand.service.pools.devices import REPEATABLE
-from integrand.service.pools.lookout import Lookout, probe
-from integrand.service.pools.losses import Ended, Failure, failure_of, loss_of, lost_context
+from integrand.service.pools.failures import (
+    Ended,
+    Failure,
+    failure_of,
+    lost_context,
+    worker_failure,
+)
+from integrand.service.pools.heartbeat import ClusterHeartbeat, probe
 from integrand.workers import kernels
 from integrand.workers.shards.worker import Beat, Setup
 
@@ -38,7 +44,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass
-class _Seat:
+class _Slot:
     """One actor of a RayPool and what it is doing."""
 
     actor: Any
@@ -68,10 +74,10 @@ class RayPool:
     cpus: float = 2
     allow_unauthenticated: bool = False
     poll_s: float = 1.0
-    _seats: dict[int, _Seat] = field(default_factory=dict)
+    _slots: dict[int, _Slot] = field(default_factory=dict)
     _failed_starts: int = 0
     _fewest: int = 0
-    _lookout: Lookout | None = None
+    _heartbeat: ClusterHeartbeat | None = None
     _starter: ThreadPoolExecutor | None = None
     _joining: Future[None] | None = None
     _own_ray: bool = False
@@ -119,9 +125,11 @@ class RayPool:
             self._init()
         else:
             self._joining.result()
-        if self._lookout is None and not client.is_connected():  # type: ignore[no-untyped-call]
+        if self._heartbeat is None and not client.is_connected():  # type: ignore[no-untyped-call]
             node: Any = ray._private.worker._global_node  # Ray has no public name for its socket
-            self._lookout = Lookout(ray.get_runtime_context().gcs_address, node.raylet_socket_name)
+            self._heartbeat = ClusterHeartbeat(
+                ray.get_runtime_context().gcs_address, node.raylet_socket_name
+            )
 
     def _init(self) -> None:
         import ray
@@ -162,9 +170,8 @@ class RayPool:
         """
         import ray
 
-        with suppress(
-            OSError
-        ):  # where there is no home Ray says so itself, unless the token is given otherwise
+        # where there is no home Ray says so itself, unless the token is given otherwise
+        with suppress(OSError):
             RAY_TOKEN.parent.mkdir(mode=0o700, exist_ok=True)
         protect_token(RAY_TOKEN)
         ray.init(
@@ -215,33 +222,33 @@ class RayPool:
 
     def _seat(self, worker: int) -> None:
         actor = self._actors.remote()
-        self._seats[worker] = _Seat(actor, actor.load.remote(self._setup), time.monotonic())
+        self._slots[worker] = _Slot(actor, actor.load.remote(self._setup), time.monotonic())
 
     def idle(self) -> list[int]:
-        if sum(s.is_ready for s in self._seats.values()) < self._fewest:
+        if sum(s.is_ready for s in self._slots.values()) < self._fewest:
             return []
         self._fewest = 0  # enough came up to begin; from here on, whoever is ready works
-        return [n for n, s in self._seats.items() if s.is_ready and s.shard is None]
+        return [n for n, s in self._slots.items() if s.is_ready and s.shard is None]
 
     def submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
-        seat = self._seats[worker]
-        seat.shard, seat.call = shard, seat.actor.run.remote(shard, prefetch)
-        seat.moved, seat.ticks, seat.beat = time.monotonic(), -1, None
-        seat.ended = seat.unreachable = None
+        slot = self._slots[worker]
+        slot.shard, slot.call = shard, slot.actor.run.remote(shard, prefetch)
+        slot.moved, slot.ticks, slot.beat = time.monotonic(), -1, None
+        slot.ended = slot.unreachable = None
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         import ray
 
         deadline = time.monotonic() + timeout_s
         while True:
-            refs = [s.call for s in self._seats.values() if s.shard]
-            refs += [s.ready for s in self._seats.values() if not s.is_ready]
+            refs = [s.call for s in self._slots.values() if s.shard]
+            refs += [s.ready for s in self._slots.values() if not s.is_ready]
             if not refs:
                 return []
             left = max(0.0, min(self.poll_s, deadline - time.monotonic()))
             done, _ = ray.wait(refs, num_returns=1, timeout=left)
             came_up = self._settle_starts()
-            ended = [(n, s) for n, s in self._seats.items() if s.shard and s.call in done]
+            ended = [(n, s) for n, s in self._slots.items() if s.shard and s.call in done]
             outcomes = [outcome for n, s in ended if (outcome := self._outcome(n, s))]
             self._watch()
             self._leave_nodes(self._look())
@@ -254,7 +261,7 @@ class RayPool:
         """
         import ray
 
-        starting = {s.ready: n for n, s in self._seats.items() if not s.is_ready}
+        starting = {s.ready: n for n, s in self._slots.items() if not s.is_ready}
         done, _ = (
             ray.wait(list(starting), num_returns=len(starting), timeout=0) if starting else ([], [])
         )
@@ -262,10 +269,10 @@ class RayPool:
             self._settle_start(starting[ref], ref)
         late = [
             s
-            for s in self._seats.values()
+            for s in self._slots.values()
             if not s.is_ready and time.monotonic() - s.since > self._start_s
         ]
-        ready, needed = sum(s.is_ready for s in self._seats.values()), max(1, self._fewest)
+        ready, needed = sum(s.is_ready for s in self._slots.values()), max(1, self._fewest)
         if late and ready < needed:
             raise TransientError(
                 f"{len(late)} workers",
@@ -300,66 +307,65 @@ class RayPool:
             self._seat(worker)
             return
         self._failed_starts = 0
-        seat = self._seats[worker]
-        seat.is_ready, seat.node, seat.node_id = True, place.node, place.node_id
+        slot = self._slots[worker]
+        slot.is_ready, slot.node, slot.node_id = True, place.node, place.node_id
 
-    def _outcome(self, worker: int, seat: _Seat) -> Outcome | None:
+    def _outcome(self, worker: int, slot: _Slot) -> Outcome | None:
         """Settle a call that ended. An actor that died is replaced, and so is one that lost its
         CUDA context.
         """
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        assert seat.shard
-        shard, seat.shard = seat.shard, None
+        assert slot.shard
+        shard, slot.shard = slot.shard, None
         try:
-            result = ray.get(seat.call)
+            result = ray.get(slot.call)
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            if lost_context(cause) or seat.ended:
+            if lost_context(cause) or slot.ended:
                 self.replace(worker)
             # The cause left its traceback behind; Ray kept it as text, coloured for terminals.
             return Outcome(
-                worker, shard, failure_of(cause, _COLOURS.sub("", str(error)), seat.node)
+                worker, shard, failure_of(cause, _COLOURS.sub("", str(error)), slot.node)
             )
         except RayError as error:
-            return self._lost(worker, seat, shard, error)
-        if isinstance(
-            result, Beat
-        ):  # it lives, and may still run the shard, but nobody waits for that any more
-            result = Failure("lost", "the connection to the worker broke", node=seat.node)
+            return self._lost(worker, slot, shard, error)
+        # it lives, and may still run the shard, but nobody waits for that any more
+        if isinstance(result, Beat):
+            result = Failure("lost", "the connection to the worker broke", node=slot.node)
             self.replace(worker)
-        elif seat.ended:  # killed, but it was faster: the next shard must not find it dead
+        elif slot.ended:  # killed, but it was faster: the next shard must not find it dead
             self.replace(worker)
         return Outcome(worker, shard, result)
 
-    def _lost(self, worker: int, seat: _Seat, shard: Shard, error: Exception) -> Outcome | None:
+    def _lost(self, worker: int, slot: _Slot, shard: Shard, error: Exception) -> Outcome | None:
         """Settle a call whose actor is gone. One that cannot be reached is asked until Ray knows
         what became of it.
         """
         from ray.exceptions import ActorUnavailableError
 
-        if seat.ended is None and seat.node_id in self._look():
-            seat.ended = "preempted"
-        seat.unreachable = seat.unreachable or time.monotonic()
+        if slot.ended is None and slot.node_id in self._look():
+            slot.ended = "preempted"
+        slot.unreachable = slot.unreachable or time.monotonic()
         unknown = (
             isinstance(error, ActorUnavailableError)
-            and time.monotonic() - seat.unreachable < UNREACHABLE_S
+            and time.monotonic() - slot.unreachable < UNREACHABLE_S
         )
-        if unknown and seat.ended is None:
-            seat.shard, seat.call = shard, seat.actor.beat.remote()
+        if unknown and slot.ended is None:
+            slot.shard, slot.call = shard, slot.actor.beat.remote()
             return None
         self.replace(worker)
-        return Outcome(worker, shard, loss_of(error, seat.node, ended=seat.ended))
+        return Outcome(worker, shard, worker_failure(error, slot.node, ended=slot.ended))
 
     def _look(self) -> Mapping[str, float]:
         """Nodes that leave or left, and when; TransientError if the cluster is silent. A Ray Client
         is told nothing.
         """
-        if self._lookout is None:
+        if self._heartbeat is None:
             return {}
-        self._lookout.check()
-        return self._lookout.leaving
+        self._heartbeat.check()
+        return self._heartbeat.leaving
 
     def _leave_nodes(self, leaving: Mapping[str, float]) -> None:
         """Take workers off nodes that leave: idle ones at once, for a node waits for them; busy
@@ -367,57 +373,57 @@ class RayPool:
         """
         import ray
 
-        for worker, seat in list(self._seats.items()):
-            if not seat.is_ready or seat.node_id not in leaving:
+        for worker, slot in list(self._slots.items()):
+            if not slot.is_ready or slot.node_id not in leaving:
                 continue
-            if seat.shard is None:
+            if slot.shard is None:
                 self.replace(worker)
-            elif seat.ended is None and 0 < leaving[seat.node_id] < time.time() + LAST_S:
+            elif slot.ended is None and 0 < leaving[slot.node_id] < time.time() + LAST_S:
                 # another host's clock: if it is wrong, a shard more or less is run again
-                seat.ended = "preempted"
-                ray.kill(seat.actor)
+                slot.ended = "preempted"
+                ray.kill(slot.actor)
 
     def _watch(self) -> None:
         """Ask busy actors how far they are; kill those that finished no step batch for too long."""
         import ray
 
         now = time.monotonic()
-        for seat in self._seats.values():
-            if not seat.shard or seat.ended or seat.unreachable:
+        for slot in self._slots.values():
+            if not slot.shard or slot.ended or slot.unreachable:
                 continue
-            answered = seat.beat is not None and bool(ray.wait([seat.beat], timeout=0)[0])
+            answered = slot.beat is not None and bool(ray.wait([slot.beat], timeout=0)[0])
             if answered:
-                ticks = _ticks(seat.beat)
-                if ticks is not None and ticks != seat.ticks:
-                    seat.ticks, seat.moved = ticks, now
-            if seat.beat is None or answered:
-                seat.beat = seat.actor.beat.remote()
-            if now - seat.moved > self._stall_s:
-                seat.ended = "stalled"
-                ray.kill(seat.actor)
+                ticks = _ticks(slot.beat)
+                if ticks is not None and ticks != slot.ticks:
+                    slot.ticks, slot.moved = ticks, now
+            if slot.beat is None or answered:
+                slot.beat = slot.actor.beat.remote()
+            if now - slot.moved > self._stall_s:
+                slot.ended = "stalled"
+                ray.kill(slot.actor)
 
     def replace(self, worker: int) -> None:
         import ray
 
-        ray.kill(self._seats[worker].actor)
+        ray.kill(self._slots[worker].actor)
         self._seat(worker)
 
     def retire(self, worker: int) -> None:
         import ray
 
-        ray.kill(self._seats.pop(worker).actor)
+        ray.kill(self._slots.pop(worker).actor)
 
     def close(self) -> None:
         import ray
 
         if self._joining is not None:
             wait([self._joining])
-        if self._lookout is not None:
-            self._lookout.close()
+        if self._heartbeat is not None:
+            self._heartbeat.close()
         if ray.is_initialized():
-            for seat in self._seats.values():
-                ray.kill(seat.actor)
-            self._seats.clear()
+            for slot in self._slots.values():
+                ray.kill(slot.actor)
+            self._slots.clear()
             if self._own_ray:  # the caller's stays up
                 ray.shutdown()
         if self._starter is not None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from integrand.schemas.errors import DataError
-from integrand.schemas.records import Heartbeat, Numerics, Plan, Quantiles, RunManifest
+from integrand.schemas.records import DriverProgress, Numerics, Plan, Quantiles, RunManifest
 from integrand.schemas.tables import COLUMNS, PREFIX, WITHOUT_ATTRIBUTION, feature_names
 from integrand.service.progress import duration, pace
 
@@ -160,7 +160,7 @@ def show_manifest(console: Console, manifest: RunManifest) -> None:
             style="red",
         )
     if manifest.quarantined:
-        console.print("mend the cause, then `integrand retry-quarantined` this run", style="yellow")
+        console.print("fix the cause, then `integrand retry-quarantined` this run", style="yellow")
     for warning in manifest.warnings:
         console.print(f"warning: {warning}", style="yellow")
 
@@ -209,7 +209,7 @@ def show_verification(console: Console, found: Verification) -> None:
 def show_heartbeat(console: Console, run: Run) -> None:
     """What the driver of an unfinished run last said of itself, if it said anything."""
     try:
-        beat = Heartbeat.model_validate_json(run.store.read(run.uri.child("_progress.json")))
+        beat = DriverProgress.model_validate_json(run.store.read(run.uri.child("_progress.json")))
     except (FileNotFoundError, ValidationError):  # advice that is broken is none
         return
     console.print(

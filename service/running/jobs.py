@@ -302,9 +302,8 @@ def _now() -> str:
 
 def _stall_s(plan: Plan) -> float:
     compute = plan.spec.compute
-    compiling = (
-        compute.start_s if plan.numerics.compile else 0.0
-    )  # a worker compiles in its first step batch
+    # a worker compiles in its first step batch
+    compiling = compute.start_s if plan.numerics.compile else 0.0
     return (
         compute.stall_s or max(STALL_S, STALL_BATCHES * plan.projection.batch_seconds) + compiling
     )

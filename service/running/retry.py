@@ -47,9 +47,8 @@ def retry_quarantined(
     run = _open(store, resolve_run(uri, store=store, name=name))
     partial = load_partial(store, run.uri)
     ledger = read_ledger(store, run.uri, run.plan)
-    if (
-        not ledger.quarantined and partial is None
-    ):  # a partial run without any was left while it was retried
+    # a partial run without any was left while it was retried
+    if not ledger.quarantined and partial is None:
         return None
     check_trust(run.plan.spec.model, trusted)
     check_build(run.plan, allow_mixed=False)

@@ -14,7 +14,7 @@ from integrand.schemas.errors import IntegrityError, TransientError
 from integrand.schemas.records import Attempt, Plan, Quarantined, Shard, ShardFooter, Trial, dump
 from integrand.schemas.uris import Uri
 from integrand.service.pools.base import Outcome, Pool
-from integrand.service.pools.losses import Failure
+from integrand.service.pools.failures import Failure
 from integrand.service.progress import Tally
 from integrand.service.running.bisection import Range, next_trial
 from integrand.service.runs.manifest import read_attempts, read_quarantined
@@ -169,12 +169,10 @@ class Dispatch:
         self.suspects = deque(s for s in waiting if self.ledger.suspect(s))
         self.survived: defaultdict[str, set[Range]] = defaultdict(set)
         self.in_flight: dict[int, Shard] = {}
-        self.accompanied: set[int] = (
-            set()
-        )  # workers whose attempt had another beside it at any time
-        self.uncharged: Counter[str] = (
-            Counter()
-        )  # faults in a row of each shard, as this driver saw them
+        # workers whose attempt had another beside it at any time
+        self.accompanied: set[int] = set()
+        # faults in a row of each shard, as this driver saw them
+        self.uncharged: Counter[str] = Counter()
         self.alone: int | None = None  # the worker whose fresh actor is for a suspect alone
         self.started: float | None = None
 
@@ -203,9 +201,8 @@ class Dispatch:
                 self.pool.retire(worker)
 
     def _submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
-        self.started = (
-            self.started or time.monotonic()
-        )  # rows/s and ETA leave out how long workers took to start
+        # rows/s and ETA leave out how long workers took to start
+        self.started = self.started or time.monotonic()
         self.in_flight[worker] = shard
         self.accompanied |= set(self.in_flight) if len(self.in_flight) > 1 else set()
         self.pool.submit(worker, shard, prefetch)

@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 from integrand.schemas.errors import TransientError
-from integrand.schemas.records import Heartbeat, dump
+from integrand.schemas.records import DriverProgress, dump
 from integrand.service.progress import Tally
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.totals import BLOCK_SHARDS, write_block
 
-HEARTBEAT = "_progress.json"
-HEARTBEAT_S = 10.0
+PROGRESS = "_progress.json"
+PROGRESS_EVERY_S = 10.0
 
 
 class Sidecars:
@@ -63,7 +63,7 @@ class Sidecars:
 
     def beat(self, tally: Tally) -> None:
         """Every few seconds, leave a tally for `integrand status`."""
-        if time.monotonic() - self._told >= HEARTBEAT_S and _free(self._telling):
+        if time.monotonic() - self._told >= PROGRESS_EVERY_S and _free(self._telling):
             self._told = time.monotonic()
             self._telling = self._threads.submit(self._write_heartbeat, tally)
 
@@ -81,7 +81,7 @@ class Sidecars:
                 return
 
     def _write_heartbeat(self, tally: Tally) -> None:
-        told = Heartbeat(
+        told = DriverProgress(
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             shards_done=tally.shards_done,
             shards_planned=tally.shards_planned,
@@ -89,7 +89,7 @@ class Sidecars:
             eta_s=tally.eta_s,
         )
         with suppress(TransientError):  # the next beat tries again
-            self._folder.store.replace(self._folder.uri.child(HEARTBEAT), dump(told))
+            self._folder.store.replace(self._folder.uri.child(PROGRESS), dump(told))
 
 
 def _free(last: Future[None] | None) -> bool:

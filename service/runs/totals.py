@@ -15,7 +15,7 @@ from itertools import chain
 from pydantic_core import from_json
 
 from integrand.schemas.errors import IntegrityError
-from integrand.schemas.ids import fold_digests
+from integrand.schemas.ids import add_digests
 from integrand.schemas.records import ShardFooter, dump, merge_counts
 from integrand.schemas.stats import MOST_ENVIRONMENTS, MOST_REASONS, Block, Member, Stats
 from integrand.service.runs.footers import (
@@ -73,7 +73,7 @@ def merge(parts: Iterable[Stats]) -> Stats:
         evaluations=sum(s.evaluations for s in found),
         padded_evaluations=sum(s.padded_evaluations for s in found),
         duplicates=sum(s.duplicates for s in found),
-        digest=fold_digests(s.digest for s in found),
+        digest=add_digests(s.digest for s in found),
         seconds=_sums([s.seconds for s in found]),
         environments=_first(MOST_ENVIRONMENTS, (s.environments for s in found)),
         lowered=sum(s.lowered for s in found),
@@ -110,7 +110,7 @@ class Committed:
     loose: tuple[str, ...] = ()
 
 
-def fold_footers(folder: RunFolder, footers: Iterable[ShardFooter]) -> Committed:
+def add_footers(folder: RunFolder, footers: Iterable[ShardFooter]) -> Committed:
     """What these shards hold; IntegrityError if a footer is of another plan, does not add up or
     comes twice.
     """
@@ -149,7 +149,7 @@ def read_committed(folder: RunFolder, seen: Collection[str] = ()) -> Committed:
     unlisted = (shard for shard in seen if shard not in listed)
     loose = sorted(shard for shard in chain(listed, unlisted) if shard not in shards)
     read = read_footers(folder.store, folder.uri, loose, listed)
-    rest = fold_footers(folder, (footer for _, footer in read))
+    rest = add_footers(folder, (footer for _, footer in read))
     shards |= rest.shards
     return Committed(shards, merge([*parts, rest.stats]), rest.loose)
 
@@ -214,7 +214,7 @@ def write_block(folder: RunFolder, ids: Collection[str]) -> None:
     """Fold the footers of these shards, as they are stored, into a block."""
     found = list(read_footers(folder.store, folder.uri, ids))
     members = tuple(member for member, _ in found if member.version)
-    stats = fold_footers(folder, (footer for _, footer in found)).stats
+    stats = add_footers(folder, (footer for _, footer in found)).stats
     block = Block(plan_sha256=folder.plan_sha256, members=members, stats=stats)
     data = dump(block)
     folder.store.replace(folder.uri.child(STATS, _block_name(data)), data)

@@ -29,14 +29,12 @@ def peak_bytes(contender: Contender, case: Case) -> int | None:
 
 def _gain(contender: Contender, case: Case) -> int:
     torch.set_num_threads(1)
-    contender(
-        case.take(slice(0, 1))
-    )  # imports, kernels and whatever else is there once, however many rows
+    # imports, kernels and whatever else is there once, however many rows
+    contender(case.take(slice(0, 1)))
     gc.collect()
     libc = ctypes.CDLL(None)
-    if hasattr(
-        libc, "malloc_trim"
-    ):  # glibc keeps freed blocks: a call that fills them would seem to take nothing
+    # glibc keeps freed blocks: a call that fills them would seem to take nothing
+    if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
     CLEAR.write_text("5")  # the peak starts over: proc(5)
     before = _status("VmRSS")

@@ -16,8 +16,8 @@ from integrand.schemas.errors import DataError, IntegrityError, SpecError, Trans
 from integrand.schemas.records import Plan, RunManifest
 from integrand.schemas.specs.compute import Compute
 from integrand.service.pools.choice import Undecided, make_planning_pool
+from integrand.service.pools.failures import Ended, worker_failure
 from integrand.service.pools.local import LocalPool
-from integrand.service.pools.losses import Ended, loss_of
 from integrand.service.pools.ray import RayPool
 from tests.plugins.jobs import JobFolder
 
@@ -265,7 +265,7 @@ OWNER = "The actor is dead because its owner has died. Owner Id: 01000000fffffff
     ],
 )
 def test_what_took_a_worker_away(error: Exception, ended: Ended | None, kind: str):
-    found = loss_of(error, "node-1", ended=ended)
+    found = worker_failure(error, "node-1", ended=ended)
     assert (found.kind, found.node, found.error) == (kind, "node-1", None)
 
 

@@ -86,8 +86,7 @@ def test_a_driver_that_outlives_its_cluster_ends_by_itself(
     code, output = end(driver)
     assert (code, "Traceback" in output) == (4, False), output
     assert "next: " in output
-    agents = family.left(
-        within=10
-    )  # Ray's own take a minute to see that they are alone; nobody may compute
+    # Ray's own take a minute to see that they are alone; nobody may compute
+    agents = family.left(within=10)
     assert [command for command in agents.values() if "agent" not in command.lower()] == []
     check_rows(job, undisturbed)

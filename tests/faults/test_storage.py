@@ -25,13 +25,13 @@ import s3fs
 from integrand.schemas.errors import DataError, IntegrityError, TransientError
 from integrand.schemas.uris import Uri
 from integrand.workers.storage import objects
-from integrand.workers.storage.retries import Patience
+from integrand.workers.storage.retries import RetryPolicy
 from integrand.workers.storage.store import Access, Store
 from tests.plugins.proxy import Proxy, Rule, fault_proxy
 
 pytestmark = pytest.mark.s3
 
-PATIENT = Patience(deadline_s=60, answer_s=10, tries=6, first_wait_s=0.01, longest_wait_s=0.1)
+PATIENT = RetryPolicy(deadline_s=60, answer_s=10, tries=6, first_wait_s=0.01, longest_wait_s=0.1)
 BOUND_S = 20
 """Ten times the deadline of the hasty store."""
 
@@ -55,7 +55,7 @@ def proxy(started: Proxy) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def store(started: Proxy) -> Store:
-    return Store(Access(started.endpoint_url, patience=PATIENT))
+    return Store(Access(started.endpoint_url, retry_policy=PATIENT))
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,9 @@ def hasty(started: Proxy) -> Store:
     return _connected(started, replace(PATIENT, deadline_s=2, answer_s=0.7, tries=1000))
 
 
-def _connected(proxy: Proxy, patience: Patience) -> Store:
+def _connected(proxy: Proxy, retry_policy: RetryPolicy) -> Store:
     """A store whose client is there already: on a busy machine that alone takes seconds."""
-    store = Store(Access(proxy.endpoint_url, patience=patience))
+    store = Store(Access(proxy.endpoint_url, retry_policy=retry_policy))
     store._place(Uri("s3", "tests"))._filesystem.connect()
     return store
 
@@ -332,13 +332,12 @@ def test_renewed_credentials_are_taken_up(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     lines = "\n".join(f"aws_{name}={key}" for name, key in keys.items())
     file.write_text("[default]\naws_access_key_id=expired\naws_secret_access_key=expired\n")
-    store = Store(Access(proxy.endpoint_url, patience=PATIENT))
+    store = Store(Access(proxy.endpoint_url, retry_policy=PATIENT))
     with pytest.raises(DataError):
         store.read(place)
     file.write_text(f"[default]\n{lines}\n")
-    proxy.inject(
-        Rule("expired", times=3)
-    )  # a HEAD, another by botocore that looks for the region, a GET that asks why
+    # a HEAD, another by botocore that looks for the region, a GET that asks why
+    proxy.inject(Rule("expired", times=3))
     assert store.read(place) == BODY
     assert proxy.injected["expired"] == 3
 
@@ -534,7 +533,7 @@ def test_a_long_listing_is_repeated_page_by_page(
 def other(proxy: Proxy, monkeypatch) -> Store:
     """What Google's and Azure's stores go through, over the only store that is here."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
-    store = Store(Access(patience=PATIENT))
+    store = Store(Access(retry_policy=PATIENT))
     store._places[os.getpid(), "s3"] = objects.Objects("s3", None, PATIENT)
     return store
 

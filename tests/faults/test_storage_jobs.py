@@ -21,7 +21,7 @@ from integrand.schemas.uris import Uri
 from integrand.service import open_run
 from integrand.service.running.jobs import STALL_S, run_job
 from integrand.workers import failpoints
-from integrand.workers.storage.retries import Patience
+from integrand.workers.storage.retries import RetryPolicy
 from integrand.workers.storage.store import Access, Store
 from tests.plugins.jobs import JobFolder
 from tests.plugins.processes import wait_until
@@ -30,7 +30,7 @@ from tests.plugins.proxy import Proxy, Rule, fault_proxy
 pytestmark = pytest.mark.s3
 
 ROWS, SHARD_ROWS = 60, 10
-PATIENCE = Patience(deadline_s=60, answer_s=10, first_wait_s=0.01, longest_wait_s=0.2)
+PATIENCE = RetryPolicy(deadline_s=60, answer_s=10, first_wait_s=0.01, longest_wait_s=0.2)
 
 
 @dataclass
@@ -45,7 +45,7 @@ class S3Job:
 
     @property
     def access(self) -> Access:
-        return Access(self.proxy.endpoint_url, patience=PATIENCE)
+        return Access(self.proxy.endpoint_url, retry_policy=PATIENCE)
 
     def source(self) -> Uri:
         return self.root.child("data")
@@ -257,4 +257,4 @@ def test_an_input_that_is_replaced_while_the_run_reads_it_stops_it(
 
 def test_a_worker_gives_a_store_up_before_it_counts_as_hung() -> None:
     """Else a fault of the store would be charged to the shard."""
-    assert Patience().deadline_s < STALL_S
+    assert RetryPolicy().deadline_s < STALL_S

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from integrand.schemas.ids import FORMAT_VERSION, fold_digests
+from integrand.schemas.ids import FORMAT_VERSION, add_digests
 from integrand.service import open_run
 from integrand.service.runs.footers import RunFolder, read_footers
 from integrand.service.runs.manifest import fold, load_plan
@@ -50,4 +50,4 @@ def test_golden_footers_fold_into_the_stored_manifest(folder: Path):
     stored = run.manifest.model_fields_set  # later versions may tell more
     assert folded.model_dump(include=stored) == run.manifest.model_dump(include=stored)
     footers = (footer for _, footer in read_footers(run.store, run.uri, committed.shards))
-    assert fold_digests(f.digest for f in footers) == run.manifest.digest
+    assert add_digests(f.digest for f in footers) == run.manifest.digest

@@ -31,7 +31,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from integrand.schemas.ids import NUMERICS_VERSION, fold_digests, shard_object
+from integrand.schemas.ids import NUMERICS_VERSION, add_digests, shard_object
 from integrand.schemas.records import (
     InputShape,
     Numerics,
@@ -143,7 +143,7 @@ class NoOpPool(RayPool):
         self.first_dispatch_s = self.first_dispatch_s or time.perf_counter() - self.began
         super().submit(worker, shard, prefetch)
         self.most_in_flight = max(
-            self.most_in_flight, sum(seat.shard is not None for seat in self._seats.values())
+            self.most_in_flight, sum(slot.shard is not None for slot in self._slots.values())
         )
 
     def wait(self, timeout_s: float) -> list[Outcome]:
@@ -154,11 +154,11 @@ class NoOpPool(RayPool):
         return outcomes
 
     def retire(self, worker: int) -> None:
-        self.spent += ray.get(self._seats[worker].actor.report.remote())
+        self.spent += ray.get(self._slots[worker].actor.report.remote())
         super().retire(worker)
 
     def close(self) -> None:
-        for worker in list(self._seats):
+        for worker in list(self._slots):
             self.retire(worker)
         super().close()
 
@@ -281,9 +281,10 @@ def look(load: Load) -> tuple[int, float]:
     """What `integrand status` reads of an unfinished run: its rows, and the seconds that it
     takes.
     """
+    # pandas and DuckDB, which a driver does not load
     from integrand.service.runs.query import (
         open_run,
-    )  # pandas and DuckDB, which a driver does not load
+    )
 
     warnings.simplefilter("ignore", UserWarning)  # of being unfinished
     began = time.perf_counter()
@@ -309,7 +310,7 @@ def check(load: Load) -> None:
     manifest = load_manifest(Store(), load.uri)
     assert manifest is not None
     rows = ROWS * load.shards
-    expected = fold_digests(noop.digest_of(f"{i:05d}") for i in range(load.shards))
+    expected = add_digests(noop.digest_of(f"{i:05d}") for i in range(load.shards))
     assert (manifest.complete, manifest.rows_in, manifest.statuses) == (True, rows, {"ok": rows})
     assert (manifest.digest, manifest.evaluations) == (expected, 7 * rows)
 

@@ -17,8 +17,8 @@ SCHEMAS_MAY_IMPORT = {*sys.stdlib_module_names, "pydantic", "pydantic_core", "py
 RAY_MAY_BE_IMPORTED_BY = {
     "workers/shards/actor.py",
     "service/pools/ray.py",
-    "service/pools/lookout.py",
-    "service/pools/losses.py",
+    "service/pools/heartbeat.py",
+    "service/pools/failures.py",
 }
 READING = (
     "service/runs/query.py",

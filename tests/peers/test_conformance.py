@@ -112,10 +112,11 @@ class Case:
 
 A, B = tensor([1.5, 2, 34.3], [10, 0.5, 1]), tensor([3, 3.5, 23.2], [1, 2, 0.1])
 DIVISOR = tensor([1, 2, 3], [1, 2, 3])
+# where a − 1 overtakes b: element 2 of row 0, element 0 of row 1
 EARLY, LATE = (
     1 / (34.3 - 23.2 / 3),
     1 / 9,
-)  # where a − 1 overtakes b: element 2 of row 0, element 0 of row 1
+)
 MULTI = tensor([1.5, 2, 1.3], [0.5, 0.1, 2.3], [1.5, 2, 1.3])
 THREE, ONE = tensor([3.0]), tensor([1.0])
 
@@ -445,9 +446,8 @@ def test_homogeneous_functions_from_zero(name: str) -> None:
     forward, degree = HOMOGENEOUS[name]
     x = (normal(8, 3).abs() + 0.1).requires_grad_()
     (gradient,) = torch.autograd.grad(forward(x).sum(), x)
-    baseline = (
-        0.0 if name not in ("quotient", "geometric mean") else 1e-300
-    )  # where f(0) itself is 0/0
+    # where f(0) itself is 0/0
+    baseline = 0.0 if name not in ("quotient", "geometric mean") else 1e-300
     found = attribute(forward, x.detach(), baselines=baseline, accuracy=Adaptive(tolerance=1e-9))
     assert {*found.status} == {RowStatus.ok}
     torch.testing.assert_close(

@@ -64,9 +64,8 @@ class Head:
 
     def __init__(self, ip: str = "127.0.0.1", **variables: str) -> None:
         self.family = Family()
-        self.folder = Path(
-            tempfile.mkdtemp(prefix="r", dir="/tmp")
-        )  # socket paths have 107 characters at most
+        # socket paths have 107 characters at most
+        self.folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self.cluster = Cluster(
             f"{ip}:{ports['port']}",

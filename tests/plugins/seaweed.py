@@ -134,9 +134,8 @@ def _identity(keys: tuple[str, str], actions: list[str]) -> dict[str, object]:
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(
-        1, signal.SIGKILL
-    )  # PR_SET_PDEATHSIG: a killed pytest leaves no server behind
+    # PR_SET_PDEATHSIG: a killed pytest leaves no server behind
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _use_credentials(environment: pytest.MonkeyPatch, keys: tuple[str, str]) -> None:

@@ -162,9 +162,8 @@ def _traced(forward: Forward) -> fx.GraphModule:
         ):
             raise _Unfit(f"a hook on `{name or type(module).__name__}`")
     try:
-        return fx.symbolic_trace(
-            nn.Sequential(forward)
-        )  # a bare layer is then a leaf, not its insides
+        # a bare layer is then a leaf, not its insides
+        return fx.symbolic_trace(nn.Sequential(forward))
     except Exception as error:  # the module's own code runs on proxies and may raise anything
         raise _Unfit(f"a forward that torch.fx cannot trace ({type(error).__name__})") from error
 

@@ -306,7 +306,7 @@ def column_shape(name: str, kind: pa.DataType, declared: tuple[int, ...]) -> tup
             f"column `{name}`",
             expected=f"{prod(declared)} values for shape {list(declared)}, flat or nested like it",
             seen=str(kind),
-            next_step="mend the input's `shape`",
+            next_step="fix the input's `shape`",
         )
     return declared
 

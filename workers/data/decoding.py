@@ -244,7 +244,7 @@ def _spelt_out(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def _fewer(budget: Budget, rows: int, lacking: int) -> DataError:
     return DataError(
-        budget.where, expected=f"{rows} rows", seen=f"{rows - lacking}", next_step="mend the file"
+        budget.where, expected=f"{rows} rows", seen=f"{rows - lacking}", next_step="fix the file"
     )
 
 

@@ -119,7 +119,7 @@ class IngestTask:
     integer_ids: bool = False
 
 
-class Run(Protocol):
+class Mapped(Protocol):
     """Maps a function over tasks, results in their order: `map`, or a pool of workers."""
 
     def __call__(
@@ -171,7 +171,7 @@ def ingest_digest(entries: Sequence[Entry], roles: Roles) -> str:
 # --- the whole source --------------------------------------------------------------------------
 
 
-def ingest(store: Store, tasks: Sequence[IngestTask], run: Run = map) -> tuple[SourceFile, ...]:
+def ingest(store: Store, tasks: Sequence[IngestTask], run: Mapped = map) -> tuple[SourceFile, ...]:
     """Split all files, or find that it was done before; the pieces in source order.
 
     Raises DataError for a file that is no such table, IntegrityError for one that changes
@@ -313,9 +313,8 @@ def estimate_rows(store: Store, entry: Entry, format: Format) -> int:
 
 
 def _integer_ids(format: Format, cells: Iterable[Any]) -> bool:
-    kinds = (
-        (str, int) if format == "csv" else (int,)
-    )  # JSON tells "7" from 7, and so do those who join on it
+    # JSON tells "7" from 7, and so do those who join on it
+    kinds = (str, int) if format == "csv" else (int,)
     return all(
         cell in (None, "") or (isinstance(cell, kinds) and is_integer(cell)) for cell in cells
     )
@@ -468,9 +467,8 @@ def _csv_table(
     _check_width(columns, uri)
     places = {name: k for k, name in enumerate(columns)}
     counts = Counter(columns)
-    twice = sorted(
-        name for name in wanted if counts[name] > 1
-    )  # what nobody reads may be there twice
+    # what nobody reads may be there twice
+    twice = sorted(name for name in wanted if counts[name] > 1)
     lacking = [c for c, optional in wanted.items() if c not in places and not optional]
     if twice or lacking:
         raise _wrong_header(uri, columns, f"`{lacking[0]}`" if lacking else f"`{twice[0]}` once")
@@ -486,7 +484,7 @@ def _wrong_header(uri: Uri, columns: Sequence[str], expected: str) -> DataError:
             str(uri),
             expected=f"column {expected}",
             seen=f"the header {header[:200]}",
-            next_step="mend the header",
+            next_step="fix the header",
         )
     named = {"\t": "tabs", ";": "semicolons", "|": "bars"}[mark]
     return DataError(
@@ -577,9 +575,8 @@ class _CsvRows:
                 cells = next(self._reader)
             except csv.Error as error:
                 if "unexpected end of data" in str(error):
-                    raise self._endless(
-                        "the end of the file"
-                    ) from None  # what it swallowed is unknown
+                    # what it swallowed is unknown
+                    raise self._endless("the end of the file") from None
                 return Line(self._number, None, str(error), self._size)
             if cells:
                 return Line(self._number, cells, None, self._size)
@@ -596,7 +593,7 @@ class _CsvRows:
             f"{self._uri} line {self._number}",
             expected="the end of the row, a closing quote before it",
             seen=seen,
-            next_step="mend the line",
+            next_step="fix the line",
         )
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import NUMERICS_VERSION, digest_json
-from integrand.schemas.records import InputShape, Slice, SourceFile, Statistics
+from integrand.schemas.records import InputShape, MeansFile, Slice, SourceFile
 from integrand.schemas.specs.inputs import IdsInput
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.uris import Uri
@@ -79,7 +79,7 @@ def _kept(rows: Rows, outputs: int | None) -> np.ndarray:
 
 
 @_summing
-def fold_means(partials: Sequence[Partial]) -> tuple[np.ndarray, ...]:
+def mean_of_sums(partials: Sequence[Partial]) -> tuple[np.ndarray, ...]:
     """Mean of each input, `[*shape]` float64, added up in (file, row group) order whatever order
     they came in.
 
@@ -92,7 +92,7 @@ def fold_means(partials: Sequence[Partial]) -> tuple[np.ndarray, ...]:
             "mean baseline",
             expected="at least one clean row",
             seen="none in the whole source",
-            next_step="mend the input columns, or choose another baseline",
+            next_step="fix the input columns, or choose another baseline",
         )
     totals = [np.zeros_like(values) for values in ordered[0].sums]
     for partial in ordered:
@@ -111,7 +111,7 @@ def check_means(means: Sequence[np.ndarray], shapes: Sequence[InputShape]) -> No
                 f"mean baseline, column `{column}`",
                 expected="values whose sum float64 can hold",
                 seen=f"a mean of {values.flat[wrong[0]]}",
-                next_step="mend the largest values, scale them, or choose another baseline",
+                next_step="fix the largest values, scale them, or choose another baseline",
             )
 
 
@@ -134,14 +134,14 @@ def means_uri(
     return root.child("_ingest", digest[:32], f"mean-{digest[:32]}.safetensors")
 
 
-def write_means(store: Store, uri: Uri, means: Sequence[np.ndarray]) -> Statistics:
+def write_means(store: Store, uri: Uri, means: Sequence[np.ndarray]) -> MeansFile:
     """Store the means once. IntegrityError if other means are there already."""
     data = save({f"{i:04d}": np.ascontiguousarray(m) for i, m in enumerate(means)})
     digest = hashlib.sha256(data).hexdigest()
     with suppress(FileExistsError):
         store.create(uri, data)
     read_means(store, uri, digest)
-    return Statistics(uri=str(uri), sha256=digest)
+    return MeansFile(uri=str(uri), sha256=digest)
 
 
 def read_means(store: Store, uri: Uri, sha256: str) -> tuple[np.ndarray, ...]:

@@ -128,7 +128,7 @@ def _broken(entry: Entry, seen: str) -> DataError:
         str(entry.uri),
         expected="a Parquet file",
         seen=seen,
-        next_step="mend or remove the file, or set source.format",
+        next_step="fix or remove the file, or set source.format",
     )
 
 
@@ -488,9 +488,8 @@ def _wanted(
 ) -> tuple[pa.Schema, dict[str, pa.DataType]]:
     """Those of the columns (None: all) that the file holds, and those that its path tells."""
     file, stored = opened.file, opened.schema.names
-    once = [
-        name for name, times in Counter(stored).items() if times == 1
-    ]  # what is there twice has no name of its own
+    # what is there twice has no name of its own
+    once = [name for name, times in Counter(stored).items() if times == 1]
     wanted = (
         list(dict.fromkeys([*once, *hive_values(file.path)])) if columns is None else list(columns)
     )

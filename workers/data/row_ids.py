@@ -20,7 +20,7 @@ from integrand.workers.data.reading import common_type, read_parts, row_ids
 from integrand.workers.data.values import plain_value
 from integrand.workers.storage.store import Store
 
-_NEXT = "drop source.row_id to identify rows by file and position, or mend the ids"
+_NEXT = "drop source.row_id to identify rows by file and position, or fix the ids"
 _SUSPECTS = 1024
 """Ids that are held in full at once, to see whether they are the same or only their hashes are."""
 Hashes = NDArray[np.uint64]

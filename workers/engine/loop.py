@@ -54,12 +54,12 @@ class Stage:
 
     nodes: Floats
     columns: Integers
-    store: Store
+    store: GradientStore
     weights: Floats | None = None
     edges: tuple[tuple[int, int], ...] = ()
 
 
-class Store:
+class GradientStore:
     """Per slot and column a gradient, or a sum of gradients: [slots, columns, elements]. Made at
     its first use.
     """
@@ -81,7 +81,7 @@ class Store:
         self.tensor[self._index(slots)] = 0
 
     def keep(self, slots: Integers, columns: Integers, step: Step) -> None:
-        """Store gradients and values of f, each in its own place."""
+        """GradientStore gradients and values of f, each in its own place."""
         self.tensor[self._index(slots), self._index(columns)] = step.gradients.to(self.dtype)
         self.values[slots, columns] = step.values.double().cpu().numpy()
 
@@ -110,7 +110,7 @@ Judge = Callable[[Integers], None]
 
 
 @dataclass(eq=False)
-class Block:
+class TrackGroup:
     """Tracks that need the same nodes of their pieces [start, start + width] of the path.
 
     slots    [rows, targets]; −1 where a row's target is not part of the block
@@ -139,7 +139,7 @@ class Take:
     stage's nodes.
     """
 
-    block: Block
+    block: TrackGroup
     row: Integers
     node: Integers
 
@@ -147,9 +147,9 @@ class Take:
 class Loop:
     """Blocks in turn, until none is left and no row is waiting."""
 
-    def __init__(self, evaluator: Evaluator, admit: Callable[[int], Block | None]) -> None:
+    def __init__(self, evaluator: Evaluator, admit: Callable[[int], TrackGroup | None]) -> None:
         self.evaluator, self.problem, self.admit = evaluator, evaluator.problem, admit
-        self.queue: deque[Block] = deque()
+        self.queue: deque[TrackGroup] = deque()
 
     def run(self) -> Iterator[None]:
         """One step batch at a time; finished blocks have been judged when it yields."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from integrand.workers.engine.evaluator import Evaluator, Floats, Integers, Problem
-from integrand.workers.engine.loop import Block, Judge, Stage
+from integrand.workers.engine.loop import Judge, Stage, TrackGroup
 
 
 def live_rows(batch_rows: int, nodes: int) -> int:
@@ -46,7 +46,7 @@ class Tracks:
         self.free = list(range(self.slots))[::-1]
         self.waiting = 0
 
-    def admit(self, most: int, stage: Stage, judge: Judge) -> Block | None:
+    def admit(self, most: int, stage: Stage, judge: Judge) -> TrackGroup | None:
         """A block of up to `most` new rows, as far as there are rows and slots for all of their
         targets.
         """
@@ -65,12 +65,12 @@ class Tracks:
         self.cut[slots], self.integrand[slots] = False, 0
         return self.block(slots, stage, judge)
 
-    def block(self, slots: Integers, stage: Stage, judge: Judge) -> Block:
+    def block(self, slots: Integers, stage: Stage, judge: Judge) -> TrackGroup:
         """A block of slots `[rows, targets]`, −1 for none, whose tracks of one row share their
         piece of the path.
         """
         one = slots.max(1)
-        return Block(self.row[one], slots, self.start[one], self.width[one], stage, judge)
+        return TrackGroup(self.row[one], slots, self.start[one], self.width[one], stage, judge)
 
     def grouped(self, slots: Integers) -> Integers:
         """Slots of whole paths by row and target, `[rows, targets]` with −1 for none, rows in order
@@ -120,7 +120,7 @@ def attributions(
     return combined
 
 
-def moored(gradients: Floats, difference: Floats) -> Floats:
+def masked(gradients: Floats, difference: Floats) -> Floats:
     """Gradients `[slots, k, elements]` with zeros where x = x', whose attributions are 0 even for
     infinite gradients.
     """

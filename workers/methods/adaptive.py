@@ -22,8 +22,8 @@ from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.autocast import PROBING
 from integrand.workers.engine.evaluator import Evaluator, Floats, Integers
-from integrand.workers.engine.loop import Block, Loop, Stage, Statuses, Store, Verdicts
-from integrand.workers.engine.tracks import Tracks, attributions, live_rows, moored
+from integrand.workers.engine.loop import GradientStore, Loop, Stage, Statuses, TrackGroup, Verdicts
+from integrand.workers.engine.tracks import Tracks, attributions, live_rows, masked
 from integrand.workers.quadrature.kinked import (
     COLUMNS,
     FIRST_EDGE,
@@ -31,15 +31,15 @@ from integrand.workers.quadrature.kinked import (
     LAST_EDGE,
     MEMORY,
     GridStage,
+    class_sums,
     estimate_kinked,
-    fold_classes,
     grid_stages,
 )
 from integrand.workers.quadrature.rules import patterson
 from integrand.workers.quadrature.smooth import (
     SpectralLevel,
+    cancellation,
     estimate_smooth,
-    hiding,
     moving_window,
     spectral_levels,
 )
@@ -153,8 +153,10 @@ class _Integration:
         live = live_rows(problem.batch_rows, self.levels[0].count)
         self.tracks = Tracks(problem, rows, f_input, f_baseline, live)
         slots, elements = self.tracks.slots, problem.elements
-        self.nested = Store(slots, self.levels[-1].count, elements, problem.dtype, problem.device)
-        self.sums = Store(slots, COLUMNS, elements, torch.float64, problem.device)
+        self.nested = GradientStore(
+            slots, self.levels[-1].count, elements, problem.dtype, problem.device
+        )
+        self.sums = GradientStore(slots, COLUMNS, elements, torch.float64, problem.device)
         self.grid = grid_stages(accuracy.max_evaluations)
         self.cut: dict[int, Pieces] = {}
         self.finished: list[Verdicts] = []
@@ -165,7 +167,7 @@ class _Integration:
             yield from self.finished
             self.finished.clear()
 
-    def _admit(self, room: int) -> Block | None:
+    def _admit(self, room: int) -> TrackGroup | None:
         return self.tracks.admit(
             -(-room // self.levels[0].count), self._nested_stage(0), partial(self._judge_nested, 0)
         )
@@ -186,7 +188,7 @@ class _Integration:
         new = level.count - (self.levels[index - 1].count if index else 0)
         tracks.spent[slots] += new
         difference = tracks.difference(slots)
-        gradients = moored(self.nested.read(slots, level.count), difference)
+        gradients = masked(self.nested.read(slots, level.count), difference)
         values = self.nested.values[slots, : level.count]
         found = attributions(
             self.evaluator, tracks, slots, level.functionals @ gradients, difference, new
@@ -195,7 +197,7 @@ class _Integration:
         estimate = estimate_smooth(
             level, found, slopes, values, tracks.f_start[slots], tracks.f_end[slots]
         )
-        tracks.gaps[slots] = level.count + 1 + 2 * hiding(estimate.attributions)
+        tracks.gaps[slots] = level.count + 1 + 2 * cancellation(estimate.attributions)
         tracks.integrand[slots] = np.maximum(tracks.integrand[slots], estimate.integrand)
         open_ = self._settle(judged(slots, estimate.attributions, estimate.deviation))
         if len(open_):
@@ -308,7 +310,7 @@ class _Integration:
         tracks.spent[slots] += len(stage.nodes)
         tracks.gaps[slots] = 1
         difference = tracks.difference(slots)
-        sums = moored(self.sums.read(slots, COLUMNS), difference)
+        sums = masked(self.sums.read(slots, COLUMNS), difference)
         found = attributions(
             self.evaluator,
             tracks,
@@ -332,7 +334,7 @@ class _Integration:
         if following and goes_on.any():
             going = open_[goes_on]
             if following.fold:
-                self.sums.write(slots[going], fold_classes(sums[going]))
+                self.sums.write(slots[going], class_sums(sums[going]))
             self._push(
                 slots[going], self._grid_stage(following), partial(self._judge_grid, index + 1)
             )

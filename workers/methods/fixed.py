@@ -10,8 +10,8 @@ from torch import Tensor
 
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.evaluator import Evaluator, Floats, Integers
-from integrand.workers.engine.loop import Block, Loop, Stage, Store, Verdicts
-from integrand.workers.engine.tracks import Tracks, attributions, live_rows, moored
+from integrand.workers.engine.loop import GradientStore, Loop, Stage, TrackGroup, Verdicts
+from integrand.workers.engine.tracks import Tracks, attributions, live_rows, masked
 from integrand.workers.quadrature.rules import QuadratureRule
 
 STATUSES = np.array([RowStatus.nonfinite, RowStatus.unchecked], object)
@@ -25,20 +25,20 @@ def integrate_fixed(
     """
     problem, count = evaluator.problem, len(rule.nodes)
     tracks = Tracks(problem, rows, f_input, f_baseline, live_rows(problem.batch_rows, count))
-    store = Store(tracks.slots, 1, problem.elements, torch.float64, problem.device)
+    store = GradientStore(tracks.slots, 1, problem.elements, torch.float64, problem.device)
     stage = Stage(rule.nodes, np.zeros(count, np.int64), store, rule.weights[-1])
     finished: list[Verdicts] = []
 
     def judge(slots: Integers) -> None:
         difference = tracks.difference(slots)
         found = attributions(
-            evaluator, tracks, slots, moored(store.read(slots, 1), difference), difference, count
+            evaluator, tracks, slots, masked(store.read(slots, 1), difference), difference, count
         )[:, 0]
         finished.append(_verdicts(tracks, slots, found, count))
         store.clear(slots)
         tracks.release(slots)
 
-    def admit(room: int) -> Block | None:
+    def admit(room: int) -> TrackGroup | None:
         return tracks.admit(-(-room // count), stage, judge)
 
     for _ in Loop(evaluator, admit).run():

@@ -255,8 +255,7 @@ def check_rows_apart(call: Call) -> None:
     arguments = tuple(torch.cat([a[:count], a[:count]]) for a in call.forward_args)
     size = call.batch_rows or 2 * count
     batch = Batch(tuple(ends), arguments, table)
-    found = measure_repeatability(
-        call.forward, batch, max(2, size), gradients=False
-    )  # those flip at kinks
+    # those flip at kinks
+    found = measure_repeatability(call.forward, batch, max(2, size), gradients=False)
     if not found.steady:
         found.check()

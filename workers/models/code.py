@@ -155,9 +155,8 @@ def code_digest(model: Model) -> str | None:
 
 def _source_files(module: str) -> list[tuple[str, Path]]:
     parts = module.split(".")
-    for depth in range(
-        1, len(parts) + 1
-    ):  # a namespace package has no file of its own: look one level below
+    # a namespace package has no file of its own: look one level below
+    for depth in range(1, len(parts) + 1):
         found = _find(".".join(parts[:depth]), module)
         if not found.has_location or found.origin is None:
             continue
@@ -174,7 +173,8 @@ def _find(name: str, module: str) -> importlib.machinery.ModuleSpec:
     except (
         ModuleNotFoundError,
         ValueError,
-    ):  # ValueError: a module made by hand, like __main__ of a notebook
+    ):
+        # ValueError: a module made by hand, like __main__ of a notebook
         found = None
     if found is None:
         raise _not_found(module)

@@ -70,7 +70,7 @@ def at_embedding(model: nn.Module, *modules: str) -> tuple[Lookup, nn.Module]:
                 f"row {row}",
                 expected=_known_ids(name, opened.named[name]),
                 seen=str(seen),
-                next_step="mend the ids, or take the model that they were made for",
+                next_step="fix the ids, or take the model that they were made for",
             )
         found = look_up(model, opened.named, arguments)
         return found[modules[0]] if len(modules) == 1 else tuple(found[name] for name in modules)

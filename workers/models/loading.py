@@ -193,7 +193,7 @@ def _build(model: FactoryModel, weights: bytes) -> nn.Module:
             where,
             expected="model code that runs",
             seen=f"{type(error).__name__}: {str(error)[:300]} ({last.filename}:{last.lineno})",
-            next_step="mend it, or model.arguments",
+            next_step="fix it, or model.arguments",
         ) from error
     if not callable(factory):
         raise SpecError(
@@ -248,7 +248,8 @@ def _load_weights(module: nn.Module, name: str, data: bytes) -> None:
         RuntimeError,
         TypeError,
         AttributeError,
-    ) as error:  # AttributeError: its keys are no strings
+    ) as error:
+        # AttributeError: its keys are no strings
         raise SpecError(
             f"model.weights {name}",
             expected=f"the parameters of {type(module).__name__}",

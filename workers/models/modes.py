@@ -48,7 +48,7 @@ def leave_training(module: nn.Module) -> None:
             "model",
             expected="a module that can be put into eval mode",
             seen=f"{type(error).__name__}: {str(error)[:200]}",
-            next_step="mend its train()",
+            next_step="fix its train()",
         ) from error
     for _, part in _parts(module):
         if not is_exported(part) and getattr(part, "training", False):

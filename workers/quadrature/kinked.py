@@ -21,7 +21,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from integrand.workers.quadrature.smooth import hiding
+from integrand.workers.quadrature.smooth import cancellation
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -38,7 +38,7 @@ GROWTH = ((1, 9), (5, 13), (3, 11), (7, 15))
 """Odd classes in the order in which they join."""
 CAUTION, FEW = 2.5, 1.0
 """Multiples of the root mean square error: CAUTION + FEW / (independent differences seen)."""
-HIDDEN = 2.0
+CANCELLED = 2.0
 """Most that the gap counts for: jumps beside the ends show in it, less where features cancel."""
 MEMORY = 1.0
 """A certificate's share of what the stage before foresees with errors like 1/n: one lucky sum does
@@ -183,7 +183,7 @@ def _scale(rows: Floats, index: Integers, fine: int) -> float:
     return float(np.sqrt((errors**2).mean() / (responses[1:] ** 2).sum(0).mean()))
 
 
-def fold_classes(sums: Floats) -> Floats:
+def class_sums(sums: Floats) -> Floats:
     """Sums [..., COLUMNS, elements] of a full fine grid as those of the even classes of the next
     finer one.
     """
@@ -204,7 +204,8 @@ def estimate_kinked(stage: GridStage, found: Floats, gap: Floats) -> Floats:
     spread = stage.scale * np.sqrt((contrasts**2).sum(1))
     caution = CAUTION + FEW / _independent(contrasts, spread)
     return np.maximum(
-        caution * spread.sum(1), 1.25 * np.minimum(hiding(found[:, 0]), HIDDEN) * np.abs(gap)
+        caution * spread.sum(1),
+        1.25 * np.minimum(cancellation(found[:, 0]), CANCELLED) * np.abs(gap),
     )
 
 

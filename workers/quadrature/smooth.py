@@ -55,7 +55,7 @@ DECAYING = 0.5
 """Tail over middle of a spectrum up to which more nodes of the nested rule pay."""
 DOUBTED = {31: 3.0, 63: 2.0}
 """Multiple of the local gaps where a contraction stands in for a decaying spectrum."""
-HIDDEN = 10.0
+CANCELLED = 10.0
 """Most that the gaps at both ends count for: beyond the outermost nodes a jump shows in f alone,
 where features cancel.
 """
@@ -163,7 +163,7 @@ def estimate_smooth(
     predicted, decay = _predicted(level, sizes[:, 4:], sizes[:, 0])
     changes = np.abs(np.diff(found[:, :4], axis=1)).sum(2)
     gaps = local_gaps(level, slopes, values, start, end)
-    doubts = np.abs(gaps).sum(1) + (hiding(found[:, 0]) - 1) * np.abs(gaps[:, [0, -1]]).sum(1)
+    doubts = np.abs(gaps).sum(1) + (cancellation(found[:, 0]) - 1) * np.abs(gaps[:, [0, -1]]).sum(1)
     contracting, left = _extrapolated(level, changes)
     by_levels = np.where(
         contracting, np.maximum(left, DOUBTED.get(level.count, 1.0) * doubts), np.inf
@@ -175,13 +175,13 @@ def estimate_smooth(
     )
 
 
-def hiding(attributions: Floats) -> Floats:
+def cancellation(attributions: Floats) -> Floats:
     """How much larger errors of single features may be than their sum shows, [rows] from 1 to
-    HIDDEN: ‖a‖₁ / |Σa|.
+    CANCELLED: ‖a‖₁ / |Σa|.
     """
     size, total = np.abs(attributions).sum(1), np.abs(attributions.sum(1))
     return np.clip(
-        np.divide(size, total, out=np.full_like(size, HIDDEN), where=total > 0), 1.0, HIDDEN
+        np.divide(size, total, out=np.full_like(size, CANCELLED), where=total > 0), 1.0, CANCELLED
     )
 
 

@@ -218,9 +218,8 @@ def _read(module: nn.Module, pair: Pair, norm: _Call) -> Iterator[Tensor]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    grouped = (
-        isinstance(module, _TRANSPOSED) and module.groups > 1
-    )  # torch's fusion does not know these
+    # torch's fusion does not know these
+    grouped = isinstance(module, _TRANSPOSED) and module.groups > 1
     return isinstance(module, _LAYERS) and not grouped and not has_hooks(module)
 
 

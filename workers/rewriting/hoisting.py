@@ -145,15 +145,15 @@ def _flops(forward: Forward, points: Sequence[Tensor], forward_args: Sequence[Te
     """FLOPs of one gradient, counted and not timed; none for a forward that only hands its argument
     on.
     """
+    # loads a tree of modules that only a plan needs
     from torch.utils.flop_counter import (
         FlopCounterMode,
-    )  # loads a tree of modules that only a plan needs
+    )
 
     leaves = [p.detach().clone().requires_grad_() for p in points]
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        out = forward(
-            *[p * 1 for p in leaves], *[a.clone() for a in forward_args]
-        )  # its hooks fail on gradients to a module's own argument
+        # its hooks fail on gradients to a module's own argument
+        out = forward(*[p * 1 for p in leaves], *[a.clone() for a in forward_args])
         torch.autograd.grad(out.sum(), leaves, allow_unused=True)
     return int(counter.get_total_flops())
 
@@ -533,9 +533,8 @@ class _Split:
         }
         self._copy(graph, env, self.frontier)
         graph.output(tuple(env[n] for n in self.frontier))
-        return fx.GraphModule(
-            self.trace.module, graph
-        ).eval()  # the shells that it makes for nested names train
+        # the shells that it makes for nested names train
+        return fx.GraphModule(self.trace.module, graph).eval()
 
     def _tail(self) -> fx.GraphModule:
         graph = fx.Graph()

@@ -328,9 +328,8 @@ def _try(
     savings = Savings(names, pairs if FOLD in names else ())
     try:
         native = _rewrite(reference.native, names, pairs, sample.inputs, sample.forward_args)
-        _integrand(
-            native, sample
-        )  # for what it raises: strides and dtypes within are other ones in float64
+        # for what it raises: strides and dtypes within are other ones in float64
+        _integrand(native, sample)
         savings = replace(savings, frontier=native.hoisted.frontier if native.hoisted else ())
         seen = _disagreement(
             reference, apply(reference.plain, savings, wide.inputs, wide.forward_args)

@@ -93,9 +93,8 @@ def try_rows(job: Job, trial: Trial, table: pa.Table, tick: Callable[[], None]) 
 
 def _ids(job: Job, shard: Shard, table: pa.Table) -> pa.Array:
     ids = row_ids(job.plan.files, shard.slices, table, job.plan.spec.source.row_id)
-    return (
-        ids.cast(job.row_id_type) if job.row_id_type else ids
-    )  # files may differ: int32 here, int64 there
+    # files may differ: int32 here, int64 there
+    return ids.cast(job.row_id_type) if job.row_id_type else ids
 
 
 def commit(job: Job, shard: Shard, data: bytes, footer: ShardFooter) -> ShardFooter:

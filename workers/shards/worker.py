@@ -257,9 +257,8 @@ def _check_code(plan: Plan) -> None:
 def pin_numerics(threads: int) -> None:
     """Process-wide switches that change bits: threads, deterministic kernels, no TF32."""
     torch.set_num_threads(threads)
-    torch.set_deterministic_debug_mode(
-        "warn"
-    )  # use_deterministic_algorithms would import the compiler, for 2 s
+    # use_deterministic_algorithms would import the compiler, for 2 s
+    torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = (
         False  # nothing here reads it, and it costs 5%
     )

@@ -27,7 +27,7 @@ from integrand.workers.storage.failures import (
     credentials_expired,
     explained,
 )
-from integrand.workers.storage.retries import Patience
+from integrand.workers.storage.retries import RetryPolicy
 
 Answer = TypeVar("Answer")
 _PACKAGES = {"s3": ("s3fs", "integrand[s3]"), "gs": ("gcsfs", "gcsfs"), "abfs": ("adlfs", "adlfs")}
@@ -59,8 +59,8 @@ class Objects:
     keep their meaning.
     """
 
-    def __init__(self, scheme: str, endpoint_url: str | None, patience: Patience) -> None:
-        self._scheme, self._endpoint_url, self._patience = scheme, endpoint_url, patience
+    def __init__(self, scheme: str, endpoint_url: str | None, retry_policy: RetryPolicy) -> None:
+        self._scheme, self._endpoint_url, self._retry_policy = scheme, endpoint_url, retry_policy
         self._filesystem = self._connect()
 
     def read(self, uri: Uri) -> bytes:
@@ -135,9 +135,8 @@ class Objects:
         start, stop = part or (None, None)
         data = bytes(await filesystem._cat_file(found.uri.path, start=start, end=stop))
         if part is not None:
-            if (
-                found.etag is not None
-            ):  # these clients cannot ask for a version of an object: look afterwards
+            # these clients cannot ask for a version of an object: look afterwards
+            if found.etag is not None:
                 _unchanged(found, await self._head(filesystem, found.uri))
             _complete(data, part)
         return data
@@ -168,7 +167,7 @@ class Objects:
         """
         failed: TransientError | None = None
         renewed = False
-        for limit in self._patience.limits(size):
+        for limit in self._retry_policy.limits(size):
             filesystem = self._filesystem
             try:
                 with explained(uri, writing=writing):
@@ -245,9 +244,8 @@ class S3Objects(Objects):
             data = bytes(await answer["Body"].read())
         finally:
             answer["Body"].close()
-        if (
-            part is not None or now.etag == found.etag
-        ):  # whole, it may be a newer object, such as a pointer
+        # whole, it may be a newer object, such as a pointer
+        if part is not None or now.etag == found.etag:
             _complete(data, part or (0, found.size))
         return data
 
@@ -306,7 +304,7 @@ class S3Objects(Objects):
     def _options(self) -> dict[str, object]:
         # One try each of botocore and s3fs; sockets may wait as long as we do, and connect in a
         # part of that.
-        answer_s = self._patience.answer_s
+        answer_s = self._retry_policy.answer_s
         limits = {
             "connect_timeout": min(5.0, answer_s),
             "read_timeout": answer_s,
@@ -390,9 +388,8 @@ async def _listed(filesystem: Any, path: str, depth: int | None) -> list[dict[st
     """
     if depth is None:
         everything = await filesystem._find(path, detail=True)
-        return (
-            list(everything.values()) if isinstance(everything, dict) else []
-        )  # adlfs: of an object, its name
+        # adlfs: of an object, its name
+        return list(everything.values()) if isinstance(everything, dict) else []
     found = list(await filesystem._ls(path, detail=True))
     for folder in [e["name"] for e in found if e["type"] == "directory" and depth > 1]:
         with suppress(FileNotFoundError):  # deleted since

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import SystemRandom
 
-_JITTER = (
-    SystemRandom()
-)  # forks would share a seeded one and come back all at once; models may seed the global one
+# forks would share a seeded one and come back all at once; models may seed the global one
+_JITTER = SystemRandom()
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """Bounds on one operation of an object store. What a try transfers extends both limits, at
     `slowest` bytes/s.
 
@@ -50,6 +49,5 @@ class Patience:
                 if time.monotonic() + wait >= ends:
                     return
                 time.sleep(wait)
-            yield max(
-                1e-3, min(self.answer_s + extra, ends - time.monotonic())
-            )  # 0 would mean for ever to fsspec
+            # 0 would mean for ever to fsspec
+            yield max(1e-3, min(self.answer_s + extra, ends - time.monotonic()))

@@ -5,7 +5,7 @@ Everything is addressed by a parsed Uri. Missing objects raise FileNotFoundError
 create raises FileExistsError; every other failure of a store becomes a DataError (this place cannot
 be used), a TransientError (it may work later) or an IntegrityError (the object changed while it was
 read). What may pass at an object store has been tried again by then, within the bounds of
-`Access.patience`.
+`Access.retry_policy`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from integrand.schemas.uris import SCHEMES, Uri, parse_uri
 from integrand.workers.failpoints import reach
 from integrand.workers.storage.failures import explained
 from integrand.workers.storage.objects import Entry, Objects, S3Objects
-from integrand.workers.storage.retries import Patience
+from integrand.workers.storage.retries import RetryPolicy
 
 _SCRATCH = re.compile(r"_[0-9a-f]{32}\.tmp")
 
@@ -42,7 +42,7 @@ class Access:
     buckets: tuple[str, ...] = ()
     decoded_bytes: int = 2 << 30
     """What the columns of one shard may decode to."""
-    patience: Patience = field(default_factory=Patience)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 Entries = list[Entry]
@@ -175,9 +175,8 @@ class Store:
         """
         probe = root.child(f"_probe-{uuid4().hex}")
         self._creates(probe, b"first")
-        twice = self._creates(
-            probe, b"second"
-        )  # other bytes: the same ones would pass for this very write
+        # other bytes: the same ones would pass for this very write
+        twice = self._creates(probe, b"second")
         with suppress(DataError):  # a place that denies deletes can commit all the same
             self.delete(probe)
         if twice:
@@ -204,7 +203,7 @@ class Store:
             # a fork.
             kind = S3Objects if uri.scheme == "s3" else Objects
             self._places.setdefault(
-                key, kind(uri.scheme, self.access.endpoint_url, self.access.patience)
+                key, kind(uri.scheme, self.access.endpoint_url, self.access.retry_policy)
             )
         return self._places[key]
 
@@ -242,9 +241,8 @@ class _Files:
     def create(self, uri: Uri, data: bytes, scratch: str | None) -> None:
         try:
             self._link(uri, data, scratch)
-        except (
-            FileNotFoundError
-        ):  # another driver has finished the run meanwhile, and swept the scratch folder
+        except FileNotFoundError:
+            # another driver has finished the run meanwhile, and swept the scratch folder
             if os.path.lexists(uri.path):
                 raise FileExistsError(errno.EEXIST, "a file is there already", uri.path) from None
             self._link(uri, data, scratch)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from integrand.schemas.records import Heartbeat, dump
+from integrand.schemas.records import DriverProgress, dump
 from integrand.schemas.specs.job import parse_spec
 from integrand.service.cli import commands as cli
 from integrand.service.cli.specfile import parse_text
@@ -183,7 +183,7 @@ def test_an_unfinished_run_is_told_apart(call, finished: JobFolder):
     (folder,) = (p.parent for p in (finished.path / "out").glob("*/_manifest.json"))
     (folder / "_manifest.json").unlink()
     (folder / "data" / "part-00001.parquet").unlink()
-    beat = Heartbeat(
+    beat = DriverProgress(
         at="2026-01-01T00:00:00+00:00", shards_done=1, shards_planned=2, rows_per_second=5, eta_s=2
     )
     (folder / "_progress.json").write_bytes(dump(beat))

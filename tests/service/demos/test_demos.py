@@ -344,9 +344,8 @@ def test_synthetic_picture_puts_the_truth_on_its_line() -> None:
     drawn = Image.open(io.BytesIO(regression.draw_agreement(rows, rows * regression.COEFFICIENTS)))
     off = Image.open(io.BytesIO(regression.draw_agreement(rows, -rows * regression.COEFFICIENTS)))
     assert 1000 <= drawn.width <= 1400
-    corner = np.s_[
-        140:240, 100:200
-    ]  # top left of the first panel: measured high where the truth is low
+    # top left of the first panel: measured high where the truth is low
+    corner = np.s_[140:240, 100:200]
     assert (np.asarray(drawn)[corner].min(axis=2) > 180).all()
     assert (np.asarray(off)[corner].min(axis=2) < 100).any()
 

@@ -17,7 +17,7 @@ from integrand.schemas.uris import Uri
 from integrand.service.checks.verify import verify_run
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import fold
-from integrand.service.runs.totals import fold_footers
+from integrand.service.runs.totals import add_footers
 from integrand.workers.shards.encoding import results_of, shard_footer
 from integrand.workers.shards.worker import versions
 from integrand.workers.storage.store import Store
@@ -35,9 +35,7 @@ def manifest_of(tmp_path: Path, write_run: Callable) -> Callable[[Change], RunMa
     def folded(change: Change) -> RunManifest:
         footers = run.footers | {"00001": run.footers["00001"].model_copy(update=change)}
         folder = RunFolder(Store(), run.uri, run.plan, run.plan_sha256)
-        return fold(
-            run.plan, run.plan_sha256, fold_footers(folder, footers.values()), created="now"
-        )
+        return fold(run.plan, run.plan_sha256, add_footers(folder, footers.values()), created="now")
 
     return folded
 
@@ -120,7 +118,7 @@ def test_what_a_manifest_lists_does_not_grow_with_the_run(tmp_path: Path, write_
     found = fold(
         plan,
         run.plan_sha256,
-        fold_footers(RunFolder(Store(), run.uri, plan, run.plan_sha256), footers),
+        add_footers(RunFolder(Store(), run.uri, plan, run.plan_sha256), footers),
         created="now",
     )
     assert len(found.environments) == 16
@@ -183,7 +181,7 @@ def test_rows_of_kernels_that_were_not_tried_are_not_called_bitwise(
             update={"numerics": run.plan.numerics.model_copy(update={"kernels": kernels})}
         )
         levels[kernels] = fold(
-            plan, run.plan_sha256, fold_footers(folder, run.footers.values()), created="now"
+            plan, run.plan_sha256, add_footers(folder, run.footers.values()), created="now"
         )
     assert levels["an unrecorded processor"].determinism == "bitwise"
     assert levels["another"].determinism == "tolerance"

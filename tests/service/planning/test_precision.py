@@ -62,9 +62,8 @@ def test_float64_is_float64_all_the_way(job: JobFolder) -> None:
     assert {str(found[c].dtype) for c in (*[f"attr.{c}" for c in COLUMNS], "f_input", "gap")} == {
         "float64"
     }
-    np.testing.assert_allclose(
-        values, expected, rtol=1e-9, atol=0
-    )  # differences of 1e-12 carry no more digits
+    # differences of 1e-12 carry no more digits
+    np.testing.assert_allclose(values, expected, rtol=1e-9, atol=0)
     assert np.abs(expected).max() < 1e-10
     assert found["f_input"].nunique() == 20
 

@@ -10,7 +10,7 @@ from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.job import parse_spec
 from integrand.service.cli.specfile import parse_text
 from integrand.service.planning import tuning
-from integrand.service.planning.tuning import Trial, Tuning, tune_job
+from integrand.service.planning.tuning import Timing, Tuning, tune_job
 from integrand.service.reports.tables import show_tuning
 from tests.plugins.jobs import JobFolder
 
@@ -58,7 +58,8 @@ def test_slow_batches_are_not_made_larger(job: JobFolder, monkeypatch: pytest.Mo
 
 def test_the_fastest_of_each_number_of_threads_is_a_line_for_the_spec(job: JobFolder) -> None:
     found = Tuning(
-        "cpu", (Trial(16, 1, "auto", 3e-3), Trial(32, 1, "none", 1e-3), Trial(16, 4, "auto", 2e-3))
+        "cpu",
+        (Timing(16, 1, "auto", 3e-3), Timing(32, 1, "none", 1e-3), Timing(16, 4, "auto", 2e-3)),
     )
     parsed = [parse_text(line, "tune") for line in found.lines()]
     assert [p["compute"]["batch_rows"] for p in parsed] == [32, 16]

@@ -282,9 +282,8 @@ def test_interrupted_then_killed_then_finished_gives_each_row_once(job: JobFolde
     wait_until(lambda: objects() >= interrupted + 2 or driver.poll() is not None)
     code, output = end(driver, signal.SIGKILL)
     assert code == -signal.SIGKILL, output
-    agents = family.left(
-        within=5
-    )  # Ray's own agents may take a minute to see that it is gone; nobody may compute
+    # Ray's own agents may take a minute to see that it is gone; nobody may compute
+    agents = family.left(within=5)
     assert [command for command in agents.values() if "agent" not in command.lower()] == []
     killed = objects()
     assert interrupted + 2 <= killed < 30

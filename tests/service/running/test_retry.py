@@ -1,4 +1,4 @@
-"""`retry-quarantined`: a partial run completed from its folder alone, once the cause is mended."""
+"""`retry-quarantined`: a partial run completed from its folder alone, once the cause is fixed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Partial:
     def folder(self) -> Path:
         return self.job.path / "out" / self.manifest.run_id
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         (self.job.path / "data" / "rows.parquet").write_bytes(self.sound)
 
     def retry(self, *trusted: str) -> RunManifest | None:
@@ -72,7 +72,7 @@ def test_a_mended_run_is_completed_from_its_folder_alone(
     job = partial.job
     before = partial.outcomes()
     kept = {p: p.stat().st_mtime_ns for p in (partial.folder / "data").iterdir()}
-    partial.mend()
+    partial.fix()
     monkeypatch.chdir("/")
     manifest = partial.retry()
     assert manifest is not None
@@ -90,7 +90,7 @@ def test_a_mended_run_is_completed_from_its_folder_alone(
 
 @pytest.mark.ray
 def test_a_retry_runs_on_actors_as_a_run_does(partial: Partial):
-    partial.mend()
+    partial.fix()
     manifest = retry_quarantined(partial.folder, trusted=(partial.job.module,), pool="ray")
     assert manifest is not None
     assert (manifest.complete, manifest.determinism) == (True, "bitwise")
@@ -104,7 +104,7 @@ def test_a_run_that_is_not_mended_stays_partial_with_its_history(partial: Partia
     assert partial.outcomes() == [*before, "released", *before]
     stored = RunManifest.model_validate_json((partial.folder / "_partial.json").read_bytes())
     assert (stored.quarantined, stored.logical_date) == (manifest.quarantined, DATE)
-    partial.mend()
+    partial.fix()
     again = partial.retry()
     assert again is not None
     assert again.complete
@@ -121,14 +121,14 @@ def test_a_retry_that_died_after_its_release_is_taken_up_again(partial: Partial)
     store, uri = Store(), Uri("file", str(partial.folder))
     ledger = read_ledger(store, uri, partial.job.plan(model=partial.job.weighted()))
     ledger.release("00001")
-    partial.mend()
+    partial.fix()
     manifest = partial.retry()
     assert manifest is not None
     assert manifest.complete
 
 
 def test_a_record_of_a_shard_that_was_committed_since_is_released(partial: Partial):
-    partial.mend()
+    partial.fix()
     record = partial.folder / "_quarantine" / "00001.json"
     content = record.read_bytes()
     partial.retry()
@@ -148,7 +148,7 @@ def edit_weights(partial: Partial) -> None:
 
 @pytest.mark.parametrize("edit", [edit_code, edit_weights])
 def test_another_model_completes_no_run(partial: Partial, edit: Callable[[Partial], None]):
-    partial.mend()
+    partial.fix()
     edit(partial)
     with pytest.raises(IntegrityError):
         partial.retry()
@@ -161,7 +161,7 @@ def test_a_retry_that_came_to_nothing_leaves_a_folder_that_holds(partial: Partia
     ledger = read_ledger(store, run, load_plan(store, run)[0])
     ledger.release("00001")
     assert verify_run(partial.folder, sample=0).findings == ()
-    assert partial.retry() is not None, "not mended: it is given up once more"
+    assert partial.retry() is not None, "not fixed: it is given up once more"
     assert verify_run(partial.folder, sample=0).findings == ()
 
 
@@ -176,7 +176,7 @@ def test_nothing_is_released_that_could_not_be_read(partial: Partial, name: str)
 def test_a_record_beside_a_committed_shard_stops_no_run(partial: Partial):
     """Another driver committed the shard after this one had given it up."""
     record = (partial.folder / "_quarantine" / "00001.json").read_bytes()
-    partial.mend()
+    partial.fix()
     assert partial.retry() is not None
     (partial.folder / "_manifest.json").unlink()
     (partial.folder / "_quarantine" / "00001.json").write_bytes(record)
@@ -199,7 +199,7 @@ def test_nothing_is_released_without_trust(partial: Partial):
 
 def test_a_moved_folder_is_completed_where_it_is(partial: Partial):
     """The pointer is written beside the folder, not where the plan once put it."""
-    partial.mend()
+    partial.fix()
     place = partial.job.path / "elsewhere" / partial.manifest.run_id
     shutil.move(partial.folder, place)
     manifest = retry_quarantined(place, trusted=(partial.job.module,), pool="local")

@@ -19,7 +19,7 @@ from integrand.schemas.specs.compute import Compute
 from integrand.schemas.specs.job import Limits
 from integrand.schemas.uris import Uri
 from integrand.service.pools.base import Outcome
-from integrand.service.pools.losses import Failure, LossKind
+from integrand.service.pools.failures import Failure, FailureKind
 from integrand.service.progress import Tally
 from integrand.service.running.runner import UNCHARGED_IN_A_ROW, Dispatch, Ledger, read_ledger
 from integrand.service.runs.totals import Committed, merge, stats_of
@@ -28,7 +28,7 @@ from integrand.workers.storage.store import Store
 from tests.plugins.jobs import JobFolder
 
 DONE = "done"
-Event = LossKind | str
+Event = FailureKind | str
 LOSSES = ("killed_worker", "stalled", "preempted", "lost", "memory")
 
 
@@ -204,7 +204,7 @@ def test_stored_shards_are_not_run_again(ledger: Ledger):
         ("storage", False, False),
     ],
 )
-def test_what_is_charged(ledger: Ledger, event: LossKind, beside: bool, charged: bool):
+def test_what_is_charged(ledger: Ledger, event: FailureKind, beside: bool, charged: bool):
     shard = ledger.plan.shards[0]
     found = ledger.record(
         shard, Failure(event, "why", "Traceback: x", "node-1"), alone=False, beside=beside

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
-from integrand.schemas.ids import fold_digests
+from integrand.schemas.ids import add_digests
 from integrand.schemas.records import Pointer, Quarantined, RunManifest, ShardFooter, dump
 from integrand.schemas.stats import Member
 from integrand.schemas.uris import Uri
@@ -25,7 +25,7 @@ from integrand.service.runs.manifest import (
     read_quarantined,
     write_manifest,
 )
-from integrand.service.runs.totals import fold_footers
+from integrand.service.runs.totals import add_footers
 from integrand.workers.storage.store import Store
 
 Place = tuple[Store, Uri]
@@ -59,7 +59,7 @@ def folder(run: Any) -> RunFolder:
 def manifest_of(
     run: Any, footers: Iterable[ShardFooter], quarantined: Sequence[Quarantined] = (), **dates: str
 ) -> RunManifest:
-    committed = fold_footers(folder(run), footers)
+    committed = add_footers(folder(run), footers)
     return fold(run.plan, run.plan_sha256, committed, quarantined, **{"created": NOW} | dates)
 
 
@@ -141,7 +141,7 @@ def test_fold_adds_up(local: Place, write_run: Callable) -> None:
     assert (manifest.rows_in, manifest.rows_planned, manifest.rows_out) == (30, 30, 60)
     assert sum(manifest.statuses.values()) == 60
     assert manifest.statuses["bad_input"] == 2 * sum(i % 7 == 0 for i in range(1000, 1030))
-    assert manifest.digest == fold_digests(f.digest for f in reversed(run.footers.values()))
+    assert manifest.digest == add_digests(f.digest for f in reversed(run.footers.values()))
     assert manifest.evaluations == sum(f.evaluations for f in run.footers.values())
     assert manifest.seconds == {"total": 4.5}
     assert manifest.determinism == "bitwise"

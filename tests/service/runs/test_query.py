@@ -31,7 +31,7 @@ from integrand.service.runs.finding import resolve_run
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import fold, point_latest, write_manifest
 from integrand.service.runs.query import Run, open_run
-from integrand.service.runs.totals import fold_footers
+from integrand.service.runs.totals import add_footers
 from integrand.workers.data.values import plain_value
 from integrand.workers.storage.store import Store
 from tests.plugins.jobs import JobFolder
@@ -58,7 +58,7 @@ def unfinished(tmp_path: Path, write_run: Callable) -> Run:
 
 
 def complete(store: Store, run):
-    committed = fold_footers(
+    committed = add_footers(
         RunFolder(store, run.uri, run.plan, run.plan_sha256), run.footers.values()
     )
     write_manifest(store, run.uri, fold(run.plan, run.plan_sha256, committed, created=NOW))

@@ -23,7 +23,7 @@ from integrand.schemas.stats import MOST_ENVIRONMENTS, MOST_REASONS, Block, Memb
 from integrand.schemas.uris import Uri
 from integrand.service.progress import Tally
 from integrand.service.running.jobs import run_job
-from integrand.service.running.sidecars import HEARTBEAT, Sidecars
+from integrand.service.running.sidecars import PROGRESS, Sidecars
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.totals import merge, read_blocks, read_committed, stats_of, write_block
 from integrand.workers.storage.store import Access, Entry, Store
@@ -382,7 +382,7 @@ def test_the_heartbeat_is_advisory(local: Any) -> None:
     tally = Tally(3, 30, 1, 10, 10, 70, 10, 9, 0, 2.0)
     with Sidecars(folder_of(local, store)) as sidecars:
         sidecars.beat(tally)
-    assert (store.failures, store.exists(local.uri.child(HEARTBEAT))) == (0, False)
+    assert (store.failures, store.exists(local.uri.child(PROGRESS))) == (0, False)
     with Sidecars(folder_of(local, store)) as sidecars:
         sidecars.beat(tally)
-    assert store.exists(local.uri.child(HEARTBEAT))
+    assert store.exists(local.uri.child(PROGRESS))

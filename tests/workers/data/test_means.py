@@ -25,7 +25,7 @@ from integrand.workers.data import row_ids as identity
 from integrand.workers.data.columns import resolve_columns
 from integrand.workers.data.means import (
     Partial,
-    fold_means,
+    mean_of_sums,
     means_uri,
     partial_sums,
     read_means,
@@ -94,7 +94,7 @@ def test_means_of_clean_rows_in_model_units(tmp_path: Path) -> None:
     files = [put(tmp_path, "0.parquet", dirty), put(tmp_path, "1.parquet", dataset(1, 5))]
     partials = all_partials(files, spec(), table.schema)
     assert [p.count for p in partials] == [9, 10, 10, 6, 5]
-    features, lists = fold_means(partials)
+    features, lists = mean_of_sums(partials)
     clean = pa.concat_tables(
         [dirty.filter(pa.array([i not in (3, 30) for i in range(37)])), dataset(1, 5)]
     )
@@ -110,9 +110,9 @@ def test_means_of_clean_rows_in_model_units(tmp_path: Path) -> None:
 def test_blocks_do_not_lose_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = dataset(0, 40)
     files = [put(tmp_path, "0.parquet", table, group=40)]
-    whole = fold_means(all_partials(files, spec(), table.schema))
+    whole = mean_of_sums(all_partials(files, spec(), table.schema))
     monkeypatch.setattr(statistics, "_BLOCK_ROWS", 7)
-    blocks = fold_means(all_partials(files, spec(), table.schema))
+    blocks = mean_of_sums(all_partials(files, spec(), table.schema))
     assert all(np.allclose(a, b, rtol=1e-12) for a, b in zip(whole, blocks, strict=True))
 
 
@@ -122,9 +122,9 @@ def test_the_order_of_computation_changes_no_bit(
     values: list[float], shuffle: random.Random
 ) -> None:
     partials = [Partial(i // 4, i % 4, i + 1, (np.array([v]),)) for i, v in enumerate(values)]
-    expected = fold_means(partials)[0].tobytes()
+    expected = mean_of_sums(partials)[0].tobytes()
     shuffle.shuffle(partials)
-    assert fold_means(partials)[0].tobytes() == expected
+    assert mean_of_sums(partials)[0].tobytes() == expected
 
 
 def test_rows_that_name_no_output_do_not_count(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_rows_that_name_no_output_do_not_count(tmp_path: Path) -> None:
     files, job = [put(tmp_path, "0.parquet", table)], spec(target={"kind": "column", "column": "y"})
     shapes = resolve_columns(table.schema, job)
     counted = [
-        fold_means([partial_sums(STORE, files, 0, g, job, shapes, n) for g in range(2)])
+        mean_of_sums([partial_sums(STORE, files, 0, g, job, shapes, n) for g in range(2)])
         for n in (3, 2)
     ]
     kept = table.filter(pa.array([i != 18 for i in range(20)]))
@@ -144,7 +144,7 @@ def test_rows_that_name_no_output_do_not_count(tmp_path: Path) -> None:
 def test_a_source_without_a_clean_row(tmp_path: Path) -> None:
     table = dataset(0, 5).set_column(0, "a", pa.array([float("nan")] * 5))
     with pytest.raises(DataError, match="clean row"):
-        fold_means(all_partials([put(tmp_path, "0.parquet", table)], spec(), table.schema))
+        mean_of_sums(all_partials([put(tmp_path, "0.parquet", table)], spec(), table.schema))
 
 
 def test_means_are_stored_once_and_checked(place: tuple[Store, Uri]) -> None:

@@ -225,9 +225,8 @@ def test_spread_and_scale_of_a_raw_baseline() -> None:
 
 
 def test_integers_round_alike_beside_a_null() -> None:
-    value = (
-        2**60 + 2**36 + 1
-    )  # to float32 directly it rounds up; over float64 it is a tie and rounds to even
+    # to float32 directly it rounds up; over float64 it is a tie and rounds to even
+    value = 2**60 + 2**36 + 1
     alone = convert(pa.table({"a": [value], "b": [0]}), AB).inputs[0]
     assert torch.equal(
         alone, convert(pa.table({"a": [value, None], "b": [0, 0]}), AB).inputs[0][:1]

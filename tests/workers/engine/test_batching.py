@@ -22,7 +22,7 @@ from integrand.workers.engine.batching import (
     step_batch_rows,
     targets_at_once,
 )
-from integrand.workers.engine.loop import Store
+from integrand.workers.engine.loop import GradientStore
 from integrand.workers.engine.tracks import live_rows
 from integrand.workers.methods import adaptive
 from integrand.workers.methods.attribution import attribute
@@ -145,14 +145,14 @@ def test_the_stores_of_a_call_are_as_large_as_planned(
     """Rows under way and targets, times what is kept of each: the engine keeps no more than it was
     planned with.
     """
-    made: list[Store] = []
+    made: list[GradientStore] = []
 
-    class Watched(Store):
+    class Watched(GradientStore):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(adaptive, "Store", Watched)
+    monkeypatch.setattr(adaptive, "GradientStore", Watched)
     x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
     attribute(
         lambda v: ((v * 9) % 2 - 1).abs() @ torch.ones(5, targets),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.workers.engine.evaluator import Evaluator, Problem, Step
-from integrand.workers.engine.loop import Block, Loop, Stage, Store
+from integrand.workers.engine.loop import GradientStore, Loop, Stage, TrackGroup
 from integrand.workers.engine.tracks import Tracks, live_rows
 from integrand.workers.methods.attribution import Attribution, attribute
 
@@ -109,12 +109,12 @@ def test_without_rows_there_is_nothing_to_do() -> None:
 
 
 def test_a_store_takes_no_memory_until_it_is_used() -> None:
-    store = Store(1 << 20, 1 << 10, 1 << 20, F64, torch.device("cpu"))  # 8 exabytes
+    store = GradientStore(1 << 20, 1 << 10, 1 << 20, F64, torch.device("cpu"))  # 8 exabytes
     assert store.shape == (1 << 20, 1 << 10, 1 << 20)
 
 
 def test_a_store_keeps_gradients_and_values_where_they_belong() -> None:
-    store = Store(3, 4, 2, torch.float32, torch.device("cpu"))
+    store = GradientStore(3, 4, 2, torch.float32, torch.device("cpu"))
     slots, columns = np.array([0, 2, 2]), np.array([3, 0, 1])
     gradients = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
     store.keep(slots, columns, Step(gradients, torch.tensor([7.0, 8, 9])))
@@ -135,7 +135,7 @@ def test_sums_do_not_depend_on_where_batches_were_cut() -> None:
     )
     sums = []
     for cuts in ([0, 200], [0, 1, 2, 77, 200], list(range(0, 201, 5))):
-        store = Store(3, 2, 5, F64, torch.device("cpu"))
+        store = GradientStore(3, 2, 5, F64, torch.device("cpu"))
         for start, stop in pairwise(cuts):
             store.add(slots[start:stop], columns[start:stop], gradients[start:stop])
         sums.append(store.read(np.arange(3), 2))
@@ -150,7 +150,7 @@ def test_sums_do_not_depend_on_where_batches_were_cut() -> None:
 # --- blocks ------------------------------------------------------------------------------------
 
 
-def setup(rows: int, batch_rows: int, targets: int = 1) -> tuple[Evaluator, Tracks, Store]:
+def setup(rows: int, batch_rows: int, targets: int = 1) -> tuple[Evaluator, Tracks, GradientStore]:
     """f_t(v) = (t + 1)·Σv³, so that ∂f_t at αx is 3(t + 1)α²x²."""
 
     def cubes(v: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def setup(rows: int, batch_rows: int, targets: int = 1) -> tuple[Evaluator, Trac
     problem = Problem(cubes, (x,), (torch.zeros(1, 3, dtype=F64),), (), table, batch_rows)
     zeros = np.zeros((rows, targets))
     tracks = Tracks(problem, torch.arange(rows), zeros, zeros, live=rows)
-    return Evaluator(problem), tracks, Store(tracks.slots, 3, 3, F64, torch.device("cpu"))
+    return Evaluator(problem), tracks, GradientStore(tracks.slots, 3, 3, F64, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 4, 7, 64])
@@ -182,9 +182,8 @@ def test_a_block_is_judged_once_when_all_its_items_are_in(batch_rows: int) -> No
     found = store.read(np.array([tracks.row.tolist().index(row) for row in range(5)]), 3)
     np.testing.assert_allclose(found[:, 0], (0.25**2 + 100) * square, rtol=1e-14)
     np.testing.assert_allclose(found[:, 1], 10 * 0.5**2 * square, rtol=1e-14)
-    np.testing.assert_allclose(
-        found[:, 2], square, rtol=1e-14
-    )  # the last node's own gradient, without its weight
+    # the last node's own gradient, without its weight
+    np.testing.assert_allclose(found[:, 2], square, rtol=1e-14)
 
 
 def test_a_piece_of_the_path_has_its_own_nodes() -> None:
@@ -219,7 +218,9 @@ def test_targets_that_are_done_are_left_out() -> None:
 
     evaluator.gradients = spied  # type: ignore[method-assign]
     loop = Loop(evaluator, lambda room: None)
-    loop.queue.append(Block(np.array([0, 1]), slots, np.zeros(2), np.ones(2), stage, judged.append))
+    loop.queue.append(
+        TrackGroup(np.array([0, 1]), slots, np.zeros(2), np.ones(2), stage, judged.append)
+    )
     assert len(list(loop.run())) == 1
     assert asked == [[0, 2]]
     assert [sorted(s.tolist()) for s in judged] == [sorted(slots[slots >= 0].tolist())]

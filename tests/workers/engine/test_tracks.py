@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from integrand.workers.engine.evaluator import Evaluator, Problem
-from integrand.workers.engine.loop import Block, Stage, Store
-from integrand.workers.engine.tracks import Tracks, attributions, live_rows, moored
+from integrand.workers.engine.loop import GradientStore, Stage, TrackGroup
+from integrand.workers.engine.tracks import Tracks, attributions, live_rows, masked
 
 F64 = torch.float64
 X = torch.randn(10, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
@@ -22,11 +22,11 @@ def tracks(live: int, targets: int = 1, rows: int = 10) -> Tracks:
     return Tracks(problem, torch.arange(10)[-rows:], ends[-rows:] + 0.5, -ends[-rows:], live)
 
 
-def admit(held: Tracks, most: int) -> Block | None:
+def admit(held: Tracks, most: int) -> TrackGroup | None:
     return held.admit(most, Stage(np.array([0.5]), np.array([0]), STORE), lambda slots: None)
 
 
-STORE = Store(1, 1, 3, F64, torch.device("cpu"))
+STORE = GradientStore(1, 1, 3, F64, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("targets", [1, 3])
@@ -122,10 +122,10 @@ def test_attributions_are_gradients_times_the_pieces_part_of_the_difference() ->
 
 def test_infinite_gradients_of_features_that_do_not_move_count_as_zero() -> None:
     gradients = np.array([[[np.inf, 1.0, np.nan], [np.nan, 2.0, 3.0]]])
-    found = moored(gradients, np.array([[0.0, 5.0, 1.0]]))
+    found = masked(gradients, np.array([[0.0, 5.0, 1.0]]))
     np.testing.assert_array_equal(found, [[[0, 1, np.nan], [0, 2, 3]]])
     finite = np.ones((2, 2, 3))
-    assert moored(finite, np.zeros((2, 3))) is finite
+    assert masked(finite, np.zeros((2, 3))) is finite
 
 
 @pytest.mark.parametrize(

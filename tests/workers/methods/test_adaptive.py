@@ -110,9 +110,8 @@ def test_a_kinked_row_goes_on_with_the_grid() -> None:
     assert len(alphas) == found.evaluations.item()
     on_grid = (alphas * 512 - (alphas * 512).round()).abs() < 1e-9
     assert on_grid.sum() >= 63
-    assert (
-        len(torch.unique((alphas[on_grid] * 512).round())) >= on_grid.sum() - 1
-    )  # one half is in both
+    # one half is in both
+    assert len(torch.unique((alphas[on_grid] * 512).round())) >= on_grid.sum() - 1
     assert error(found, composite(forward, x, np.linspace(0, 1, 2001))) <= 1e-2
 
 

@@ -298,7 +298,7 @@ def test_units_by_powers_of_two_leave_every_bit(
     of_output: int,
 ) -> None:
     """Each feature in units of its own, and f in others: the same attributions in f's units, to the
-    last bit.
+    last bit. Both models are functions: of a module the closed form would be taken.
     """
     net, x, baseline = (
         network(kind, features, seed),
@@ -306,7 +306,7 @@ def test_units_by_powers_of_two_leave_every_bit(
         points(1, features, seed + 2),
     )
     units, factor = torch.tensor([2.0**e for e in exponents[:features]], dtype=F64), 2.0**of_output
-    plain = attribute(net, x, baselines=baseline, accuracy=accuracy)
+    plain = attribute(lambda v: net(v), x, baselines=baseline, accuracy=accuracy)
     scaled = attribute(
         lambda v: net(v / units) * factor, x * units, baselines=baseline * units, accuracy=accuracy
     )

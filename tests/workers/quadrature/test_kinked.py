@@ -20,8 +20,8 @@ from integrand.workers.quadrature.kinked import (
     LAST_EDGE,
     START,
     GridStage,
+    class_sums,
     estimate_kinked,
-    fold_classes,
     grid_stages,
 )
 
@@ -39,7 +39,7 @@ def grow(
     for stage in grid_stages(most):
         values = gradient(stage.nodes)
         sums = np.zeros((COLUMNS, values.shape[1])) if sums is None else sums
-        sums = fold_classes(sums) if stage.fold else sums
+        sums = class_sums(sums) if stage.fold else sums
         np.add.at(sums, stage.columns, values)
         for edge, column in zip(stage.edges, (FIRST_EDGE, LAST_EDGE), strict=True):
             if edge is not None:
@@ -174,15 +174,15 @@ def test_folded_classes_are_the_even_ones_of_the_next_grid() -> None:
         expected = np.zeros((COLUMNS, 2))
         np.add.at(expected, classes_of(after, nodes), wild(nodes))
         expected[[FIRST_EDGE, LAST_EDGE]] = wild(nodes[[0, -1]])
-        np.testing.assert_allclose(fold_classes(sums), expected, atol=1e-12)
-        assert not fold_classes(sums)[[c for c in range(CLASSES) if c not in EVEN]].any()
+        np.testing.assert_allclose(class_sums(sums), expected, atol=1e-12)
+        assert not class_sums(sums)[[c for c in range(CLASSES) if c not in EVEN]].any()
 
 
 def test_folding_keeps_every_row_and_the_total() -> None:
     sums = np.random.default_rng(0).standard_normal((3, COLUMNS, 5))
-    folded = fold_classes(sums)
+    folded = class_sums(sums)
     np.testing.assert_allclose(folded[:, :CLASSES].sum(1), sums[:, :CLASSES].sum(1), atol=1e-13)
-    np.testing.assert_array_equal(folded[1], fold_classes(sums[1]))
+    np.testing.assert_array_equal(folded[1], class_sums(sums[1]))
     np.testing.assert_array_equal(folded[:, CLASSES:], sums[:, CLASSES:])
 
 

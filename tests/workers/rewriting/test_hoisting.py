@@ -47,9 +47,8 @@ def assert_agrees(module: nn.Module, hoisted: Hoisted, inputs: Rows, arguments: 
     alphas = torch.linspace(0.1, 0.9, len(inputs[0]), dtype=torch.float64)
     baselines = tuple(draw(*x.shape, seed=7) for x in inputs)
     points = between(baselines, inputs, alphas)
-    out = module(
-        *[p * 1 for p in points], *arguments
-    )  # what comes first may change its argument in place
+    # what comes first may change its argument in place
+    out = module(*[p * 1 for p in points], *arguments)
     expected = torch.autograd.grad(out.square().sum(), points)
     seen, gradients = integrands(hoisted, inputs, baselines, arguments, alphas)
     torch.testing.assert_close(seen, out.detach(), rtol=1e-11, atol=1e-11)

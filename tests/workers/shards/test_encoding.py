@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from integrand.schemas.ids import FOOTER_KEY, fold_digests
+from integrand.schemas.ids import FOOTER_KEY, add_digests
 from integrand.schemas.records import InputShape, ShardFooter, histogram_quantiles
 from integrand.schemas.tables import RowStatus
 from integrand.workers.shards.encoding import (
@@ -91,7 +91,7 @@ def test_the_digest_depends_neither_on_the_order_nor_on_the_cut(
     assert shard_digest(take(whole, order)) == shard_digest(whole)
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, rows - 1)))) - {rows})
     parts = [order[a:b] for a, b in zip([0, *cuts], [*cuts, rows], strict=True)]
-    assert fold_digests([shard_digest(take(whole, part)) for part in parts]) == shard_digest(whole)
+    assert add_digests([shard_digest(take(whole, part)) for part in parts]) == shard_digest(whole)
 
 
 def changes() -> dict[str, Callable[[Results], Results]]:
@@ -149,7 +149,7 @@ def test_dates_beyond_pythons_count_one_by_one(kind: pa.DataType) -> None:
     width = pa.int32() if kind.bit_width == 32 else pa.int64()
     far = [2**31 - 1, 2**31 - 2] if width == pa.int32() else [2**62, 2**62 + 1]
     whole = replace(results(4), row_id=pa.array([0, *far, 1], width).cast(kind))
-    assert fold_digests(
+    assert add_digests(
         [shard_digest(take(whole, part)) for part in ([0, 3], [1, 2])]
     ) == shard_digest(whole)
     other = replace(whole, row_id=pa.array([0, far[0], far[1] - 2, 1], width).cast(kind))
@@ -343,7 +343,7 @@ def test_parts_merge_in_row_order() -> None:
     parts = [varying(5, 4, 1), varying(6, 9, 2)]
     places = [np.array([0, 3, 4, 9, 10]), np.array([1, 2, 5, 6, 7, 8])]
     whole = merge(list(zip(places, parts, strict=True)))
-    assert fold_digests([shard_digest(p) for p in parts]) == shard_digest(whole)
+    assert add_digests([shard_digest(p) for p in parts]) == shard_digest(whole)
     for part, place in zip(parts, places, strict=True):
         for i, row in enumerate(place):
             assert whole.status[row] == part.status[i]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from integrand.schemas.errors import IntegrityError, SpecError
-from integrand.schemas.ids import FOOTER_KEY, fold_digests
+from integrand.schemas.ids import FOOTER_KEY, add_digests
 from integrand.schemas.records import Culprit, Shard, ShardFooter, Trial
 from integrand.schemas.uris import Uri
 from integrand.workers.engine.prepared import Prepared
@@ -92,7 +92,7 @@ def test_no_bit_depends_on_the_cut(make_job: MakeJob, shard_rows: int) -> None:
     other = make_job(source, "kinked", place="other", compute=compute | {"shard_rows": shard_rows})
     assert one.plan.run_id == other.plan.run_id
     digests = [
-        fold_digests([run(job, shard).digest for shard in job.plan.shards]) for job in (one, other)
+        add_digests([run(job, shard).digest for shard in job.plan.shards]) for job in (one, other)
     ]
     assert digests[0] == digests[1]
     assert rows_of(one).equals(rows_of(other))
@@ -444,9 +444,8 @@ def test_footers_say_what_was_done(make_job: MakeJob) -> None:
     found = pq.read_table(stored(job, job.plan.shards[0]))
     assert footer.evaluations == sum(found.column("evaluations").to_pylist())
     assert (footer.evaluations + footer.padded_evaluations) % 16 == 0
-    assert (
-        len(ticks) == (footer.evaluations + footer.padded_evaluations) // 16 + 3
-    )  # f(x), f(x'), encoded
+    # f(x), f(x'), encoded
+    assert len(ticks) == (footer.evaluations + footer.padded_evaluations) // 16 + 3
     assert set(footer.seconds) == {"read", "compute", "table"}
 
 

@@ -22,10 +22,10 @@ import pytest
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError, TransientError
 from integrand.schemas.uris import Uri
-from integrand.workers.storage.retries import Patience
+from integrand.workers.storage.retries import RetryPolicy
 from integrand.workers.storage.store import Access, Store
 
-BRISK = Patience(first_wait_s=0.01, longest_wait_s=0.1)
+BRISK = RetryPolicy(first_wait_s=0.01, longest_wait_s=0.1)
 """As many tries as by default, sooner one after the other."""
 
 
@@ -324,7 +324,9 @@ def test_each_answer_to_a_create_is_told_apart(
 ) -> None:
     monkeypatch.setattr(_Failing, "answer", answer)
     with pytest.raises(error):
-        Store(Access(endpoint_url=failing, patience=BRISK)).create(Uri("s3", "bucket/key"), b"x")
+        Store(Access(endpoint_url=failing, retry_policy=BRISK)).create(
+            Uri("s3", "bucket/key"), b"x"
+        )
 
 
 @pytest.mark.parametrize("answer", [(503, "SlowDown"), (500, "InternalError")], ids=str)
@@ -345,7 +347,7 @@ def test_nobody_listening_is_transient(monkeypatch) -> None:
         bound.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{bound.getsockname()[1]}"
         with pytest.raises(TransientError, match="bucket/key"):
-            Store(Access(endpoint_url=endpoint, patience=BRISK)).read(Uri("s3", "bucket/key"))
+            Store(Access(endpoint_url=endpoint, retry_policy=BRISK)).read(Uri("s3", "bucket/key"))
 
 
 def test_a_store_that_ignores_the_condition_is_refused(monkeypatch, root: Uri) -> None:

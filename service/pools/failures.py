@@ -8,7 +8,9 @@ from typing import Literal
 from integrand.schemas.errors import IntegrandError, TransientError
 from integrand.schemas.redaction import redact
 
-LossKind = Literal["raised", "killed_worker", "stalled", "preempted", "memory", "storage", "lost"]
+FailureKind = Literal[
+    "raised", "killed_worker", "stalled", "preempted", "memory", "storage", "lost"
+]
 Ended = Literal["stalled", "preempted"]
 """Why we killed a worker ourselves."""
 
@@ -26,7 +28,7 @@ _OUT_OF_MEMORY = "due to the node running low on memory"
 class Failure:
     """Why an attempt gave no footer. `error` is set where it was one of our own."""
 
-    kind: LossKind
+    kind: FailureKind
     reason: str
     detail: str = ""
     node: str = ""
@@ -38,13 +40,13 @@ def failure_of(error: Exception, trace: str, node: str = "") -> Failure:
     shard did.
     """
     own = error if isinstance(error, IntegrandError) else None
-    kind: LossKind = "storage" if isinstance(error, TransientError) else "raised"
+    kind: FailureKind = "storage" if isinstance(error, TransientError) else "raised"
     return Failure(
         kind, redact(f"{type(error).__name__}: {error}")[:500], redact(trace)[-4000:], node, own
     )
 
 
-def loss_of(error: Exception, node: str, *, ended: Ended | None) -> Failure:
+def worker_failure(error: Exception, node: str, *, ended: Ended | None) -> Failure:
     """What took an actor away: we did, for the reason `ended`, or what Ray tells of it."""
     text = _ENDED[ended] if ended else redact(" ".join(str(error).split()))[:600]
     return Failure(ended or _kind(error), text, type(error).__name__, node)
@@ -57,7 +59,7 @@ def lost_context(error: Exception) -> bool:
     return "CUDA error" in str(error)
 
 
-def _kind(error: Exception) -> LossKind:
+def _kind(error: Exception) -> FailureKind:
     from ray.exceptions import ActorUnavailableError, NodeDiedError, OutOfMemoryError
 
     text = " ".join(str(error).split())

@@ -24,7 +24,7 @@ here, and says why.
 PROBE_S = 10.0
 
 
-class Lookout:
+class ClusterHeartbeat:
     """Threads that ask the cluster every few seconds: Ray's own calls hang while the head does not
     answer.
     """
@@ -35,7 +35,7 @@ class Lookout:
         self._heard, self._orphaned = time.monotonic(), False
         self._closed = threading.Event()
         for watch in (self._look, self._guard):
-            threading.Thread(target=watch, name="lookout", daemon=True).start()
+            threading.Thread(target=watch, name="heartbeat", daemon=True).start()
 
     def check(self) -> None:
         """Raise TransientError if Ray died on this node, or if its head has been silent for
@@ -70,9 +70,8 @@ class Lookout:
             self._orphaned = not _listens(self._raylet)
             try:
                 probe(self.address)
-                self.leaving |= (
-                    draining_nodes()
-                )  # kept once the node is gone: what was lost there was preempted
+                # kept once the node is gone: what was lost there was preempted
+                self.leaving |= draining_nodes()
             except (OSError, RayError):
                 continue  # silence; `check` tells of it
             self._heard = time.monotonic()
@@ -84,9 +83,8 @@ class Lookout:
         A thread of its own, since the one that asks may hang there too. What is committed is safe.
         """
         silent = 0
-        while (
-            silent < 3
-        ):  # looks in a row: after a pause of the process itself, the first tells nothing
+        # looks in a row: after a pause of the process itself, the first tells nothing
+        while silent < 3:
             if self._closed.wait(EVERY_S):
                 return
             silent = silent + 1 if self._silent_s() > LAST_WORD_S else 0
