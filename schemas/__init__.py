@@ -2,39 +2,12 @@
 pydantic and pyarrow alone.
 """
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
 if __name__ == "schemas":
     raise ImportError(
         "import integrand.schemas, not the source folder schemas; run `pip install -e .` first"
     )
 
-_HOMES = {
-    "Adaptive": "specs.accuracy",
-    "AttributeSpec": "specs.job",
-    "Exact": "specs.accuracy",
-    "FixedSteps": "specs.accuracy",
-    "JobSpec": "specs.job",
-    "Plan": "records",
-    "RunManifest": "records",
-    "Shard": "records",
-    "ShardFooter": "records",
-    "RowStatus": "tables",
-    "DataError": "errors",
-    "IntegrandError": "errors",
-    "IntegrityError": "errors",
-    "SpecError": "errors",
-    "TransientError": "errors",
-}
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+# Public names are listed in __init__.pyi, for type checkers too, and imported on first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

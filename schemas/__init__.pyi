@@ -1,0 +1,16 @@
+from .errors import (
+    DataError as DataError,
+    IntegrandError as IntegrandError,
+    IntegrityError as IntegrityError,
+    SpecError as SpecError,
+    TransientError as TransientError,
+)
+from .records import (
+    Plan as Plan,
+    RunManifest as RunManifest,
+    Shard as Shard,
+    ShardFooter as ShardFooter,
+)
+from .specs.accuracy import Adaptive as Adaptive, Exact as Exact, FixedSteps as FixedSteps
+from .specs.job import AttributeSpec as AttributeSpec, JobSpec as JobSpec
+from .tables import RowStatus as RowStatus

@@ -1,0 +1,4 @@
+from .checks.verify import verify_run as verify_run
+from .running.jobs import plan_job as plan_job, run_job as run_job
+from .running.retry import retry_quarantined as retry_quarantined
+from .runs.query import Run as Run, open_run as open_run

@@ -1,0 +1,8 @@
+from .methods.attribution import (
+    Attribution as Attribution,
+    attribute as attribute,
+    prepare as prepare,
+)
+from .models.embeddings import at_embedding as at_embedding
+from .quadrature.rules import QuadratureRule as QuadratureRule
+from .storage.store import Access as Access, Store as Store
