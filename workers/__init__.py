@@ -11,6 +11,6 @@ from integrand.workers.kernels import ask
 
 ask()  # before MKL's first call, which whoever uses this package makes after importing it
 
-# Public names are listed in __init__.pyi, for type checkers too, and imported on first use: reading a
-# run folder through `Store` never loads torch.
+# Public names are listed in __init__.pyi, for type checkers too, and imported on first use: reading
+# a run folder through `Store` never loads torch.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,8 +18,8 @@ from integrand.schemas.uris import Uri
 from integrand.service.planning.sources import Listing, list_source, read_footers
 from integrand.service.pools.base import Mapper
 from integrand.workers.data.columns import declared_columns
-from integrand.workers.data.ingest import Format as TextFormat
 from integrand.workers.data.ingest import (
+    Format as TextFormat,
     IngestTask,
     Roles,
     estimate_rows,

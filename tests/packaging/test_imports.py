@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("schemas", "workers", "service")  # each may import itself and those before it
-SCHEMAS_MAY_IMPORT = {*sys.stdlib_module_names, "pydantic", "pydantic_core", "pyarrow", "lazy_loader"}
+THIRD_PARTIES_OF_SCHEMAS = {"lazy_loader", "pyarrow", "pydantic", "pydantic_core"}
+SCHEMAS_MAY_IMPORT = THIRD_PARTIES_OF_SCHEMAS | sys.stdlib_module_names
 RAY_MAY_BE_IMPORTED_BY = {
     "workers/shards/actor.py",
     "service/pools/ray.py",

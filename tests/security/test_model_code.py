@@ -17,8 +17,7 @@ from torch import nn
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import dump
 from integrand.schemas.uris import Uri
-from integrand.service.cli import commands as cli
-from integrand.service.cli import operator
+from integrand.service.cli import commands as cli, operator
 from integrand.service.running.jobs import plan_job
 from integrand.workers.models.code import CodeBundle
 from integrand.workers.shards.worker import Setup, Worker

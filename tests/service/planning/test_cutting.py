@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from integrand.schemas.records import Shard, Slice, SourceFile
 from integrand.service.planning.cutting import OUTPUT_BYTES, auto_rows, cut, rows_by_bytes

@@ -8,8 +8,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from integrand.schemas.records import Attempt, Shard, Slice, Trial
 from integrand.service.running.bisection import READ_ONLY, Range, most_losses, next_trial

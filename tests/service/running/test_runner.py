@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from integrand.schemas.errors import IntegrityError, TransientError
 from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter, Trial

@@ -12,8 +12,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from integrand.workers.closed_form.integral import BLOCK, ExactIntegral, integrate_exactly

@@ -17,8 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.records import Slice, SourceFile

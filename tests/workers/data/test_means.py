@@ -13,15 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.records import SourceFile
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
-from integrand.workers.data import means as statistics
-from integrand.workers.data import row_ids as identity
+from integrand.workers.data import means as statistics, row_ids as identity
 from integrand.workers.data.columns import resolve_columns
 from integrand.workers.data.means import (
     Partial,

@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import InputShape, Slice, SourceFile

@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_model as load_safetensors
-from safetensors.torch import save_file, save_model
+from safetensors.torch import load_model as load_safetensors, save_file, save_model
 from torch import nn
 
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, SpecError

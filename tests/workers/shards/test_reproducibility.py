@@ -13,8 +13,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
