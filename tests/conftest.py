@@ -28,7 +28,10 @@ from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.tables import RowStatus
 from integrand.schemas.uris import Uri
 from integrand.workers.data.reading import inspect_file, read_slices
-from integrand.workers.shards.encoding import Results, encode, results_table, shard_footer
+from integrand.workers.shards.footer import shard_footer
+from integrand.workers.shards.output import results_table
+from integrand.workers.shards.parquet import encode
+from integrand.workers.shards.results import Results
 from integrand.workers.storage.store import Store
 
 pytest_plugins = [

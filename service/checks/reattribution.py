@@ -25,8 +25,9 @@ from integrand.workers.data.decoding import open_parquet
 from integrand.workers.data.reading import row_ids
 from integrand.workers.data.values import plain_value
 from integrand.workers.models.code import check_trust
-from integrand.workers.shards.encoding import NUMBERS, Results, results_of
 from integrand.workers.shards.job import Job
+from integrand.workers.shards.output import results_of
+from integrand.workers.shards.results import NUMBERS, Results
 from integrand.workers.shards.shard import read_shard
 from integrand.workers.shards.table import attribute_table
 from integrand.workers.shards.worker import Setup, load_job

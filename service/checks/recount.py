@@ -27,15 +27,10 @@ from integrand.workers.data.decoding import open_parquet
 from integrand.workers.data.reading import read_slices, row_ids
 from integrand.workers.data.row_ids import hash_ids
 from integrand.workers.data.values import plain_value
-from integrand.workers.shards.encoding import (
-    Results,
-    attribution_fields,
-    checksum,
-    results_of,
-    results_table,
-    shard_footer,
-    write_parquet,
-)
+from integrand.workers.shards.footer import shard_footer
+from integrand.workers.shards.output import attribution_fields, results_of, results_table
+from integrand.workers.shards.parquet import checksum, write_parquet
+from integrand.workers.shards.results import Results
 
 _ARROW_SCHEMA = "ARROW:schema"
 _COUNTED = ("rows_out", "statuses", "evaluations", "gap_histogram", "error_histogram", "digest")

@@ -16,7 +16,10 @@ from integrand.schemas.ids import digest_rows, shard_object
 from integrand.schemas.records import Plan, Shard, ShardFooter, Slice
 from integrand.schemas.tables import RowStatus
 from integrand.workers.shards.actor import Place
-from integrand.workers.shards.encoding import Results, encode, results_table, shard_footer
+from integrand.workers.shards.footer import shard_footer
+from integrand.workers.shards.output import results_table
+from integrand.workers.shards.parquet import encode
+from integrand.workers.shards.results import Results
 from integrand.workers.shards.worker import Beat, Setup
 from integrand.workers.storage.store import Store
 

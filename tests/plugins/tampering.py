@@ -21,13 +21,9 @@ from integrand.schemas.uris import Uri
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import fold, load_plan
 from integrand.service.runs.totals import read_committed
-from integrand.workers.shards.encoding import (
-    checksum,
-    results_of,
-    results_table,
-    shard_footer,
-    write_parquet,
-)
+from integrand.workers.shards.footer import shard_footer
+from integrand.workers.shards.output import results_of, results_table
+from integrand.workers.shards.parquet import checksum, write_parquet
 from integrand.workers.storage.store import Store
 
 

@@ -17,8 +17,10 @@ from integrand.schemas.uris import Uri
 from integrand.workers.data.decoding import open_parquet
 from integrand.workers.data.reading import read_slices, row_ids
 from integrand.workers.failpoints import reach
-from integrand.workers.shards.encoding import encode, results_table, shard_footer
+from integrand.workers.shards.footer import shard_footer
 from integrand.workers.shards.job import Job
+from integrand.workers.shards.output import results_table
+from integrand.workers.shards.parquet import encode
 from integrand.workers.shards.table import attribute_table
 
 

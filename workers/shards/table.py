@@ -26,8 +26,8 @@ from integrand.workers.engine.results import beside
 from integrand.workers.isolation import isolate
 from integrand.workers.methods.attribution import Attribution, attribute
 from integrand.workers.models.embeddings import IdsModel
-from integrand.workers.shards.encoding import Results, merge
 from integrand.workers.shards.job import Job
+from integrand.workers.shards.results import Results, merge
 from integrand.workers.shards.targets import refuse_targets, row_targets, target_column
 
 _LOOKUP_ROWS = 256

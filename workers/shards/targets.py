@@ -17,8 +17,8 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.data.tensors import Rows
 from integrand.workers.engine.evaluator import Evaluator, Problem
 from integrand.workers.isolation import isolate
-from integrand.workers.shards.encoding import target_array
 from integrand.workers.shards.job import Job
+from integrand.workers.shards.output import target_array
 
 
 def refuse_targets(job: Job, rows: Rows, reasons: list[str | None]) -> None:

@@ -17,17 +17,11 @@ from hypothesis import given, settings, strategies as st
 from integrand.schemas.ids import FOOTER_KEY, add_digests
 from integrand.schemas.records import InputShape, ShardFooter, histogram_quantiles
 from integrand.schemas.tables import RowStatus
-from integrand.workers.shards.encoding import (
-    Results,
-    encode,
-    histogram,
-    merge,
-    results_table,
-    shard_digest,
-    shard_footer,
-    target_array,
-)
+from integrand.workers.shards.footer import histogram, shard_digest, shard_footer
 from integrand.workers.shards.job import Job
+from integrand.workers.shards.output import results_table, target_array
+from integrand.workers.shards.parquet import encode
+from integrand.workers.shards.results import Results, merge
 
 STATUSES = [RowStatus.ok, RowStatus.not_converged, RowStatus.bad_input, RowStatus.failed]
 

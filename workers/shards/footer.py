@@ -1,0 +1,98 @@
+"""What a shard's object says of its rows: their digest, their counts, how they were computed."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections import Counter
+
+import numpy as np
+
+from integrand.schemas.ids import digest_rows
+from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter, histogram_quantiles
+from integrand.workers.data.values import plain_values
+from integrand.workers.shards.results import Floats, Results
+
+
+def shard_digest(results: Results) -> str:
+    """Logical digest of the rows: identity, target, status and every number, none of the timings or
+    reasons.
+    """
+    numbers = np.stack(
+        [results.f_input, results.f_baseline, results.gap, results.error_estimate], 1
+    )
+    numbers[np.isnan(numbers)] = np.nan  # which NaN it is, a stored null does not tell
+    names = [repr(v).encode() for v in plain_values(results.row_id)]
+    targets = [repr(v).encode() for v in results.target.to_pylist()]
+    there = results.attributed
+
+    def row(i: int) -> bytes:
+        values = b"".join(a.tobytes() for a in results.values(i)) if there[i] else b""
+        head = (
+            names[i],
+            targets[i],
+            str(results.status[i]).encode(),
+            str(results.evaluations[i]).encode(),
+        )
+        return b"\0".join(head) + b"\0" + numbers[i].tobytes() + values
+
+    return digest_rows(row(i) for i in range(len(names)))
+
+
+def shard_footer(
+    plan: Plan,
+    plan_sha256: str,
+    shard: Shard,
+    results: Results,
+    *,
+    seconds: dict[str, float],
+    versions: dict[str, str],
+    same_build: bool,
+) -> ShardFooter:
+    """What the object says of itself; folded into the manifest later."""
+    gap, error = np.abs(results.gap[results.attributed]), results.error_estimate[results.attributed]
+    error = error[~np.isnan(error)]
+    gap_histogram, error_histogram = histogram(gap), histogram(error)
+    lowered = (
+        [f"halved its step batch to {results.halved} rows on out-of-memory"]
+        if results.halved
+        else []
+    )
+    lowered += [] if same_build else [f"was planned with torch {plan.numerics.torch_build}"]
+    return ShardFooter(
+        run_id=plan.run_id,
+        shard=shard.id,
+        plan_sha256=plan_sha256,
+        rows_in=shard.rows,
+        rows_out=len(results.status),
+        statuses=dict(sorted(Counter(map(str, results.status)).items())),
+        gap=_quantiles(gap_histogram, gap),
+        error=_quantiles(error_histogram, error),
+        gap_histogram=gap_histogram,
+        error_histogram=error_histogram,
+        evaluations=int(results.evaluations.sum()),
+        padded_evaluations=results.padded,
+        duplicates=results.duplicates,
+        digest=shard_digest(results),
+        determinism="tolerance" if lowered else "bitwise",
+        lowered="; ".join(lowered) or None,
+        batch_rows=results.halved or plan.numerics.batch_rows,
+        seconds=seconds,
+        node=socket.gethostname(),
+        versions=versions,
+    )
+
+
+def histogram(values: Floats) -> dict[str, int]:
+    """Rows by tenth of a decimal exponent, rounded up: `-31` counts values ≤ 10**-3.1; zeros go to
+    `-400`.
+    """
+    with np.errstate(divide="ignore"):
+        exponents = np.ceil(10 * np.log10(np.abs(values)))
+    counts = Counter(int(max(-400, min(400, e))) for e in exponents.tolist())
+    return {str(k): counts[k] for k in sorted(counts)}
+
+
+def _quantiles(counts: dict[str, int], values: Floats) -> Quantiles:
+    largest = float(values.max()) if len(values) and math.isfinite(values.max()) else None
+    return histogram_quantiles(counts, largest)

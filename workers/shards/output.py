@@ -1,0 +1,168 @@
+"""Results as the output table, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from integrand.schemas.records import InputShape, Plan
+from integrand.schemas.tables import (
+    COLUMNS,
+    RowStatus,
+    feature_fields,
+    list_field,
+    output_schema,
+    tensor_field,
+)
+from integrand.workers.shards.results import Floats, Results
+
+ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
+
+
+def attribution_fields(plan: Plan) -> list[pa.Field]:
+    """Output fields of every input, in order."""
+    value = ARROW_TYPES[plan.numerics.precision]
+    fields: list[pa.Field] = []
+    for shape in plan.inputs:
+        if shape.named:
+            fields += feature_fields(shape.columns, value)
+        else:
+            fields.append(
+                list_field(shape.name, value)
+                if shape.varying
+                else tensor_field(shape.name, shape.shape, value)
+            )
+    return fields
+
+
+def results_table(plan: Plan, results: Results) -> pa.Table:
+    """The output table of a shard, columns as documented in `schemas.tables`."""
+    there = results.attributed
+    total = np.sum(
+        [_sums(a, n) for a, n in zip_longest(results.attributions, results.lengths)], axis=0
+    )
+    columns = [
+        results.row_id,
+        results.target,
+        pa.array([str(s) for s in results.status]),
+        pa.array(results.reason, pa.string()),
+        _nullable(results.f_input),
+        _nullable(results.f_baseline),
+        _nullable(total),
+        _nullable(results.gap),
+        _nullable(results.error_estimate),
+        pa.array(results.evaluations, pa.int32()),
+    ]
+    for shape, values, lengths in zip_longest(plan.inputs, results.attributions, results.lengths):
+        if shape.named:
+            columns += _features(values, there)
+        else:
+            columns.append(
+                _tensors(values, there) if lengths is None else _lists(values, lengths, there)
+            )
+    schema = output_schema(results.row_id.type, results.target.type, attribution_fields(plan))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def target_array(targets: NDArray[np.int64] | None, present: NDArray[np.bool_]) -> pa.Array:
+    """The `target` column: int32; null for scalar outputs and rows without one; `1,0` for tensor
+    outputs.
+    """
+    rows = len(present)
+    if targets is None:
+        return pa.nulls(rows, pa.int32())
+    if targets.shape[1] > 1:
+        texts = [",".join(map(str, t)) for t in targets.tolist()]
+        return pa.array(texts, pa.string(), mask=~present)
+    return pa.array(targets[:, 0], pa.int32(), mask=~present)
+
+
+def _sums(values: NDArray[np.floating], lengths: NDArray[np.int64] | None) -> Floats:
+    """Σ attributions of each row, in float64. Of varying rows the exact sum: numpy's rounds by the
+    width of all.
+    """
+    if lengths is None:
+        return np.asarray(values.reshape(len(values), -1).astype(np.float64).sum(1))
+    return np.array(
+        [math.fsum(row[:n]) if n else np.nan for row, n in zip(values, lengths, strict=True)],
+        np.float64,
+    )
+
+
+def _nullable(values: Floats) -> pa.Array:
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
+
+
+def _features(values: NDArray[np.floating], there: NDArray[np.bool_]) -> list[pa.Array]:
+    return [
+        pa.array(np.ascontiguousarray(values[:, i]), mask=~there) for i in range(values.shape[1])
+    ]
+
+
+def _tensors(values: NDArray[np.floating], there: NDArray[np.bool_]) -> pa.Array:
+    flat = values.reshape(len(there), -1)
+    filled = np.where(there[:, None], flat, 0).astype(flat.dtype)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(filled.reshape(-1)), flat.shape[1], mask=pa.array(~there)
+    )
+
+
+def _lists(
+    values: NDArray[np.floating], lengths: NDArray[np.int64], there: NDArray[np.bool_]
+) -> pa.Array:
+    kept = np.where(there, lengths, 0)
+    flat = values[np.arange(values.shape[1]) < kept[:, None]]
+    offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), mask=pa.array(~there))
+
+
+def results_of(plan: Plan, table: pa.Table) -> Results:
+    """The results that `results_table` made this table of, as far as it holds them; the table has
+    its schema.
+    """
+    columns = iter([column.combine_chunks() for column in table.columns])
+    row_id, target, status, reason, f_input, f_baseline, _, *others = (
+        next(columns) for _ in COLUMNS
+    )
+    values = [_values(shape, columns) for shape in plan.inputs]
+    return Results(
+        row_id,
+        target,
+        [RowStatus(s) for s in status.to_pylist()],
+        reason.to_pylist(),
+        *map(_numpy, (f_input, f_baseline, *others)),
+        tuple(v for v, _ in values),
+        tuple(n for _, n in values),
+    )
+
+
+def _values(
+    shape: InputShape, columns: Iterator[pa.Array]
+) -> tuple[NDArray[np.floating], NDArray[np.int64] | None]:
+    """The attributions of one input, which takes its columns, and their lengths; NaN or nothing
+    where they are null.
+    """
+    if shape.named:
+        return np.stack([_numpy(next(columns)) for _ in shape.columns], 1), None
+    lists = next(columns)
+    there, flat = _numpy(lists.is_valid()), _numpy(lists.flatten())
+    if not shape.varying:
+        full = np.full((len(lists), *shape.shape), np.nan, flat.dtype)
+        full[there] = flat.reshape(-1, *shape.shape)
+        return full, None
+    lengths = np.asarray(pc.list_value_length(lists).fill_null(0), np.int64)
+    padded = np.zeros((len(lists), int(lengths.max(initial=0))), flat.dtype)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = flat
+    return padded, lengths
+
+
+def _numpy(column: pa.Array) -> NDArray[Any]:
+    """NaN stands where floats are null."""
+    return np.asarray(column.to_numpy(zero_copy_only=False))
