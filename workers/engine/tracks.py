@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,12 +25,9 @@ class Tracks:
     row, target    what the slot is about
     start, width   its piece of the path; f_start and f_end are f at both ends of it
     change         f(x) − f(x') of the row, and magnitude |f(x)| + |f(x')|
-    cut            whether the path was cut into pieces
     integrand      size of what may cancel in the integral, as far as seen
     spent          evaluations of the row so far; gaps how many values of f its last estimate
                    compares
-    carried        deviation × cells of a grid's last stage, and doubled its deviation when it was
-                   last full
     """
 
     def __init__(
@@ -39,10 +38,7 @@ class Tracks:
         self.slots = min(live, max(len(self.rows), 1)) * problem.targets_per_row
         self.row, self.target, self.spent, self.gaps = np.zeros((4, self.slots), np.int64)
         self.start, self.width, self.f_start, self.f_end = np.zeros((4, self.slots))
-        self.change, self.magnitude, self.integrand, self.carried, self.doubled = np.zeros(
-            (5, self.slots)
-        )
-        self.cut = np.zeros(self.slots, bool)
+        self.change, self.magnitude, self.integrand = np.zeros((3, self.slots))
         self.free = list(range(self.slots))[::-1]
         self.waiting = 0
 
@@ -62,7 +58,7 @@ class Tracks:
         self.change[slots] = self.f_input[places] - self.f_baseline[places]
         self.magnitude[slots] = np.abs(self.f_input[places]) + np.abs(self.f_baseline[places])
         self.start[slots], self.width[slots], self.spent[slots] = 0, 1, 0
-        self.cut[slots], self.integrand[slots] = False, 0
+        self.integrand[slots] = 0
         return self.block(slots, stage, judge)
 
     def block(self, slots: Integers, stage: Stage, judge: Judge) -> TrackGroup:
@@ -118,6 +114,13 @@ def attributions(
         combined = evaluator.pull(rows, combined, nodes)
     combined *= difference[:, None, :]
     return combined
+
+
+def in_parts(slots: Integers, numbers: int) -> Iterator[Integers]:
+    """Slots in parts whose working arrays of `numbers` float64 each stay below 64 MiB."""
+    size = max(1, (8 << 20) // max(1, numbers))
+    for start in range(0, len(slots), size):
+        yield slots[start : start + size]
 
 
 def masked(gradients: Floats, difference: Floats) -> Floats:

@@ -23,7 +23,7 @@ from integrand.workers.engine.batching import (
 )
 from integrand.workers.engine.loop import GradientStore
 from integrand.workers.engine.tracks import live_rows
-from integrand.workers.methods import adaptive
+from integrand.workers.methods import grids, nested
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.quadrature.smooth import FIRST
 
@@ -151,7 +151,8 @@ def test_the_stores_of_a_call_are_as_large_as_planned(
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(adaptive, "GradientStore", Watched)
+    for phase in (nested, grids):
+        monkeypatch.setattr(phase, "GradientStore", Watched)
     x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
     attribute(
         lambda v: ((v * 9) % 2 - 1).abs() @ torch.ones(5, targets),

@@ -66,32 +66,17 @@ def test_a_slot_knows_its_row_target_and_ends() -> None:
                 value + 0.5,
                 2 * value + 0.5,
             )
-            assert (held.start[slot], held.width[slot], held.spent[slot], held.cut[slot]) == (
-                0,
-                1,
-                0,
-                False,
-            )
+            assert (held.start[slot], held.width[slot], held.spent[slot]) == (0, 1, 0)
 
 
 def test_what_a_slot_was_before_is_forgotten() -> None:
     held = tracks(live=1)
     slot = admit(held, 1).slots[0]  # type: ignore[union-attr]
-    held.start[slot], held.width[slot], held.spent[slot], held.cut[slot] = 0.3, 0.1, 99, True
+    held.start[slot], held.width[slot], held.spent[slot] = 0.3, 0.1, 99
     held.release(slot)
     block = admit(held, 1)
     assert block is not None
-    assert (
-        block.start.tolist(),
-        block.width.tolist(),
-        held.spent[slot].item(),
-        held.cut[slot].item(),
-    ) == (
-        [0],
-        [1],
-        0,
-        False,
-    )
+    assert (block.start.tolist(), block.width.tolist(), held.spent[slot].item()) == ([0], [1], 0)
 
 
 def test_slots_are_grouped_by_row() -> None:
