@@ -4,8 +4,7 @@ its functionals, and that the true error stays below the deviation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -22,24 +21,11 @@ from integrand.workers.quadrature.smooth import (
     moving_window,
     spectral_levels,
 )
+from tests.problems import FAMILIES, Integrand, jumping, polynomial, tagged
 
 Floats = NDArray[np.float64]
 LEVELS = spectral_levels()
 each_level = pytest.mark.parametrize("level", LEVELS, ids=lambda level: str(level.count))
-
-
-@dataclass(frozen=True, eq=False)
-class Integrand:
-    """What each feature adds up along the path, and its antiderivative: `[alphas] -> [alphas,
-    features]`.
-    """
-
-    gradient: Callable[[Floats], Floats]
-    primitive: Callable[[Floats], Floats]
-
-    @property
-    def exact(self) -> Floats:
-        return np.diff(self.primitive(np.array([0.0, 1.0])), axis=0)[0]
 
 
 def judge(level: SpectralLevel, integrand: Integrand) -> tuple[SmoothEstimate, float]:
@@ -54,15 +40,6 @@ def judge(level: SpectralLevel, integrand: Integrand) -> tuple[SmoothEstimate, f
     found = (level.functionals @ gradients)[None]
     estimate = estimate_smooth(level, found, gradients.sum(1)[None], f[None, :-2], f[-2:-1], f[-1:])
     return estimate, float(np.abs(estimate.attributions[0] - integrand.exact).sum())
-
-
-def polynomial(degree: int, features: int = 3, seed: int = 0) -> Integrand:
-    series = np.random.default_rng(seed).standard_normal((degree + 1, features))
-    whole = legendre.legint(series, scl=0.5)
-    return Integrand(
-        lambda a: legendre.legval(2 * a - 1, series).T,
-        lambda a: legendre.legval(2 * a - 1, whole).T,
-    )
 
 
 # --- functionals -------------------------------------------------------------------------------
@@ -145,7 +122,7 @@ def _gaps(level: SpectralLevel, integrand: Integrand) -> Floats:
 
 @each_level
 def test_local_gaps_sum_to_the_gap_with_its_sign_turned(level: SpectralLevel) -> None:
-    integrand = next(FAMILIES["runge"](3, 5))
+    integrand = next(FAMILIES["runge"].draw(3, 5))
     nodes = patterson().nodes[: level.count]
     gap = (level.functionals[0] @ integrand.gradient(nodes)).sum() - integrand.exact.sum()
     assert _gaps(level, integrand).sum() == pytest.approx(-gap, abs=1e-11)
@@ -154,71 +131,8 @@ def test_local_gaps_sum_to_the_gap_with_its_sign_turned(level: SpectralLevel) ->
 # --- the estimate on analytic integrands -------------------------------------------------------
 
 
-def _scales(seed: int, features: int) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Random amplitudes, places (up to 0.2 beyond the path) and widths from 0.01 to 3,
-    without end.
-    """
-    draw = np.random.default_rng(seed)
-    while True:
-        yield (
-            draw.standard_normal(features),
-            draw.uniform(-0.2, 1.2, features),
-            10 ** draw.uniform(-2, 0.5, features),
-        )
-
-
-def exponentials(seed: int, features: int) -> Iterator[Integrand]:
-    for size, place, width in _scales(seed, features):
-        k = np.sign(place - 0.5) * np.minimum(1 / width, 20)
-        yield Integrand(
-            lambda a, s=size, k=k: s * np.exp(k * (a[:, None] - 0.5)),
-            lambda a, s=size, k=k: s / k * np.exp(k * (a[:, None] - 0.5)),
-        )
-
-
-def waves(seed: int, features: int) -> Iterator[Integrand]:
-    for size, place, width in _scales(seed, features):
-        k = 1 / width
-        yield Integrand(
-            lambda a, s=size, k=k, c=place: s * np.sin(k * (a[:, None] - c)),
-            lambda a, s=size, k=k, c=place: -s / k * np.cos(k * (a[:, None] - c)),
-        )
-
-
-def poles(seed: int, features: int) -> Iterator[Integrand]:
-    """Runge's function at a place and width of its own in every feature."""
-    for size, place, width in _scales(seed, features):
-        yield Integrand(
-            lambda a, s=size, c=place, w=width: s / (1 + ((a[:, None] - c) / w) ** 2),
-            lambda a, s=size, c=place, w=width: s * w * np.arctan((a[:, None] - c) / w),
-        )
-
-
-def steps(seed: int, features: int) -> Iterator[Integrand]:
-    """Gradients that step: tanh."""
-    for size, place, width in _scales(seed, features):
-        yield Integrand(
-            lambda a, s=size, c=place, w=width: s * np.tanh((a[:, None] - c) / w),
-            lambda a, s=size, c=place, w=width: (
-                s * w * np.logaddexp((a[:, None] - c) / w, (c - a[:, None]) / w)
-            ),
-        )
-
-
-def spikes(seed: int, features: int) -> Iterator[Integrand]:
-    """f that steps: its gradient is a spike."""
-    for size, place, width in _scales(seed, features):
-        yield Integrand(
-            lambda a, s=size, c=place, w=width: s * (1 - np.tanh((a[:, None] - c) / w) ** 2),
-            lambda a, s=size, c=place, w=width: s * w * np.tanh((a[:, None] - c) / w),
-        )
-
-
-FAMILIES = {"exp": exponentials, "sin": waves, "runge": poles, "tanh": steps, "spike": spikes}
-
-
 @each_level
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tagged("analytic"))
 @pytest.mark.parametrize("features", [1, 3, 20])
 def test_the_true_error_stays_below_the_deviation(
     level: SpectralLevel, family: str, features: int
@@ -226,7 +140,7 @@ def test_the_true_error_stays_below_the_deviation(
     """200 integrands of each family, from nearly constant to hopeless at this level. Tried on 1,000
     of each as well.
     """
-    draws = FAMILIES[family](level.count, features)
+    draws = FAMILIES[family].draw(level.count, features)
     for _ in range(200):
         integrand = next(draws)
         estimate, error = judge(level, integrand)
@@ -279,7 +193,7 @@ def test_nothing_at_all_is_certain(level: SpectralLevel) -> None:
 
 
 def test_rows_are_judged_one_by_one() -> None:
-    level, draws = LEVELS[1], FAMILIES["runge"](7, 4)
+    level, draws = LEVELS[1], FAMILIES["runge"].draw(7, 4)
     integrands = [next(draws) for _ in range(5)]
     nodes = patterson().nodes[: level.count]
     gradients = np.stack([i.gradient(nodes) for i in integrands])
@@ -294,20 +208,6 @@ def test_rows_are_judged_one_by_one() -> None:
 
 
 # --- the estimate on kinked integrands ---------------------------------------------------------
-
-
-def jumping(jumps: Floats, features: int, draw: np.random.Generator) -> Integrand:
-    """A ramp and a jump of all features at each place: the path of a ReLU network."""
-    sizes = draw.standard_normal((len(jumps), features))
-    level, ramp = draw.standard_normal((2, features)) * draw.choice([0, 1, 10], (2, 1))
-    return Integrand(
-        lambda a: level + ramp * a[:, None] + (a[:, None] > jumps) @ sizes,
-        lambda a: (
-            level * a[:, None]
-            + ramp * a[:, None] ** 2 / 2
-            + np.maximum(a[:, None] - jumps, 0) @ sizes
-        ),
-    )
 
 
 def false_certificate(level: SpectralLevel, integrand: Integrand) -> bool:
