@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import TypeVar
 
 import numpy as np
@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from integrand.schemas.errors import SpecError
-from integrand.workers.models.outputs import Forward, check_output, select
+from integrand.workers.models.gradients import SideBySide, gradients_of, independent_of_inputs
+from integrand.workers.models.outputs import Forward, check_output, on_copies, select
 from integrand.workers.rewriting.hoisting import Hoisted
 
 Floats = NDArray[np.float64]
@@ -80,10 +80,7 @@ class Problem:
         return [a[rows] for a in self.forward_args]
 
     def baseline(self, rows: Tensor) -> list[Tensor]:
-        return [
-            b.expand(len(rows), *b.shape[1:]) if b.shape[0] == 1 else b[rows]
-            for b in self.baselines
-        ]
+        return rows_of(self.baselines, rows)
 
     def table(self, rows: Tensor, target: int) -> Tensor | None:
         """Output indices of one target of some rows, `[rows, depth]`."""
@@ -91,11 +88,9 @@ class Problem:
 
     def difference(self, rows: Tensor) -> Floats:
         """x − x' of some rows, all inputs side by side: [rows, elements] float64."""
-        parts = [
-            (x[rows].double() - b.double()).reshape(len(rows), -1)
-            for x, b in zip(self.inputs, self.baseline(rows), strict=True)
-        ]
-        return np.ascontiguousarray(torch.cat(parts, 1).cpu().numpy())
+        ends = zip(self.inputs, self.baseline(rows), strict=True)
+        parts = [x[rows].double() - b.double() for x, b in ends]
+        return np.ascontiguousarray(SideBySide.join(parts).cpu().numpy())
 
     @property
     def features(self) -> Problem:
@@ -113,6 +108,11 @@ class Lift:
     hoisted: Hoisted
 
 
+def rows_of(tensors: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+    """Some rows of tensors `[rows, ...]`, of those with one row that row each time."""
+    return [t.expand(len(rows), *t.shape[1:]) if t.shape[0] == 1 else t[rows] for t in tensors]
+
+
 class Evaluator:
     """Runs a problem's model on batches of `capacity` rows, the last one padded; halves them where
     memory runs out.
@@ -126,39 +126,28 @@ class Evaluator:
     @torch.no_grad()
     def outputs(self, points: Sequence[Tensor], rows: Tensor, *, check: bool = True) -> Tensor:
         """Outputs at some rows of `points` (one row where all share it): [rows, ...]."""
+        found = self._batched(rows, partial(self._outputs_at, points, check))
+        return torch.cat([out[:count] for out, count in found])
 
-        def run(piece: Tensor) -> Tensor:
-            at = [
-                p.expand(len(piece), *p.shape[1:]).clone() if p.shape[0] == 1 else p[piece]
-                for p in points
-            ]
-            out = self.problem.forward(*at, *self.problem.arguments(piece))
-            for target in range(self.problem.targets_per_row if check else 0):
-                out = check_output(out, len(piece), self.problem.table(piece, target))
-            return out
-
-        return torch.cat([out[:count] for out, count in self._batched(rows, run)])
+    def _outputs_at(self, points: Sequence[Tensor], check: bool, rows: Tensor) -> Tensor:
+        problem = self.problem
+        out = on_copies(problem.forward, *rows_of(points, rows), *problem.arguments(rows))
+        for target in range(problem.targets_per_row if check else 0):
+            out = check_output(out, len(rows), problem.table(rows, target))
+        return out
 
     def gradients(self, rows: Tensor, alphas: Tensor, wanted: Sequence[int]) -> list[Step]:
         """Steps of each wanted target at `alphas` on the rows' paths, one entry per item."""
-
-        def run(piece: Tensor) -> list[Step]:
-            return step_gradients(self.problem, rows[piece], alphas[piece], wanted)
-
-        found = self._batched(torch.arange(len(rows), device=rows.device), run)
+        items = torch.arange(len(rows), device=rows.device)
+        found = self._batched(items, partial(self._steps_at, rows, alphas, wanted))
         self.padded += len(found) * self.capacity - len(rows)
-        parts = [
-            [Step(step.gradients[:count], step.values[:count]) for step in steps]
-            for steps, count in found
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return [
-            Step(
-                torch.cat([p[i].gradients for p in parts]), torch.cat([p[i].values for p in parts])
-            )
-            for i in range(len(wanted))
-        ]
+        parts = [[step.first(count) for step in steps] for steps, count in found]
+        return [_joined(of_target) for of_target in zip(*parts, strict=True)]
+
+    def _steps_at(
+        self, rows: Tensor, alphas: Tensor, wanted: Sequence[int], items: Tensor
+    ) -> list[Step]:
+        return step_gradients(self.problem, rows[items], alphas[items], wanted)
 
     def pull(self, rows: Tensor, gradients: Floats, nodes: int) -> Floats:
         """Combinations of gradients `[rows, k, elements]` with respect to features: the transposed
@@ -171,29 +160,19 @@ class Evaluator:
         if lift is None:
             return gradients
         count, each, _ = gradients.shape
-        flat = torch.from_numpy(gradients.reshape(count * each, -1)).to(
-            self.problem.device, self.problem.inputs[0].dtype
-        )
-        owner = rows.repeat_interleave(each)
-
-        def run(piece: Tensor) -> Tensor:
-            cotangents = [
-                part.reshape(len(piece), *h.shape[1:])
-                for part, h in zip(
-                    flat[piece].split([h[0].numel() for h in self.problem.inputs], 1),
-                    self.problem.inputs,
-                    strict=True,
-                )
-            ]
-            pulled = lift.hoisted.pull(cotangents, self.problem.arguments(owner[piece]))
-            return torch.cat([p.reshape(len(piece), -1) for p in pulled], 1)
-
+        flat = torch.from_numpy(gradients.reshape(count * each, -1))
+        flat = flat.to(self.problem.device, self.problem.inputs[0].dtype)
+        items = torch.arange(len(flat), device=flat.device)
+        owners = rows.repeat_interleave(each)
         usual = each * max(1, self.capacity // nodes)
         size = min(self.capacity, -(-usual // 16) * 16)
-        found = self._batched(torch.arange(len(flat), device=flat.device), run, size)
-        return (
-            torch.cat([out[:n] for out, n in found]).double().cpu().numpy().reshape(count, each, -1)
-        )
+        found = self._batched(items, partial(self._pulled, lift.hoisted, flat, owners), size)
+        pulled = torch.cat([part[:n] for part, n in found])
+        return pulled.double().cpu().numpy().reshape(count, each, -1)
+
+    def _pulled(self, hoisted: Hoisted, flat: Tensor, owners: Tensor, items: Tensor) -> Tensor:
+        cotangents = SideBySide.like(self.problem.inputs).split(flat[items])
+        return SideBySide.join(hoisted.pull(cotangents, self.problem.arguments(owners[items])))
 
     @torch.no_grad()
     def hidden(self, hoisted: Hoisted, points: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -201,15 +180,14 @@ class Evaluator:
         problem = self.problem
         shared = all(p.shape[0] == 1 for p in points) and not problem.forward_args
         rows = torch.arange(1 if shared else problem.rows, device=problem.device)
-
-        def run(piece: Tensor) -> tuple[Tensor, ...]:
-            at = [
-                p.expand(len(piece), *p.shape[1:]) if p.shape[0] == 1 else p[piece] for p in points
-            ]
-            return hoisted.prefix(*at, *problem.arguments(piece))
-
-        found = [[h[:n] for h in out] for out, n in self._batched(rows, run)]
+        batches = self._batched(rows, partial(self._hidden_at, hoisted, points))
+        found = [[h[:count] for h in hidden] for hidden, count in batches]
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+    def _hidden_at(
+        self, hoisted: Hoisted, points: Sequence[Tensor], rows: Tensor
+    ) -> tuple[Tensor, ...]:
+        return hoisted.prefix(*rows_of(points, rows), *self.problem.arguments(rows))
 
     def _batched(
         self, rows: Tensor, run: Callable[[Tensor], Found], size: int | None = None
@@ -310,6 +288,17 @@ class Step:
     gradients: Tensor
     values: Tensor
 
+    def first(self, count: int) -> Step:
+        return Step(self.gradients[:count], self.values[:count])
+
+
+def _joined(steps: Sequence[Step]) -> Step:
+    """Steps of one target, one after the other."""
+    if len(steps) == 1:
+        return steps[0]
+    gradients = torch.cat([step.gradients for step in steps])
+    return Step(gradients, torch.cat([step.values for step in steps]))
+
 
 def step_gradients(
     problem: Problem, rows: Tensor, alphas: Tensor, wanted: Sequence[int] = (0,)
@@ -347,26 +336,8 @@ def _backward(
     last: bool,
 ) -> Step:
     values = select(out, problem.table(rows, target))
-    found = torch.autograd.grad(values.sum(), points, allow_unused=True, retain_graph=not last)
-    if all(g is None for g in found):
-        raise independent_of_inputs()
-    flat = [
-        (torch.zeros_like(p) if g is None else g).reshape(len(rows), -1)
-        for g, p in zip(found, points, strict=True)
-    ]
-    return Step(flat[0] if len(flat) == 1 else torch.cat(flat, 1), values.detach())
-
-
-def independent_of_inputs() -> SpecError:
-    return SpecError(
-        "model output",
-        expected="an output that depends on the inputs through differentiable operations",
-        seen="no gradient path to any input",
-        next_step=(
-            "remove detach(), no_grad(), argmax or rounding between input and output; explain a "
-            "TorchScript program as it was before optimize_for_inference"
-        ),
-    )
+    found = gradients_of(values.sum(), points, keep_graph=not last, required=True)
+    return Step(SideBySide.join(found), values.detach())
 
 
 def _between(baseline: Tensor, x: Tensor, alphas: Tensor) -> Tensor:

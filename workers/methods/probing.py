@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import IntegrandError, SpecError
-from integrand.workers.engine.evaluator import independent_of_inputs, is_out_of_memory
+from integrand.workers.engine.evaluator import is_out_of_memory
+from integrand.workers.models.gradients import independent_of_inputs
 from integrand.workers.models.modes import is_exported, training_parts
 from integrand.workers.models.outputs import Forward, check_output, on_copies
 from integrand.workers.models.portions import SIZES, takes

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
-from integrand.workers.models.outputs import Forward, on_copies, select
+from integrand.workers.models.gradients import gradients_at
+from integrand.workers.models.outputs import Forward, on_copies
 
 ROUNDING = 1000.0
 """Relative change of an output, in units of machine epsilon, that the order of additions may
@@ -156,27 +157,16 @@ class _Outcome:
     def of(forward: Forward, batch: Batch, gradients: bool) -> _Outcome:
         with torch.no_grad():
             outputs = on_copies(forward, *batch.points, *batch.forward_args).reshape(batch.rows, -1)
-        return _Outcome(outputs, _gradients(forward, batch) if gradients else outputs[:, :0])
+        if not gradients:
+            return _Outcome(outputs, outputs[:, :0])
+        _, found = gradients_at(forward, batch.points, batch.forward_args, batch.targets)
+        return _Outcome(outputs, found)
 
     def take(self, index: Tensor) -> _Outcome:
         return _Outcome(self.outputs[index], self.gradients[index])
 
     def distance(self, other: _Outcome) -> tuple[float, float]:
         return _distance(self.outputs, other.outputs), _distance(self.gradients, other.gradients)
-
-
-def _gradients(forward: Forward, batch: Batch) -> Tensor:
-    with torch.enable_grad():
-        points = [p.detach().clone().requires_grad_() for p in batch.points]
-        values = select(on_copies(forward, *points, *batch.forward_args), batch.targets)
-        found = torch.autograd.grad(values.sum(), points, allow_unused=True)
-    return torch.cat(
-        [
-            (torch.zeros_like(p) if g is None else g).reshape(batch.rows, -1)
-            for g, p in zip(found, points, strict=True)
-        ],
-        1,
-    )
 
 
 def _elsewhere(forward: Forward, base: Batch, gradients: bool) -> Iterator[tuple[_Outcome, Tensor]]:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from integrand.workers.models.gradients import gradients_of
 from integrand.workers.models.outputs import Forward
 from integrand.workers.rewriting.folding import has_hooks
 
@@ -76,12 +77,7 @@ class Hoisted:
             hidden = self.prefix(*points, *forward_args)
 
         def pull(cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            found = torch.autograd.grad(
-                hidden, points, cotangents, retain_graph=True, allow_unused=True
-            )
-            return tuple(
-                torch.zeros_like(p) if g is None else g for g, p in zip(found, points, strict=True)
-            )
+            return tuple(gradients_of(hidden, points, cotangents, keep_graph=True))
 
         return pull
 

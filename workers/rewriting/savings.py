@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import IntegrityError
-from integrand.workers.models.outputs import Forward, on_copies, select
+from integrand.workers.models.gradients import SideBySide, gradients_at
+from integrand.workers.models.outputs import Forward
 from integrand.workers.rewriting.aligning import align, alignable
 from integrand.workers.rewriting.folding import Pair, fold, foldable_pairs
 from integrand.workers.rewriting.hoisting import JUDGED_WORK, Hoisted, Work, hoist, worthwhile
@@ -378,21 +379,13 @@ def _integrand(rewritten: Rewritten, sample: _Sample) -> tuple[Tensor, Tensor]:
                 hoisted.prefix(*points, *(a.clone() for a in sample.forward_args))
                 for points in (start, stop)
             )
-    points = [_between(a, b).requires_grad_() for a, b in zip(start, stop, strict=True)]
-    out, gradients = _gradients(hoisted.tail if hoisted else rewritten.forward, points, sample)
-    pulled = hoisted.pull(gradients, sample.forward_args) if hoisted else gradients
-    return out, _flat([g * d for g, d in zip(pulled, sample.difference, strict=True)])
-
-
-def _gradients(
-    forward: Forward, points: Sequence[Tensor], sample: _Sample
-) -> tuple[Tensor, list[Tensor]]:
-    with torch.enable_grad():
-        out = on_copies(forward, *points, *sample.forward_args)
-        found = torch.autograd.grad(select(out, sample.table).sum(), points, allow_unused=True)
-    return _flat([out.detach()]), [
-        torch.zeros_like(p) if g is None else g for g, p in zip(found, points, strict=True)
-    ]
+    points = [_between(a, b) for a, b in zip(start, stop, strict=True)]
+    tail = hoisted.tail if hoisted else rewritten.forward
+    out, gradients = gradients_at(tail, points, sample.forward_args, sample.table)
+    if hoisted is not None:
+        cotangents = SideBySide.like(points).split(gradients)
+        gradients = SideBySide.join(hoisted.pull(cotangents, sample.forward_args))
+    return out.reshape(len(out), -1), gradients * SideBySide.join(sample.difference)
 
 
 def _between(start: Tensor, stop: Tensor) -> Tensor:
@@ -400,7 +393,3 @@ def _between(start: Tensor, stop: Tensor) -> Tensor:
         -1, *[1] * (start.ndim - 1)
     )
     return (start + alphas * (stop - start)).detach()
-
-
-def _flat(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat([p.reshape(len(p), -1) for p in parts], 1)
