@@ -1,6 +1,6 @@
 """The certificate's record: rows that were certified, and what they were really wrong by.
 
-Run by `make bench`; the tables of README are what it prints. Families of random MLPs
+Run by `make bench`; the tables of workers/README.md are what it prints. Families of random MLPs
 (zoo.families), the fitted models of the speed benchmark, and a function made to fool the
 certificate, against the float64 references of references.py. A row whose reference is not ten times
 better than the tolerance judges nobody; such rows are counted.

@@ -1,10 +1,10 @@
 """The engine against Captum, the articles' loop, SHAP and the machine's own limit, on one thread.
 
-Run by `make bench`; prints the tables of README. One process; in every round the limit and all
-contenders of a model take turns; medians and ranges are of per-round figures. Accuracy is against
-the float64 references of references.py. Captum runs at the fastest of a few sizes; "tuned" is an
-oracle's Captum, with the fewest nodes that meet the tolerance on other rows. Peak memory is each
-contender's own, in a fresh process.
+Run by `make bench`; prints the tables of workers/README.md. One process; in every round the limit
+and all contenders of a model take turns; medians and ranges are of per-round figures. Accuracy is
+against the float64 references of references.py. Captum runs at the fastest of a few sizes; "tuned"
+is an oracle's Captum, with the fewest nodes that meet the tolerance on other rows. Peak memory is
+each contender's own, in a fresh process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What orchestration costs, what a second worker brings, and what a user would write today.
 
-Run by `make bench`; prints the tables of README. One machine, one run; every round interleaves the
-contestants.
+Run by `make bench`; prints the tables of workers/README.md. One machine, one run; every round
+interleaves the contestants.
 """
 
 from __future__ import annotations

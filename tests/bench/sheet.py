@@ -1,4 +1,4 @@
-"""A table for a terminal or, as markdown, for the README."""
+"""A table for a terminal or, as markdown, for the documentation."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The generated parts of README: spec fields, output columns and commands, from the code that
-defines them.
+"""The generated parts of the documentation: spec fields, output columns and commands, from the
+code that defines them.
 
 `python tests/docs/reference.py` writes them between their markers; test_readme.py fails when they
 are stale.
@@ -19,7 +19,7 @@ from integrand.schemas.specs.part import Part, branches_of
 from integrand.schemas.tables import COLUMNS
 from integrand.service.cli.commands import app
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
 def sections() -> dict[str, type[Part]]:
@@ -121,18 +121,24 @@ def _commands(group: Any, path: tuple[str, ...]) -> list[tuple[str, Any]]:
     return found
 
 
-GENERATED = {"spec": spec_tables, "columns": column_table, "commands": command_table}
+GENERATED = {
+    "schemas/README.md": {"spec": spec_tables, "columns": column_table},
+    "service/README.md": {"commands": command_table},
+}
+"""What is generated, by document and by the name in its marker."""
 
 
-def rendered(text: str) -> str:
-    """README with every generated part made anew."""
-    for name, make in GENERATED.items():
+def rendered(document: str) -> str:
+    """A document with every generated part made anew."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for name, make in GENERATED[document].items():
         pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README has no place for the generated part `{name}`")
+            raise ValueError(f"{document} has no place for the generated part `{name}`")
         text = pattern.sub(lambda m, made=make(): m[1] + made + "\n" + m[2], text)
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for document in GENERATED:
+        (ROOT / document).write_text(rendered(document), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every promise of README names tests, and they are there."""
+"""Every promise names tests, and they are there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SECTION = (
-    (ROOT / "README.md")
+    (ROOT / "tests/README.md")
     .read_text()
     .split("## What is promised, and what proves it")[1]
     .split("\n## ")[0]

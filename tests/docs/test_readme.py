@@ -1,11 +1,12 @@
-"""README is true: its generated parts are fresh, its spec parses, its Python runs, its picture is
-there.
+"""The documentation is true: its generated parts are fresh, its specs parse, its Python runs, its
+commands are understood.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +17,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.main import get_command
 
 from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.specs.part import Part, Rule
 from integrand.schemas.tables import RowStatus
+from integrand.service.cli.commands import app
 from integrand.service.cli.specfile import parse_text
 from integrand.service.running.jobs import run_job
 from integrand.service.runs.query import open_run
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = ("README.md", *(f"{d}/README.md" for d in ("schemas", "workers", "service", "tests")))
+"""In the order in which they are read: later examples use names of earlier ones."""
+TEXTS = {document: (ROOT / document).read_text(encoding="utf-8") for document in DOCUMENTS}
 
 
 MODEL = """
@@ -66,7 +71,7 @@ def build(name):
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory) -> Path:
-    """The output root after the README's own spec was run by the README's own command, on made-up
+    """The output root after README's own spec was run by README's own command, on made-up
     applications.
     """
     folder = tmp_path_factory.mktemp("readme")
@@ -106,11 +111,29 @@ def load_reference():
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+    """All blocks of code in a language, document by document."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    return [block for text in TEXTS.values() for block in fence.findall(text)]
 
 
 def test_generated_parts_are_fresh():
-    assert load_reference().rendered(TEXT) == TEXT, "run `python tests/docs/reference.py`"
+    reference = load_reference()
+    stale = [d for d in reference.GENERATED if reference.rendered(d) != TEXTS[d]]
+    assert stale == [], "run `python tests/docs/reference.py`"
+
+
+def test_the_landing_page_stays_one():
+    lines = TEXTS["README.md"].splitlines()
+    assert len(lines) <= 200
+    assert [line for line in lines if len(line) > 200 and not line.startswith("|")] == []
+
+
+def test_every_block_of_code_is_tried_here():
+    """Each is in a language whose blocks are run, parsed or accepted below."""
+    languages = {w for text in TEXTS.values() for w in re.findall(r"^```(\w+)$", text, re.M)}
+    assert languages == {"bash", "python", "toml", "yaml"}
+    assert len(blocks("yaml")) == 3
+    assert [b for b in blocks("python") if "attribute(" not in b and "open_run(" not in b] == []
 
 
 def test_every_part_of_a_spec_is_in_the_reference():
@@ -211,16 +234,32 @@ def test_query_example_runs(finished_run):
 
 @pytest.mark.parametrize("status", list(RowStatus))
 def test_every_status_is_explained(status):
-    assert f"| `{status}` |" in TEXT
+    assert f"| `{status}` |" in TEXTS["README.md"]
 
 
 def test_every_rule_is_named():
-    assert all(f"`{rule}`" in TEXT for rule in Rule.__args__)
+    assert all(f"`{rule}`" in TEXTS["schemas/README.md"] for rule in Rule.__args__)
 
 
-def test_pictures_exist():
-    for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT):
-        assert (ROOT / target).is_file(), target
+def shown_commands() -> list[str]:
+    """Every line of a shell that calls the command, and what stands in the text as one."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    inline = [c for text in TEXTS.values() for c in re.findall(r"`(ray job submit [^`]+)`", text)]
+    found = [re.search(r"\bintegrand (.*?)(?:  +#|$)", line) for line in lines + inline]
+    return [match[1] for match in found if match]
+
+
+@pytest.mark.parametrize("command", shown_commands())
+def test_every_command_is_understood(command):
+    """Its verb is there, and takes these options."""
+    verb, *arguments = shlex.split(command)
+    get_command(app).commands[verb].make_context(verb, arguments)
+
+
+def test_every_target_of_make_is_there():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    text = "\n".join(TEXTS.values())
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)\b", text, re.MULTILINE)) - set(targets) == set()
 
 
 def test_operator_config_example_is_accepted(tmp_path):

@@ -146,7 +146,7 @@ def test_each_text_gets_what_it_gets_alone(texts: JobFolder, baseline: dict[str,
 
 
 def test_the_classifier_end_to_end(texts: JobFolder):
-    """As in the README: adaptive, float32, argmax; read with pandas and with open_run."""
+    """As in the documentation: adaptive, float32, argmax; read with pandas and with open_run."""
     manifest = texts.run(
         **text_fields(texts, target={"kind": "argmax"}, accuracy={"kind": "adaptive"}, compute={})
     )
