@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from integrand.schemas.ids import FORMAT_VERSION
 from integrand.schemas.specs.job import AttributeSpec
-from integrand.schemas.specs.targets import TopKTarget
 from integrand.schemas.tables import CONVERGED, WITHOUT_ATTRIBUTION
 
 Determinism = Literal["bitwise", "tolerance"]
@@ -244,10 +243,7 @@ class Plan(Record):
 
     @property
     def targets_per_row(self) -> int:
-        target = self.spec.target
-        if isinstance(target, TopKTarget):
-            return target.k
-        return self.numerics.outputs or 1 if target.kind == "all" else 1
+        return self.spec.target.per_row(self.numerics.outputs)
 
 
 class ShardFooter(Record):

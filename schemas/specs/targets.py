@@ -8,14 +8,32 @@ from pydantic import Field
 
 from integrand.schemas.specs.part import _MOST, Part
 
+Place = tuple[int, ...]
+"""One output of a row, an index for each dimension of the model's output after its rows."""
 
-class _Transformed(Part):
+
+class TargetPart(Part):
+    """What every kind of target is made of. A kind whose outputs are the same for every row says
+    which in `places`; one that explains several of each row says how many in `per_row`.
+    """
+
     transform: Literal["none", "softmax", "log_softmax", "sigmoid"] = Field(
         "none", description="Applied to the model's output before the target is taken."
     )
 
+    def places(self, outputs: int | None) -> tuple[Place, ...] | None:
+        """The outputs that are explained in every row, of a model with so many; None where the row
+        or the model chooses them.
+        """
+        return None
 
-class ScalarTarget(_Transformed):
+    def per_row(self, outputs: int | None) -> int:
+        """How many outputs of each row are explained, of a model with so many."""
+        same = self.places(outputs)
+        return 1 if same is None else len(same)
+
+
+class ScalarTarget(TargetPart):
     """The model's one output per row: `[rows]` or `[rows, 1]`."""
 
     kind: Literal["scalar"] = "scalar"
@@ -23,8 +41,11 @@ class ScalarTarget(_Transformed):
         "none", description="Applied to the output first."
     )
 
+    def places(self, outputs: int | None) -> tuple[Place, ...]:
+        return ((),)
 
-class IndexTarget(_Transformed):
+
+class IndexTarget(TargetPart):
     """One output for all rows; a list indexes an output of more than two dimensions."""
 
     kind: Literal["index"] = "index"
@@ -32,31 +53,43 @@ class IndexTarget(_Transformed):
         Annotated[int, Field(ge=0, le=_MOST)] | tuple[Annotated[int, Field(ge=0, le=_MOST)], ...]
     ) = Field(description="Output index, from 0; a list for tensor outputs.")
 
+    def places(self, outputs: int | None) -> tuple[Place, ...]:
+        return (self.index if isinstance(self.index, tuple) else (self.index,),)
 
-class ColumnTarget(_Transformed):
+
+class ColumnTarget(TargetPart):
     """An output index per row, from an integer column."""
 
     kind: Literal["column"] = "column"
     column: str = Field(description="Integer column that holds each row's output index.")
 
 
-class ArgmaxTarget(_Transformed):
+class ArgmaxTarget(TargetPart):
     """Each row's largest output."""
 
     kind: Literal["argmax"] = "argmax"
 
 
-class TopKTarget(_Transformed):
+class TopKTarget(TargetPart):
     """Each row's k largest outputs, the largest first: k output rows for each row."""
 
     kind: Literal["top_k"] = "top_k"
     k: int = Field(ge=1, le=_MOST, description="How many outputs of each row are explained.")
 
+    def per_row(self, outputs: int | None) -> int:
+        return self.k
 
-class AllTargets(_Transformed):
+
+class AllTargets(TargetPart):
     """Every output: one output row per (row, target)."""
 
     kind: Literal["all"] = "all"
+
+    def places(self, outputs: int | None) -> tuple[Place, ...]:
+        return tuple((index,) for index in range(self.per_row(outputs)))
+
+    def per_row(self, outputs: int | None) -> int:
+        return outputs or 1
 
 
 Target = Annotated[

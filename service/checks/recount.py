@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import CHECKSUM_KEY, FOOTER_KEY
 from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter
-from integrand.schemas.specs.targets import AllTargets, IndexTarget, ScalarTarget
 from integrand.schemas.tables import PREFIX, RowStatus, output_schema
 from integrand.service.checks.findings import Finding, Remark, Unchecked, reason
 from integrand.service.runs.footers import RunFolder
@@ -28,7 +27,12 @@ from integrand.workers.data.reading import read_slices, row_ids
 from integrand.workers.data.row_ids import hash_ids
 from integrand.workers.data.values import plain_value
 from integrand.workers.shards.footer import shard_footer
-from integrand.workers.shards.output import attribution_fields, results_of, results_table
+from integrand.workers.shards.output import (
+    attribution_fields,
+    repeated_targets,
+    results_of,
+    results_table,
+)
 from integrand.workers.shards.parquet import checksum, write_parquet
 from integrand.workers.shards.results import Results
 
@@ -221,8 +225,8 @@ def _unlike_columns(plan: Plan, seen: pa.Schema) -> tuple[list[str], list[str]] 
     """The planned columns that are not there, and what is there instead; None where all are as
     planned.
     """
-    index = plan.spec.target.index if isinstance(plan.spec.target, IndexTarget) else 0
-    target = pa.string() if isinstance(index, tuple) and len(index) > 1 else pa.int32()
+    places = plan.spec.target.places(plan.numerics.outputs) or ((0,),)
+    target = repeated_targets(places, len(places)).type
     row_id = seen.field("row_id").type if "row_id" in seen.names else pa.null()
     expected = output_schema(row_id, target, attribution_fields(plan))
     told, found = ([_described(field) for field in schema] for schema in (expected, seen))
@@ -327,15 +331,8 @@ def _target_remarks(where: str, plan: Plan, results: Results) -> Iterator[Remark
 
 def _planned_targets(plan: Plan) -> list[object] | None:
     """The targets of each input row; None where the rows or the model choose them."""
-    target = plan.spec.target
-    if isinstance(target, ScalarTarget):
-        return [None]
-    if isinstance(target, AllTargets):
-        return list(range(plan.targets_per_row))
-    if isinstance(target, IndexTarget):
-        index = target.index if isinstance(target.index, tuple) else (target.index,)
-        return [index[0] if len(index) == 1 else ",".join(map(str, index))]
-    return None
+    places = plan.spec.target.places(plan.numerics.outputs)
+    return None if places is None else list(repeated_targets(places, len(places)).to_pylist())
 
 
 def _byte_remarks(where: str, stored: Stored, data: bytes) -> Iterator[Remark]:

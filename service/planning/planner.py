@@ -27,7 +27,6 @@ from integrand.schemas.records import (
 from integrand.schemas.specs.baselines import MeanBaseline
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.specs.models import FactoryModel, Model
-from integrand.schemas.specs.targets import TopKTarget
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.planning.preflight import PlanFacts, column_outputs, examine
@@ -416,7 +415,7 @@ def _cut(
     elif compute.shard_rows != "auto":
         rows = compute.shard_rows
     else:
-        per_row = _targets_per_row(spec, findings)
+        per_row = spec.target.per_row(findings.outputs)
         fitting = auto_rows(
             sum(f.rows for f in files),
             compute.worker_range.max,
@@ -428,21 +427,6 @@ def _cut(
     shards = cut(files, rows)
     check_decoded(shards, width, most)
     return shards
-
-
-def _targets_per_row(spec: AttributeSpec, findings: PlanFacts) -> int:
-    if isinstance(spec.target, TopKTarget):
-        return spec.target.k
-    if spec.target.kind != "all":
-        return 1
-    if findings.outputs is None:
-        raise SpecError(
-            "target.kind all",
-            expected="model outputs [rows, outputs]",
-            seen="another shape",
-            next_step="use `scalar`, or `index` with a list",
-        )
-    return findings.outputs
 
 
 def _output_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:
@@ -457,10 +441,9 @@ def _projection(
     shards: Sequence[Shard],
     findings: PlanFacts,
 ) -> Projection:
-    rows = (dataset.estimated_rows or sum(f.rows for f in dataset.files)) * _targets_per_row(
-        spec, findings
-    )
-    largest = max((s.rows for s in shards), default=0) * _targets_per_row(spec, findings)
+    per_row = spec.target.per_row(findings.outputs)
+    rows = (dataset.estimated_rows or sum(f.rows for f in dataset.files)) * per_row
+    largest = max((s.rows for s in shards), default=0) * per_row
     row_bytes = _output_row_bytes(spec, shapes)
     return Projection(
         seconds_per_row=findings.seconds_per_row,

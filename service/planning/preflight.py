@@ -15,7 +15,6 @@ from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Quantiles
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSteps
 from integrand.schemas.specs.job import AttributeSpec
-from integrand.schemas.specs.targets import ColumnTarget, TopKTarget
 from integrand.service.planning.batches import (
     Form,
     Question,
@@ -45,10 +44,11 @@ from integrand.workers.models.outputs import (
     Forward,
     check_output,
     on_copies,
-    target_table,
     transformed,
 )
 from integrand.workers.models.portions import Portions
+from integrand.workers.models.targets.base import output_width
+from integrand.workers.models.targets.table import kind_of_target
 from integrand.workers.quadrature.rules import plain_rule
 from integrand.workers.quadrature.smooth import FIRST
 from integrand.workers.rewriting.savings import Savings, choose, with_alignment, without_hoisting
@@ -222,17 +222,19 @@ def first_pass(
     doubtful about both.
     """
     out, warnings = _try_model(spec, transformed(model, spec.target.transform), sample)
-    table, width = _targets(spec, out, sample)
+    kind = kind_of_target(spec.target)
+    kind.check(spec.target, out)
+    table = kind.of_sample(spec.target, sample.rows, out, sample.target)
     check_output(out, sample.rows, table)
-    return replace(sample, target=table), width, warnings
+    return replace(sample, target=table), output_width(out), warnings
 
 
 def column_outputs(spec: AttributeSpec, model: Forward, sample: Sample) -> int | None:
     """How many outputs a target column may name; None where no column names one."""
-    if not isinstance(spec.target, ColumnTarget):
+    if not kind_of_target(spec.target).named_by_rows:
         return None
     out, _ = _try_model(spec, model, sample)
-    return int(out.shape[-1]) if out.ndim == 2 else None
+    return output_width(out)
 
 
 def _try_model(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[Tensor, list[str]]:
@@ -265,47 +267,6 @@ def _try_model(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[T
             "every gradient is zero on the first rows: is the output rounded, clamped or saturated?"
         )
     return out.detach(), warnings
-
-
-def _targets(spec: AttributeSpec, out: Tensor, sample: Sample) -> tuple[Tensor | None, int | None]:
-    """Targets of the sample rows, and the width of the output where it has one."""
-    target = spec.target
-    width = int(out.shape[-1]) if out.ndim == 2 else None
-    if target.kind == "scalar":
-        return None, width
-    if target.kind == "index":
-        table = target_table(target.index, sample.rows)
-        return None if table is None else table.to(out.device), width
-    if width is None:
-        raise SpecError(
-            f"target.kind {target.kind}",
-            expected="model outputs [rows, outputs]",
-            seen=f"shape {list(out.shape)}",
-            next_step="use `scalar`, or `index` with a list",
-        )
-    if isinstance(target, ColumnTarget):
-        assert sample.target is not None
-        return _column_targets(sample.target, width, target.column), width
-    if isinstance(target, TopKTarget) and target.k > width:
-        raise SpecError(
-            "target.k",
-            expected=f"at most {width}, the model's outputs",
-            seen=str(target.k),
-            next_step="explain fewer, or `all`",
-        )
-    largest = target.kind in ("argmax", "top_k")
-    return (out if largest else torch.zeros_like(out)).argmax(-1, keepdim=True), width
-
-
-def _column_targets(targets: Tensor, width: int, column: str) -> Tensor:
-    inside = (targets >= 0) & (targets < width)
-    if not inside.any():
-        raise SpecError(
-            f"target.column {column}",
-            expected=f"output indices from 0 to {width - 1}",
-            seen=f"{targets.tolist()} in the first rows",
-        )
-    return targets.where(inside, targets[inside][0])[:, None]
 
 
 def _batch_rows(spec: AttributeSpec, row_bytes: int, model: Forward) -> int:

@@ -39,8 +39,8 @@ def test_every_folder_is_a_wing(house: str):
 def test_a_wing_imports_itself_and_those_before_it(house: str, wing: str):
     later = WINGS[house][WINGS[house].index(wing) + 1 :]
     upwards = {
-        f"{file.name}: {module}"
-        for file in (ROOT / house / wing).glob("*.py")
+        f"{file.relative_to(ROOT)}: {module}"
+        for file in (ROOT / house / wing).rglob("*.py")
         for module in imported(file)
         if module.startswith(tuple(f"integrand.{house}.{name}." for name in later))
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from integrand.schemas.records import InputShape, Plan
+from integrand.schemas.specs.targets import Place
 from integrand.schemas.tables import (
     COLUMNS,
     RowStatus,
@@ -82,6 +83,14 @@ def target_array(targets: NDArray[np.int64] | None, present: NDArray[np.bool_]) 
         texts = [",".join(map(str, t)) for t in targets.tolist()]
         return pa.array(texts, pa.string(), mask=~present)
     return pa.array(targets[:, 0], pa.int32(), mask=~present)
+
+
+def repeated_targets(places: Sequence[Place], rows: int) -> pa.Array:
+    """The `target` column of so many output rows, where every source row has the same targets."""
+    if not places[0]:
+        return target_array(None, np.zeros(rows, bool))
+    table = np.tile(np.array(places), (rows // len(places), 1))
+    return target_array(table, np.ones(rows, bool))
 
 
 def _sums(values: NDArray[np.floating], lengths: NDArray[np.int64] | None) -> Floats:

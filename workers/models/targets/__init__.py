@@ -1,0 +1,1 @@
+"""Which outputs of a model are explained: one file for each kind of target, found by `table`."""
