@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from integrand.schemas.errors import IntegrandError, SpecError
 from integrand.schemas.specs.accuracy import Exact
 from integrand.schemas.specs.job import AttributeSpec
-from integrand.service.planning.sample import Sample
 from integrand.service.planning.trials import gradients, repeats_bits, seconds_per_batch, step_batch
 from integrand.workers.closed_form.integral import BLOCK
 from integrand.workers.engine.evaluator import is_out_of_memory
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.kernels import in_force, objection
 from integrand.workers.methods.attribution import attribute
-from integrand.workers.models.repeatability import Batch, Repeatability, measure_repeatability
+from integrand.workers.models.repeatability import Repeatability, measure_repeatability
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.savings import Savings
 
 FEWEST = 16
@@ -59,7 +58,7 @@ class Question:
 
     spec: AttributeSpec
     form: Form
-    sample: Sample
+    sample: RowTensors
     remedy: Callable[[], Form | None]
 
     @property
@@ -138,10 +137,10 @@ def insists(spec: AttributeSpec) -> bool:
     return spec.compute.reproducible != "prefer"
 
 
-def keeps_order(prepared: Prepared, sample: Sample) -> bool:
+def keeps_order(prepared: Prepared, sample: RowTensors) -> bool:
     """Whether rows in closed form are the same in reverse order: the sample's, over and over."""
     rows = sample.repeat(3 * BLOCK // 4)
-    order = torch.arange(rows.rows).flip(0)
+    order = torch.arange(rows.rows, device=rows.device).flip(0)
     there, back = (
         attribute(
             prepared,
@@ -233,7 +232,7 @@ def _advice() -> str:
     )
 
 
-def _measured(prepared: Prepared, sample: Sample, size: int) -> Repeatability | None:
+def _measured(prepared: Prepared, sample: RowTensors, size: int) -> Repeatability | None:
     """How rows differ from place to place; None where not by a bit. Raises SpecError for random and
     coupled models.
     """
@@ -247,20 +246,11 @@ def _measured(prepared: Prepared, sample: Sample, size: int) -> Repeatability | 
     return found
 
 
-def path_points(sample: Sample) -> Batch:
+def path_points(sample: RowTensors) -> RowTensors:
     """Each row at three places between its baseline and itself, where step batches will be."""
-
-    def at(alpha: float) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.lerp(b, x, alpha) for x, b in zip(sample.inputs, sample.baselines, strict=True)
-        )
-
-    points = tuple(torch.cat(p) for p in zip(at(1.0), at(0.5), at(0.25), strict=True))
-    return Batch(
-        points,
-        tuple(a.repeat(3, *[1] * (a.ndim - 1)) for a in sample.forward_args),
-        None if sample.target is None else sample.target.repeat(3, 1),
-    )
+    ends = list(zip(sample.inputs, sample.baselines, strict=True))
+    points = [torch.cat([torch.lerp(b, x, at) for at in (1.0, 0.5, 0.25)]) for x, b in ends]
+    return replace(sample.repeat(3 * sample.rows), inputs=tuple(points))
 
 
 # --- numbers of rows that a model takes --------------------------------------------------------

@@ -31,7 +31,7 @@ from integrand.service.planning.cutting import auto_rows, check_decoded, cut, ro
 from integrand.service.planning.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.planning.preflight import PlanFacts, column_outputs, examine
 from integrand.service.planning.runid import run_id
-from integrand.service.planning.sample import Sample, find_rows, looks, real_rows, sample_rows
+from integrand.service.planning.sample import find_rows, looks, real_rows, sample_rows
 from integrand.service.pools.base import Mapper
 from integrand.workers import kernels
 from integrand.workers.data.columns import declared_columns, resolve_columns, row_bytes
@@ -49,6 +49,7 @@ from integrand.workers.models.embeddings import IdsModel, through_embeddings
 from integrand.workers.models.loading import DTYPES, Loaded, another_model, load_model
 from integrand.workers.models.outputs import Forward, on_copies
 from integrand.workers.models.portions import Portions, find_portion, in_portions
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.state import probe_outputs
 from integrand.workers.shards.worker import pin_numerics, processor, versions
 from integrand.workers.storage.store import Store
@@ -164,7 +165,7 @@ class Survey:
     device: Literal["cpu", "cuda"]
     loaded: Loaded
     forward: Forward
-    sample: Sample
+    sample: RowTensors
 
     @property
     def portion(self) -> int | None:

@@ -23,7 +23,7 @@ from integrand.service.planning.batches import (
     judge_closed_form,
     keeps_order,
 )
-from integrand.service.planning.sample import Sample, real_rows
+from integrand.service.planning.sample import real_rows
 from integrand.service.planning.trials import (
     check_compiled,
     rounding_seen,
@@ -47,6 +47,7 @@ from integrand.workers.models.outputs import (
     transformed,
 )
 from integrand.workers.models.portions import Portions
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.targets.base import output_width
 from integrand.workers.models.targets.table import kind_of_target
 from integrand.workers.quadrature.rules import plain_rule
@@ -79,7 +80,7 @@ class PlanFacts:
     lowered: str | None = None
 
 
-def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> PlanFacts:
+def examine(spec: AttributeSpec, model: Forward, sample: RowTensors) -> PlanFacts:
     """Try the model on real rows. Raises SpecError for whatever cannot work, with its
     likely cause.
     """
@@ -131,18 +132,18 @@ def examine(spec: AttributeSpec, model: Forward, sample: Sample) -> PlanFacts:
     )
 
 
-def _aligned(spec: AttributeSpec, model: Forward, sample: Sample, savings: Savings) -> Form | None:
+def _aligned(
+    spec: AttributeSpec, model: Forward, sample: RowTensors, savings: Savings
+) -> Form | None:
     """The model with linear layers of whole vectors; None where that is no way."""
     if spec.compute.savings == "none":
         return None
-    found = with_alignment(
-        model, savings, sample.inputs, sample.baselines, sample.forward_args, sample.target
-    )
+    found = with_alignment(model, savings, sample)
     return None if found is None else Form(ready(spec, model, sample, found, exact=False), found)
 
 
 def ready(
-    spec: AttributeSpec, model: Forward, sample: Sample, savings: Savings, *, exact: bool
+    spec: AttributeSpec, model: Forward, sample: RowTensors, savings: Savings, *, exact: bool
 ) -> Prepared:
     """The model as the workers of this job will run it."""
     found = assemble(
@@ -169,7 +170,7 @@ def _rounding_warnings(spec: AttributeSpec, seen: Quantiles) -> list[str]:
     return told
 
 
-def rewriting(spec: AttributeSpec, model: Forward, sample: Sample) -> tuple[bool, Savings]:
+def rewriting(spec: AttributeSpec, model: Forward, sample: RowTensors) -> tuple[bool, Savings]:
     """Whether the integral is taken in closed form, and else which savings hold on the sample.
 
     Raises SpecError where the closed form is asked for and there is none.
@@ -180,17 +181,10 @@ def rewriting(spec: AttributeSpec, model: Forward, sample: Sample) -> tuple[bool
     return (True, Savings()) if reason is None else (False, _savings(spec, model, sample))
 
 
-def _savings(spec: AttributeSpec, model: Forward, sample: Sample) -> Savings:
+def _savings(spec: AttributeSpec, model: Forward, sample: RowTensors) -> Savings:
     if spec.compute.savings == "none":
         return Savings()
-    found = choose(
-        model,
-        sample.inputs,
-        sample.baselines,
-        sample.forward_args,
-        sample.target,
-        work_of(spec.accuracy),
-    )
+    found = choose(model, sample, work_of(spec.accuracy))
     return (
         without_hoisting(found, "forward_args differ from row to row")
         if sample.forward_args
@@ -198,7 +192,7 @@ def _savings(spec: AttributeSpec, model: Forward, sample: Sample) -> Savings:
     )
 
 
-def _no_closed_form(spec: AttributeSpec, model: Forward, sample: Sample) -> str | None:
+def _no_closed_form(spec: AttributeSpec, model: Forward, sample: RowTensors) -> str | None:
     """Why the integral is not taken in closed form; None where it is."""
     if isinstance(spec.accuracy, FixedSteps):
         return "a fixed rule is asked for"
@@ -216,8 +210,8 @@ def _no_closed_form(spec: AttributeSpec, model: Forward, sample: Sample) -> str 
 
 
 def first_pass(
-    spec: AttributeSpec, model: Forward, sample: Sample
-) -> tuple[Sample, int | None, list[str]]:
+    spec: AttributeSpec, model: Forward, sample: RowTensors
+) -> tuple[RowTensors, int | None, list[str]]:
     """The sample with its targets, the width of the model's output where it has one, and what is
     doubtful about both.
     """
@@ -229,7 +223,7 @@ def first_pass(
     return replace(sample, target=table), output_width(out), warnings
 
 
-def column_outputs(spec: AttributeSpec, model: Forward, sample: Sample) -> int | None:
+def column_outputs(spec: AttributeSpec, model: Forward, sample: RowTensors) -> int | None:
     """How many outputs a target column may name; None where no column names one."""
     if not kind_of_target(spec.target).named_by_rows:
         return None
@@ -237,7 +231,9 @@ def column_outputs(spec: AttributeSpec, model: Forward, sample: Sample) -> int |
     return output_width(out)
 
 
-def _try_model(spec: AttributeSpec, forward: Forward, sample: Sample) -> tuple[Tensor, list[str]]:
+def _try_model(
+    spec: AttributeSpec, forward: Forward, sample: RowTensors
+) -> tuple[Tensor, list[str]]:
     points = [x.clone().requires_grad_() for x in sample.inputs]
     with real_rows(forward, [*points, *sample.forward_args]), torch.enable_grad():
         out = on_copies(forward, *points, *sample.forward_args)
@@ -287,7 +283,7 @@ def _batch_rows(spec: AttributeSpec, row_bytes: int, model: Forward) -> int:
 
 
 def _cost(
-    spec: AttributeSpec, forward: Forward, sample: Sample, batch_rows: int, batch_s: float
+    spec: AttributeSpec, forward: Forward, sample: RowTensors, batch_rows: int, batch_s: float
 ) -> tuple[float, float]:
     """Evaluations and seconds per output row, tried on the sample where that is quick."""
     most = _most_evaluations(spec.accuracy)
@@ -307,7 +303,7 @@ def _cost(
     return mean, (mean + 1) * batch_s / batch_rows * 1.2
 
 
-def _memory(spec: AttributeSpec, sample: Sample, row_bytes: int, batch_rows: int) -> int:
+def _memory(spec: AttributeSpec, sample: RowTensors, row_bytes: int, batch_rows: int) -> int:
     """Bytes of one worker: the process as it is now, one step batch, and the sums of live rows."""
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     elements = sum(x[0].numel() for x in sample.inputs)

@@ -25,38 +25,12 @@ from integrand.workers.methods.probing import one_line
 from integrand.workers.models.embeddings import IdsModel
 from integrand.workers.models.outputs import Forward, on_copies
 from integrand.workers.models.portions import SIZES, runs
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.storage.store import Store
 
 SAMPLE_ROWS, SAMPLE_FILES = 16, 4
 MOST_LOOKED_AT = 5_000_000
 """Rows after which no clean one is looked for any more."""
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """A few clean rows as the model will get them."""
-
-    inputs: tuple[Tensor, ...]
-    baselines: tuple[Tensor, ...]
-    forward_args: tuple[Tensor, ...]
-    target: Tensor | None
-
-    @property
-    def rows(self) -> int:
-        return self.inputs[0].shape[0]
-
-    def repeat(self, rows: int) -> Sample:
-        """The same rows over and over, `rows` in all."""
-        return self.take(torch.arange(rows) % self.rows)
-
-    def take(self, index: Tensor) -> Sample:
-        """The rows of these numbers."""
-        return Sample(
-            tuple(x[index] for x in self.inputs),
-            tuple(b if b.shape[0] == 1 else b[index] for b in self.baselines),
-            tuple(a[index] for a in self.forward_args),
-            None if self.target is None else self.target[index],
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +157,7 @@ def sample_rows(
     device: str,
     forward: Forward,
     most: int = 8,
-) -> Sample:
+) -> RowTensors:
     """The first clean rows that the model takes, of rows of which some are clean; a single one
     twice: no batch has one.
     """
@@ -191,12 +165,9 @@ def sample_rows(
     taken = _taken(forward, [t.to(device) for t in (*rows.inputs, *rows.forward_args)], clean, most)
     index = torch.tensor(taken * 2 if len(taken) == 1 else taken)
     baselines = baseline_tensors(spec, shapes, rows, means)
-    return Sample(
-        tuple(x[index].to(device) for x in rows.inputs),
-        tuple((b if b.shape[0] == 1 else b[index]).to(device) for b in baselines),
-        tuple(a[index].to(device) for a in rows.forward_args),
-        None if rows.target is None else rows.target[index].to(device),
-    )
+    target = None if rows.target is None else rows.target[index]
+    found = RowTensors(rows.inputs, baselines, rows.forward_args).take(index)
+    return replace(found, target=target).to(device)
 
 
 def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most: int) -> list[int]:

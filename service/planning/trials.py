@@ -7,7 +7,6 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,30 +17,20 @@ from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.workers.engine.evaluator import Evaluator, Problem, lifted, step_gradients
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.methods.attribution import attribute
-
-if TYPE_CHECKING:
-    from integrand.service.planning.sample import Sample
+from integrand.workers.models.row_tensors import RowTensors
 
 ROUNDS = 3
 JUDGED_AT = FixedSteps(steps=15)
 """The rule by which autocast is compared with float32."""
 
 
-def step_batch(prepared: Prepared, sample: Sample, batch_rows: int) -> Problem:
+def step_batch(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Problem:
     """The sample's rows over and over, as many as a step batch takes, behind the hoisted prefix
     where there is one.
     """
     rows = sample.repeat(batch_rows)
-    problem = Problem(
-        prepared.forward,
-        rows.inputs,
-        rows.baselines,
-        rows.forward_args,
-        None if rows.target is None else rows.target[:, None],
-        batch_rows,
-        step=prepared.step,
-        half=prepared.half,
-    )
+    tensors = replace(rows, target=None if rows.target is None else rows.target[:, None])
+    problem = Problem(prepared.forward, tensors, batch_rows, step=prepared.step, half=prepared.half)
     return problem if prepared.hoisted is None else lifted(Evaluator(problem), prepared.hoisted)
 
 
@@ -80,7 +69,7 @@ def check_compiled(problem: Problem) -> None:
         ) from error
 
 
-def rounding_seen(prepared: Prepared, sample: Sample, batch_rows: int) -> Quantiles:
+def rounding_seen(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Quantiles:
     """Relative L1 distance of the sample rows' attributions under autocast from those without, at
     the same nodes.
     """
@@ -98,7 +87,7 @@ def rounding_seen(prepared: Prepared, sample: Sample, batch_rows: int) -> Quanti
     return Quantiles(p50=p50, p90=p90, p99=p99, max=float(distances.max()))
 
 
-def _attributions(prepared: Prepared, sample: Sample, batch_rows: int) -> Tensor:
+def _attributions(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Tensor:
     found = attribute(
         prepared,
         sample.inputs,

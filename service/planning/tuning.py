@@ -13,12 +13,12 @@ import torch
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.planner import Request, pinned, survey
 from integrand.service.planning.preflight import first_pass, ready, rewriting
-from integrand.service.planning.sample import Sample
 from integrand.service.planning.trials import seconds_per_batch, step_batch
 from integrand.service.pools.local import LocalPool
 from integrand.workers.engine.batching import activation_bytes
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.models.code import check_trust
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.storage.store import Access, Store
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
@@ -94,7 +94,7 @@ def tune_job(
 
 
 def _trials(
-    spec: AttributeSpec, prepared: Prepared, sample: Sample, threads: int
+    spec: AttributeSpec, prepared: Prepared, sample: RowTensors, threads: int
 ) -> Iterator[Timing]:
     """Step batches of growing size, while they fit into memory and are not slow."""
     row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from integrand.service.demos.models import digits_cnn
 from integrand.workers import kernels
-from integrand.workers.models.repeatability import Batch, measure_repeatability
+from integrand.workers.models.repeatability import measure_repeatability
+from integrand.workers.models.row_tensors import RowTensors
 
 SETTINGS: dict[str, dict[str, str]] = {
     "as torch comes": {kernels.MKL: ""},
@@ -63,7 +64,9 @@ def measure(name: str, seconds: float) -> dict[str, float]:
     torch.set_num_threads(1)
     load.model.requires_grad_(False)
     table = torch.zeros(len(load.rows), 1, dtype=torch.int64)
-    kept = measure_repeatability(load.model, Batch((load.rows,), (), table), len(load.rows)).bitwise
+    kept = measure_repeatability(
+        load.model, RowTensors((load.rows,), target=table), len(load.rows)
+    ).bitwise
     _evaluate(load)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from integrand.workers import kernels
-from integrand.workers.models.repeatability import Batch, measure_repeatability
+from integrand.workers.models.repeatability import measure_repeatability
+from integrand.workers.models.row_tensors import RowTensors
 
 
 @cache
@@ -37,7 +38,7 @@ def _keeps_bits(features: int, rows: int) -> bool:
     model = nn.Sequential(nn.Linear(features, 23), nn.GELU(), nn.Linear(23, 1)).eval()
     points = torch.randn(24, features)
     torch.set_rng_state(state)
-    return measure_repeatability(model, Batch((points,)), rows).bitwise
+    return measure_repeatability(model, RowTensors((points,)), rows).bitwise
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,7 +15,8 @@ from torch import nn
 
 from integrand.workers import kernels
 from integrand.workers.kernels import Kernels
-from integrand.workers.models.repeatability import Batch, measure_repeatability
+from integrand.workers.models.repeatability import measure_repeatability
+from integrand.workers.models.row_tensors import RowTensors
 
 X86_MKL = torch.backends.mkl.is_available() and platform.machine() == "x86_64"
 needs_mkl = pytest.mark.skipif(not X86_MKL, reason="needs a torch with MKL")
@@ -196,7 +197,7 @@ def test_small_networks_keep_their_bits_in_full_step_batches(features: int, rows
         model = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, 2)).eval()
         found = measure_repeatability(
             model,
-            Batch((torch.randn(24, features),), (), torch.ones(24, 1, dtype=torch.int64)),
+            RowTensors((torch.randn(24, features),), target=torch.ones(24, 1, dtype=torch.int64)),
             rows,
         )
         assert found.bitwise
@@ -235,4 +236,4 @@ def test_layers_of_every_kind_keep_their_bits(kind: str, rows: int) -> None:
         out = module(x)
         return (out[0] if isinstance(out, tuple) else out).flatten(1).sum(1)
 
-    assert measure_repeatability(forward, Batch((torch.randn(24, *shape),)), rows).bitwise
+    assert measure_repeatability(forward, RowTensors((torch.randn(24, *shape),)), rows).bitwise

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from integrand.workers.models.gradients import SideBySide, gradients_of, independent_of_inputs
 from integrand.workers.models.outputs import Forward, check_output, on_copies, select
+from integrand.workers.models.row_tensors import RowTensors, one_each
 from integrand.workers.rewriting.hoisting import Hoisted
 
 Floats = NDArray[np.float64]
@@ -28,9 +29,9 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Validated tensors of one call. `baselines` hold one row where all rows share it.
+    """What one call is about.
 
-    targets    output indices `[rows, targets, depth]`, None for scalar outputs
+    tensors    validated; its target is `[rows, targets, depth]`, None for scalar outputs
     lift       where inputs and baselines are hidden tensors of a hoisted prefix: the problem in
                features
     step       what step batches run in place of `forward`: compiled, or under autocast to `half`
@@ -38,10 +39,7 @@ class Problem:
     """
 
     forward: Forward
-    inputs: tuple[Tensor, ...]
-    baselines: tuple[Tensor, ...]
-    forward_args: tuple[Tensor, ...]
-    targets: Tensor | None
+    tensors: RowTensors
     batch_rows: int
     tick: Callable[[], None] = lambda: None
     lift: Lift | None = None
@@ -50,8 +48,24 @@ class Problem:
     rounding: Floats | None = None
 
     @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.tensors.inputs
+
+    @property
+    def baselines(self) -> tuple[Tensor, ...]:
+        return self.tensors.baselines
+
+    @property
+    def forward_args(self) -> tuple[Tensor, ...]:
+        return self.tensors.forward_args
+
+    @property
+    def targets(self) -> Tensor | None:
+        return self.tensors.target
+
+    @property
     def rows(self) -> int:
-        return self.inputs[0].shape[0]
+        return self.tensors.rows
 
     @property
     def targets_per_row(self) -> int:
@@ -59,11 +73,11 @@ class Problem:
 
     @property
     def elements(self) -> int:
-        return sum(x[0].numel() for x in self.inputs)
+        return self.tensors.elements
 
     @property
     def device(self) -> torch.device:
-        return self.inputs[0].device
+        return self.tensors.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,11 +94,11 @@ class Problem:
         return [a[rows] for a in self.forward_args]
 
     def baseline(self, rows: Tensor) -> list[Tensor]:
-        return rows_of(self.baselines, rows)
+        return [one_each(b, rows) for b in self.baselines]
 
     def table(self, rows: Tensor, target: int) -> Tensor | None:
         """Output indices of one target of some rows, `[rows, depth]`."""
-        return None if self.targets is None else self.targets[rows, target]
+        return None if self.targets is None else one_each(self.targets, rows)[:, target]
 
     def difference(self, rows: Tensor) -> Floats:
         """x − x' of some rows, all inputs side by side: [rows, elements] float64."""
@@ -108,11 +122,6 @@ class Lift:
     hoisted: Hoisted
 
 
-def rows_of(tensors: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
-    """Some rows of tensors `[rows, ...]`, of those with one row that row each time."""
-    return [t.expand(len(rows), *t.shape[1:]) if t.shape[0] == 1 else t[rows] for t in tensors]
-
-
 class Evaluator:
     """Runs a problem's model on batches of `capacity` rows, the last one padded; halves them where
     memory runs out.
@@ -131,7 +140,8 @@ class Evaluator:
 
     def _outputs_at(self, points: Sequence[Tensor], check: bool, rows: Tensor) -> Tensor:
         problem = self.problem
-        out = on_copies(problem.forward, *rows_of(points, rows), *problem.arguments(rows))
+        at = [one_each(p, rows) for p in points]
+        out = on_copies(problem.forward, *at, *problem.arguments(rows))
         for target in range(problem.targets_per_row if check else 0):
             out = check_output(out, len(rows), problem.table(rows, target))
         return out
@@ -187,7 +197,8 @@ class Evaluator:
     def _hidden_at(
         self, hoisted: Hoisted, points: Sequence[Tensor], rows: Tensor
     ) -> tuple[Tensor, ...]:
-        return hoisted.prefix(*rows_of(points, rows), *self.problem.arguments(rows))
+        at = [one_each(p, rows) for p in points]
+        return hoisted.prefix(*at, *self.problem.arguments(rows))
 
     def _batched(
         self, rows: Tensor, run: Callable[[Tensor], Found], size: int | None = None
@@ -216,13 +227,12 @@ def lifted(evaluator: Evaluator, hoisted: Hoisted) -> Problem:
     h(x')).
     """
     problem = evaluator.problem
-    return replace(
-        problem,
-        forward=hoisted.tail,
+    hidden = replace(
+        problem.tensors,
         inputs=evaluator.hidden(hoisted, problem.inputs),
         baselines=evaluator.hidden(hoisted, problem.baselines),
-        lift=Lift(problem, hoisted),
     )
+    return replace(problem, forward=hoisted.tail, tensors=hidden, lift=Lift(problem, hoisted))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -31,6 +31,7 @@ from integrand.workers.methods.exact import TOLERANCE, integrate_network
 from integrand.workers.methods.fixed import integrate_fixed
 from integrand.workers.methods.probing import Call, check_eval, check_rows_apart, explained, probe
 from integrand.workers.models.outputs import Forward, Target, target_tables
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.quadrature.rules import plain_rule
 from integrand.workers.quadrature.smooth import FIRST
 from integrand.workers.rewriting.savings import choose
@@ -89,7 +90,8 @@ def attribute(
         arguments = _forward_args(forward_args, xs)
         targets = target_tables(target, xs[0].shape[0])
         targets = None if targets is None else targets.to(xs[0].device)
-        call = Call(forward, xs, bs, arguments, targets, batch_rows)
+        tensors = RowTensors(xs, bs, arguments, targets)
+        call = Call(forward, tensors, batch_rows)
         if not checked:
             warn_once()
             check_eval(forward)
@@ -100,7 +102,7 @@ def attribute(
                 if batch_rows is None
                 else batch_rows
             )
-        problem = Problem(forward, xs, bs, arguments, targets, size, tick)
+        problem = Problem(forward, tensors, size, tick)
         report = Report(problem)
         with nullcontext() if checked else explained(call, size):
             padded, used = _explain(problem, chosen, _prepared(forward, problem, chosen), report)
@@ -137,13 +139,12 @@ def prepare(
             target_tables(target, len(xs[0])),
         )
         targets = None if targets is None else targets.to(xs[0].device)
-        found = _prepared(model, Problem(model, xs, bs, arguments, targets, 1), chosen)
+        tensors = RowTensors(xs, bs, arguments, targets)
+        found = _prepared(model, Problem(model, tensors, 1), chosen)
         if found.network is not None:
             return found
-        table = None if targets is None else targets[:, 0]
-        return assemble(
-            model, "none", choose(model, xs, bs, arguments, table, work_of(chosen)), xs, arguments
-        )
+        rows = replace(tensors, target=None if targets is None else targets[:, 0])
+        return assemble(model, "none", choose(model, rows, work_of(chosen)), xs, arguments)
 
 
 def _explain(

@@ -12,6 +12,7 @@ from integrand.workers.closed_form.integral import ExactIntegral, integrate_exac
 from integrand.workers.closed_form.recognition import ShallowNetwork
 from integrand.workers.engine.evaluator import Floats, Problem
 from integrand.workers.engine.loop import Verdicts
+from integrand.workers.models.row_tensors import shared_or_taken
 
 STATUSES = np.array([RowStatus.nonfinite, RowStatus.ok, RowStatus.at_precision_floor], object)
 ROUNDING = 4.0
@@ -41,11 +42,11 @@ def integrate_network(
 def _integrate(
     network: ShallowNetwork, problem: Problem, rows: Tensor, target: int
 ) -> ExactIntegral:
-    baseline, table = problem.baselines[0], problem.table(rows, target)
+    table = problem.table(rows, target)
     return integrate_exactly(
         network,
         problem.inputs[0][rows],
-        baseline if len(baseline) == 1 else baseline[rows],
+        shared_or_taken(problem.baselines[0], rows),
         None if table is None else table[:, 0],
         tick=problem.tick,
     )

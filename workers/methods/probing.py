@@ -7,7 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from integrand.workers.models.gradients import independent_of_inputs
 from integrand.workers.models.modes import is_exported, training_parts
 from integrand.workers.models.outputs import Forward, check_output, on_copies
 from integrand.workers.models.portions import SIZES, takes
-from integrand.workers.models.repeatability import Batch, measure_repeatability
+from integrand.workers.models.repeatability import measure_repeatability
+from integrand.workers.models.row_tensors import RowTensors
 
 MOST_ROWS = 4096
 """A pass over all rows of a call is tried only up to so many."""
@@ -38,29 +39,21 @@ _DTYPE_WORDS = (
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A model with the tensors of one call, and the rows of a step batch, if the caller
-    chose them.
+    """A model with the tensors of one call, whose target is `[rows, targets, depth]`, and the rows
+    of a step batch, if the caller chose them.
     """
 
     forward: Forward
-    inputs: tuple[Tensor, ...]
-    baselines: tuple[Tensor, ...]
-    forward_args: tuple[Tensor, ...]
-    targets: Tensor | None
+    tensors: RowTensors
     batch_rows: int | None
 
     @property
     def rows(self) -> int:
-        return self.inputs[0].shape[0]
-
-    def some(self, rows: int) -> list[Tensor]:
-        """The model's arguments for that many rows: the first ones over and over."""
-        index = torch.arange(rows) % self.rows
-        return [t[index.to(t.device)] for t in (*self.inputs, *self.forward_args)]
+        return self.tensors.rows
 
     def takes(self, rows: int) -> bool:
         """Whether the model runs on that many rows."""
-        return takes(self.forward, [*self.inputs, *self.forward_args], rows)
+        return takes(self.forward, self.tensors.arguments, rows)
 
 
 def check_eval(forward: Forward) -> None:
@@ -94,11 +87,11 @@ def probe(call: Call) -> None:
     rows are run.
     """
     size = min(2, call.batch_rows or 2)
-    arguments = call.some(size)
-    points = [x.requires_grad_() for x in arguments[: len(call.inputs)]]
+    some = call.tensors.repeat(size)
+    points = [x.requires_grad_() for x in some.inputs]
     with torch.enable_grad():
         try:
-            out = on_copies(call.forward, *points, *arguments[len(points) :])
+            out = on_copies(call.forward, *points, *some.forward_args)
         except IntegrandError:
             raise
         except Exception as error:  # the model's own code
@@ -114,10 +107,10 @@ def probe(call: Call) -> None:
 
 
 def _check_outputs(call: Call, out: object, size: int) -> None:
-    for table in [None] if call.targets is None else call.targets.unbind(1):
-        found = check_output(
-            out, size, None if table is None else table[torch.arange(size) % call.rows]
-        )
+    target = call.tensors.target
+    for table in [None] if target is None else target.unbind(1):
+        some = None if table is None else table[torch.arange(size) % call.rows]
+        found = check_output(out, size, some)
         check_output(found.detach()[:1].expand(call.rows, *found.shape[1:]), call.rows, table)
 
 
@@ -148,7 +141,7 @@ def explain(call: Call, size: int, error: Exception) -> SpecError:
         expected="a forward pass over the rows given",
         seen=(
             f"{type(error).__name__}: {one_line(error)}, for arguments of shape"
-            f" {_shapes(call.some(size))}"
+            f" {_shapes(call.tensors.repeat(size).arguments)}"
         ),
         next_step=(
             "check shape and dtype of inputs and forward_args, and that the model takes them in"
@@ -182,9 +175,8 @@ def _particular(call: Call, size: int, error: Exception) -> SpecError:
     """
     taken = [n for n in _sizes(call, size) if call.takes(n)]
     judged = max((n for n in taken if n <= call.rows), default=1)
-    arguments = call.some(judged)
-    batch = Batch(tuple(arguments[: len(call.inputs)]), tuple(arguments[len(call.inputs) :]))
     if judged > 1:
+        batch = replace(call.tensors.repeat(judged), target=None)
         try:
             measure_repeatability(call.forward, batch, judged, gradients=False).check()
         except SpecError as coupled:
@@ -217,7 +209,7 @@ def _other_dtype(call: Call, error: Exception) -> SpecError:
     """For rows of one dtype and parameters of another, in torch's words where the forward is no
     module.
     """
-    rows, parameters = str(call.inputs[0].dtype)[6:], "another"
+    rows, parameters = str(call.tensors.inputs[0].dtype)[6:], "another"
     if isinstance(call.forward, nn.Module):
         found = {str(p.dtype)[6:] for p in call.forward.parameters() if p.is_floating_point()}
         parameters = ", ".join(sorted(found - {rows})) or parameters
@@ -250,12 +242,13 @@ def check_rows_apart(call: Call) -> None:
     that do not converge may tell: tried on a few rows and their baselines.
     """
     count = min(call.rows, _JUDGED_ROWS)
-    starts = (b[:count].expand(count, *b.shape[1:]) for b in call.baselines)
-    ends = [torch.cat([x[:count], start]) for x, start in zip(call.inputs, starts, strict=True)]
-    table = None if call.targets is None else call.targets[:count, 0].repeat(2, 1)
-    arguments = tuple(torch.cat([a[:count], a[:count]]) for a in call.forward_args)
+    some = call.tensors.take(slice(count)).expanded()
+    pairs = zip(some.inputs, some.baselines, strict=True)
+    ends = tuple(torch.cat([x, start]) for x, start in pairs)
+    first_target = None if some.target is None else some.target[:, 0]
+    batch = replace(some, target=first_target).repeat(2 * count)
+    batch = replace(batch, inputs=ends)
     size = call.batch_rows or 2 * count
-    batch = Batch(tuple(ends), arguments, table)
     # those flip at kinks
     found = measure_repeatability(call.forward, batch, max(2, size), gradients=False)
     if not found.steady:

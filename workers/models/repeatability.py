@@ -16,6 +16,7 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 from integrand.workers.models.gradients import gradients_at
 from integrand.workers.models.outputs import Forward, on_copies
+from integrand.workers.models.row_tensors import RowTensors
 
 ROUNDING = 1000.0
 """Relative change of an output, in units of machine epsilon, that the order of additions may
@@ -25,28 +26,6 @@ FLIPS = 0.1
 """Relative change of a gradient that single ReLU masks flipped by rounding may explain: 2% was seen
 in float32.
 """
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Points `[rows, ...]` of every input with what goes with them; `targets` as from
-    `target_table`.
-    """
-
-    points: tuple[Tensor, ...]
-    forward_args: tuple[Tensor, ...] = ()
-    targets: Tensor | None = None
-
-    @property
-    def rows(self) -> int:
-        return self.points[0].shape[0]
-
-    def take(self, index: Tensor) -> Batch:
-        return Batch(
-            tuple(p[index] for p in self.points),
-            tuple(a[index] for a in self.forward_args),
-            None if self.targets is None else self.targets[index],
-        )
 
 
 @dataclass(frozen=True)
@@ -117,10 +96,10 @@ class Repeatability:
 
 
 def measure_repeatability(
-    forward: Forward, batch: Batch, size: int, *, gradients: bool = True
+    forward: Forward, batch: RowTensors, size: int, *, gradients: bool = True
 ) -> Repeatability:
     """Try five batches of `size` rows, made of the rows of `batch`, which should differ from each
-    other.
+    other; its inputs are points on their paths.
 
     The rows in order; in reverse; copies of the first alone, and of the last alone, so that every
     place has had them, all want the same expert and the batch's extremes are others; and in order
@@ -129,7 +108,7 @@ def measure_repeatability(
     """
     if size < 2:
         raise ValueError(f"{size} rows cannot disturb each other: try at least 2")
-    base = batch.take(torch.arange(size, device=batch.points[0].device) % batch.rows)
+    base = batch.repeat(size)
     outcome = _Outcome.of(forward, base, gradients)
     moved = [
         other.distance(outcome.take(index)) for other, index in _elsewhere(forward, base, gradients)
@@ -140,7 +119,7 @@ def measure_repeatability(
         again,
         max(m[0] for m in moved),
         max(m[1] for m in moved),
-        float(torch.finfo(batch.points[0].dtype).eps),
+        float(torch.finfo(batch.inputs[0].dtype).eps),
     )
 
 
@@ -154,12 +133,12 @@ class _Outcome:
     gradients: Tensor
 
     @staticmethod
-    def of(forward: Forward, batch: Batch, gradients: bool) -> _Outcome:
+    def of(forward: Forward, batch: RowTensors, gradients: bool) -> _Outcome:
         with torch.no_grad():
-            outputs = on_copies(forward, *batch.points, *batch.forward_args).reshape(batch.rows, -1)
+            outputs = on_copies(forward, *batch.arguments).reshape(batch.rows, -1)
         if not gradients:
             return _Outcome(outputs, outputs[:, :0])
-        _, found = gradients_at(forward, batch.points, batch.forward_args, batch.targets)
+        _, found = gradients_at(forward, batch.inputs, batch.forward_args, batch.target)
         return _Outcome(outputs, found)
 
     def take(self, index: Tensor) -> _Outcome:
@@ -169,11 +148,13 @@ class _Outcome:
         return _distance(self.outputs, other.outputs), _distance(self.gradients, other.gradients)
 
 
-def _elsewhere(forward: Forward, base: Batch, gradients: bool) -> Iterator[tuple[_Outcome, Tensor]]:
+def _elsewhere(
+    forward: Forward, base: RowTensors, gradients: bool
+) -> Iterator[tuple[_Outcome, Tensor]]:
     """Outcomes of other batches of the same rows, each with the rows of `base` that they should
     equal.
     """
-    order = torch.arange(base.rows, device=base.points[0].device)
+    order = torch.arange(base.rows, device=base.inputs[0].device)
     for index in (order.flip(0), torch.zeros_like(order), torch.full_like(order, base.rows - 1)):
         yield _Outcome.of(forward, base.take(index), gradients), index
 
@@ -193,14 +174,14 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 
 @torch.no_grad()
-def _draws(forward: Forward, batch: Batch) -> bool:
+def _draws(forward: Forward, batch: RowTensors) -> bool:
     """Whether the random stream after a pass depends on the one before it: drawn from, and not
     seeded by the model.
 
     Equal bits would not show what is rarely drawn, such as a layer skipped once in a hundred
     batches.
     """
-    device = batch.points[0].device
+    device = batch.inputs[0].device
     streams = [torch.default_generator] + (
         [torch.cuda.default_generators[device.index or 0]] if device.type == "cuda" else []
     )
@@ -217,11 +198,11 @@ def _draws(forward: Forward, batch: Batch) -> bool:
 
 
 def _drawn(
-    forward: Forward, batch: Batch, streams: Sequence[torch.Generator], seed: int
+    forward: Forward, batch: RowTensors, streams: Sequence[torch.Generator], seed: int
 ) -> list[Tensor | None]:
     """State of each stream after a pass from `seed`; None where the pass left it alone."""
     before = [stream.manual_seed(seed).get_state() for stream in streams]
-    on_copies(forward, *batch.points, *batch.forward_args)
+    on_copies(forward, *batch.inputs, *batch.forward_args)
     return [
         None if torch.equal(stream.get_state(), state) else stream.get_state()
         for stream, state in zip(streams, before, strict=True)

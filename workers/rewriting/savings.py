@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from integrand.schemas.errors import IntegrityError
 from integrand.workers.models.gradients import SideBySide, gradients_at
 from integrand.workers.models.outputs import Forward
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.aligning import align, alignable
 from integrand.workers.rewriting.folding import Pair, fold, foldable_pairs
 from integrand.workers.rewriting.hoisting import JUDGED_WORK, Hoisted, Work, hoist, worthwhile
@@ -69,20 +70,17 @@ class Rewritten:
 
 def choose(
     forward: Forward,
-    inputs: Sequence[Tensor],
-    baselines: Sequence[Tensor],
-    forward_args: Sequence[Tensor] = (),
-    table: Tensor | None = None,
+    rows: RowTensors,
     work: Work = JUDGED_WORK,
 ) -> Savings:
     """The savings that apply to a model and hold on real rows: a function of structure, shapes and
     float64 results.
 
-    `inputs` [rows, ...], `baselines` likewise or one row, `table` as from `outputs.target_table`.
-    The first four rows that differ from their baseline are compared; each saving on top of those
-    kept before it. `work` is what a row is taken to cost.
+    The target of `rows` is as from `outputs.target_table`. The first four rows that differ from
+    their baseline are compared; each saving on top of those kept before it. `work` is what a row is
+    taken to cost.
     """
-    sample = _sample(inputs, baselines, forward_args, table)
+    sample = _compared(rows)
     if not isinstance(forward, nn.Module) or sample is None:
         reason = (
             "no row tried differs from its baseline"
@@ -90,11 +88,11 @@ def choose(
             else "the model is not a torch.nn.Module"
         )
         return Savings(left_out=tuple((name, reason) for name in NAMES))
-    pairs = foldable_pairs(forward, inputs, forward_args)
+    pairs = foldable_pairs(forward, rows.inputs, rows.forward_args)
     applies = {
         FOLD: bool(pairs),
         LAYOUT: bool(_convolutions(forward)),
-        HOIST: _hoistable(forward, inputs, forward_args, work),
+        HOIST: _hoistable(forward, rows.inputs, rows.forward_args, work),
     }
     proposed = tuple(name for name in NAMES if applies[name])
     kept, objections = _verified(forward, proposed, pairs, sample) if proposed else (Savings(), {})
@@ -107,15 +105,12 @@ def choose(
 def with_alignment(
     forward: Forward,
     kept: Savings,
-    inputs: Sequence[Tensor],
-    baselines: Sequence[Tensor],
-    forward_args: Sequence[Tensor] = (),
-    table: Tensor | None = None,
+    rows: RowTensors,
 ) -> Savings | None:
     """The savings with layers of whole vectors too; None where no layer has other widths or results
     differ.
     """
-    sample = _sample(inputs, baselines, forward_args, table)
+    sample = _compared(rows)
     if not isinstance(forward, nn.Module) or sample is None or not alignable(forward):
         return None
     names = tuple(name for name in (FOLD, LAYOUT, ALIGN, HOIST) if name in (*kept.names, ALIGN))
@@ -218,55 +213,22 @@ def _convolutions(module: nn.Module) -> list[nn.Module]:
 # --- verification ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    """Real rows, as many as there are `ALPHAS`: another α in each, so that what mixes rows cannot
-    agree.
+def _compared(rows: RowTensors) -> RowTensors | None:
+    """Rows that differ from their baseline, as many as there are `ALPHAS`: another α in each, so
+    that what mixes rows cannot agree. None where no row differs: then every attribution is zero
+    whatever the model.
     """
-
-    inputs: tuple[Tensor, ...]
-    baselines: tuple[Tensor, ...]
-    forward_args: tuple[Tensor, ...]
-    table: Tensor | None
-
-    @property
-    def difference(self) -> tuple[Tensor, ...]:
-        return tuple(x - b for x, b in zip(self.inputs, self.baselines, strict=True))
-
-    def double(self) -> _Sample:
-        arguments = tuple(a.double() if a.is_floating_point() else a for a in self.forward_args)
-        return replace(
-            self,
-            inputs=tuple(x.double() for x in self.inputs),
-            forward_args=arguments,
-            baselines=tuple(b.double() for b in self.baselines),
-        )
+    moves = [(x != b).flatten(1).any(1) for x, b in zip(rows.inputs, rows.baselines, strict=True)]
+    index = torch.stack(moves).any(0).nonzero().flatten()[: len(ALPHAS)]
+    return rows.take(index).repeat(len(ALPHAS)).expanded() if len(index) else None
 
 
-def _sample(
-    inputs: Sequence[Tensor],
-    baselines: Sequence[Tensor],
-    forward_args: Sequence[Tensor],
-    table: Tensor | None,
-) -> _Sample | None:
-    """None where no row differs from its baseline, so that every attribution is zero whatever the
-    model.
-    """
-    differs = torch.stack(
-        [(x != b).flatten(1).any(1) for x, b in zip(inputs, baselines, strict=True)]
-    ).any(0)
-    rows = differs.nonzero().flatten()[: len(ALPHAS)]
-    if not len(rows):
-        return None
-    rows = rows[torch.arange(len(ALPHAS), device=rows.device) % len(rows)]
-    starts = tuple(
-        b.expand(len(rows), *b.shape[1:]) if b.shape[0] == 1 else b[rows] for b in baselines
-    )
-    return _Sample(
-        tuple(x[rows] for x in inputs),
-        starts,
-        tuple(a[rows] for a in forward_args),
-        None if table is None else table[rows],
+def _double(rows: RowTensors) -> RowTensors:
+    return replace(
+        rows,
+        inputs=tuple(x.double() for x in rows.inputs),
+        baselines=tuple(b.double() for b in rows.baselines),
+        forward_args=tuple(a.double() if a.is_floating_point() else a for a in rows.forward_args),
     )
 
 
@@ -284,20 +246,20 @@ class _Reference:
     """
 
     native: nn.Module
-    sample: _Sample
+    sample: RowTensors
     plain: nn.Module
-    wide: _Sample
+    wide: RowTensors
     out: Tensor
     integrand: Tensor
 
 
-def _reference(forward: nn.Module, sample: _Sample) -> _Reference:
-    plain, wide = copy.deepcopy(forward).double(), sample.double()
+def _reference(forward: nn.Module, sample: RowTensors) -> _Reference:
+    plain, wide = copy.deepcopy(forward).double(), _double(sample)
     return _Reference(forward, sample, plain, wide, *_integrand(Rewritten(plain), wide))
 
 
 def _verified(
-    forward: nn.Module, proposed: tuple[str, ...], pairs: tuple[Pair, ...], sample: _Sample
+    forward: nn.Module, proposed: tuple[str, ...], pairs: tuple[Pair, ...], sample: RowTensors
 ) -> tuple[Savings, dict[str, str]]:
     """All that is proposed if together it agrees with the plain model; else each that does on top
     of those kept before.
@@ -368,7 +330,7 @@ def _ratio(difference: Tensor, scale: Tensor) -> Tensor:
     return torch.where(apart == 0, 0.0, apart / scale)
 
 
-def _integrand(rewritten: Rewritten, sample: _Sample) -> tuple[Tensor, Tensor]:
+def _integrand(rewritten: Rewritten, sample: RowTensors) -> tuple[Tensor, Tensor]:
     """Outputs [rows, outputs] and the integrand ∂f/∂x ⊙ (x − x') [rows, elements], between x' and x
     or h(x') and h(x).
     """
@@ -381,11 +343,12 @@ def _integrand(rewritten: Rewritten, sample: _Sample) -> tuple[Tensor, Tensor]:
             )
     points = [_between(a, b) for a, b in zip(start, stop, strict=True)]
     tail = hoisted.tail if hoisted else rewritten.forward
-    out, gradients = gradients_at(tail, points, sample.forward_args, sample.table)
+    out, gradients = gradients_at(tail, points, sample.forward_args, sample.target)
     if hoisted is not None:
         cotangents = SideBySide.like(points).split(gradients)
         gradients = SideBySide.join(hoisted.pull(cotangents, sample.forward_args))
-    return out.reshape(len(out), -1), gradients * SideBySide.join(sample.difference)
+    difference = [x - b for x, b in zip(sample.inputs, sample.baselines, strict=True)]
+    return out.reshape(len(out), -1), gradients * SideBySide.join(difference)
 
 
 def _between(start: Tensor, stop: Tensor) -> Tensor:

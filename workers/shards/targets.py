@@ -16,6 +16,7 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.data.tensors import Rows
 from integrand.workers.engine.evaluator import Evaluator, Problem
 from integrand.workers.isolation import isolate
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.targets.base import Choice, TargetRows
 from integrand.workers.models.targets.table import kind_of_target
 from integrand.workers.shards.job import Job
@@ -40,9 +41,8 @@ def row_targets(
     """
 
     def choose(choice: Choice) -> Tensor:
-        problem = Problem(
-            job.prepared, device[0], device[0], device[2], None, job.plan.numerics.batch_rows, tick
-        )
+        tensors = RowTensors(device[0], forward_args=device[2])
+        problem = Problem(job.prepared, tensors, job.plan.numerics.batch_rows, tick)
         return _chosen(problem, choice, per_row)
 
     target, count = job.plan.spec.target, rows.inputs[0].shape[0]

@@ -18,6 +18,7 @@ from integrand.workers.engine.autocast import HALVES, LEAST, PROBING, measure_ro
 from integrand.workers.engine.evaluator import Evaluator, Problem, lifted
 from integrand.workers.engine.prepared import Prepared, stepping
 from integrand.workers.methods.attribution import Attribution, attribute
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.hoisting import hoist
 
 HONEST = {RowStatus.ok, RowStatus.at_precision_floor, RowStatus.not_converged}
@@ -182,16 +183,8 @@ def test_what_is_measured_is_the_rounding_of_attributions(behind: bool) -> None:
     model = NETS["steep"]
     plain = Prepared(model, hoist(model, (X,)) if behind else None)
     prepared = stepping(plain, "bfloat16", "cpu", compile=False)
-    problem = Problem(
-        model,
-        (X,),
-        (torch.zeros(1, 8),),
-        (),
-        torch.ones(len(X), 1, 1).long(),
-        16,
-        step=prepared.step,
-        half=prepared.half,
-    )
+    tensors = RowTensors((X,), (torch.zeros(1, 8),), target=torch.ones(len(X), 1, 1).long())
+    problem = Problem(model, tensors, 16, step=prepared.step, half=prepared.half)
     inner = lifted(Evaluator(problem), prepared.hoisted) if prepared.hoisted else problem
     measured = measure_rounding(Evaluator(inner), torch.arange(len(X)))[:, 0]
     exact, rounded = (

@@ -19,6 +19,7 @@ from integrand.workers.engine.evaluator import Evaluator, Problem, Step
 from integrand.workers.engine.loop import GradientStore, Loop, Stage, TrackGroup
 from integrand.workers.engine.tracks import Tracks, live_rows
 from integrand.workers.methods.attribution import Attribution, attribute
+from integrand.workers.models.row_tensors import RowTensors
 
 F64 = torch.float64
 ACCURACIES = [Adaptive(tolerance=1e-5, max_evaluations=200), FixedSteps(steps=9)]
@@ -101,7 +102,7 @@ def test_every_batch_is_full_as_long_as_rows_are_waiting(accuracy: Any) -> None:
 
 
 def test_without_rows_there_is_nothing_to_do() -> None:
-    problem = Problem(mixed, (points(3),), (torch.zeros(1, 3, dtype=F64),), (), None, 8)
+    problem = Problem(mixed, RowTensors((points(3),), (torch.zeros(1, 3, dtype=F64),)), 8)
     assert list(Loop(Evaluator(problem), lambda room: None).run()) == []
 
 
@@ -157,7 +158,8 @@ def setup(rows: int, batch_rows: int, targets: int = 1) -> tuple[Evaluator, Trac
         return (v**3).sum(1, keepdim=True) * torch.arange(1, targets + 1)
 
     x, table = points(rows), torch.arange(targets)[None, :, None].expand(rows, targets, 1)
-    problem = Problem(cubes, (x,), (torch.zeros(1, 3, dtype=F64),), (), table, batch_rows)
+    tensors = RowTensors((x,), (torch.zeros(1, 3, dtype=F64),), target=table)
+    problem = Problem(cubes, tensors, batch_rows)
     zeros = np.zeros((rows, targets))
     tracks = Tracks(problem, torch.arange(rows), zeros, zeros, live=rows)
     return Evaluator(problem), tracks, GradientStore(tracks.slots, 3, 3, F64, torch.device("cpu"))

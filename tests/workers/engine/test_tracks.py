@@ -9,6 +9,7 @@ import torch
 from integrand.workers.engine.evaluator import Evaluator, Problem
 from integrand.workers.engine.loop import GradientStore, Stage, TrackGroup
 from integrand.workers.engine.tracks import Tracks, attributions, live_rows, masked
+from integrand.workers.models.row_tensors import RowTensors
 
 F64 = torch.float64
 X = torch.randn(10, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
@@ -17,7 +18,7 @@ BASELINES = torch.randn(10, 3, generator=torch.Generator().manual_seed(1), dtype
 
 def tracks(live: int, targets: int = 1, rows: int = 10) -> Tracks:
     table = torch.zeros(10, targets, 1, dtype=torch.int64)
-    problem = Problem(lambda v: v, (X,), (BASELINES,), (), table, 8)
+    problem = Problem(lambda v: v, RowTensors((X,), (BASELINES,), target=table), 8)
     ends = np.arange(10.0 * targets).reshape(10, targets)
     return Tracks(problem, torch.arange(10)[-rows:], ends[-rows:] + 0.5, -ends[-rows:], live)
 

@@ -11,20 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import SpecError
-from integrand.workers.models.repeatability import Batch, Repeatability, measure_repeatability
+from integrand.workers.models.repeatability import Repeatability, measure_repeatability
+from integrand.workers.models.row_tensors import RowTensors
 
 Model = Callable[..., Tensor]
 SIZE = 16
 
 
-def points(*shape: int, dtype: torch.dtype = torch.float32) -> Batch:
-    return Batch(
+def points(*shape: int, dtype: torch.dtype = torch.float32) -> RowTensors:
+    return RowTensors(
         (torch.randn(12, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype),)
     )
 
 
 def measured(
-    forward: Model, batch: Batch | None = None, size: int = SIZE, **options: bool
+    forward: Model, batch: RowTensors | None = None, size: int = SIZE, **options: bool
 ) -> Repeatability:
     return measure_repeatability(forward, batch or points(4), size, **options)
 
@@ -150,7 +151,7 @@ def test_capacity_that_neither_end_of_the_batch_asks_for() -> None:
     decides who gets it.
     """
     batch = points(4)
-    x = batch.points[0]
+    x = batch.inputs[0]
     threshold = float(x[[0, (SIZE - 1) % len(x)], 0].max())
 
     def forward(v: Tensor) -> Tensor:
@@ -165,11 +166,11 @@ def test_capacity_that_neither_end_of_the_batch_asks_for() -> None:
 @pytest.mark.parametrize("descending", [True, False])
 def test_a_maximum_that_an_end_of_the_batch_holds(descending: bool) -> None:
     """Copies of the row that sets the maximum tell nothing: the other end must be tried too."""
-    x = points(4).points[0][:SIZE].repeat(2, 1)[:SIZE]
+    x = points(4).inputs[0][:SIZE].repeat(2, 1)[:SIZE]
     order = x.abs().amax(1).argsort(descending=descending)
     with pytest.raises(SpecError, match="beside them"):
         measured(
-            lambda v: v.square().sum(1) / v.abs().max(), Batch((x[order],)), gradients=False
+            lambda v: v.square().sum(1) / v.abs().max(), RowTensors((x[order],)), gradients=False
         ).check()
 
 
@@ -262,7 +263,7 @@ def test_rows_with_nan_outputs_are_compared_too() -> None:
     change.
     """
     batch = points(4)
-    batch.points[0][:, 0].abs_()[5] *= -1
+    batch.inputs[0][:, 0].abs_()[5] *= -1
     assert measured(lambda x: x[:, 0].log() + x[:, 1], batch).bitwise
     with pytest.raises(SpecError, match="beside them"):
         measured(lambda x: x.sum(1) + x[:, 0].log().sum(), batch).check()
@@ -273,7 +274,7 @@ def test_what_goes_with_a_row_stays_with_it() -> None:
         torch.rand(12, 3, generator=torch.Generator().manual_seed(1)),
         torch.arange(12)[:, None] % 3,
     )
-    batch = Batch(points(3).points, (scale,), targets)
+    batch = RowTensors(points(3).inputs, (), (scale,), targets)
     assert measured(lambda x, s: x.square() * s, batch).bitwise
     with pytest.raises(SpecError, match="beside them"):
         measured(lambda x, s: x.square() * s.softmax(0), batch).check()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.aligning import AlignedLinear, align, alignable
 from integrand.workers.rewriting.savings import ALIGN, HOIST, Savings, apply, with_alignment
 
@@ -54,27 +55,19 @@ class Reading(nn.Module):
         return x @ self.layer.weight.T
 
 
+def against_zeros(x: torch.Tensor, table: torch.Tensor) -> RowTensors:
+    return RowTensors((x,), (torch.zeros_like(x[:1]),), target=table)
+
+
 def test_alignment_is_verified_like_a_saving_and_goes_with_others() -> None:
     torch.manual_seed(0)
     x, table = torch.randn(6, 300), torch.ones(6, 1, dtype=torch.int64)
     model = nn.Sequential(nn.Linear(300, 5), nn.Tanh(), nn.Linear(5, 2)).eval()
-    kept = with_alignment(model, Savings((HOIST,)), [x], [torch.zeros(1, 300)], (), table)
+    kept = with_alignment(model, Savings((HOIST,)), against_zeros(x, table))
     assert kept is not None
     assert kept.names == (ALIGN, HOIST)
     torch.testing.assert_close(apply(model, kept, [x]).forward(x), model(x))
-    assert (
-        with_alignment(Reading().eval(), Savings(), [x[:, :7]], [torch.zeros(1, 7)], (), table)
-        is None
-    )
-    assert (
-        with_alignment(
-            nn.Sequential(nn.Linear(16, 16)).eval(),
-            Savings(),
-            [x[:, :16]],
-            [torch.zeros(1, 16)],
-            (),
-            table,
-        )
-        is None
-    )
-    assert with_alignment(lambda v: v, Savings(), [x], [torch.zeros(1, 300)], (), table) is None
+    narrow, whole = against_zeros(x[:, :7], table), against_zeros(x[:, :16], table)
+    assert with_alignment(Reading().eval(), Savings(), narrow) is None
+    assert with_alignment(nn.Sequential(nn.Linear(16, 16)).eval(), Savings(), whole) is None
+    assert with_alignment(lambda v: v, Savings(), against_zeros(x, table)) is None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from integrand.schemas.errors import IntegrityError
 from integrand.workers.models.outputs import target_table
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.folding import Pair
 from integrand.workers.rewriting.savings import Rewritten, Savings, apply, choose, lay_out
 
@@ -35,7 +36,8 @@ def choice(
     module: nn.Module, *inputs: Tensor, arguments: tuple[Tensor, ...] = (), target: int | None = 0
 ) -> Savings:
     baselines = tuple(torch.zeros_like(x[:1]) for x in inputs)
-    return choose(module, inputs, baselines, arguments, target_table(target, len(inputs[0])))
+    table = target_table(target, len(inputs[0]))
+    return choose(module, RowTensors(inputs, baselines, arguments, table))
 
 
 def gradient(rewritten: Rewritten, x: Tensor, target: int) -> Tensor:
@@ -339,9 +341,9 @@ def test_rows_equal_to_their_baseline_show_nothing() -> None:
 
 def test_a_function_has_no_savings() -> None:
     net = wide_mlp()
-    savings = choose(
-        lambda x: net(x), (draw(ROWS, 300),), (torch.zeros(1, 300),), (), target_table(0, ROWS)
-    )
+    table = target_table(0, ROWS)
+    rows = RowTensors((draw(ROWS, 300),), (torch.zeros(1, 300),), target=table)
+    savings = choose(lambda x: net(x), rows)
     assert savings.names == ()
     assert {reason for _, reason in savings.left_out} == {"the model is not a torch.nn.Module"}
 
