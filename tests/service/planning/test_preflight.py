@@ -185,7 +185,7 @@ def test_a_closed_form_is_held_to_its_own_bits(
     if not keeps:
         for place in ("batches", "preflight"):
             monkeypatch.setattr(
-                f"integrand.service.{place}.keeps_order", lambda prepared, sample: False
+                f"integrand.service.planning.{place}.keeps_order", lambda prepared, sample: False
             )
     plan = job.plan(accuracy={"kind": "exact"}, compute={})
     assert (plan.numerics.exact, plan.lowered is None, plan.warnings == ()) == (True, keeps, keeps)
