@@ -19,8 +19,9 @@ from integrand.workers.engine.autocast import HALVES, under_autocast
 from integrand.workers.models.loading import DTYPES
 from integrand.workers.models.outputs import Forward, transformed
 from integrand.workers.quadrature.rules import plain_rule
+from integrand.workers.rewriting.flops import JUDGED_WORK, Work, fixed_work
 from integrand.workers.rewriting.folding import Pair
-from integrand.workers.rewriting.hoisting import JUDGED_WORK, Hoisted, Work, fixed_work
+from integrand.workers.rewriting.hoisting import Hoisted
 from integrand.workers.rewriting.savings import Savings, apply
 
 

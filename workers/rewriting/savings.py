@@ -21,8 +21,9 @@ from integrand.workers.models.gradients import SideBySide, gradients_at
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.aligning import align, alignable
+from integrand.workers.rewriting.flops import JUDGED_WORK, Work, worthwhile
 from integrand.workers.rewriting.folding import Pair, fold, foldable_pairs
-from integrand.workers.rewriting.hoisting import JUDGED_WORK, Hoisted, Work, hoist, worthwhile
+from integrand.workers.rewriting.hoisting import Hoisted, hoist
 
 FOLD, LAYOUT, ALIGN, HOIST = "fold_batch_norm", "channels_last", "aligned_linear", "hoist_affine"
 NAMES = (FOLD, LAYOUT, HOIST)

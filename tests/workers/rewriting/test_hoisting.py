@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from integrand.workers.rewriting.hoisting import Hoisted, hoist, worthwhile
+from integrand.workers.rewriting.flops import worthwhile
+from integrand.workers.rewriting.hoisting import Hoisted, hoist
 
 Rows = tuple[Tensor, ...]
 
