@@ -28,6 +28,7 @@ from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.tables import RowStatus
 from integrand.schemas.uris import Uri
 from integrand.workers.data.reading import inspect_file, read_slices
+from integrand.workers.engine.row_results import RowResults
 from integrand.workers.shards.footer import shard_footer
 from integrand.workers.shards.output import results_table
 from integrand.workers.shards.parquet import encode
@@ -247,15 +248,18 @@ def _results(source: pa.Table, plan: Plan) -> Results:
     status = np.where(
         bad, RowStatus.bad_input, np.where(unsure, RowStatus.not_converged, RowStatus.ok)
     )
-    return Results(
-        row_id=pa.array(ids),
-        target=pa.array(target, pa.int32()) if times > 1 else pa.nulls(len(ids), pa.int32()),
-        status=[RowStatus(s) for s in status],
-        reason=["why" if s != "ok" else None for s in status],
+    found = RowResults(
+        status=np.array([RowStatus(s) for s in status], object),
+        reason=np.array(["why" if s != "ok" else None for s in status], object),
         f_input=np.where(bad, np.nan, ids / 10),
         f_baseline=np.where(bad, np.nan, 0.5),
         gap=np.where(bad, np.nan, (ids - 1015) / 1e4),
         error_estimate=np.where(bad, np.nan, (ids - 999) / 1e3),
         evaluations=np.where(bad, 0, 7).astype(np.int32),
         attributions=(values.astype(np.float32),),
+    )
+    return Results(
+        row_id=pa.array(ids),
+        target=pa.array(target, pa.int32()) if times > 1 else pa.nulls(len(ids), pa.int32()),
+        rows=found,
     )

@@ -24,10 +24,11 @@ from integrand.service.runs.manifest import without_shards
 from integrand.workers.data.decoding import open_parquet
 from integrand.workers.data.reading import row_ids
 from integrand.workers.data.values import plain_value
+from integrand.workers.engine.row_results import NUMBERS
 from integrand.workers.models.code import check_trust
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.output import results_of
-from integrand.workers.shards.results import NUMBERS, Results
+from integrand.workers.shards.results import Results
 from integrand.workers.shards.shard import read_shard
 from integrand.workers.shards.table import attribute_table
 from integrand.workers.shards.worker import Setup, load_job
@@ -160,25 +161,26 @@ def _bits(results: Results, row: int) -> list[object]:
     """All that a row is stored with, apart from its reason; any NaN is the one that a null stands
     for.
     """
-    numbers = np.array([getattr(results, name)[row] for name in NUMBERS], np.float64)
+    rows = results.rows
+    numbers = np.array([getattr(rows, name)[row] for name in NUMBERS], np.float64)
     numbers[np.isnan(numbers)] = np.nan
-    values = [v.tobytes() for v in results.values(row)] if results.attributed[row] else []
-    return [results.status[row], results.target[row].as_py(), numbers.tobytes(), *values]
+    values = [v.tobytes() for v in results.values(row)] if rows.attributed[row] else []
+    return [rows.status[row], results.target[row].as_py(), numbers.tobytes(), *values]
 
 
 def _close(then: Results, now: Results, row: int, *, tolerance: float) -> bool:
     """Attributions within the tolerance and both error estimates, relative to their L1 norm, where
     bits may differ.
     """
-    if not (then.attributed[row] and now.attributed[row]):
-        return bool(then.attributed[row] == now.attributed[row])
+    stored, found = then.rows.take(np.array([row])), now.rows.take(np.array([row]))
+    if not (stored.attributed[0] and found.attributed[0]):
+        return bool(stored.attributed[0] == found.attributed[0])
     # another output is the largest by a hair: not the same question
     if then.target[row] != now.target[row]:
-        return bool(np.isclose(then.f_input[row], now.f_input[row], rtol=tolerance, atol=tolerance))
+        return np.allclose(stored.f_input, found.f_input, rtol=tolerance, atol=tolerance)
     one, other = (np.concatenate(r.values(row)).astype(np.float64) for r in (then, now))
-    allowed = (
-        tolerance + np.nan_to_num(then.error_estimate[row]) + np.nan_to_num(now.error_estimate[row])
-    )
+    estimates = np.nan_to_num([stored.error_estimate[0], found.error_estimate[0]])
+    allowed = tolerance + estimates[0] + estimates[1]
     norm = max(np.abs(one).sum(), np.abs(other).sum(), np.finfo(np.float32).tiny)
     return bool(np.abs(one - other).sum() <= allowed * norm)
 
@@ -186,16 +188,17 @@ def _close(then: Results, now: Results, row: int, *, tolerance: float) -> bool:
 def _finding(place: str, then: Results, now: Results, row: int) -> Finding:
     return Finding(
         f"{place} row_id {plain_value(then.row_id[row])!r} target {then.target[row].as_py()}",
-        f"what the plan's model gives: {_told(now, row)}",
-        f"{_told(then, row)}, as stored",
+        f"what the plan's model gives: {_described(now, row)}",
+        f"{_described(then, row)}, as stored",
         _NEXT,
     )
 
 
-def _told(results: Results, row: int) -> str:
-    total = sum(float(v.sum(dtype=np.float64)) for v in results.values(row))
-    size = sum(float(np.abs(v).sum(dtype=np.float64)) for v in results.values(row))
+def _described(results: Results, row: int) -> str:
+    rows, values = results.rows, results.values(row)
+    total = sum(float(v.sum(dtype=np.float64)) for v in values)
+    size = sum(float(np.abs(v).sum(dtype=np.float64)) for v in values)
     return (
-        f"{results.status[row]}, f(x) {results.f_input[row]!r}, sum of attributions {total!r}, of"
-        f" their sizes {size!r}, {results.evaluations[row]} evaluations"
+        f"{rows.status[row]}, f(x) {rows.f_input[row]!r}, sum of attributions {total!r}, of their"
+        f" sizes {size!r}, {rows.evaluations[row]} evaluations"
     )

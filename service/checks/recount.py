@@ -251,20 +251,20 @@ def _null_remarks(
     """Nulls stand where the status says, and nowhere else: in attributions, their sum, the gap and
     the reason.
     """
-    there = results.attributed
+    there = results.rows.attributed
     columns = [n for n in rebuilt.column_names if n.startswith(PREFIX)] + ["attribution_sum", "gap"]
     wrong = {n: pc.is_valid(table[n]).to_numpy() != there for n in columns}
     wrong |= {n: there & ~pc.is_valid(table[n]).to_numpy() for n in ("f_input", "f_baseline")}
-    silent = np.array([s in _SILENT for s in results.status], bool)
+    silent = np.array([s in _SILENT for s in results.rows.status], bool)
     wrong["reason"] = pc.is_valid(table["reason"]).to_numpy() == silent
     for name, rows in wrong.items():
         if rows.any():
             row = int(rows.argmax())
+            status, value = results.rows.status[row], table[name][row].as_py()
             yield Finding(
                 f"{where} column {name}",
                 "null where the status says so, and nowhere else",
-                f"status {results.status[row]} beside {table[name][row].as_py()!r} in row {row}; "
-                f"{int(rows.sum())} rows",
+                f"status {status} beside {value!r} in row {row}; {int(rows.sum())} rows",
             )
 
 
@@ -277,23 +277,23 @@ def _sum_remarks(
     told, total = table["attribution_sum"].to_numpy(), rebuilt["attribution_sum"].to_numpy()
     size, count = _magnitudes(results)
     with np.errstate(invalid="ignore"):  # rows without attributions may have any f
-        ends = results.f_input - results.f_baseline
+        ends = results.rows.f_input - results.rows.f_baseline
     double = (
         (count + 4)
         * np.finfo(np.float64).eps
-        * (size + np.abs(results.f_input) + np.abs(results.f_baseline))
+        * (size + np.abs(results.rows.f_input) + np.abs(results.rows.f_baseline))
     )
     single = (
-        max(np.finfo(a.dtype).eps for a in results.attributions) * size
+        max(np.finfo(a.dtype).eps for a in results.rows.attributions) * size
         + np.finfo(np.float32).tiny * count
     )
     # the gap was taken before the attributions were rounded to the type of their columns
     checks = {
         "attribution_sum": (told - total, double),
-        "gap": (results.gap - (told - ends), double + single),
+        "gap": (results.rows.gap - (told - ends), double + single),
     }
     for name, (off, allowed) in checks.items():
-        rows = results.attributed & ~(np.abs(off) <= allowed)
+        rows = results.rows.attributed & ~(np.abs(off) <= allowed)
         if rows.any():
             row = int(rows.argmax())
             yield Finding(
@@ -306,9 +306,9 @@ def _sum_remarks(
 
 def _magnitudes(results: Results) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Σ|attribution| of each row, and how many attributions it has at most."""
-    flat = [np.abs(a.reshape(len(a), -1)).astype(np.float64) for a in results.attributions]
+    flat = [np.abs(a.reshape(len(a), -1)).astype(np.float64) for a in results.rows.attributions]
     return np.sum([a.sum(1) for a in flat], axis=0), np.full(
-        len(results.status), sum(a.shape[1] for a in flat), float
+        len(results.rows.status), sum(a.shape[1] for a in flat), float
     )
 
 

@@ -15,6 +15,7 @@ import ray
 from integrand.schemas.ids import digest_rows, shard_object
 from integrand.schemas.records import Plan, Shard, ShardFooter, Slice
 from integrand.schemas.tables import RowStatus
+from integrand.workers.engine.row_results import RowResults
 from integrand.workers.shards.actor import Place
 from integrand.workers.shards.footer import shard_footer
 from integrand.workers.shards.output import results_table
@@ -94,15 +95,18 @@ class NoOp:
 def _results(rows: int) -> Results:
     """Rows that were attributed and certified, all alike."""
     ones = np.ones(rows)
-    return Results(
-        row_id=pa.array(range(rows)),
-        target=pa.nulls(rows, pa.int32()),
-        status=[RowStatus.ok] * rows,
-        reason=[None] * rows,
+    found = RowResults(
+        status=np.array([RowStatus.ok] * rows, object),
+        reason=np.full(rows, None, object),
         f_input=ones,
         f_baseline=ones,
         gap=ones / 1e4,
         error_estimate=ones / 1e3,
         evaluations=np.full(rows, 7, np.int32),
         attributions=(np.ones((rows, 2), np.float32),),
+    )
+    return Results(
+        row_id=pa.array(range(rows)),
+        target=pa.nulls(rows, pa.int32()),
+        rows=found,
     )

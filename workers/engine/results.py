@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.evaluator import Floats, Problem
 from integrand.workers.engine.loop import Verdicts
+from integrand.workers.engine.row_results import NUMBERS, RowResults
 
 Tensors = Tensor | tuple[Tensor, ...]
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,32 +51,22 @@ class Attribution:
     batch_rows: int = 0
 
 
-def beside(parts: Sequence[Attribution]) -> Attribution:
-    """The targets of several calls about the same rows, side by side; each part is `[rows, targets,
-    ...]`.
-    """
-    tensors = {
-        name: torch.cat([getattr(p, name) for p in parts], 1)
-        for name in ("f_input", "f_baseline", "gap", "error_estimate", "evaluations")
-    }
-    count = len(parts[0].f_input)
-    statuses, reasons = (
-        [np.array(values, object).reshape(count, -1) for values in column]
-        for column in ([p.status for p in parts], [p.reason for p in parts])
+def row_results(found: Attribution) -> RowResults:
+    """The columns of a call, on the host; a call for one target has one entry per row here too."""
+    values = found.attributions if isinstance(found.attributions, tuple) else (found.attributions,)
+    shape = found.f_input.shape
+    numbers = {name: getattr(found, name).numpy() for name in NUMBERS}
+    return RowResults(
+        attributions=tuple(value.cpu().numpy() for value in values),
+        status=np.array(found.status, object).reshape(shape),
+        reason=np.array(found.reason, object).reshape(shape),
+        **numbers,
     )
-    many = isinstance(parts[0].attributions, tuple)
-    values = [
-        torch.cat(v, 1)
-        for v in zip(*[p.attributions if many else (p.attributions,) for p in parts], strict=True)
-    ]
-    return Attribution(
-        tuple(values) if many else values[0],
-        **tensors,
-        status=tuple(np.hstack(statuses).flatten()),
-        reason=tuple(np.hstack(reasons).flatten()),
-        padded=sum(p.padded for p in parts),
-        batch_rows=min(p.batch_rows for p in parts),
-    )
+
+
+def numpy_dtype(tensor: Tensor) -> np.dtype[np.floating[Any]]:
+    """Of the array that a tensor is on the host."""
+    return torch.empty(0, dtype=tensor.dtype).numpy().dtype
 
 
 class Report:
@@ -81,95 +76,101 @@ class Report:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        shape = (problem.rows, problem.targets_per_row)
-        self.values = np.full(
-            (*shape, problem.elements), np.nan, torch.empty(0, dtype=problem.dtype).numpy().dtype
+        self.results = RowResults.empty(
+            (problem.rows, problem.targets_per_row),
+            inputs=[tuple(x.shape[1:]) for x in problem.inputs],
+            dtypes=[numpy_dtype(x) for x in problem.inputs],
         )
-        self.f_input, self.f_baseline = np.full(shape, np.nan), np.full(shape, np.nan)
-        self.gap, self.error = np.full(shape, np.nan), np.full(shape, np.nan)
-        self.evaluations = np.zeros(shape, np.int32)
-        self.status = np.empty(shape, object)
-        self.status.fill(RowStatus.bad_input)  # np.full would make it a plain string
-        self.reason = np.full(shape, None, object)
 
     def set_bad_inputs(self) -> Tensor:
         """Mark rows whose input or baseline is not finite; return the numbers of the others."""
         clean = torch.ones(self.problem.rows, dtype=torch.bool)
         for kind, tensors in (("input", self.problem.inputs), ("baseline", self.problem.baselines)):
             for i, tensor in enumerate(tensors):
-                finite = (
-                    torch.isfinite(tensor)
-                    .reshape(len(tensor), -1)
-                    .all(1)
-                    .cpu()
-                    .expand(self.problem.rows)
-                )
-                self.reason[(~finite & clean).numpy()] = f"{kind} {i} holds NaN or inf"
+                finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+                finite = finite.cpu().expand(self.problem.rows)
+                self.results.reason[(~finite & clean).numpy()] = f"{kind} {i} holds NaN or inf"
                 clean &= finite
         return clean.nonzero().flatten().to(self.problem.device)
 
     def set_endpoints(self, rows: Tensor, f_input: Floats, f_baseline: Floats) -> None:
         places = rows.cpu().numpy()
-        self.f_input[places], self.f_baseline[places] = f_input, f_baseline
+        self.results.f_input[places] = f_input
+        self.results.f_baseline[places] = f_baseline
 
-    def set_unmoved(self, rows: Tensor) -> np.ndarray:
+    def set_unmoved(self, rows: Tensor) -> NDArray[np.bool_]:
         """Settle rows with x = x' (all zeros) and with a non-finite f; return which of `rows`
         remain to integrate.
         """
         places = rows.cpu().numpy()
-        moved = np.concatenate(
-            [np.any(self.problem.difference(part) != 0, 1) for part in rows.split(1024)]
-        )
-        finite = np.isfinite(self.f_input[places]) & np.isfinite(self.f_baseline[places])
-        for row, target in np.argwhere(~finite):
-            where = "x" if not np.isfinite(self.f_input[places[row], target]) else "the baseline"
-            self.reason[places[row], target] = f"the model's output at {where} is NaN or inf"
-        self.status[places] = np.array([RowStatus.nonfinite, RowStatus.ok], object)[
-            finite.astype(int)
-        ]
-        still = finite & ~moved[:, None]
-        for array in (self.values, self.gap, self.error):
-            array[places] = np.where(
-                still.reshape(*still.shape, *[1] * (array.ndim - 2)), 0, np.nan
-            )
+        finite = self._set_nonfinite(places)
+        moved = self._moved(rows)
+        values = np.where(finite & ~moved[:, None], 0, np.nan)
+        self.results.gap[places] = values
+        self.results.error_estimate[places] = values
+        for column in self.results.attributions:
+            column[places] = values.reshape(*values.shape, *[1] * (column.ndim - 2))
         return np.asarray(finite.any(1) & moved)
 
     def take(self, verdicts: Iterator[Verdicts], accuracy: Accuracy) -> None:
-        for v in verdicts:
-            at = v.rows, v.targets
-            self.status[at], self.evaluations[at] = v.statuses, v.evaluations
-            known = v.statuses != RowStatus.nonfinite
-            for i in np.flatnonzero(
-                (v.statuses != RowStatus.ok) & (v.statuses != RowStatus.unchecked)
-            ):
-                place = v.rows[i], v.targets[i]
-                if self.reason[place] is None:
-                    self.reason[place] = _reason(v, int(i), accuracy)
-            there = v.rows[known], v.targets[known]
-            self.values[there] = v.attributions[known]
-            self.gap[there], self.error[there] = v.gap[known], v.error[known]
+        """Put each verdict in its place, with a reason where it has none yet."""
+        for verdict in verdicts:
+            self._put(verdict)
+            statuses = verdict.statuses
+            explained = (statuses != RowStatus.ok) & (statuses != RowStatus.unchecked)
+            for i in np.flatnonzero(explained):
+                place = verdict.rows[i], verdict.targets[i]
+                if self.results.reason[place] is None:
+                    self.results.reason[place] = _reason(verdict, int(i), accuracy)
 
     def result(self, like: Tensors, *, several: bool, padded: int, batch_rows: int) -> Attribution:
         """One entry per row, or `[rows, targets]` where several targets were asked for."""
-        shape = self.f_input.shape if several else self.f_input.shape[:1]
-        start, parts = 0, []
-        for x in self.problem.inputs:
-            size = x[0].numel()
-            part = np.ascontiguousarray(self.values[:, :, start : start + size])
-            parts.append(torch.from_numpy(part).reshape(*shape, *x.shape[1:]).to(x.device, x.dtype))
-            start += size
-        diagnostics = [
-            torch.from_numpy(a).reshape(shape)
-            for a in (self.f_input, self.f_baseline, self.gap, self.error, self.evaluations)
-        ]
-        return Attribution(
-            tuple(parts) if isinstance(like, tuple) else parts[0],
-            *diagnostics,
-            tuple(self.status.flatten()),
-            tuple(self.reason.flatten()),
-            padded,
-            batch_rows,
+        results = self.results if several else self.results.flat()
+        values = tuple(
+            torch.from_numpy(value).to(x.device)
+            for value, x in zip(results.attributions, self.problem.inputs, strict=True)
         )
+        numbers = {name: torch.from_numpy(getattr(results, name)) for name in NUMBERS}
+        return Attribution(
+            attributions=values if isinstance(like, tuple) else values[0],
+            status=tuple(results.status.reshape(-1).tolist()),
+            reason=tuple(results.reason.reshape(-1).tolist()),
+            padded=padded,
+            batch_rows=batch_rows,
+            **numbers,
+        )
+
+    def _set_nonfinite(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The rows' status by f at both ends; which targets have both finite."""
+        f_input, f_baseline = self.results.f_input[places], self.results.f_baseline[places]
+        finite = np.isfinite(f_input) & np.isfinite(f_baseline)
+        for row, target in np.argwhere(~finite):
+            where = "the baseline" if np.isfinite(f_input[row, target]) else "x"
+            reason = f"the model's output at {where} is NaN or inf"
+            self.results.reason[places[row], target] = reason
+        statuses = np.array([RowStatus.nonfinite, RowStatus.ok], object)
+        self.results.status[places] = statuses[finite.astype(int)]
+        return finite
+
+    def _moved(self, rows: Tensor) -> NDArray[np.bool_]:
+        """Which rows differ from their baselines in any element."""
+        parts = torch.split(rows, _ROWS_AT_ONCE)
+        return np.concatenate([np.any(self.problem.difference(part) != 0, 1) for part in parts])
+
+    def _put(self, verdict: Verdicts) -> None:
+        """Status and costs of all, numbers of those that have some."""
+        at = verdict.rows, verdict.targets
+        self.results.status[at] = verdict.statuses
+        self.results.evaluations[at] = verdict.evaluations
+        known = verdict.statuses != RowStatus.nonfinite
+        there = verdict.rows[known], verdict.targets[known]
+        self.results.gap[there] = verdict.gap[known]
+        self.results.error_estimate[there] = verdict.error[known]
+        values, end = verdict.attributions[known], 0
+        for column in self.results.attributions:
+            shape = column.shape[2:]
+            start, end = end, end + math.prod(shape)
+            column[there] = values[:, start:end].reshape(-1, *shape)
 
 
 def _reason(verdicts: Verdicts, place: int, accuracy: Accuracy) -> str | None:

@@ -106,7 +106,7 @@ def attribute(
         report = Report(problem)
         with nullcontext() if checked else explained(call, size):
             padded, used = _explain(problem, chosen, _prepared(forward, problem, chosen), report)
-        if not checked and (report.status == RowStatus.not_converged).any():
+        if not checked and (report.results.status == RowStatus.not_converged).any():
             check_rows_apart(call)
         return report.result(
             inputs, several=isinstance(target, list), padded=padded, batch_rows=used

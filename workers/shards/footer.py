@@ -11,30 +11,26 @@ import numpy as np
 from integrand.schemas.ids import digest_rows
 from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter, histogram_quantiles
 from integrand.workers.data.values import plain_values
-from integrand.workers.shards.results import Floats, Results
+from integrand.workers.engine.row_results import Floats
+from integrand.workers.shards.results import Results
 
 
 def shard_digest(results: Results) -> str:
     """Logical digest of the rows: identity, target, status and every number, none of the timings or
     reasons.
     """
-    numbers = np.stack(
-        [results.f_input, results.f_baseline, results.gap, results.error_estimate], 1
-    )
+    rows = results.rows
+    numbers = np.stack([rows.f_input, rows.f_baseline, rows.gap, rows.error_estimate], 1)
     numbers[np.isnan(numbers)] = np.nan  # which NaN it is, a stored null does not tell
     names = [repr(v).encode() for v in plain_values(results.row_id)]
     targets = [repr(v).encode() for v in results.target.to_pylist()]
-    there = results.attributed
+    there = rows.attributed
 
     def row(i: int) -> bytes:
         values = b"".join(a.tobytes() for a in results.values(i)) if there[i] else b""
-        head = (
-            names[i],
-            targets[i],
-            str(results.status[i]).encode(),
-            str(results.evaluations[i]).encode(),
-        )
-        return b"\0".join(head) + b"\0" + numbers[i].tobytes() + values
+        status, evaluations = str(rows.status[i]), str(rows.evaluations[i])
+        head = (names[i], targets[i], status.encode(), evaluations.encode())
+        return b"\0".join([*head, numbers[i].tobytes() + values])
 
     return digest_rows(row(i) for i in range(len(names)))
 
@@ -50,7 +46,8 @@ def shard_footer(
     same_build: bool,
 ) -> ShardFooter:
     """What the object says of itself; folded into the manifest later."""
-    gap, error = np.abs(results.gap[results.attributed]), results.error_estimate[results.attributed]
+    rows, there = results.rows, results.rows.attributed
+    gap, error = np.abs(rows.gap[there]), rows.error_estimate[there]
     error = error[~np.isnan(error)]
     gap_histogram, error_histogram = histogram(gap), histogram(error)
     lowered = (
@@ -64,13 +61,13 @@ def shard_footer(
         shard=shard.id,
         plan_sha256=plan_sha256,
         rows_in=shard.rows,
-        rows_out=len(results.status),
-        statuses=dict(sorted(Counter(map(str, results.status)).items())),
+        rows_out=len(rows.status),
+        statuses=dict(sorted(Counter(map(str, rows.status)).items())),
         gap=_quantiles(gap_histogram, gap),
         error=_quantiles(error_histogram, error),
         gap_histogram=gap_histogram,
         error_histogram=error_histogram,
-        evaluations=int(results.evaluations.sum()),
+        evaluations=int(rows.evaluations.sum()),
         padded_evaluations=results.padded,
         duplicates=results.duplicates,
         digest=shard_digest(results),

@@ -22,7 +22,8 @@ from integrand.schemas.tables import (
     output_schema,
     tensor_field,
 )
-from integrand.workers.shards.results import Floats, Results
+from integrand.workers.engine.row_results import NUMBERS, Floats, RowResults
+from integrand.workers.shards.results import Results
 
 ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
 
@@ -45,23 +46,18 @@ def attribution_fields(plan: Plan) -> list[pa.Field]:
 
 def results_table(plan: Plan, results: Results) -> pa.Table:
     """The output table of a shard, columns as documented in `schemas.tables`."""
-    there = results.attributed
-    total = np.sum(
-        [_sums(a, n) for a, n in zip_longest(results.attributions, results.lengths)], axis=0
-    )
-    columns = [
-        results.row_id,
-        results.target,
-        pa.array([str(s) for s in results.status]),
-        pa.array(results.reason, pa.string()),
-        _nullable(results.f_input),
-        _nullable(results.f_baseline),
-        _nullable(total),
-        _nullable(results.gap),
-        _nullable(results.error_estimate),
-        pa.array(results.evaluations, pa.int32()),
-    ]
-    for shape, values, lengths in zip_longest(plan.inputs, results.attributions, results.lengths):
+    rows = results.rows
+    there = rows.attributed
+    sums = [_sums(a, n) for a, n in zip_longest(rows.attributions, results.lengths)]
+    made = {name: _numbers(getattr(rows, name)) for name in NUMBERS} | {
+        "row_id": results.row_id,
+        "target": results.target,
+        "status": pa.array([str(status) for status in rows.status]),
+        "reason": pa.array(rows.reason.tolist(), pa.string()),
+        "attribution_sum": _numbers(np.sum(sums, axis=0)),
+    }
+    columns = [made[name] for name in COLUMNS]
+    for shape, values, lengths in zip_longest(plan.inputs, rows.attributions, results.lengths):
         if shape.named:
             columns += _features(values, there)
         else:
@@ -93,7 +89,7 @@ def repeated_targets(places: Sequence[Place], rows: int) -> pa.Array:
     return target_array(table, np.ones(rows, bool))
 
 
-def _sums(values: NDArray[np.floating], lengths: NDArray[np.int64] | None) -> Floats:
+def _sums(values: NDArray[np.floating[Any]], lengths: NDArray[np.int64] | None) -> Floats:
     """Σ attributions of each row, in float64. Of varying rows the exact sum: numpy's rounds by the
     width of all.
     """
@@ -105,17 +101,18 @@ def _sums(values: NDArray[np.floating], lengths: NDArray[np.int64] | None) -> Fl
     )
 
 
-def _nullable(values: Floats) -> pa.Array:
-    return pa.array(values, pa.float64(), mask=np.isnan(values))
+def _numbers(values: NDArray[Any]) -> pa.Array:
+    """Null where a float is NaN."""
+    return pa.array(values, mask=np.isnan(values) if values.dtype.kind == "f" else None)
 
 
-def _features(values: NDArray[np.floating], there: NDArray[np.bool_]) -> list[pa.Array]:
+def _features(values: NDArray[np.floating[Any]], there: NDArray[np.bool_]) -> list[pa.Array]:
     return [
         pa.array(np.ascontiguousarray(values[:, i]), mask=~there) for i in range(values.shape[1])
     ]
 
 
-def _tensors(values: NDArray[np.floating], there: NDArray[np.bool_]) -> pa.Array:
+def _tensors(values: NDArray[np.floating[Any]], there: NDArray[np.bool_]) -> pa.Array:
     flat = values.reshape(len(there), -1)
     filled = np.where(there[:, None], flat, 0).astype(flat.dtype)
     return pa.FixedSizeListArray.from_arrays(
@@ -124,7 +121,7 @@ def _tensors(values: NDArray[np.floating], there: NDArray[np.bool_]) -> pa.Array
 
 
 def _lists(
-    values: NDArray[np.floating], lengths: NDArray[np.int64], there: NDArray[np.bool_]
+    values: NDArray[np.floating[Any]], lengths: NDArray[np.int64], there: NDArray[np.bool_]
 ) -> pa.Array:
     kept = np.where(there, lengths, 0)
     flat = values[np.arange(values.shape[1]) < kept[:, None]]
@@ -136,25 +133,27 @@ def results_of(plan: Plan, table: pa.Table) -> Results:
     """The results that `results_table` made this table of, as far as it holds them; the table has
     its schema.
     """
-    columns = iter([column.combine_chunks() for column in table.columns])
-    row_id, target, status, reason, f_input, f_baseline, _, *others = (
-        next(columns) for _ in COLUMNS
+    columns = {name: table[name].combine_chunks() for name in COLUMNS}
+    attributed = iter([column.combine_chunks() for column in table.columns[len(COLUMNS) :]])
+    values = [_values(shape, attributed) for shape in plan.inputs]
+    numbers = {name: _numpy(columns[name]) for name in NUMBERS}
+    rows = RowResults(
+        status=np.array([RowStatus(s) for s in columns["status"].to_pylist()], object),
+        reason=np.array(columns["reason"].to_pylist(), object),
+        attributions=tuple(v for v, _ in values),
+        **numbers,
     )
-    values = [_values(shape, columns) for shape in plan.inputs]
     return Results(
-        row_id,
-        target,
-        [RowStatus(s) for s in status.to_pylist()],
-        reason.to_pylist(),
-        *map(_numpy, (f_input, f_baseline, *others)),
-        tuple(v for v, _ in values),
-        tuple(n for _, n in values),
+        row_id=columns["row_id"],
+        target=columns["target"],
+        rows=rows,
+        lengths=tuple(n for _, n in values),
     )
 
 
 def _values(
     shape: InputShape, columns: Iterator[pa.Array]
-) -> tuple[NDArray[np.floating], NDArray[np.int64] | None]:
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64] | None]:
     """The attributions of one input, which takes its columns, and their lengths; NaN or nothing
     where they are null.
     """

@@ -1,4 +1,4 @@
-"""Results put together: several calls about the same rows side by side."""
+"""What a call returns, as columns of results."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from torch import Tensor
 
 from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.results import beside
+from integrand.workers.engine.results import row_results
+from integrand.workers.engine.row_results import RowResults
 from integrand.workers.methods.attribution import attribute
+from tests.plugins.results import assert_same
 
 X = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 X[2], X[4, 1] = 0, torch.nan
-NAMES = ("f_input", "f_baseline", "gap", "error_estimate", "evaluations")
 
 
 def forward(v: Tensor) -> Tensor:
@@ -28,45 +29,37 @@ def test_targets_of_two_calls_side_by_side_are_those_of_one() -> None:
         attribute(forward, X, target=some, accuracy=accuracy, batch_rows=16)
         for some in ([0], [1, 2], [3])
     ]
-    found = beside(parts)
-    torch.testing.assert_close(
-        found.attributions, whole.attributions, rtol=0, atol=0, equal_nan=True
-    )
-    for name in NAMES:
-        torch.testing.assert_close(
-            getattr(found, name), getattr(whole, name), rtol=0, atol=0, equal_nan=True
-        )
-    assert (found.status, found.reason) == (whole.status, whole.reason)
-    assert {type(status) for status in found.status} == {RowStatus}
-    assert {RowStatus.ok, RowStatus.bad_input, RowStatus.not_converged} == set(found.status)
-    assert found.padded == sum(part.padded for part in parts)
-    assert found.batch_rows == 16
+    found = RowResults.concat([row_results(part) for part in parts], axis=1)
+    assert_same(found, row_results(whole))
+    assert tuple(found.status.flat) == whole.status
+    assert {type(status) for status in found.status.flat} == {RowStatus}
+    assert {RowStatus.ok, RowStatus.bad_input, RowStatus.not_converged} == set(found.status.flat)
 
 
 def test_several_inputs_side_by_side() -> None:
     y = X[:, :2].clone()
     parts = [
-        attribute(
-            lambda a, b: forward(a) + b.sum(1, keepdim=True), (X, y), target=[t], batch_rows=16
+        row_results(
+            attribute(
+                lambda a, b: forward(a) + b.sum(1, keepdim=True), (X, y), target=[t], batch_rows=16
+            )
         )
         for t in (0, 1)
     ]
-    found = beside(parts)
-    assert isinstance(found.attributions, tuple)
+    found = RowResults.concat(parts, axis=1)
     assert [a.shape for a in found.attributions] == [(7, 2, 3), (7, 2, 2)]
+    rows = torch.arange(7).numpy()
     for place, part in enumerate(parts):
-        for one, other in zip(found.attributions, part.attributions, strict=True):
-            torch.testing.assert_close(one[:, place], other[:, 0], rtol=0, atol=0, equal_nan=True)
+        assert_same(found.take((rows, rows * 0 + place)), part.flat())
 
 
-def test_the_fewest_rows_of_a_batch_are_told() -> None:
-    def greedy(v: Tensor) -> Tensor:
-        if len(v) > 4:
-            raise MemoryError
-        return forward(v)
+def test_a_call_for_one_target_has_an_entry_per_row() -> None:
+    one = row_results(attribute(forward, X, target=1, batch_rows=16))
+    listed = row_results(attribute(forward, X, target=[1], batch_rows=16))
+    assert one.status.shape == (7,)
+    assert_same(one, listed.flat())
 
-    clean = X[:2]
-    parts = [
-        attribute(f, clean, target=[0], batch_rows=16, checked=True) for f in (forward, greedy)
-    ]
-    assert beside(parts).batch_rows == 4
+
+def test_inputs_of_two_dtypes_keep_theirs() -> None:
+    found = attribute(lambda a, b: a.sum(1) * b.sum(1), (X, X.float()), batch_rows=16)
+    assert [a.dtype for a in found.attributions] == [torch.float64, torch.float32]

@@ -1,0 +1,131 @@
+"""What became of rows, column by column: made empty, put in its places, taken apart and joined the
+same way for every column.
+
+Imports no torch: results are read where none is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from integrand.schemas.tables import WITHOUT_ATTRIBUTION, RowStatus
+
+Floats = NDArray[np.float64]
+Index = slice | NDArray[np.integer] | tuple[NDArray[np.integer], ...]
+_FILL = "fill"
+
+
+def _filled(value: object) -> dict[str, object]:
+    """Metadata of a column: what stands in it before anything is known, in its dtype."""
+    return {_FILL: value}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RowResults:
+    """Columns over the same rows, `[rows]`, or `[rows, targets]` for targets side by side.
+
+    A diagnostic of another method is one more field with a fill; nothing else here names columns.
+
+    f_input         f(x), float64, in units of f like the next two
+    f_baseline      f(x')
+    gap             Σ attributions − (f(x) − f(x')), signed
+    error_estimate  estimated ‖a − a*‖₁ / ‖a‖₁; NaN where the rule gives none
+    evaluations     gradient evaluations of the row as if alone
+    status, reason  what became of it, a RowStatus, and why if it is not ok, a string or None
+    attributions    one array for each input, `[rows, *shape]` or `[rows, targets, *shape]`; NaN
+                    where the row has none
+    """
+
+    f_input: Floats = field(metadata=_filled(np.float64("nan")))
+    f_baseline: Floats = field(metadata=_filled(np.float64("nan")))
+    gap: Floats = field(metadata=_filled(np.float64("nan")))
+    error_estimate: Floats = field(metadata=_filled(np.float64("nan")))
+    evaluations: NDArray[np.int32] = field(metadata=_filled(np.int32(0)))
+    status: NDArray[np.object_] = field(metadata=_filled(RowStatus.bad_input))
+    reason: NDArray[np.object_] = field(metadata=_filled(None))
+    attributions: tuple[NDArray[np.floating[Any]], ...]
+
+    @classmethod
+    def empty(
+        cls,
+        shape: tuple[int, ...],
+        inputs: Sequence[tuple[int, ...]],
+        dtypes: Sequence[DTypeLike],
+    ) -> RowResults:
+        """Rows of which nothing is known: `bad_input` without a reason. `inputs` are the shapes of
+        one row of each input.
+        """
+        values = (
+            np.full((*shape, *one), np.nan, dtype)
+            for one, dtype in zip(inputs, dtypes, strict=True)
+        )
+        columns = {name: _column(shape, fill) for name, fill in FILLS.items()}
+        return cls(attributions=tuple(values), **columns)
+
+    @property
+    def attributed(self) -> NDArray[np.bool_]:
+        """Which rows have attributions."""
+        there = [status not in WITHOUT_ATTRIBUTION for status in self.status.flat]
+        return np.array(there, bool).reshape(self.status.shape)
+
+    def take(self, index: Index) -> RowResults:
+        """Some of the rows, in the order of `index`."""
+        return _each([self], lambda same: same[0][index])
+
+    def put(self, at: Index, other: RowResults) -> None:
+        """Write all columns of `other` into the rows `at`."""
+        for mine, theirs in zip(self._arrays(), other._arrays(), strict=True):
+            mine[at] = theirs
+
+    def flat(self) -> RowResults:
+        """`[rows, targets]` as `[rows × targets]`, target by target."""
+        leading, count = self.status.ndim, self.status.size
+        return _each([self], lambda same: same[0].reshape(count, *same[0].shape[leading:]))
+
+    @classmethod
+    def concat(cls, parts: Sequence[RowResults], axis: int = 0) -> RowResults:
+        """Rows below each other, or with axis 1 the targets of the same rows side by side. Shorter
+        attributions get zeros behind them.
+        """
+        return parts[0] if len(parts) == 1 else _each(parts, lambda same: _joined(same, axis))
+
+    def _arrays(self) -> list[NDArray[Any]]:
+        return [*(getattr(self, name) for name in FILLS), *self.attributions]
+
+
+FILLS = {f.name: f.metadata[_FILL] for f in fields(RowResults) if _FILL in f.metadata}
+NUMBERS = tuple(name for name, fill in FILLS.items() if isinstance(fill, np.number))
+"""The columns that hold one number a row."""
+
+
+def _column(shape: tuple[int, ...], fill: object) -> NDArray[Any]:
+    made: NDArray[Any] = np.empty(shape, fill.dtype if isinstance(fill, np.generic) else object)
+    made.fill(fill)  # np.full would make a status a plain string
+    return made
+
+
+def _each(
+    parts: Sequence[RowResults], make: Callable[[list[NDArray[Any]]], NDArray[Any]]
+) -> RowResults:
+    """One array for each column, made of that column of all parts."""
+    columns = {name: make([getattr(part, name) for part in parts]) for name in FILLS}
+    inputs = zip(*(part.attributions for part in parts), strict=True)
+    return RowResults(attributions=tuple(make(list(same)) for same in inputs), **columns)
+
+
+def _joined(arrays: list[NDArray[Any]], axis: int) -> NDArray[Any]:
+    shape = np.max([array.shape for array in arrays], axis=0)
+    shape[axis] = sum(array.shape[axis] for array in arrays)
+    made = np.zeros(shape, arrays[0].dtype)
+    end = 0
+    for array in arrays:
+        place = [slice(size) for size in array.shape]
+        start, end = end, end + array.shape[axis]
+        place[axis] = slice(start, end)
+        made[tuple(place)] = array
+    return made
