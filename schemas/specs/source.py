@@ -8,6 +8,8 @@ from pydantic import Field
 
 from integrand.schemas.specs.part import Part
 
+FormatName = Literal["parquet", "csv", "json_lines"]
+
 
 class Source(Part):
     """Where the rows are: files, folders or globs of Parquet, CSV or JSON lines."""
@@ -22,7 +24,7 @@ class Source(Part):
             " path>#<row>`."
         ),
     )
-    format: Literal["auto", "parquet", "csv", "json_lines"] = Field(
+    format: Literal["auto", FormatName] = Field(
         "auto",
         description="File format; auto goes by the extension (.parquet .pq .csv .jsonl .ndjson).",
     )

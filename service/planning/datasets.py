@@ -18,16 +18,15 @@ from integrand.schemas.uris import Uri
 from integrand.service.planning.sources import Listing, list_source, read_footers
 from integrand.service.pools.base import Mapper
 from integrand.workers.data.columns import declared_columns
+from integrand.workers.data.formats.base import TextFormat
+from integrand.workers.data.formats.table import FORMATS
 from integrand.workers.data.ingest import (
-    Format as TextFormat,
     IngestTask,
-    Roles,
     estimate_rows,
     head,
     ingest,
     ingest_digest,
     load_ingested,
-    roles_of,
 )
 from integrand.workers.data.means import (
     Partial,
@@ -39,6 +38,7 @@ from integrand.workers.data.means import (
     write_means,
 )
 from integrand.workers.data.reading import source_schema
+from integrand.workers.data.roles import Roles, roles_of
 from integrand.workers.storage.store import Store
 
 LONG_HEAD = 100_000
@@ -73,24 +73,22 @@ def prepare_dataset(
     `ingest`.
     """
     listing = list_source(store, spec.source, base)
-    form = listing.format
-    if form == "parquet":
-        files, schemas = read_footers(store, listing)
-        schema = source_schema(files, schemas, declared_columns(spec))
-        return Dataset(files, schema, tuple((f.path, f.size, f.fingerprint) for f in files))
-    return _text_dataset(store, spec, listing, form, output, pool, ingest)
+    if isinstance(listing.format, TextFormat):
+        return _text_dataset(store, spec, listing, output, pool, ingest)
+    files, schemas = read_footers(store, listing)
+    schema = source_schema(files, schemas, declared_columns(spec))
+    return Dataset(files, schema, tuple((f.path, f.size, f.fingerprint) for f in files))
 
 
 def _text_dataset(
     store: Store,
     spec: AttributeSpec,
     listing: Listing,
-    form: TextFormat,
     output: Uri,
     pool: Mapper,
     split: bool,
 ) -> Dataset:
-    roles = roles_of(spec)
+    roles, form = roles_of(spec), listing.format.name
     folder = output.child("_ingest", ingest_digest([e for e, _ in listing.files], roles))
     identity = tuple((path, e.size, e.etag or f"mtime:{e.mtime_ns}") for e, path in listing.files)
     if not split and load_ingested(store, folder) is None:
@@ -104,21 +102,23 @@ def _text_dataset(
             sample,
             rows,
             split=True,
-            longer=partial(_heads, store, listing, form, roles),
+            longer=partial(_heads, store, listing, roles),
         )
     tasks = [IngestTask(e, path, form, folder, roles) for e, path in listing.files]
     pieces = ingest(store, tasks, pool.map)
-    found = Listing("parquet", tuple((store.info(store.parse(p.uri)), p.path) for p in pieces))
+    found = Listing(
+        FORMATS["parquet"], tuple((store.info(store.parse(p.uri)), p.path) for p in pieces)
+    )
     _, schemas = read_footers(store, found)
     return Dataset(
         pieces, source_schema(pieces, schemas, declared_columns(spec)), identity, split=True
     )
 
 
-def _heads(store: Store, listing: Listing, form: TextFormat, roles: Roles) -> Iterator[pa.Table]:
+def _heads(store: Store, listing: Listing, roles: Roles) -> Iterator[pa.Table]:
     """The first lines of every file, as ingest would store them."""
     for entry, path in listing.files:
-        yield head(store, entry, path, form, roles, LONG_HEAD)
+        yield head(store, entry, path, listing.format.name, roles, LONG_HEAD)
 
 
 def dataset_means(

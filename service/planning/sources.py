@@ -6,7 +6,6 @@ import os.path
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import pyarrow as pa
 
@@ -14,27 +13,21 @@ from integrand.schemas.errors import DataError
 from integrand.schemas.records import SourceFile
 from integrand.schemas.specs.source import Source
 from integrand.schemas.uris import Uri
+from integrand.workers.data.formats.base import SourceFormat
+from integrand.workers.data.formats.table import FORMATS, format_by_extension
 from integrand.workers.data.reading import inspect_file
 from integrand.workers.storage.store import Entry, Store, split_glob
 
 READERS = 32
 """Footers read at once: they cost latency, not bandwidth."""
-
-Format = Literal["parquet", "csv", "json_lines"]
-FORMATS: dict[str, Format] = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".csv": "csv",
-    ".jsonl": "json_lines",
-    ".ndjson": "json_lines",
-}
+_COMPRESSED = (".gz", ".bz2", ".zst", ".xz", ".zip")
 
 
 @dataclass(frozen=True)
 class Listing:
     """The files of a source in order, each with its path below the source root."""
 
-    format: Format
+    format: SourceFormat
     files: tuple[tuple[Entry, str], ...]
 
 
@@ -42,42 +35,45 @@ def list_source(store: Store, source: Source, base: str) -> Listing:
     """Expand every URI. Raises DataError for an empty source or files of more than one format."""
     roots = [store.parse(text, base) for text in source.uris]
     found = {str(entry.uri): entry for root in roots for entry in _expand(store, root)}
-    kinds = {entry_format(source, entry.uri) for entry in found.values()}
-    known = sorted(k for k in kinds if k is not None)
-    kept = [e for e in found.values() if entry_format(source, e.uri) is not None]
+    formats = {entry: entry_format(source, entry.uri) for entry in found.values()}
+    kept = [entry for entry, form in formats.items() if form is not None]
+    known = {form.name: form for form in formats.values() if form is not None}
     if not kept:
         raise _no_data(source, list(found.values()))
     if len(known) > 1:
         raise DataError(
             "source",
             expected="files of one format",
-            seen=", ".join(known),
+            seen=", ".join(sorted(known)),
             next_step="narrow source.uri with a glob such as table/*.parquet",
         )
     _check_distinct(kept)
     top = _root(roots, kept)
-    return Listing(known[0], tuple((e, e.uri.path.removeprefix(top).lstrip("/")) for e in kept))
+    (form,) = known.values()
+    return Listing(form, tuple((e, e.uri.path.removeprefix(top).lstrip("/")) for e in kept))
 
 
 def _no_data(source: Source, others: Sequence[Entry]) -> DataError:
     names = sorted(entry.uri.name for entry in others)
-    step = "check source.uri, or set source.format"
-    if any(name.endswith((".gz", ".bz2", ".zst", ".xz", ".zip")) for name in names):
-        step = "decompress them, or write Parquet, which compresses by itself"
-    elif any(name.endswith((".tsv", ".tab")) for name in names):
-        step = "write CSV with commas, or Parquet: pandas.read_csv(..., sep='\\t').to_parquet(...)"
-    elif any(name.endswith(".json") for name in names):
-        step = (
-            "one object in each line is JSON lines: name it .jsonl, or set source.format:"
-            " json_lines"
-        )
+    titles = [form.title for form in FORMATS.values()]
     seen = f"{len(names)} other files, such as {names[0]}" if names else "no files"
     return DataError(
         f"source {', '.join(source.uris)}",
-        expected="Parquet, CSV or JSON lines files",
+        expected=f"{', '.join(titles[:-1])} or {titles[-1]} files",
         seen=seen,
-        next_step=step,
+        next_step=_step_for(names),
     )
+
+
+def _step_for(names: Sequence[str]) -> str:
+    """What to do about files none of which is data, by their names."""
+    if any(name.endswith(_COMPRESSED) for name in names):
+        return "decompress them, or write Parquet, which compresses by itself"
+    for form in FORMATS.values():
+        for extension, step in form.near.items():
+            if any(name.endswith(extension) for name in names):
+                return step
+    return "check source.uri, or set source.format"
 
 
 def _check_distinct(entries: Sequence[Entry]) -> None:
@@ -106,11 +102,11 @@ def _expand(store: Store, root: Uri) -> Sequence[Entry]:
         ) from None
 
 
-def entry_format(source: Source, uri: Uri) -> Format | None:
+def entry_format(source: Source, uri: Uri) -> SourceFormat | None:
     """A file's format by the spec, else by its extension; None for a file that is not data."""
     if source.format != "auto":
-        return source.format
-    return FORMATS.get(os.path.splitext(uri.name)[1].lower())
+        return FORMATS[source.format]
+    return format_by_extension(os.path.splitext(uri.name)[1].lower())
 
 
 def _root(roots: Sequence[Uri], entries: Sequence[Entry]) -> str:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from integrand.schemas.errors import DataError
+from integrand.schemas.specs.source import FormatName
 from integrand.schemas.uris import Uri
 from integrand.workers.data import cells, ingest
-from integrand.workers.data.ingest import Format, IngestTask, Roles, head, ingest_file
+from integrand.workers.data.ingest import IngestTask, head, ingest_file
+from integrand.workers.data.roles import Roles
 from integrand.workers.storage.store import Access, Store
 
 STORE = Store()
@@ -27,7 +29,7 @@ GOOD = {
 }
 
 
-def task(folder: Path, kind: Format, text: str, pieces: str = "pieces") -> IngestTask:
+def task(folder: Path, kind: FormatName, text: str, pieces: str = "pieces") -> IngestTask:
     place = folder / f"table.{kind}"
     place.write_text(text)
     return IngestTask(
@@ -52,7 +54,7 @@ def split(one: IngestTask) -> None:
     ("kind", "start"), [("csv", "id,a\n"), ("csv", 'id,a\n1,"2\n'), ("json_lines", '{"id": 1}\n')]
 )
 def test_ten_gigabytes_without_a_line_end(
-    tmp_path: Path, kind: Format, start: str, verb: Callable[[IngestTask], None]
+    tmp_path: Path, kind: FormatName, start: str, verb: Callable[[IngestTask], None]
 ):
     (tmp_path / "big").write_text(start)
     os.truncate(tmp_path / "big", 10 << 30)  # a hole: it takes no room on the disk
@@ -75,7 +77,7 @@ def test_ten_gigabytes_without_a_line_end(
 @pytest.mark.parametrize("verb", [sampled, split])
 @pytest.mark.parametrize("kind", ["csv", "json_lines"])
 def test_an_absurd_number_of_columns(
-    tmp_path: Path, kind: Format, verb: Callable[[IngestTask], None]
+    tmp_path: Path, kind: FormatName, verb: Callable[[IngestTask], None]
 ):
     names = ["id", "a", *(f"c{i}" for i in range(100_000))]
     text = ",".join(names) if kind == "csv" else "{" + ", ".join(f'"{n}": 0' for n in names) + "}"
@@ -84,7 +86,7 @@ def test_an_absurd_number_of_columns(
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_a_piece_that_is_too_large(tmp_path: Path, kind: Format):
+def test_a_piece_that_is_too_large(tmp_path: Path, kind: FormatName):
     with pytest.raises(
         DataError, match=r"rows of which 50000 take at most 50000 bytes(.|\n)*decoded_bytes"
     ):
@@ -93,7 +95,7 @@ def test_a_piece_that_is_too_large(tmp_path: Path, kind: Format):
 
 @pytest.mark.parametrize("kind", GOOD)
 def test_of_long_lines_few_are_planned_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Format
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: FormatName
 ):
     one = task(tmp_path, kind, GOOD[kind])
     whole = head(STORE, one.source, one.path, one.format, one.roles)
@@ -105,7 +107,7 @@ def test_of_long_lines_few_are_planned_with(
 
 @pytest.mark.parametrize("kind", GOOD)
 def test_pieces_are_the_same_whatever_the_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Format
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: FormatName
 ):
     whole = ingest_file(STORE, task(tmp_path, kind, GOOD[kind]))
     monkeypatch.setattr(cells, "BATCH_CHARACTERS", 5000)

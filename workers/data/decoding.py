@@ -92,7 +92,8 @@ def string_columns(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
 def _is_text(kind: pa.DataType) -> bool:
     t = pa.types
     text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
-    return text or t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind)
+    data = t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind)
+    return bool(text or data)
 
 
 def decode(

@@ -30,14 +30,14 @@ from integrand.workers.data.decoding import (
     open_parquet,
     string_columns,
 )
-from integrand.workers.data.signatures import HEAD, recognise
+from integrand.workers.data.signatures import HEAD, identify_foreign
 from integrand.workers.storage.store import Entry, Store
 
 CONTENT = b"integrand.content"
 """Key in the schema of an ingested piece: digest of its values. Only files that have it tell of bad
 rows.
 """
-_MAGIC = b"PAR1"
+MAGIC = b"PAR1"
 _TAIL = 1 << 16
 _FOOTER_BYTES, _COLUMNS, _ROW_GROUPS = 64 << 20, 100_000, 100_000
 """A footer takes some 15 times its size once it is parsed."""
@@ -53,7 +53,7 @@ def inspect_file(store: Store, entry: Entry, path: str) -> tuple[SourceFile, pa.
     any other file.
     """
     tail = _footer(store, entry)
-    with _decoding(str(entry.uri)), open_parquet(pa.BufferReader(_MAGIC + tail)) as parquet:
+    with _decoding(str(entry.uri)), open_parquet(pa.BufferReader(MAGIC + tail)) as parquet:
         metadata, schema = parquet.metadata, parquet.schema_arrow
     if metadata.num_columns > _COLUMNS or metadata.num_row_groups > _ROW_GROUPS:
         raise _broken(
@@ -96,19 +96,22 @@ def _footer(store: Store, entry: Entry) -> bytes:
     tail = store.read_tail(entry.uri, entry.size, _TAIL)
     if tail[-4:] == b"PARE":
         raise _broken(entry, "an encrypted footer")
-    if entry.size < 12 or tail[-4:] != _MAGIC:
+    if entry.size < 12 or tail[-4:] != MAGIC:
         head = (
             store.read_tail(entry.uri, entry.size, entry.size)
             if entry.size <= _TAIL
             else _head(store, entry)
         )
-        known = None if head[:4] == _MAGIC else recognise(head[:HEAD])
+        known = None if head[:4] == MAGIC else identify_foreign(head[:HEAD])
         if known is not None:
             raise DataError(
-                str(entry.uri), expected="a Parquet file", seen=known[0], next_step=known[1]
+                str(entry.uri),
+                expected="a Parquet file",
+                seen=known.name,
+                next_step=known.next_step,
             )
         raise _broken(
-            entry, "a truncated file" if head[:4] == _MAGIC else "other bytes than Parquet"
+            entry, "a truncated file" if head[:4] == MAGIC else "other bytes than Parquet"
         )
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length + 4 > entry.size:

@@ -1,56 +1,53 @@
-"""What a file is, told from its first bytes, where it is not what a source should be."""
+"""What a file is by its first bytes, where it is no source of rows as it lies."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 HEAD = 64
 """Bytes that are enough to tell."""
-_SIGNATURES = (
-    (
-        b"\x1f\x8b",
-        "a gzip-compressed file",
-        "decompress it (gunzip), or write Parquet, which compresses by itself",
+
+
+class Known(NamedTuple):
+    """What a file is, in words, and what to do with it."""
+
+    name: str
+    next_step: str
+
+
+_COMPRESSES = "write Parquet, which compresses by itself"
+_UTF_16 = Known("text in UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8")
+_SIGNATURES = {
+    b"\x1f\x8b": Known("a gzip-compressed file", f"decompress it (gunzip), or {_COMPRESSES}"),
+    b"BZh": Known("a bzip2-compressed file", f"decompress it, or {_COMPRESSES}"),
+    b"\x28\xb5\x2f\xfd": Known("a zstd-compressed file", f"decompress it, or {_COMPRESSES}"),
+    b"\xfd7zXZ": Known("an xz-compressed file", f"decompress it, or {_COMPRESSES}"),
+    b"PK\x03\x04": Known(
+        "a zip archive or an Excel workbook", "unpack it, or export the sheet as CSV"
     ),
-    (
-        b"BZh",
-        "a bzip2-compressed file",
-        "decompress it, or write Parquet, which compresses by itself",
-    ),
-    (
-        b"\x28\xb5\x2f\xfd",
-        "a zstd-compressed file",
-        "decompress it, or write Parquet, which compresses by itself",
-    ),
-    (
-        b"\xfd7zXZ",
-        "an xz-compressed file",
-        "decompress it, or write Parquet, which compresses by itself",
-    ),
-    (b"PK\x03\x04", "a zip archive or an Excel workbook", "unpack it, or export the sheet as CSV"),
-    (b"\xff\xfe", "text in UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
-    (b"\xfe\xff", "text in UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
-    (
-        b"ARROW1",
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
+    b"ARROW1": Known(
         "an Arrow IPC (Feather) file",
         "write Parquet: pyarrow.parquet.write_table(pyarrow.feather.read_table(...), ...)",
     ),
-    (b"\x89HDF", "an HDF5 file", "write Parquet: pandas.read_hdf(...).to_parquet(...)"),
-    (b"SQLite format 3", "an SQLite database", "export the table as Parquet or CSV"),
-    (b"PAR1", "a Parquet file", "name it .parquet, or set source.format: parquet"),
-)
+    b"\x89HDF": Known("an HDF5 file", "write Parquet: pandas.read_hdf(...).to_parquet(...)"),
+    b"SQLite format 3": Known("an SQLite database", "export the table as Parquet or CSV"),
+}
 
 
-def recognise(head: bytes) -> tuple[str, str] | None:
-    """What these first bytes of a file are, and what to do with it; None for plain text and what is
-    not known.
+def identify_foreign(head: bytes) -> Known | None:
+    """What these first bytes are of; None for plain text, for formats that are read, and for what
+    is not known.
     """
-    for signature, name, step in _SIGNATURES:
+    for signature, known in _SIGNATURES.items():
         if head.startswith(signature):
-            return name, step
+            return known
     plain = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if _alternates(head[:8]) or _alternates(head[:8][::-1]):
-        return "text in UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"
+        return _UTF_16
     if plain.startswith((b"<!DOCTYPE", b"<html", b"<?xml")):
-        return "HTML or XML", "is this the page that leads to the file? name the file itself"
+        return Known("HTML or XML", "is this the page that leads to the file? name the file itself")
     return None
 
 

@@ -22,22 +22,22 @@ from hypothesis import given, settings, strategies as st
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.records import Slice, SourceFile
 from integrand.schemas.specs.job import parse_spec
+from integrand.schemas.specs.source import FormatName
 from integrand.schemas.uris import Uri
 from integrand.workers.data import ingest as ingesting
 from integrand.workers.data.columns import resolve_columns
+from integrand.workers.data.formats import json_lines
 from integrand.workers.data.ingest import (
-    Format,
     IngestTask,
-    Roles,
     estimate_rows,
     head,
     ingest,
     ingest_digest,
     ingest_file,
     load_ingested,
-    roles_of,
 )
 from integrand.workers.data.reading import partition_columns, read_slices, row_ids
+from integrand.workers.data.roles import Roles, roles_of
 from integrand.workers.data.tensors import to_rows
 from integrand.workers.storage.store import Store
 
@@ -49,7 +49,7 @@ def task(folder: Path, name: str, data: str | bytes, roles: Roles = ROLES) -> In
     place = folder / "source" / name
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(data.encode() if isinstance(data, str) else data)
-    kind: Format = "csv" if name.endswith(".csv") else "json_lines"
+    kind: FormatName = "csv" if name.endswith(".csv") else "json_lines"
     return IngestTask(
         STORE.info(Uri("file", str(place))), name, kind, Uri("file", str(folder / "pieces")), roles
     )
@@ -273,7 +273,7 @@ def test_files_that_are_no_table(tmp_path: Path, data: str, message: str) -> Non
 
 
 def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingesting, "_LINE_BYTES", 1000)
+    monkeypatch.setattr(json_lines, "LINE_BYTES", 1000)
     with pytest.raises(DataError, match="line 2"):
         ingest(STORE, [task(tmp_path, "a.jsonl", "{}\n" + " " * 2000)])
 

@@ -1,0 +1,1 @@
+"""Formats of source files: one file each, found by `table`."""
