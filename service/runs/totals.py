@@ -7,6 +7,7 @@ member is listed with the size and the version that it had, and is otherwise as 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -78,6 +79,13 @@ def merge(parts: Iterable[Stats]) -> Stats:
         environments=_first(MOST_ENVIRONMENTS, (s.environments for s in found)),
         lowered=sum(s.lowered for s in found),
         lowered_reasons=_first(MOST_REASONS, (s.lowered_reasons for s in found)),
+    )
+
+
+def close(one: dict[str, float], other: dict[str, float]) -> bool:
+    """Whether sums of floats are the same but for the order in which they were added."""
+    return one.keys() == other.keys() and all(
+        math.isclose(one[k], other[k], rel_tol=1e-9, abs_tol=1e-9) for k in one
     )
 
 
