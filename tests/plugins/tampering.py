@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from integrand.schemas.ids import CHECKSUM_KEY, FOOTER_KEY
 from integrand.schemas.records import Plan, RunManifest, ShardFooter
 from integrand.schemas.uris import Uri
+from integrand.service.checks.verify import Verification, verify_run
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import fold, load_plan
 from integrand.service.runs.totals import read_committed
@@ -25,6 +26,17 @@ from integrand.workers.shards.footer import shard_footer
 from integrand.workers.shards.output import results_of, results_table
 from integrand.workers.shards.parquet import checksum, write_parquet
 from integrand.workers.storage.store import Store
+from tests.plugins.jobs import JobFolder
+
+ROWS = 20
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A complete run of 20 rows in two shards, two targets each: row 0 is bad, row 17 failed."""
+
+    job: JobFolder
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -59,11 +71,11 @@ class Tampered:
         )
 
     def write(
-        self, shard: int, table: pa.Table, footer: ShardFooter, told: str | None = None
+        self, shard: int, table: pa.Table, footer: ShardFooter, checked: str | None = None
     ) -> None:
-        """Sound pages and a checksum that fits the footer, unless `told` is another one."""
+        """Sound pages and a checksum that fits the footer, unless `checked` is another one."""
         stored = footer.model_dump_json()
-        metadata = {FOOTER_KEY: stored, CHECKSUM_KEY: told or checksum(stored.encode())}
+        metadata = {FOOTER_KEY: stored, CHECKSUM_KEY: checked or checksum(stored.encode())}
         self.object(shard).write_bytes(write_parquet(table, metadata, 1024))
 
     def set(self, shard: int, column: str, row: int, value: object) -> None:
@@ -101,6 +113,15 @@ class Tampered:
         fields = json.loads(place.read_bytes())
         change(fields)
         place.write_text(json.dumps(fields))
+
+
+def verify_alone(run: Tampered) -> Verification:
+    """All checks that load no model."""
+    return verify_run(run.uri, sample=0)
+
+
+def findings_text(found: Verification) -> str:
+    return "\n".join(map(str, found.findings))
 
 
 def replaced(table: pa.Table, column: str, row: int, value: object) -> pa.Table:
