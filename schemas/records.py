@@ -68,28 +68,6 @@ class Shard:
         return sum(s.rows for s in self.slices)
 
 
-@dataclass(frozen=True, slots=True)
-class Culprit:
-    """One row of a shard, counted from 0, whose worker was lost whenever the row was tried."""
-
-    row: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Trial(Shard):
-    """A shard that lost its workers, tried again in part, or without the rows that are known to be
-    why.
-
-    only      rows [start, stop) to run without a commit; an empty range only reads. None: all,
-              committed.
-    culprits  rows that are not run: they end as `failed`.
-    """
-
-    only: tuple[int, int] | None = None
-    culprits: tuple[Culprit, ...] = ()
-
-
 class Artefact(Record):
     """A model file or code digest, rechecked by each worker."""
 
@@ -246,8 +224,8 @@ class Plan(Record):
         return self.spec.target.per_row(self.numerics.outputs)
 
 
-class ShardFooter(Record):
-    """What a shard's object says of itself, under the Parquet footer key `integrand.shard`."""
+class TaskFooter(Record):
+    """What the committed object of a task says of itself, whatever kind of job it is of."""
 
     format_version: int = FORMAT_VERSION
     run_id: str
@@ -255,6 +233,11 @@ class ShardFooter(Record):
     plan_sha256: str
     rows_in: int
     rows_out: int
+
+
+class ShardFooter(TaskFooter):
+    """What a shard's object says of itself, under the Parquet footer key `integrand.shard`."""
+
     statuses: dict[str, int]
     gap: Quantiles = Field(description="|gap| over rows with attributions.")
     error: Quantiles = Field(description="error_estimate over rows that have one.")

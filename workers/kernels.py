@@ -28,6 +28,10 @@ PORTABLE: Mapping[str, str] = MappingProxyType({MKL: "COMPATIBLE", ATEN: "avx2",
 COMPATIBLE is the one branch of MKL that is the same on processors of Intel and others: those take
 no other by name.
 """
+REPEATABLE_CUDA: Mapping[str, str] = MappingProxyType({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
+"""What processes that use CUDA need before they first do: without it matrix products differ from
+run to run (cuBLAS documentation, "Results Reproducibility").
+"""
 _BRANCHES = {
     1: "OFF",
     2: "AUTO",

@@ -20,8 +20,8 @@ import typer
 
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError
 from integrand.service.cli.operator import Operator, load_operator
-from integrand.service.pools.devices import REPEATABLE
 from integrand.service.terminal import Terminal
+from integrand.workers import kernels
 
 if TYPE_CHECKING:
     from integrand.schemas.records import Plan, RunManifest
@@ -402,7 +402,7 @@ def main() -> None:
     """Entry point. Exit codes: the error tree in `schemas.errors`, 3 for partial runs, 130 for
     interrupted ones.
     """
-    for name, value in REPEATABLE.items():  # as Ray gives it to workers
+    for name, value in kernels.REPEATABLE_CUDA.items():  # as Ray gives it to workers
         os.environ.setdefault(name, value)
     # a model that crashes while it is tried says where
     faulthandler.enable(sys.__stderr__ or sys.stderr)

@@ -1,6 +1,6 @@
-"""What a pool of workers answers.
+"""What a pool of workers answers, whatever kind of job they are of.
 
-One shard in flight per worker: a death can then be attributed to the shard that was running.
+One task in flight per worker: a death can then be attributed to the task that was running.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from integrand.schemas.records import Shard, ShardFooter
+from integrand.schemas.records import TaskFooter
 from integrand.schemas.specs.compute import Compute
+from integrand.schemas.tasks import Task
 from integrand.service.pools.failures import Failure
-from integrand.workers.shards.worker import Setup
+from integrand.workers.task_workers import WorkerSetup
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -20,11 +21,11 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of one attempt at one shard; no result for a trial of some rows that lost nobody."""
+    """The end of one attempt at one task; no result for a trial of some rows that lost nobody."""
 
     worker: int
-    shard: Shard
-    result: ShardFooter | Failure | None
+    task: Task
+    result: TaskFooter | Failure | None
 
 
 class Mapper(Protocol):
@@ -45,14 +46,14 @@ class Mapper(Protocol):
 class Pool(Mapper, Protocol):
     """Workers by number. The runner submits to idle ones and waits for outcomes."""
 
-    def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None:
-        """Ask for workers that load the plan's model; raises what stops them from starting."""
+    def start(self, setup: WorkerSetup, compute: Compute, tasks: int, stall_s: float) -> None:
+        """Ask for workers, no more than tasks; raises what stops them from starting."""
 
     def idle(self) -> list[int]:
         """Numbers of workers that are ready and have nothing to do."""
 
-    def submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
-        """Give an idle worker a shard, and the one that it may be given next."""
+    def submit(self, worker: int, task: Task, prefetch: Task | None) -> None:
+        """Give an idle worker a task, and the one that it may be given next."""
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """Attempts that ended, at the latest after `timeout_s`."""

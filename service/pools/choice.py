@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from integrand.schemas.specs.compute import Compute
 from integrand.service.pools.base import Item, Made, Pool
 from integrand.service.pools.local import LocalPool
-from integrand.service.pools.ray import RayPool
 
 PoolKind = Literal["auto", "ray", "local"]
 SMALL_S = 20.0
@@ -21,15 +21,21 @@ class Undecided:
     Ray.
     """
 
-    def __init__(self, workers: Pool) -> None:
-        self._local, self._workers = LocalPool(), workers
-        self._on_ray = False
+    def __init__(self, make_workers: Callable[[], Pool]) -> None:
+        self._local = LocalPool()
+        self._make_workers = make_workers
+        self._on_ray: Pool | None = None
 
     def map(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
         if len(items) <= _FEW_ITEMS:
             return self._local.map(function, items)
-        self._on_ray = True
-        return self._workers.map(function, items)
+        return self._workers().map(function, items)
+
+    def _workers(self) -> Pool:
+        """Made when it is asked for: most small jobs never load Ray."""
+        if self._on_ray is None:
+            self._on_ray = self._make_workers()
+        return self._on_ray
 
     def prepare(self) -> None:
         pass
@@ -40,12 +46,13 @@ class Undecided:
         A run that was begun before goes to Ray, for it may have died of its rows here; so does one
         whose pre-passes have started Ray.
         """
-        small = work_s < SMALL_S and not begun and not self._on_ray
-        return self._local if small else self._workers
+        small = work_s < SMALL_S and not begun and self._on_ray is None
+        return self._local if small else self._workers()
 
     def close(self) -> None:
         self._local.close()
-        self._workers.close()
+        if self._on_ray is not None:
+            self._on_ray.close()
 
 
 def make_pool(
@@ -60,6 +67,8 @@ def make_pool(
     """
     if kind == "local":
         return LocalPool()
+    from integrand.service.pools.ray import RayPool  # it loads Ray
+
     cpus = compute.worker_range.max * compute.cpus_per_worker
     return RayPool(address, cpus=cpus, allow_unauthenticated=allow_unauthenticated_ray)
 
@@ -74,6 +83,8 @@ def make_planning_pool(
     """The same for a job without a plan: under `auto`, without a cluster and GPUs, it is not
     settled yet.
     """
-    pool = make_pool(kind, address, compute, allow_unauthenticated_ray=allow_unauthenticated_ray)
+    make = partial(
+        make_pool, kind, address, compute, allow_unauthenticated_ray=allow_unauthenticated_ray
+    )
     settled = kind != "auto" or address is not None or compute.gpus_per_worker > 0
-    return pool if settled else Undecided(pool)
+    return make() if settled else Undecided(make)

@@ -1,4 +1,4 @@
-"""Why an attempt at a shard gave no footer: what it raised, or what took its worker away."""
+"""Why an attempt at a task gave no footer: what it raised, or what took its worker away."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Failure:
 
 
 def failure_of(error: Exception, trace: str, node: str = "") -> Failure:
-    """An exception raised by a shard, as a failure: storage faults are told apart from what the
-    shard did.
+    """An exception raised by a task, as a failure: storage faults are told apart from what the
+    task did.
     """
     own = error if isinstance(error, IntegrandError) else None
     kind: FailureKind = "storage" if isinstance(error, TransientError) else "raised"

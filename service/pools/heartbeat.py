@@ -10,6 +10,9 @@ import sys
 import threading
 import time
 
+from ray._private.state import state
+from ray.exceptions import RayError
+
 from integrand.schemas.errors import TransientError
 
 EVERY_S = 3.0
@@ -64,8 +67,6 @@ class ClusterHeartbeat:
         self._closed.set()
 
     def _look(self) -> None:
-        from ray.exceptions import RayError
-
         while not self._closed.wait(EVERY_S):
             self._orphaned = not _listens(self._raylet)
             try:
@@ -121,6 +122,4 @@ def draining_nodes() -> dict[str, float]:
     Ray Train reads the same private state. The times are another host's clock: nothing but comfort
     may depend on them.
     """
-    from ray._private.state import state
-
     return {node: deadline / 1000 for node, deadline in state.get_draining_nodes().items()}

@@ -1,4 +1,4 @@
-"""Which rows of a shard take its workers away: found by halving, from the attempts that the run
+"""Which rows of a task take its workers away: found by halving, from the attempts that the run
 folder remembers.
 """
 
@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from integrand.schemas.records import Attempt, Culprit, Shard, Trial
+from integrand.schemas.records import Attempt
+from integrand.schemas.tasks import Culprit, Task, Trial, whole
 
 Range = tuple[int, int]
 READ_ONLY: Range = (0, 0)
@@ -27,27 +28,28 @@ _REASONS = {
 
 
 def next_trial(
-    shard: Shard, attempts: Sequence[Attempt], survived: Collection[Range]
-) -> Trial | None:
-    """What a condemned shard is tried with next; None where it cannot even be read, or too much was
+    task: Task, attempts: Sequence[Attempt], survived: Collection[Range]
+) -> Trial[Task] | None:
+    """What a condemned task is tried with next; None where it cannot even be read, or too much was
     lost.
 
     First the rows are only read, then ranges are halved until the rows that are lost alone are
-    known; the last trial is the whole shard without them. `survived` are ranges that were run and
+    known; the last trial is the whole task without them. `survived` are ranges that were run and
     lost nobody.
     """
     lost = {a.rows: a for a in attempts if a.charged and a.rows is not None}
-    if READ_ONLY in lost or len(lost) >= most_losses(shard.rows):
+    if READ_ONLY in lost or len(lost) >= most_losses(task.rows):
         return None
     if READ_ONLY not in survived:
-        return _trial(shard, READ_ONLY)
+        return Trial(whole(task), READ_ONLY)
     untried = next(
-        (r for r in _parts((0, shard.rows), lost) if r not in lost and r not in survived), None
+        (r for r in _parts((0, task.rows), lost) if r not in lost and r not in survived), None
     )
     if untried is not None:
-        return _trial(shard, untried)
+        return Trial(whole(task), untried)
     alone = sorted(r for r in lost if r[1] - r[0] == 1)
-    return _trial(shard, None, tuple(Culprit(row=r[0], reason=reason_of(lost[r])) for r in alone))
+    culprits = (Culprit(row=r[0], reason=reason_of(lost[r])) for r in alone)
+    return Trial(whole(task), None, tuple(culprits))
 
 
 def _parts(rows: Range, lost: Collection[Range]) -> Iterator[Range]:
@@ -60,10 +62,6 @@ def _parts(rows: Range, lost: Collection[Range]) -> Iterator[Range]:
         yield part
         if part in lost and part != rows:
             yield from _parts(part, lost)
-
-
-def _trial(shard: Shard, only: Range | None, culprits: tuple[Culprit, ...] = ()) -> Trial:
-    return Trial(id=shard.id, slices=shard.slices, only=only, culprits=culprits)
 
 
 def reason_of(attempt: Attempt) -> str:

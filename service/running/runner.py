@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from integrand.schemas.errors import IntegrityError, TransientError
-from integrand.schemas.records import Attempt, Plan, Quarantined, Shard, ShardFooter, Trial, dump
+from integrand.schemas.records import Attempt, Plan, Quarantined, ShardFooter, TaskFooter, dump
+from integrand.schemas.tasks import Task, Trial
 from integrand.schemas.uris import Uri
 from integrand.service.pools.base import Outcome, Pool
 from integrand.service.pools.failures import Failure
@@ -42,16 +43,16 @@ class Ledger:
     attempts: dict[str, list[Attempt]] = field(default_factory=dict)
     quarantined: dict[str, Quarantined] = field(default_factory=dict)
 
-    def record(self, shard: Shard, failure: Failure, *, alone: bool, beside: bool) -> Attempt:
-        """Store one failed attempt. Charged is what a shard did itself, and memory that ran out
+    def record(self, task: Task, failure: Failure, *, alone: bool, beside: bool) -> Attempt:
+        """Store one failed attempt. Charged is what a task did itself, and memory that ran out
         with nothing beside.
         """
         charged = failure.kind in ("raised", "killed_worker", "stalled") or (
             failure.kind == "memory" and not beside
         )
-        rows = shard.only if isinstance(shard, Trial) else None
+        rows = task.only if isinstance(task, Trial) else None
         attempt = Attempt(
-            shard=shard.id,
+            shard=task.id,
             outcome=failure.kind,
             rows=rows,
             charged=charged,
@@ -97,42 +98,40 @@ class Ledger:
         except FileExistsError:  # another driver counts on the same run: its records stay
             self._create(folder, number + 1, data)
 
-    def counted(self, shard: Shard) -> list[Attempt]:
-        """The attempts at a shard since it was last released."""
-        known = self.attempts.get(shard.id, [])
+    def counted(self, task: Task) -> list[Attempt]:
+        """The attempts at a task since it was last released."""
+        known = self.attempts.get(task.id, [])
         released = [n for n, a in enumerate(known, 1) if a.outcome == "released"]
         return known[released[-1] if released else 0 :]
 
-    def condemned(self, shard: Shard) -> bool:
+    def condemned(self, task: Task) -> bool:
         """Not to be tried whole again: raised as often as allowed, or lost while it ran alone."""
-        known = [a for a in self.counted(shard) if a.rows is None]
+        known = [a for a in self.counted(task) if a.rows is None]
         lost_alone = any(a.alone and a.charged and a.outcome in UNEXPLAINED for a in known)
         return (
             lost_alone
             or sum(a.outcome == "raised" for a in known) >= self.plan.spec.compute.attempts
         )
 
-    def suspect(self, shard: Shard) -> bool:
+    def suspect(self, task: Task) -> bool:
         """To be tried alone, as the last of its attempts: its worker was lost twice beside other
         work.
         """
-        losses = sum(a.outcome in UNEXPLAINED for a in self.counted(shard))
-        return losses >= max(1, min(2, self.plan.spec.compute.attempts - 1)) or self.condemned(
-            shard
-        )
+        losses = sum(a.outcome in UNEXPLAINED for a in self.counted(task))
+        return losses >= max(1, min(2, self.plan.spec.compute.attempts - 1)) or self.condemned(task)
 
-    def quarantine(self, shard: Shard) -> None:
-        last = self.attempts[shard.id][-1]
+    def quarantine(self, task: Task) -> None:
+        last = self.attempts[task.id][-1]
         entry = Quarantined(
-            shard=shard.id,
-            rows=shard.rows,
-            attempts=len(self.attempts[shard.id]),
+            shard=task.id,
+            rows=task.rows,
+            attempts=len(self.attempts[task.id]),
             reason=last.reason,
             detail=last.detail,
             node=last.node,
         )
-        self.quarantined[shard.id] = entry
-        self.store.replace(self.run.child(f"_quarantine/{shard.id}.json"), dump(entry))
+        self.quarantined[task.id] = entry
+        self.store.replace(self.run.child(f"_quarantine/{task.id}.json"), dump(entry))
         reach("shard.quarantined")
 
 
@@ -165,10 +164,10 @@ class Dispatch:
             for s in self.plan.shards
             if s.id not in self.done and s.id not in self.ledger.quarantined
         ]
-        self.waiting = deque(s for s in waiting if not self.ledger.suspect(s))
-        self.suspects = deque(s for s in waiting if self.ledger.suspect(s))
+        self.waiting: deque[Task] = deque(t for t in waiting if not self.ledger.suspect(t))
+        self.suspects: deque[Task] = deque(t for t in waiting if self.ledger.suspect(t))
         self.survived: defaultdict[str, set[Range]] = defaultdict(set)
-        self.in_flight: dict[int, Shard] = {}
+        self.in_flight: dict[int, Task] = {}
         # workers whose attempt had another beside it at any time
         self.accompanied: set[int] = set()
         # faults in a row of each shard, as this driver saw them
@@ -190,8 +189,8 @@ class Dispatch:
     def _dispatch(self) -> None:
         for worker in self.pool.idle():
             if self.waiting:
-                shard = self.waiting.popleft()
-                self._submit(worker, shard, self.waiting[0] if self.waiting else None)
+                task = self.waiting.popleft()
+                self._submit(worker, task, self.waiting[0] if self.waiting else None)
             elif self.suspects and not self.in_flight:
                 if self.alone in (None, worker):
                     self._try_alone(worker)
@@ -200,12 +199,12 @@ class Dispatch:
             elif self.in_flight and not self.suspects:
                 self.pool.retire(worker)
 
-    def _submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
+    def _submit(self, worker: int, task: Task, prefetch: Task | None) -> None:
         # rows/s and ETA leave out how long workers took to start
         self.started = self.started or time.monotonic()
-        self.in_flight[worker] = shard
+        self.in_flight[worker] = task
         self.accompanied |= set(self.in_flight) if len(self.in_flight) > 1 else set()
-        self.pool.submit(worker, shard, prefetch)
+        self.pool.submit(worker, task, prefetch)
         reach("shard.dispatched")
 
     def _try_alone(self, worker: int) -> None:
@@ -221,61 +220,61 @@ class Dispatch:
             self.alone = worker
             self._submit_alone(worker, self.suspects.popleft())
 
-    def _submit_alone(self, worker: int, shard: Shard) -> None:
-        if not self.ledger.condemned(shard):
-            return self._submit(worker, shard, None)
-        trial = next_trial(shard, self.ledger.counted(shard), self.survived[shard.id])
+    def _submit_alone(self, worker: int, task: Task) -> None:
+        if not self.ledger.condemned(task):
+            return self._submit(worker, task, None)
+        trial = next_trial(task, self.ledger.counted(task), self.survived[task.id])
         if trial is not None:
             return self._submit(worker, trial, None)
         self.alone = None
-        return self.ledger.quarantine(shard)
+        return self.ledger.quarantine(task)
 
     def _settle(self, outcome: Outcome) -> None:
-        shard = self.in_flight.pop(outcome.worker)
+        task = self.in_flight.pop(outcome.worker)
         alone, self.alone = self.alone is not None, None
         beside = outcome.worker in self.accompanied
         self.accompanied.discard(outcome.worker)
         if outcome.result is None:  # a trial that lost nobody
-            assert isinstance(shard, Trial)
-            assert shard.only is not None
-            self.survived[shard.id].add(shard.only)
-            self.suspects.appendleft(shard)
+            assert isinstance(task, Trial)
+            assert task.only is not None
+            self.survived[task.id].add(task.only)
+            self.suspects.appendleft(task)
             return
-        if isinstance(outcome.result, ShardFooter):
-            self._count(shard, outcome.result)
+        if not isinstance(outcome.result, Failure):
+            self._count(task, outcome.result)
             reach("shard.settled")
             return
         failure = outcome.result
         if isinstance(failure.error, IntegrityError):
             raise failure.error
-        attempt = self.ledger.record(shard, failure, alone=alone, beside=beside)
-        self.uncharged[shard.id] = 0 if attempt.charged else self.uncharged[shard.id] + 1
-        self._requeue(shard, failure)
+        attempt = self.ledger.record(task, failure, alone=alone, beside=beside)
+        self.uncharged[task.id] = 0 if attempt.charged else self.uncharged[task.id] + 1
+        self._requeue(task, failure)
 
-    def _requeue(self, shard: Shard, failure: Failure) -> None:
-        if self._hopeless(shard):
-            self.ledger.quarantine(shard)
-        elif self.uncharged[shard.id] >= UNCHARGED_IN_A_ROW:
+    def _requeue(self, task: Task, failure: Failure) -> None:
+        if self._hopeless(task):
+            self.ledger.quarantine(task)
+        elif self.uncharged[task.id] >= UNCHARGED_IN_A_ROW:
             raise TransientError(
-                f"shard {shard.id}",
+                f"shard {task.id}",
                 expected="storage and nodes that last for one shard",
                 seen=f"{UNCHARGED_IN_A_ROW} faults in a row, the last: {failure.reason}",
                 next_step="run the same command again: it resumes",
             )
-        elif self.ledger.condemned(shard):
-            self.suspects.appendleft(shard)
-        elif self.ledger.suspect(shard):
-            self.suspects.append(shard)
+        elif self.ledger.condemned(task):
+            self.suspects.appendleft(task)
+        elif self.ledger.suspect(task):
+            self.suspects.append(task)
         else:
-            self.waiting.append(shard)
+            self.waiting.append(task)
 
-    def _hopeless(self, shard: Shard) -> bool:
+    def _hopeless(self, task: Task) -> bool:
         """Lost without the rows that are to blame, or unfit even to search for them."""
-        if not self.ledger.condemned(shard):
+        if not self.ledger.condemned(task):
             return False
-        known = self.ledger.counted(shard)
-        without = isinstance(shard, Trial) and shard.only is None and known[-1].charged
-        return without or next_trial(shard, known, self.survived[shard.id]) is None
+        known = self.ledger.counted(task)
+        without = isinstance(task, Trial) and task.only is None and known[-1].charged
+        return without or next_trial(task, known, self.survived[task.id]) is None
 
     def _too_many_quarantined(self) -> bool:
         most = self.plan.spec.limits.max_quarantined
@@ -298,12 +297,13 @@ class Dispatch:
             searched=next((s.id for s in self.in_flight.values() if isinstance(s, Trial)), None),
         )
 
-    def _count(self, shard: Shard, footer: ShardFooter) -> None:
+    def _count(self, task: Task, footer: TaskFooter) -> None:
         """Keep what a footer adds up to, and the plan's own id of it: a run may have 100,000."""
-        self.done.add(shard.id)
+        self.done.add(task.id)
+        assert isinstance(footer, ShardFooter)
         self.stats = merge([self.stats, stats_of(footer)])
         self.rows_here += footer.rows_in
-        self.on_commit(shard.id)
+        self.on_commit(task.id)
 
 
 def _now() -> str:

@@ -62,14 +62,6 @@ def member_of(entry: Entry, shard: str) -> Member:
     return Member(shard, entry.size, entry.etag or str(entry.mtime_ns or ""))
 
 
-def read_footer(store: Store, run: Uri, shard_id: str) -> ShardFooter | None:
-    """What a committed shard says of itself; None if it is not there. IntegrityError for a foreign
-    object.
-    """
-    found = _end(store, run, shard_id, None)
-    return _footer(run, shard_id, found[1]) if found else None
-
-
 def read_footers(
     store: Store, run: Uri, ids: Iterable[str], listed: Mapping[str, Member] = MappingProxyType({})
 ) -> Iterator[tuple[Member, ShardFooter]]:

@@ -387,7 +387,7 @@ class Spy(LocalPool):
 def test_small_jobs_that_are_new_run_in_this_process(work_s: float, begun: bool, here: bool):
     used: list[str] = []
     workers = Spy(used, "ray")
-    pool = Undecided(workers)
+    pool = Undecided(lambda: workers)
     assert (pool.settle(work_s, begun=begun) is not workers) == here
     assert pool.map(str, [1, 2]) == ["1", "2"]
     assert used == []

@@ -37,11 +37,11 @@ from integrand.schemas.records import (
     Numerics,
     Plan,
     Projection,
-    Shard,
     SourceFile,
 )
 from integrand.schemas.specs.compute import Compute
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
+from integrand.schemas.tasks import Task
 from integrand.schemas.uris import Uri
 from integrand.service.planning.cutting import cut
 from integrand.service.planning.planner import Request
@@ -53,6 +53,7 @@ from integrand.service.runs.totals import read_committed
 from integrand.workers.models.code import CodeBundle
 from integrand.workers.shards.worker import Setup
 from integrand.workers.storage.store import Access, Store
+from integrand.workers.task_workers import WorkerSetup
 from tests.load import noop
 
 QUIET = Console(quiet=True)
@@ -130,20 +131,19 @@ class NoOpPool(RayPool):
     most_in_flight: int = 0
     spent: noop.Spent = field(default_factory=noop.Spent)
 
-    def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None:
+    def start(self, setup: WorkerSetup, compute: Compute, tasks: int, stall_s: float) -> None:
         self.planning_s = time.perf_counter() - self.began
-        super().start(setup, compute, shards, stall_s)
+        super().start(setup, compute, tasks, stall_s)
 
-    def _seat(self, worker: int) -> None:
+    def _actor_class(self, compute: Compute) -> Any:
         cloudpickle.register_pickle_by_value(noop)  # workers do not see the tests
-        self._actors: Any = ray.remote(noop.NoOp).options(num_cpus=0.01)
-        super()._seat(worker)
+        return ray.remote(noop.NoOp).options(num_cpus=0.01)
 
-    def submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
+    def submit(self, worker: int, task: Task, prefetch: Task | None) -> None:
         self.first_dispatch_s = self.first_dispatch_s or time.perf_counter() - self.began
-        super().submit(worker, shard, prefetch)
+        super().submit(worker, task, prefetch)
         self.most_in_flight = max(
-            self.most_in_flight, sum(slot.shard is not None for slot in self._slots.values())
+            self.most_in_flight, sum(slot.task is not None for slot in self._slots.values())
         )
 
     def wait(self, timeout_s: float) -> list[Outcome]:

@@ -15,14 +15,15 @@ import ray
 from integrand.schemas.ids import digest_rows, shard_object
 from integrand.schemas.records import Plan, Shard, ShardFooter, Slice
 from integrand.schemas.tables import RowStatus
+from integrand.workers.actor import Place
 from integrand.workers.engine.row_results import RowResults
-from integrand.workers.shards.actor import Place
 from integrand.workers.shards.footer import shard_footer
 from integrand.workers.shards.output import results_table
 from integrand.workers.shards.parquet import encode
 from integrand.workers.shards.results import Results
-from integrand.workers.shards.worker import Beat, Setup
+from integrand.workers.shards.worker import Setup
 from integrand.workers.storage.store import Store
+from integrand.workers.task_workers import Beat
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def digest_of(shard: str) -> str:
 
 
 class NoOp:
-    """In the place of `ShardActor`."""
+    """In the place of `TaskActor`."""
 
     def load(self, setup: Setup) -> Place:
         plan = Plan.model_validate_json(setup.plan)

@@ -66,7 +66,7 @@ seen for so long in all.
 
 SLEEP = "INTEGRAND_SOAK_SLEEP"
 FORWARD = f"time.sleep(float(os.environ.get('{SLEEP}', '0')))\nreturn self.logits(x)"
-WORKER = "ray::ShardActor"
+WORKER = "ray::TaskActor"
 KEPT = re.compile(
     r"data/part-\d+\.parquet|_plan\.json|_manifest\.json|_progress\.json|_stats/\w+\.json|_attempts/\d+/\d+\.json"
 )

@@ -16,8 +16,11 @@ FOLDERS = ("schemas", "workers", "service")  # each may import itself and those 
 THIRD_PARTIES_OF_SCHEMAS = {"lazy_loader", "pyarrow", "pydantic", "pydantic_core"}
 SCHEMAS_MAY_IMPORT = THIRD_PARTIES_OF_SCHEMAS | sys.stdlib_module_names
 RAY_MAY_BE_IMPORTED_BY = {
-    "workers/shards/actor.py",
+    "workers/actor.py",
     "service/pools/ray.py",
+    "service/pools/slot.py",
+    "service/pools/connection.py",
+    "service/pools/prepasses.py",
     "service/pools/heartbeat.py",
     "service/pools/failures.py",
 }
@@ -69,8 +72,7 @@ def test_ray_is_never_asked_how_a_job_is():
 def test_drivers_and_workers_start_without_pandas():
     """A tenth of a driver's memory, which is bounded."""
     modules = (
-        "integrand.service.running.jobs, integrand.service.pools.choice,"
-        " integrand.workers.shards.actor"
+        "integrand.service.running.jobs, integrand.service.pools.choice, integrand.workers.actor"
     )
     loaded = run_python(f"import sys, {modules}; print('pandas' in sys.modules)")
     assert (loaded.returncode, loaded.stdout.strip()) == (0, "False"), loaded.stderr

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.ids import FOOTER_KEY, shard_object
-from integrand.schemas.records import Shard, ShardFooter, Trial
+from integrand.schemas.records import Shard, ShardFooter
+from integrand.schemas.tasks import Trial
 from integrand.schemas.uris import Uri
 from integrand.workers.data.decoding import open_parquet
 from integrand.workers.data.reading import read_slices, row_ids
@@ -30,7 +31,11 @@ def read_shard(job: Job, shard: Shard, tick: Callable[[], None] = lambda: None) 
 
 
 def run_shard(
-    job: Job, shard: Shard, table: pa.Table, read_s: float, tick: Callable[[], None]
+    job: Job,
+    task: Shard | Trial[Shard],
+    table: pa.Table,
+    read_s: float,
+    tick: Callable[[], None],
 ) -> ShardFooter:
     """Attribute the rows of `table`, commit the object and return its footer. The culprits of a
     Trial end as `failed`.
@@ -39,7 +44,8 @@ def run_shard(
     IntegrityError if the object there belongs to something else.
     """
     started = time.perf_counter()
-    culprits = {c.row: c.reason for c in shard.culprits} if isinstance(shard, Trial) else {}
+    shard, excluded = (task.task, task.culprits) if isinstance(task, Trial) else (task, ())
+    culprits = {c.row: c.reason for c in excluded}
     results = attribute_table(job, table, _ids(job, shard, table), tick, culprits)
     reach("shard.computed")
     computed = time.perf_counter()
@@ -83,13 +89,13 @@ def _waiting(tick: Callable[[], None]) -> Iterator[None]:
         done.set()
 
 
-def try_rows(job: Job, trial: Trial, table: pa.Table, tick: Callable[[], None]) -> None:
+def try_rows(job: Job, trial: Trial[Shard], table: pa.Table, tick: Callable[[], None]) -> None:
     """Attribute the rows of a trial and commit nothing: whoever asks wants to know whether the
     worker lives on.
     """
     start, stop = trial.only or (0, trial.rows)
     if stop > start:
-        ids = _ids(job, trial, table)
+        ids = _ids(job, trial.task, table)
         attribute_table(job, table.slice(start, stop - start), ids.slice(start, stop - start), tick)
 
 

@@ -18,7 +18,8 @@ import pyarrow as pa
 import torch
 
 from integrand.schemas.errors import IntegrityError
-from integrand.schemas.records import Plan, Shard, ShardFooter, Trial
+from integrand.schemas.records import Plan, Shard, ShardFooter
+from integrand.schemas.tasks import Trial
 from integrand.schemas.uris import Uri
 from integrand.workers import kernels
 from integrand.workers.data.means import read_means
@@ -39,6 +40,7 @@ from integrand.workers.models.state import State, probe_outputs, same_outputs
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.shard import read_shard, run_shard, try_rows
 from integrand.workers.storage.store import Access, Store
+from integrand.workers.task_workers import Beat
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,8 @@ class Setup:
     code: CodeBundle
     allow_mixed: bool = False
 
-
-@dataclass(frozen=True)
-class Beat:
-    """How far a worker has come: `ticks` counts finished step batches and stages, not
-    heartbeats.
-    """
-
-    ticks: int
-    node: str
-    pid: int
+    def make_worker(self) -> Worker:
+        return Worker(self)
 
 
 class Worker:
@@ -79,12 +73,13 @@ class Worker:
         self._waiting = False
         self._ahead: dict[str, Future[tuple[pa.Table, float]]] = {}
 
-    def run(self, shard: Shard, prefetch: Shard | None = None) -> ShardFooter | None:
+    def run(self, task: Shard | Trial[Shard], prefetch: Shard | None = None) -> ShardFooter | None:
         """One shard's footer, once it is committed; None after a trial of some of its rows, which
         commits nothing.
 
         `prefetch` is a hint: the next shard may go elsewhere.
         """
+        shard = task.task if isinstance(task, Trial) else task
         reach("shard.begun")
         ahead = self._ahead.pop(shard.id, None)
         self._ahead.clear()
@@ -95,9 +90,9 @@ class Worker:
         self._tick()
         if prefetch is not None:
             self._ahead[prefetch.id] = self._reader.submit(self._read, prefetch)
-        if isinstance(shard, Trial) and shard.only is not None:
-            return try_rows(self.job, shard, table, self._tick)
-        return run_shard(self.job, shard, table, read_s, self._tick)
+        if isinstance(task, Trial) and task.only is not None:
+            return try_rows(self.job, task, table, self._tick)
+        return run_shard(self.job, task, table, read_s, self._tick)
 
     def beat(self) -> Beat:
         return Beat(self.ticks, socket.gethostname(), os.getpid())

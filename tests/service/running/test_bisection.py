@@ -10,7 +10,8 @@ import random
 import pytest
 from hypothesis import given, strategies as st
 
-from integrand.schemas.records import Attempt, Shard, Slice, Trial
+from integrand.schemas.records import Attempt, Shard, Slice
+from integrand.schemas.tasks import Task, Trial
 from integrand.service.running.bisection import READ_ONLY, Range, most_losses, next_trial
 
 
@@ -32,7 +33,7 @@ def lost(rows: Range | None, outcome: str = "killed_worker", *, charged: bool = 
     )
 
 
-def search(rows: int, killers: set[int]) -> tuple[Trial | None, list[Attempt], set[Range]]:
+def search(rows: int, killers: set[int]) -> tuple[Trial[Task] | None, list[Attempt], set[Range]]:
     """Try what the search asks for until it asks for the whole shard or gives up."""
     attempts, survived = [lost(None)], set[Range]()
     while (
@@ -52,7 +53,7 @@ def test_exactly_the_killers_are_found(rows: int, data: st.DataObject):
     killers = data.draw(st.sets(st.integers(0, rows - 1), max_size=6))
     trial, attempts, survived = search(rows, killers)
     assert trial is not None
-    assert (trial.only, trial.slices) == (None, shard(rows).slices)
+    assert (trial.only, trial.task) == (None, shard(rows))
     assert [c.row for c in trial.culprits] == sorted(killers)
     assert READ_ONLY in survived, "reading is told apart from running"
     assert len(attempts) - 1 <= len(killers) * math.ceil(math.log2(rows) + 1)

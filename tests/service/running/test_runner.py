@@ -13,17 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from integrand.schemas.errors import IntegrityError, TransientError
-from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter, Trial
+from integrand.schemas.records import Plan, Quantiles, ShardFooter
 from integrand.schemas.specs.compute import Compute
 from integrand.schemas.specs.job import Limits
+from integrand.schemas.tasks import Task, Trial
 from integrand.schemas.uris import Uri
 from integrand.service.pools.base import Outcome
 from integrand.service.pools.failures import Failure, FailureKind
 from integrand.service.progress import Tally
 from integrand.service.running.runner import UNCHARGED_IN_A_ROW, Dispatch, Ledger, read_ledger
 from integrand.service.runs.totals import Committed, merge, stats_of
-from integrand.workers.shards.worker import Setup
 from integrand.workers.storage.store import Store
+from integrand.workers.task_workers import WorkerSetup
 from tests.plugins.jobs import JobFolder
 
 DONE = "done"
@@ -45,45 +46,45 @@ class ScriptedPool:
     killers: dict[str, set[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.busy: dict[int, Shard] = {}
+        self.busy: dict[int, Task] = {}
         self.ready = set(range(self.workers))
         self.starting: set[int] = set()
         self.runs: list[tuple[int, str, int]] = []
-        self.shards: list[Shard] = []
+        self.shards: list[Task] = []
         self.replaced: list[int] = []
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         return [function(item) for item in items]
 
-    def start(self, setup: Setup, compute: Compute, shards: int, stall_s: float) -> None: ...
+    def start(self, setup: WorkerSetup, compute: Compute, tasks: int, stall_s: float) -> None: ...
 
     def idle(self) -> list[int]:
         return sorted(self.ready - set(self.busy))
 
-    def submit(self, worker: int, shard: Shard, prefetch: Shard | None) -> None:
+    def submit(self, worker: int, task: Task, prefetch: Task | None) -> None:
         assert worker in self.ready
         assert worker not in self.busy
-        assert shard.id not in [s.id for s in self.busy.values()]
-        self.busy[worker] = shard
-        self.shards.append(shard)
-        self.runs.append((worker, shard.id, len(self.busy)))
+        assert task.id not in [s.id for s in self.busy.values()]
+        self.busy[worker] = task
+        self.shards.append(task)
+        self.runs.append((worker, task.id, len(self.busy)))
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         self.ready |= self.starting
         self.starting.clear()
         if not self.busy:
             return []
-        worker, shard = self.busy.popitem()
-        event = self.script[shard.id].pop(0) if self.script.get(shard.id) else DONE
-        if event == DONE and self.killers.get(shard.id, set()) & rows_run(shard):
+        worker, task = self.busy.popitem()
+        event = self.script[task.id].pop(0) if self.script.get(task.id) else DONE
+        if event == DONE and self.killers.get(task.id, set()) & rows_run(task):
             event = "killed_worker"
         if event == DONE:
-            committed = not isinstance(shard, Trial) or shard.only is None
-            return [Outcome(worker, shard, footer(shard) if committed else None)]
+            committed = not isinstance(task, Trial) or task.only is None
+            return [Outcome(worker, task, footer(task) if committed else None)]
         failure = Failure(
-            event, f"scripted {event}", "Traceback: x", "node-1", self.error.get(shard.id)
+            event, f"scripted {event}", "Traceback: x", "node-1", self.error.get(task.id)
         )  # type: ignore[arg-type]
-        return [Outcome(worker, shard, failure)]
+        return [Outcome(worker, task, failure)]
 
     def replace(self, worker: int) -> None:
         assert worker not in self.busy
@@ -105,26 +106,26 @@ def test_the_clock_starts_with_the_first_shard_not_with_the_workers(ledger: Ledg
     assert dispatch.tally().seconds > 0
 
 
-def rows_run(shard: Shard) -> set[int]:
+def rows_run(task: Task) -> set[int]:
     """The rows of a shard that a worker runs, its trial's only ones or all but the culprits."""
-    if not isinstance(shard, Trial):
-        return set(range(shard.rows))
-    return set(range(*(shard.only or (0, shard.rows)))) - {c.row for c in shard.culprits}
+    if not isinstance(task, Trial):
+        return set(range(task.rows))
+    return set(range(*(task.only or (0, task.rows)))) - {c.row for c in task.culprits}
 
 
-def footer(shard: Shard) -> ShardFooter:
+def footer(task: Task) -> ShardFooter:
     return ShardFooter(
         run_id="r",
-        shard=shard.id,
+        shard=task.id,
         plan_sha256="p",
-        rows_in=shard.rows,
-        rows_out=shard.rows,
-        statuses={"ok": shard.rows},
+        rows_in=task.rows,
+        rows_out=task.rows,
+        statuses={"ok": task.rows},
         gap=Quantiles(),
         error=Quantiles(),
         error_histogram={},
         gap_histogram={},
-        evaluations=8 * shard.rows,
+        evaluations=8 * task.rows,
         padded_evaluations=0,
         digest="0" * 64,
         batch_rows=16,

@@ -15,7 +15,7 @@ from integrand.schemas.ids import add_digests
 from integrand.schemas.records import Pointer, Quarantined, RunManifest, ShardFooter, dump
 from integrand.schemas.stats import Member
 from integrand.schemas.uris import Uri
-from integrand.service.runs.footers import RunFolder, list_shards, read_footer, read_footers
+from integrand.service.runs.footers import RunFolder, list_shards, read_footers
 from integrand.service.runs.manifest import (
     fold,
     load_manifest,
@@ -45,6 +45,10 @@ def parquet(rows: int, footer: str | None) -> bytes:
         if footer is not None:
             writer.add_key_value_metadata({"integrand.shard": footer})
     return sink.getvalue()
+
+
+def read_footer(store: Store, run: Uri, shard: str) -> ShardFooter | None:
+    return next((footer for _, footer in read_footers(store, run, [shard])), None)
 
 
 def stored_footers(store: Store, run: Uri) -> dict[str, ShardFooter]:

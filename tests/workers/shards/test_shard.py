@@ -17,7 +17,8 @@ import torch
 
 from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.schemas.ids import FOOTER_KEY, add_digests
-from integrand.schemas.records import Culprit, Shard, ShardFooter, Trial
+from integrand.schemas.records import Shard, ShardFooter
+from integrand.schemas.tasks import Culprit, Trial
 from integrand.schemas.uris import Uri
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.methods.attribution import attribute
@@ -36,8 +37,9 @@ def table(rows: int = 30, **columns: Any) -> pa.Table:
     )
 
 
-def run(job: Job, shard: Shard) -> ShardFooter:
-    return run_shard(job, shard, read_shard(job, shard), 0.0, lambda: None)
+def run(job: Job, task: Shard | Trial[Shard]) -> ShardFooter:
+    shard = task.task if isinstance(task, Trial) else task
+    return run_shard(job, task, read_shard(job, shard), 0.0, lambda: None)
 
 
 def rows_of(job: Job) -> pa.Table:
@@ -325,7 +327,7 @@ def test_culprits_are_not_run_and_end_as_failed(make_job: MakeJob, target: dict[
     with pytest.raises(RuntimeError, match="CUDA error"):
         run(deadly, shard)
     culprits = tuple(Culprit(row=row, reason=f"row {row} kills") for row in (3, 4, 7))
-    trial = Trial(id=shard.id, slices=shard.slices, culprits=culprits)
+    trial = Trial(shard, culprits=culprits)
     footer = run(deadly, trial)
     run(fine, fine.plan.shards[1])
     kept, expected = (
@@ -385,9 +387,9 @@ def test_a_trial_runs_its_rows_alone_and_commits_nothing(
 ) -> None:
     job = make_job(spoil(table(), "a", {13: 99.0}), "deadly")
     shard = job.plan.shards[1]
-    trial, ticks = Trial(id=shard.id, slices=shard.slices, only=only), list[int]()
+    trial, ticks = Trial(shard, only=only), list[int]()
     with pytest.raises(RuntimeError, match="CUDA error") if raises else nullcontext():
-        try_rows(job, trial, read_shard(job, trial), lambda: ticks.append(1))
+        try_rows(job, trial, read_shard(job, shard), lambda: ticks.append(1))
     assert bool(ticks) == (only != (0, 0) and not raises)
     assert not job.store.exists(job.run.child("data", f"part-{shard.id}.parquet"))
 

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
-from integrand.schemas.records import Plan, Trial, dump
+from integrand.schemas.records import Plan, dump
+from integrand.schemas.tasks import Trial
 from integrand.workers.models.code import CodeBundle
 from integrand.workers.shards.worker import Setup, Worker, load_job, pin_numerics, versions
 
@@ -65,9 +66,9 @@ def test_a_trial_of_some_rows_answers_and_commits_nothing(make_setup: MakeSetup)
     setup = make_setup(TABLE)
     worker = Worker(setup)
     shard = worker.job.plan.shards[1]
-    assert worker.run(Trial(id=shard.id, slices=shard.slices, only=(2, 5))) is None
+    assert worker.run(Trial(shard, only=(2, 5))) is None
     assert worker.job.store.list(worker.job.run) == []
-    whole = worker.run(Trial(id=shard.id, slices=shard.slices))
+    whole = worker.run(Trial(shard))
     assert whole is not None
     plain = Worker(replace(setup, run=setup.run.child("again")))
     assert plain.run(shard) == whole.model_copy(update={"seconds": plain.run(shard).seconds})

@@ -1,4 +1,4 @@
-"""The Ray shell around `Worker`, and nothing else."""
+"""The Ray shell around a worker of tasks, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import ray
 
-from integrand.schemas.records import Shard, ShardFooter
-from integrand.workers.shards.worker import Beat, Setup, Worker
+from integrand.schemas.records import TaskFooter
+from integrand.schemas.tasks import Task
+from integrand.workers.task_workers import Beat, WorkerSetup
 
 
 @dataclass(frozen=True)
@@ -19,21 +20,23 @@ class Place:
     node_id: str
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1})
-class ShardActor:
+@ray.remote(  # type: ignore[call-overload]  # its stubs know no options of classes
+    max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1}
+)
+class TaskActor:
     """One worker process. Ray never retries: the driver counts attempts and replaces dead
     actors.
     """
 
-    def load(self, setup: Setup) -> Place:
+    def load(self, setup: WorkerSetup) -> Place:
         """Load the model. A method, not the constructor: Ray keeps the type of an exception only
         here.
         """
-        self.worker = Worker(setup)
+        self.worker = setup.make_worker()
         return Place(socket.gethostname(), ray.get_runtime_context().get_node_id())
 
-    def run(self, shard: Shard, prefetch: Shard | None) -> ShardFooter | None:
-        return self.worker.run(shard, prefetch)
+    def run(self, task: Task, prefetch: Task | None) -> TaskFooter | None:
+        return self.worker.run(task, prefetch)
 
     @ray.method(concurrency_group="control")
     def beat(self) -> Beat:
