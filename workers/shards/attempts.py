@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from torch import Tensor
+import torch
 
 from integrand.schemas.redaction import redact
 from integrand.schemas.tables import RowStatus
@@ -14,6 +14,7 @@ from integrand.workers.engine.results import Attribution, numpy_dtype, row_resul
 from integrand.workers.engine.row_results import RowResults
 from integrand.workers.isolation import isolate
 from integrand.workers.methods.attribution import attribute
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.shards.job import Job
 
 
@@ -31,45 +32,48 @@ class Attributed:
 
 
 def attribute_clean(
-    job: Job,
-    xs: tuple[Tensor, ...],
-    bs: tuple[Tensor, ...],
-    args: tuple[Tensor, ...],
-    table: Tensor | None,
-    tick: Callable[[], None],
+    job: Job, rows: RowTensors, batch_rows: int, tick: Callable[[], None]
 ) -> Attributed:
-    """Results of all rows in order; `failed` where the model raises on a row alone.
-
-    table  output indices `[rows, targets, depth]`, None for scalar outputs
+    """Results of all rows in order; `failed` where the model raises on a row alone. The target of
+    `rows` is `[rows, targets, depth]`, or None for scalar outputs.
     """
-    count, planned = xs[0].shape[0], job.plan.numerics.batch_rows
-    groups = [None] if table is None else list(table.unbind(1))
-    if not count:
-        return Attributed(_nothing(0, xs))
-    at_once = targets_at_once(planned, sum(x[0].numel() for x in xs))
+    if not rows.rows:
+        return Attributed(_nothing(0, rows))
 
-    def attempt(rows: slice) -> Attributed:
-        calls = []
-        for start in range(0, len(groups), at_once):
-            some = groups[start : start + at_once]
-            found = attribute(
-                job.prepared,
-                tuple(x[rows] for x in xs),
-                baselines=tuple(b if b.shape[0] == 1 else b[rows] for b in bs),
-                target=None if table is None else [t[rows] for t in some if t is not None],
-                forward_args=tuple(a[rows] for a in args),
-                accuracy=job.plan.spec.accuracy,
-                batch_rows=planned,
-                tick=tick,
-                checked=True,
-            )
-            calls.append(found)
-        return side_by_side(calls, planned)
+    def attempt(part: slice) -> Attributed:
+        calls = _calls(rows.take(part), targets_at_once(batch_rows, rows.elements))
+        found = [_attribution(job, call, batch_rows, tick) for call in calls]
+        return side_by_side(found, batch_rows)
 
     def failed(error: Exception) -> Attributed:
-        return Attributed(_failed(len(groups), xs, error))
+        return Attributed(_failed(rows, error))
 
-    return _joined(isolate(attempt, failed, slice(0, count)))
+    return _joined(isolate(attempt, failed, slice(0, rows.rows)))
+
+
+def _calls(rows: RowTensors, at_once: int) -> Iterator[RowTensors]:
+    """The same rows for some of their targets after the other."""
+    if rows.target is None:
+        yield rows
+        return
+    for targets in torch.split(rows.target, at_once, 1):
+        yield replace(rows, target=targets)
+
+
+def _attribution(
+    job: Job, rows: RowTensors, batch_rows: int, tick: Callable[[], None]
+) -> Attribution:
+    return attribute(
+        job.prepared,
+        rows.inputs,
+        baselines=rows.baselines,
+        target=None if rows.target is None else list(rows.target.unbind(1)),
+        forward_args=rows.forward_args,
+        accuracy=job.plan.spec.accuracy,
+        batch_rows=batch_rows,
+        tick=tick,
+        checked=True,
+    )
 
 
 def side_by_side(calls: Sequence[Attribution], planned: int) -> Attributed:
@@ -84,6 +88,7 @@ def side_by_side(calls: Sequence[Attribution], planned: int) -> Attributed:
 
 
 def _joined(parts: Sequence[Attributed]) -> Attributed:
+    """The rows of all parts below each other."""
     halved = [part.halved for part in parts if part.halved is not None]
     return Attributed(
         RowResults.concat([part.rows for part in parts]),
@@ -92,13 +97,14 @@ def _joined(parts: Sequence[Attributed]) -> Attributed:
     )
 
 
-def _failed(targets: int, xs: Sequence[Tensor], error: Exception) -> RowResults:
-    rows = _nothing(targets, xs)
-    rows.status.fill(RowStatus.failed)
-    rows.reason.fill(f"the model raised {type(error).__name__}: {redact(str(error))[:300]}")
-    return rows
+def _failed(rows: RowTensors, error: Exception) -> RowResults:
+    """One row that the model raises on."""
+    failed = _nothing(1 if rows.target is None else rows.target.shape[1], rows)
+    failed.status.fill(RowStatus.failed)
+    failed.reason.fill(f"the model raised {type(error).__name__}: {redact(str(error))[:300]}")
+    return failed
 
 
-def _nothing(rows: int, xs: Sequence[Tensor]) -> RowResults:
-    shapes = [tuple(x.shape[1:]) for x in xs]
-    return RowResults.empty((rows,), shapes, [numpy_dtype(x) for x in xs])
+def _nothing(count: int, rows: RowTensors) -> RowResults:
+    shapes = [tuple(x.shape[1:]) for x in rows.inputs]
+    return RowResults.empty((count,), shapes, [numpy_dtype(x) for x in rows.inputs])

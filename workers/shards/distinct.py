@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from integrand.workers.data.tensors import Rows
 
+@dataclass(frozen=True, eq=False)
+class Distinct:
+    """Rows told apart by what the model gets.
 
-def distinct_rows(rows: Rows, baselines: Sequence[Tensor], clean: Tensor) -> tuple[Tensor, Tensor]:
-    """The first of each set of clean rows that are equal in every bit the model gets, and which of
-    these a row repeats.
-
-    clean [n] row numbers → [distinct] row numbers, and [n] places among them. Rows are told apart
-    by a 128-bit digest.
+    rows    numbers of all of them, `[n]`
+    first   numbers of the first of each set of equal rows, `[distinct]`
+    copied  [n] places among these: which one a row repeats
     """
-    tensors = [*rows.inputs, *(b for b in baselines if b.shape[0] > 1), *rows.forward_args]
-    tensors += [] if rows.target is None else [rows.target]
-    arrays = [np.ascontiguousarray(t.numpy()).reshape(len(t), -1).view(np.uint8) for t in tensors]
+
+    rows: Tensor
+    first: Tensor
+    copied: Tensor
+
+    @property
+    def duplicates(self) -> int:
+        """How many rows repeat another."""
+        return len(self.rows) - len(self.first)
+
+
+def distinct_rows(tensors: Iterable[Tensor], rows: Tensor) -> Distinct:
+    """Those of `rows` that differ in a bit of any tensor, each `[all rows, ...]`. A row is known by
+    a 128-bit digest.
+    """
+    arrays = [_bytes(tensor) for tensor in tensors]
     places: dict[bytes, int] = {}
     first: list[int] = []
     copied: list[int] = []
-    for row in clean.tolist():
+    for row in rows.tolist():
         digest = blake2b(digest_size=16)
         for array in arrays:
             digest.update(array[row])
         place = places.setdefault(digest.digest(), len(places))
-        first += [row] if place == len(first) else []
+        if place == len(first):
+            first.append(row)
         copied.append(place)
-    return torch.tensor(first, dtype=torch.int64), torch.tensor(copied, dtype=torch.int64)
+    first_rows, places_among = (torch.tensor(found, dtype=torch.int64) for found in (first, copied))
+    return Distinct(rows, first_rows, places_among)
+
+
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    flat = np.ascontiguousarray(tensor.numpy()).reshape(len(tensor), -1)
+    return flat.view(np.uint8)

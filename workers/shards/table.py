@@ -4,33 +4,45 @@ on in their places.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from integrand.schemas.records import InputShape
 from integrand.schemas.tables import RowStatus
 from integrand.workers.baselines.kinds import baseline_tensors
 from integrand.workers.data.tensors import Bucket, Rows, length_buckets, to_rows
 from integrand.workers.engine.batching import rows_of_length
 from integrand.workers.engine.row_results import RowResults
-from integrand.workers.isolation import isolate
-from integrand.workers.models.embeddings import IdsModel
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.shards.attempts import attribute_clean
-from integrand.workers.shards.distinct import distinct_rows
+from integrand.workers.shards.distinct import Distinct, distinct_rows
 from integrand.workers.shards.job import Job
+from integrand.workers.shards.refusals import Refusals, refusals
 from integrand.workers.shards.results import Results, merge
-from integrand.workers.shards.targets import refuse_targets, row_targets, target_column
+from integrand.workers.shards.targets import row_targets, target_column
 
-_LOOKUP_ROWS = 256
-"""Rows whose ids are looked at in one pass before anything is computed."""
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SameLength:
+    """Rows of a table whose inputs have one padded length.
+
+    shapes      of the inputs of one row
+    batch_rows  rows of their step batches
+    culprits    rows that are not run, with the reason why they have `failed`
+    """
+
+    rows: Rows
+    ids: pa.Array
+    shapes: tuple[InputShape, ...]
+    batch_rows: int
+    culprits: Mapping[int, str]
 
 
 def attribute_table(
@@ -45,155 +57,155 @@ def attribute_table(
 
     `culprits` are rows that are not run, with the reason why they have `failed`.
     """
-    found, per_row = [], job.plan.targets_per_row
+    found = []
     for bucket in length_buckets(table, job.plan.spec, job.plan.inputs):
-        rows = to_rows(bucket.of(table), job.plan.spec, bucket.shapes)
-        places = (bucket.rows[:, None] * per_row + np.arange(per_row)).reshape(-1)
-        kept_out = {
-            i: culprits[row] for i, row in enumerate(bucket.rows.tolist()) if row in culprits
-        }
-        same_length, its_ids = _of_length(job, bucket), ids.take(pa.array(bucket.rows))
-        found.append((places, attribute_rows(same_length, rows, its_ids, tick, kept_out)))
+        rows = SameLength(
+            rows=to_rows(bucket.of(table), job.plan.spec, bucket.shapes),
+            ids=ids.take(pa.array(bucket.rows)),
+            shapes=bucket.shapes,
+            batch_rows=_batch_rows(job, bucket.shapes),
+            culprits=_culprits_within(bucket, culprits),
+        )
+        places = _output_rows(bucket.rows, job.plan.targets_per_row)
+        found.append((places, attribute_rows(job, rows, tick)))
     return merge(found)
 
 
-def _of_length(job: Job, bucket: Bucket) -> Job:
-    """The job as it is for rows of one padded length: its step batches take what memory was
-    planned, whatever shards.
-    """
-    planned, length = (
-        sum(s.shape[0] for s in shapes if s.varying) for shapes in (job.plan.inputs, bucket.shapes)
-    )
-    size = job.plan.numerics.batch_rows
-    if length and job.plan.spec.compute.batch_rows == "auto":
-        size = rows_of_length(size, planned, length)
-    numerics = job.plan.numerics.model_copy(update={"batch_rows": size})
-    return replace(
-        job, plan=job.plan.model_copy(update={"inputs": bucket.shapes, "numerics": numerics})
-    )
-
-
-def attribute_rows(
-    job: Job,
-    rows: Rows,
-    ids: pa.Array,
-    tick: Callable[[], None],
-    culprits: Mapping[int, str] = MappingProxyType({}),
-) -> Results:
+def attribute_rows(job: Job, part: SameLength, tick: Callable[[], None]) -> Results:
     """Attributions of every row and target, bad rows and culprits in their places: rows × targets
     results in order.
     """
-    spec, per_row = job.plan.spec, job.plan.targets_per_row
-    baselines = baseline_tensors(spec, job.plan.inputs, rows, job.means)
-    reasons = list(rows.reasons)
-    refuse_targets(job, rows, reasons)
-    lost = {i: reason for i, reason in culprits.items() if reasons[i] is None}
-    _refuse_ids(job, rows, reasons, lost)
-    clean = torch.tensor(
-        [i for i, reason in enumerate(reasons) if reason is None and i not in lost],
-        dtype=torch.int64,
-    )
-    first, copied = distinct_rows(rows, baselines, clean)
-    part = _take(rows, first), tuple(b if b.shape[0] == 1 else b[first] for b in baselines)
-    xs, bs, args = (_placed(job, ts) for ts in (part[0].inputs, part[1], part[0].forward_args))
-    table = row_targets(job, part[0], [xs, bs, args], per_row, tick)
-    found = attribute_clean(job, xs, bs, args, table, tick)
-    results = RowResults.empty(
-        (len(reasons) * per_row,),
-        inputs=[shape.shape for shape in job.plan.inputs],
-        dtypes=[job.plan.numerics.precision for _ in job.plan.inputs],
-    )
-    results.reason[:] = np.repeat(np.array(reasons, object), per_row)
-    places, origin = _output_rows(clean, per_row), _output_rows(copied, per_row)
-    results.put(places, found.rows.take(origin))
-    _set_lost(results, lost, per_row)
-    copies = (
-        table if table is None else table.flatten(0, 1)[torch.from_numpy(origin).to(table.device)]
-    )
-    target = target_column(job, copies, places, results.status.tolist())
+    rows = part.rows
+    refused = refusals(job, rows, part.culprits)
+    baselines = baseline_tensors(job.plan.spec, part.shapes, rows, job.means)
+    distinct = distinct_rows(_received(rows, baselines), refused.clean)
+    tensors = _on_device(job, RowTensors(rows.inputs, baselines, rows.forward_args), distinct)
+    column = None if rows.target is None else rows.target[distinct.first]
+    targets = row_targets(job, tensors, column, part.batch_rows, tick)
+    found = attribute_clean(job, replace(tensors, target=targets), part.batch_rows, tick)
+    results = _in_places(job, part, refused, distinct, found.rows)
     return Results(
-        row_id=ids.take(pa.array(np.arange(len(reasons)).repeat(per_row))),
-        target=_with_lost(target, rows, lost),
+        row_id=_repeated_ids(part.ids, job.plan.targets_per_row),
+        target=_targets_in_places(job, rows, refused, distinct, targets, results),
         rows=results,
-        lengths=_lengths(job, rows),
+        lengths=_lengths(part, job.plan.targets_per_row),
         padded=found.padded,
-        duplicates=len(clean) - len(first),
+        duplicates=distinct.duplicates,
         halved=found.halved,
     )
 
 
-def _output_rows(rows: Tensor, per_row: int) -> NDArray[np.int64]:
-    """Numbers of the output rows of input rows, all targets of one after the other."""
-    return (rows.numpy()[:, None] * per_row + np.arange(per_row)).reshape(-1)
+# --- one padded length ---------------------------------------------------------------------------
 
 
-def _set_lost(results: RowResults, lost: Mapping[int, str], per_row: int) -> None:
-    """Write the culprits' rows as `failed`."""
-    for row, reason in lost.items():
+def _batch_rows(job: Job, shapes: Sequence[InputShape]) -> int:
+    """Rows of a step batch for rows of one padded length: they take what memory was planned,
+    whatever shards.
+    """
+    planned, length = _varying_length(job.plan.inputs), _varying_length(shapes)
+    size = job.plan.numerics.batch_rows
+    if length and job.plan.spec.compute.batch_rows == "auto":
+        return rows_of_length(size, planned, length)
+    return size
+
+
+def _varying_length(shapes: Sequence[InputShape]) -> int:
+    return sum(shape.shape[0] for shape in shapes if shape.varying)
+
+
+def _culprits_within(bucket: Bucket, culprits: Mapping[int, str]) -> dict[int, str]:
+    """The culprits in a bucket, by their numbers there."""
+    numbers = enumerate(bucket.rows.tolist())
+    return {place: culprits[row] for place, row in numbers if row in culprits}
+
+
+# --- what the model gets -------------------------------------------------------------------------
+
+
+def _received(rows: Rows, baselines: Sequence[Tensor]) -> Iterator[Tensor]:
+    """All that a row has of its own of what the model receives."""
+    yield from rows.inputs
+    yield from (baseline for baseline in baselines if baseline.shape[0] > 1)
+    yield from rows.forward_args
+    if rows.target is not None:
+        yield rows.target
+
+
+def _on_device(job: Job, tensors: RowTensors, distinct: Distinct) -> RowTensors:
+    """The distinct rows on the worker's device, copied once and from pinned memory: step batches
+    are made of them there.
+    """
+    tensors = tensors.take(distinct.first)
+    if job.device == "cpu":
+        return tensors
+    return RowTensors(
+        _pinned(tensors.inputs, job.device),
+        _pinned(tensors.baselines, job.device),
+        _pinned(tensors.forward_args, job.device),
+    )
+
+
+def _pinned(tensors: Sequence[Tensor], device: str) -> tuple[Tensor, ...]:
+    return tuple(t.pin_memory().to(device, non_blocking=True) for t in tensors)
+
+
+# --- everything in its place ---------------------------------------------------------------------
+
+
+def _output_rows(rows: NDArray[np.int64], per_row: int) -> NDArray[np.int64]:
+    """Numbers of the output rows of source rows, all targets of one after the other."""
+    return (rows[:, None] * per_row + np.arange(per_row)).reshape(-1)
+
+
+def _in_places(
+    job: Job, part: SameLength, refused: Refusals, distinct: Distinct, found: RowResults
+) -> RowResults:
+    """Results of all output rows: of clean rows what was found, or what was of the row they repeat;
+    `bad_input` or `failed` elsewhere.
+    """
+    per_row = job.plan.targets_per_row
+    results = RowResults.empty(
+        (len(refused.reasons) * per_row,),
+        inputs=[shape.shape for shape in part.shapes],
+        dtypes=[job.plan.numerics.precision for _ in part.shapes],
+    )
+    results.reason[:] = np.repeat(np.array(refused.reasons, object), per_row)
+    origin = _output_rows(distinct.copied.numpy(), per_row)
+    results.put(_output_rows(distinct.rows.numpy(), per_row), found.take(origin))
+    for row, reason in refused.lost.items():
         places = slice(row * per_row, (row + 1) * per_row)
         results.status[places] = RowStatus.failed
         results.reason[places] = reason
+    return results
 
 
-def _with_lost(target: pa.Array, rows: Rows, lost: Mapping[int, str]) -> pa.Array:
-    """The target column with the culprits' own targets, where they are known without the model."""
-    if rows.target is None or not lost:
-        return target
-    chosen = rows.target.tolist()
-    known = [int(chosen[row]) if row in lost else None for row in range(len(chosen))]
-    return pc.coalesce(target, pa.array(known, target.type))
-
-
-def _lengths(job: Job, rows: Rows) -> tuple[NDArray[np.int64] | None, ...]:
-    """For inputs of varying length how much of each output row is its own."""
-    pairs = zip(rows.inputs, job.plan.inputs, strict=True)
+def _targets_in_places(
+    job: Job,
+    rows: Rows,
+    refused: Refusals,
+    distinct: Distinct,
+    targets: Tensor | None,
+    results: RowResults,
+) -> pa.Array:
+    """The target column; a target that is known without the model stays where the row is lost."""
     per_row = job.plan.targets_per_row
+    copies = None if targets is None else targets[distinct.copied.to(targets.device)].flatten(0, 1)
+    places = _output_rows(distinct.rows.numpy(), per_row)
+    column = target_column(job, copies, places, results.status.tolist())
+    if rows.target is None or not refused.lost:
+        return column
+    chosen = enumerate(rows.target.tolist())
+    known = [int(target) if row in refused.lost else None for row, target in chosen]
+    return pc.coalesce(column, pa.array(known, column.type))
+
+
+def _repeated_ids(ids: pa.Array, per_row: int) -> pa.Array:
+    return ids.take(pa.array(np.arange(len(ids)).repeat(per_row)))
+
+
+def _lengths(part: SameLength, per_row: int) -> tuple[NDArray[np.int64] | None, ...]:
+    """For inputs of varying length how much of each output row is its own."""
+    pairs = zip(part.rows.inputs, part.shapes, strict=True)
     return tuple(
         x.sum(1).long().numpy().repeat(per_row) if shape.varying else None for x, shape in pairs
-    )
-
-
-def _placed(job: Job, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A shard's rows on the worker's device, copied once and from pinned memory: step batches are
-    made of them there.
-    """
-    if job.device == "cpu":
-        return tensors
-    return tuple(t.pin_memory().to(job.device, non_blocking=True) for t in tensors)
-
-
-def _refuse_ids(job: Job, rows: Rows, reasons: list[str | None], lost: Collection[int]) -> None:
-    """Reasons for rows with ids that the model does not know; one that it raises on is `failed`
-    later.
-    """
-    if not isinstance(job.forward, IdsModel):
-        return
-    clean = torch.tensor(
-        [i for i, reason in enumerate(reasons) if reason is None and i not in lost]
-    )
-    model = job.forward
-    arguments = (
-        [t[clean].to(job.device) for t in (*rows.inputs, *rows.forward_args)] if len(clean) else []
-    )
-
-    def attempt(part: slice) -> list[str | None]:
-        return model.unknown_ids(*(a[part] for a in arguments))
-
-    def failed(error: Exception) -> list[str | None]:
-        return [None]
-
-    for start in range(0, len(clean), _LOOKUP_ROWS):
-        part = slice(start, min(start + _LOOKUP_ROWS, len(clean)))
-        found = chain.from_iterable(isolate(attempt, failed, part))
-        for i, reason in zip(clean[part].tolist(), found, strict=True):
-            reasons[i] = reason
-
-
-def _take(rows: Rows, index: Tensor) -> Rows:
-    return replace(
-        rows,
-        inputs=tuple(x[index] for x in rows.inputs),
-        forward_args=tuple(a[index] for a in rows.forward_args),
-        target=None if rows.target is None else rows.target[index],
-        reasons=[rows.reasons[i] for i in index.tolist()],
     )

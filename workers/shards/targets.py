@@ -34,19 +34,22 @@ def refuse_targets(job: Job, rows: Rows, reasons: list[str | None]) -> None:
 
 
 def row_targets(
-    job: Job, rows: Rows, device: list[tuple[Tensor, ...]], per_row: int, tick: Callable[[], None]
+    job: Job,
+    tensors: RowTensors,
+    column: Tensor | None,
+    batch_rows: int,
+    tick: Callable[[], None],
 ) -> Tensor | None:
     """Output indices of every row and target, `[rows, targets, depth]`, or None for scalar
-    outputs.
+    outputs. `column` is the rows' target column, where they have one.
     """
 
     def choose(choice: Choice) -> Tensor:
-        tensors = RowTensors(device[0], forward_args=device[2])
-        problem = Problem(job.prepared, tensors, job.plan.numerics.batch_rows, tick)
-        return _chosen(problem, choice, per_row)
+        problem = Problem(job.prepared, tensors, batch_rows, tick)
+        return _chosen(problem, choice, job.plan.targets_per_row)
 
-    target, count = job.plan.spec.target, rows.inputs[0].shape[0]
-    asked = TargetRows(count, job.plan.numerics.outputs, job.device, rows.target, choose)
+    target = job.plan.spec.target
+    asked = TargetRows(tensors.rows, job.plan.numerics.outputs, job.device, column, choose)
     return kind_of_target(target).of_rows(target, asked)
 
 

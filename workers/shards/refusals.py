@@ -1,0 +1,74 @@
+"""Rows of a table that are not attributed: bad ones, and those known to take workers away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from integrand.workers.data.tensors import Rows
+from integrand.workers.isolation import isolate
+from integrand.workers.models.embeddings import IdsModel
+from integrand.workers.shards.job import Job
+from integrand.workers.shards.targets import refuse_targets
+
+_LOOKUP_ROWS = 256
+"""Rows whose ids are looked at in one pass before anything is computed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Refusals:
+    """Which rows are not run, and why.
+
+    reasons  of every row, None for one that is not `bad_input`
+    lost     rows that end as `failed` without being run, with their reasons
+    """
+
+    reasons: tuple[str | None, ...]
+    lost: Mapping[int, str]
+
+    @property
+    def clean(self) -> Tensor:
+        """Numbers of the rows that are run, `[n]` int64."""
+        return _numbers(list(self.reasons), self.lost)
+
+
+def refusals(job: Job, rows: Rows, culprits: Mapping[int, str]) -> Refusals:
+    """What rows say of themselves, then what the model does not know; `culprits` are lost, unless
+    they are bad.
+    """
+    reasons = list(rows.reasons)
+    refuse_targets(job, rows, reasons)
+    lost = {row: reason for row, reason in culprits.items() if reasons[row] is None}
+    if isinstance(job.forward, IdsModel):
+        _refuse_ids(job.forward, job.device, rows, reasons, _numbers(reasons, lost))
+    return Refusals(tuple(reasons), lost)
+
+
+def _numbers(reasons: list[str | None], lost: Mapping[int, str]) -> Tensor:
+    clean = [row for row, reason in enumerate(reasons) if reason is None and row not in lost]
+    return torch.tensor(clean, dtype=torch.int64)
+
+
+def _refuse_ids(
+    model: IdsModel, device: str, rows: Rows, reasons: list[str | None], clean: Tensor
+) -> None:
+    """Reasons for rows with ids that the model does not know; one that it raises on is `failed`
+    later.
+    """
+    arguments = [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)]
+
+    def attempt(part: slice) -> list[str | None]:
+        return model.unknown_ids(*(a[part] for a in arguments))
+
+    def failed(error: Exception) -> list[str | None]:
+        return [None]
+
+    for start in range(0, len(clean), _LOOKUP_ROWS):
+        part = slice(start, min(start + _LOOKUP_ROWS, len(clean)))
+        found = chain.from_iterable(isolate(attempt, failed, part))
+        for row, reason in zip(clean[part].tolist(), found, strict=True):
+            reasons[row] = reason
