@@ -33,6 +33,10 @@ START = 32
 """Cells of the first grid."""
 JUDGED = 64
 """Cells below which nothing is certified: a spike may still lie between the nodes."""
+PERIODS = 8
+"""Of the explicit grid that weights are read off: edges reach one period in at most."""
+JUMPS = 64
+"""Places in each of its cells at which the gradient is made to jump."""
 EVEN = tuple(range(0, CLASSES, 2))
 GROWTH = ((1, 9), (5, 13), (3, 11), (7, 15))
 """Odd classes in the order in which they join."""
@@ -46,7 +50,7 @@ not end a row.
 """
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class GridStage:
     """What a stage adds to a grid on [0, 1], and how its sums are read.
 
@@ -103,15 +107,15 @@ def _first_stage() -> GridStage:
     index = np.arange(1, START)
     pattern = _pattern(EVEN)
     return GridStage(
-        START,
-        len(index),
-        index / START,
-        2 * index % CLASSES,
-        (0, len(index) - 1),
-        pattern.weights / (2 * START),
-        pattern.contrasts / (2 * START),
-        pattern.scale,
-        False,
+        cells=START,
+        count=len(index),
+        nodes=index / START,
+        columns=2 * index % CLASSES,
+        edges=(0, len(index) - 1),
+        weights=pattern.weights / (2 * START),
+        contrasts=pattern.contrasts / (2 * START),
+        scale=pattern.scale,
+        fold=False,
     )
 
 
@@ -119,17 +123,17 @@ def _stage(fine: int, step: int, before: int) -> GridStage:
     index = np.arange(1, fine)
     index = index[np.isin(index % CLASSES, GROWTH[step - 1])]
     pattern = _pattern(tuple(sorted(EVEN + sum(GROWTH[:step], ()))))
-    edges = (0 if index[0] == 1 else None, len(index) - 1 if index[-1] == fine - 1 else None)
+    last = len(index) - 1
     return GridStage(
-        fine / 2 * (1 + step / len(GROWTH)),
-        before + len(index),
-        index / fine,
-        index % CLASSES,
-        edges,
-        pattern.weights / fine,
-        pattern.contrasts / fine,
-        pattern.scale,
-        step == 1 and fine > 2 * START,
+        cells=fine / 2 * (1 + step / len(GROWTH)),
+        count=before + len(index),
+        nodes=index / fine,
+        columns=index % CLASSES,
+        edges=(0 if index[0] == 1 else None, last if index[-1] == fine - 1 else None),
+        weights=pattern.weights / fine,
+        contrasts=pattern.contrasts / fine,
+        scale=pattern.scale,
+        fold=step == 1 and fine > 2 * START,
     )
 
 
@@ -137,50 +141,73 @@ def _stage(fine: int, step: int, before: int) -> GridStage:
 def _pattern(classes: tuple[int, ...]) -> Pattern:
     """Read off an explicit grid of eight periods: its interior repeats, what is left belongs to the
     two edges.
+
+    Worked example, the 8 even classes. Their nodes lie at 2, 4, 6, …, 126 of 128 cells, and each
+    one's share of the path is what is nearer to it than to any other node:
+
+        node                      2   4   6   8  10  12  14  16  18  20 …     sum
+        share                     3   2   2   2   2   2   2   2   2   2       128
+        without class 0           3   2   2   2   2   2   3   ·   3   2       128
+        contrast of class 0       0   0   0   0   0   0  −1  +2  −1   0         0
+        without class 2           ·   5   2   2   2   2   2   3   ·   3       128
+        contrast of class 2      +3  −3   0   0   0   0   0  −1  +2  −1         0
+
+    So the integral is 2 × the sum of each class, and 1 more of the first and of the last node. The
+    contrast of class 0 is +2 of its own sum, −1 of the sums of its neighbours 14 and 2, and +1 of
+    the first and of the last node, which lie beside the ends and not beside a node of class 0. That
+    of class 2 is +2 of its own sum, −1 of those of 0 and 4, and −1 of the first node, which stands
+    in for the neighbour that it does not have: +1 of node 2 and −2 of node 4 are left over.
     """
-    fine = 8 * CLASSES
-    index = np.arange(1, fine)
-    index = index[np.isin(index % CLASSES, classes)]
-    own = _shares(index, fine)
-    rows = [own] + [
-        own - _placed(_shares(index[index % CLASSES != c], fine), index % CLASSES != c)
-        for c in classes
-    ]
-    read = np.stack([_by_column(row, index, fine) for row in rows])
-    return Pattern(read[0], read[1:], _scale(np.stack(rows), index, fine))
-
-
-def _shares(index: Integers, fine: int) -> Floats:
-    """The part of the path nearest to each node, in fine cells."""
-    return np.diff(np.concatenate([[0.0], (index[1:] + index[:-1]) / 2, [float(fine)]]))
-
-
-def _placed(values: Floats, where: NDArray[np.bool_]) -> Floats:
-    full = np.zeros(len(where))
-    full[where] = values
-    return full
-
-
-def _by_column(row: Floats, index: Integers, fine: int) -> Floats:
-    middle = (index >= fine // 2) & (index < fine // 2 + CLASSES)
-    columns = np.zeros(COLUMNS)
-    columns[index[middle] % CLASSES] = row[middle]
-    rest = row - columns[index % CLASSES]
-    columns[FIRST_EDGE], columns[LAST_EDGE] = (
-        rest[index < fine // 2].sum(),
-        rest[index >= fine // 2].sum(),
+    cells = PERIODS * CLASSES
+    nodes = np.arange(1, cells)
+    nodes = nodes[np.isin(nodes % CLASSES, classes)]
+    shares = _shares(nodes, cells)
+    contrasts = np.stack([shares - _shares_without(c, nodes, cells) for c in classes])
+    return Pattern(
+        _by_column(shares, nodes, cells),
+        np.stack([_by_column(contrast, nodes, cells) for contrast in contrasts]),
+        _scale(shares, contrasts, nodes, cells),
     )
+
+
+def _shares(nodes: Integers, cells: int) -> Floats:
+    """The part of the path nearest to each node, in cells."""
+    return np.diff(np.concatenate([[0.0], (nodes[1:] + nodes[:-1]) / 2, [float(cells)]]))
+
+
+def _shares_without(left_out: int, nodes: Integers, cells: int) -> Floats:
+    """The same where the nodes of one class have none."""
+    stays = nodes % CLASSES != left_out
+    shares = np.zeros(len(nodes))
+    shares[stays] = _shares(nodes[stays], cells)
+    return shares
+
+
+def _by_column(weights: Floats, nodes: Integers, cells: int) -> Floats:
+    """Weights of nodes as weights of sums: what one period in the middle says of each class, and
+    what is left over near both ends.
+    """
+    half = cells // 2
+    period = (nodes >= half) & (nodes < half + CLASSES)
+    columns = np.zeros(COLUMNS)
+    columns[nodes[period] % CLASSES] = weights[period]
+    left_over = weights - columns[nodes % CLASSES]
+    columns[FIRST_EDGE] = left_over[nodes < half].sum()
+    columns[LAST_EDGE] = left_over[nodes >= half].sum()
     return columns
 
 
-def _scale(rows: Floats, index: Integers, fine: int) -> float:
+def _scale(shares: Floats, contrasts: Floats, nodes: Integers, cells: int) -> float:
     """Over all places of one jump: root mean square error of the integral / root mean of the
     contrasts' squares.
+
+    The gradient is 0 before the jump and 1 behind it, so that its integral is what lies behind.
     """
-    places = (np.arange(fine * 64) + 0.5) / 64
-    responses = rows @ (index[:, None] > places)
-    errors = responses[0] - (fine - places)
-    return float(np.sqrt((errors**2).mean() / (responses[1:] ** 2).sum(0).mean()))
+    jumps = (np.arange(cells * JUMPS) + 0.5) / JUMPS
+    gradients = nodes[:, None] > jumps
+    errors = shares @ gradients - (cells - jumps)
+    responses = contrasts @ gradients
+    return float(np.sqrt((errors**2).mean() / (responses**2).sum(0).mean()))
 
 
 def class_sums(sums: Floats) -> Floats:
@@ -203,10 +230,8 @@ def estimate_kinked(stage: GridStage, found: Floats, gap: Floats) -> Floats:
     contrasts = found[:, 1:]
     spread = stage.scale * np.sqrt((contrasts**2).sum(1))
     caution = CAUTION + FEW / _independent(contrasts, spread)
-    return np.maximum(
-        caution * spread.sum(1),
-        1.25 * np.minimum(cancellation(found[:, 0]), CANCELLED) * np.abs(gap),
-    )
+    cancelled = np.minimum(cancellation(found[:, 0]), CANCELLED)
+    return np.asarray(np.maximum(caution * spread.sum(1), 1.25 * cancelled * np.abs(gap)))
 
 
 def _independent(contrasts: Floats, spread: Floats) -> Floats:

@@ -15,6 +15,7 @@ from numpy.polynomial.legendre import legvander
 from numpy.typing import NDArray
 
 from integrand.schemas.specs.accuracy import FixedSteps
+from integrand.schemas.specs.part import Rule
 from integrand.workers.quadrature.patterson import POSITIVE_NODES
 
 Floats = NDArray[np.float64]
@@ -52,14 +53,10 @@ class QuadratureRule:
         if np.any(np.abs(self.weights.sum(1) - 1) > 1e-12):
             raise ValueError(f"rule {self.name}: weights sum to {self.weights.sum(1)}, not 1")
 
-    def integrate(self, integrand: Callable[[Floats], Floats], level: int = -1) -> Floats:
-        """∫₀¹ integrand at one level; `integrand` maps nodes [n] to values [n, ...]."""
-        return np.tensordot(self.weights[level], integrand(self.nodes), 1)
-
 
 def plain_rule(accuracy: FixedSteps) -> QuadratureRule:
     """The rule of a fixed accuracy."""
-    return _PLAIN[accuracy.rule](accuracy.steps)
+    return PLAIN[accuracy.rule](accuracy.steps)
 
 
 def _plain(
@@ -104,7 +101,7 @@ def gauss_legendre(steps: int) -> QuadratureRule:
     return _plain("gauss_legendre", (nodes + 1) / 2, weights / weights.sum(), 2 * steps - 1, None)
 
 
-_PLAIN = {
+PLAIN: dict[Rule, Callable[[int], QuadratureRule]] = {
     "left": left,
     "right": right,
     "midpoint": midpoint,
@@ -112,6 +109,9 @@ _PLAIN = {
     "endpoints_mean": endpoints_mean,
     "gauss_legendre": gauss_legendre,
 }
+"""By the name in a spec: from a number of steps to a rule. Tests hold all of them to what they
+declare.
+"""
 
 
 @cache
@@ -136,7 +136,7 @@ def legendre_functionals(nodes: Floats) -> Floats:
     """Row j gives the Legendre coefficient j of the interpolant at nodes in [-1, 1]; row 0 its
     mean. [nodes, nodes].
     """
-    return np.linalg.solve(legvander(nodes, len(nodes) - 1).T, np.eye(len(nodes))).T
+    return np.asarray(np.linalg.solve(legvander(nodes, len(nodes) - 1).T, np.eye(len(nodes))).T)
 
 
 def _mirrored(positive: tuple[float, ...], *, middle: bool) -> Floats:

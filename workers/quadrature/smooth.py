@@ -180,9 +180,8 @@ def cancellation(attributions: Floats) -> Floats:
     CANCELLED: ‖a‖₁ / |Σa|.
     """
     size, total = np.abs(attributions).sum(1), np.abs(attributions.sum(1))
-    return np.clip(
-        np.divide(size, total, out=np.full_like(size, CANCELLED), where=total > 0), 1.0, CANCELLED
-    )
+    ratio = np.divide(size, total, out=np.full_like(size, CANCELLED), where=total > 0)
+    return np.asarray(np.clip(ratio, 1.0, CANCELLED))
 
 
 def _extrapolated(level: SpectralLevel, changes: Floats) -> tuple[NDArray[np.bool_], Floats]:
@@ -240,6 +239,10 @@ def moving_window(
     places = np.concatenate([[0.0], (patterson().nodes[: level.count])[level.order], [1.0]])
     stop = np.searchsorted(moved, moved + MOST * moved[-1])
     fits = np.flatnonzero(stop < len(moved))
-    width, first = min((places[stop[i]] - places[i], i) for i in fits)
-    left, right = max(first - 1, 0), min(stop[first] + 1, len(places) - 1)
-    return (int(left) - 1, int(right) - 1) if width <= NARROW and moved[-1] > 0 else None
+    widths = places[stop[fits]] - places[fits]
+    shortest = np.argmin(widths)
+    if not (widths[shortest] <= NARROW and moved[-1] > 0):
+        return None
+    first = int(fits[shortest])
+    left, right = max(first - 1, 0), min(int(stop[first]) + 1, len(places) - 1)
+    return left - 1, right - 1

@@ -20,9 +20,10 @@ from integrand.schemas.errors import IntegrandError
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import attribute
+from integrand.workers.quadrature.rules import PLAIN
 
 F64 = torch.float64
-RULES = ["left", "right", "midpoint", "trapezoid", "endpoints_mean", "gauss_legendre"]
+RULES = [*PLAIN]
 Model = Callable[..., Tensor]
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.workers.methods.attribution import attribute
-from integrand.workers.quadrature.rules import plain_rule
+from integrand.workers.quadrature.rules import PLAIN, plain_rule
 
 F64 = torch.float64
-RULES = ["left", "right", "midpoint", "trapezoid", "endpoints_mean", "gauss_legendre"]
+RULES = [*PLAIN]
 
 
 def rows(count: int) -> Tensor:

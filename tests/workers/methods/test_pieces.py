@@ -11,6 +11,7 @@ from integrand.workers.engine.loop import GradientStore, Stage
 from integrand.workers.engine.tracks import Tracks
 from integrand.workers.methods.pieces import Pieces
 from integrand.workers.methods.verdicts import Judged, judged
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.quadrature.rules import patterson
 from integrand.workers.quadrature.smooth import spectral_levels
 
@@ -24,7 +25,7 @@ SLOT = 0
 def pieces() -> Pieces:
     """Of one track, from f = 0 to f = 1."""
     x = torch.ones(1, 2, dtype=F64)
-    problem = Problem(lambda v: v.sum(1), (x,), (0 * x,), (), None, 8)
+    problem = Problem(lambda v: v.sum(1), RowTensors((x,), (0 * x,)), 8)
     tracks = Tracks(problem, torch.arange(1), np.ones((1, 1)), np.zeros((1, 1)), live=1)
     store = GradientStore(1, 1, 2, F64, torch.device("cpu"))
     tracks.admit(1, Stage(np.array([0.5]), np.array([0]), store), lambda slots: None)

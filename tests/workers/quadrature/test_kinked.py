@@ -20,6 +20,7 @@ from integrand.workers.quadrature.kinked import (
     LAST_EDGE,
     START,
     GridStage,
+    _pattern,
     class_sums,
     estimate_kinked,
     grid_stages,
@@ -111,6 +112,23 @@ def test_weights_are_shares_of_the_path() -> None:
     for stage, sums in grow(wild):
         nodes = nodes_until(stage)
         np.testing.assert_allclose(stage.weights @ sums, shares(nodes) @ wild(nodes), atol=1e-13)
+
+
+def test_the_worked_example() -> None:
+    """Of the 8 even classes, in cells: as the docstring of `_pattern` has it."""
+    pattern = _pattern(EVEN)
+    even = [0, 2, 4, 6, 8, 10, 12, 14]
+    assert pattern.weights[even].tolist() == [2] * 8
+    assert pattern.weights[[FIRST_EDGE, LAST_EDGE]].tolist() == [1, 1]
+    of_0, of_2 = pattern.contrasts[0], pattern.contrasts[1]
+    assert {i: of_0[i] for i in np.flatnonzero(of_0)} == {
+        14: -1,
+        0: 2,
+        2: -1,
+        FIRST_EDGE: 1,
+        LAST_EDGE: 1,
+    }
+    assert {i: of_2[i] for i in np.flatnonzero(of_2)} == {0: -1, 2: 2, 4: -1, FIRST_EDGE: -1}
 
 
 def test_contrasts_leave_one_class_out() -> None:
