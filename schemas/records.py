@@ -389,12 +389,6 @@ def dump(record: Record) -> bytes:
     return record.model_dump_json(indent=1).encode() + b"\n"
 
 
-def merge_counts(counts: list[dict[str, int]]) -> dict[str, int]:
-    """Sum of several counters, keys sorted."""
-    keys = sorted({k for c in counts for k in c})
-    return {k: sum(c.get(k, 0) for c in counts) for k in keys}
-
-
 def histogram_quantiles(histogram: dict[str, int], largest: float | None) -> Quantiles:
     """Upper bounds of the quantiles, from counts by decimal exponent in tenths (`-31` means ≤
     10**-3.1).

@@ -11,7 +11,7 @@ from integrand.schemas.stats import Block, Stats
 from integrand.service.checks.evidence import Check, Evidence
 from integrand.service.checks.findings import Finding, Remark
 from integrand.service.runs.footers import member_of, read_footers
-from integrand.service.runs.totals import STATS, add_footers, close, read_block
+from integrand.service.runs.totals import STATS, add_footers, alike, read_block
 from integrand.workers.storage.store import Entry
 
 
@@ -35,7 +35,7 @@ def _block_remarks(run: Evidence, entry: Entry) -> Iterator[Remark]:
     if not _valid(run, block):
         return
     seen = _sum(run, block)
-    if seen is not None and not _alike(seen, block.stats):
+    if seen is not None and not alike(seen, block.stats):
         yield Finding(
             str(entry.uri),
             "what its members' footers amount to",
@@ -58,8 +58,3 @@ def _sum(run: Evidence, block: Block) -> Stats | None:
         return add_footers(folder, (footer for _, footer in found)).stats
     except IntegrityError:
         return None
-
-
-def _alike(one: Stats, other: Stats) -> bool:
-    same_time = one.model_copy(update={"seconds": other.seconds})
-    return same_time == other and close(one.seconds, other.seconds)

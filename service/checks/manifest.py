@@ -5,12 +5,14 @@ than some of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import eq
 
 from integrand.schemas.records import RunManifest
+from integrand.schemas.stats import COUNTERS
 from integrand.service.checks.evidence import Check, Evidence
 from integrand.service.checks.findings import Finding, Remark, Unchecked, finding_of
 from integrand.service.runs.manifest import MANIFEST, fold
-from integrand.service.runs.totals import Committed, close
+from integrand.service.runs.totals import Committed
 
 _AT_FOLDING = {"name", "created", "logical_date"}
 """What a manifest knows of its driver, not of the footers."""
@@ -78,7 +80,8 @@ def _field_remarks(run: Evidence, stored: RunManifest) -> Iterator[Remark]:
     )
     for name in sorted(stored.model_fields_set - _AT_FOLDING):  # later versions may tell more
         expected, seen = getattr(stored, name), getattr(folded, name)
-        if expected != seen and not (name == "seconds" and close(expected, seen)):
+        alike = COUNTERS[name].alike if name in COUNTERS else eq
+        if not alike(expected, seen):
             yield Finding(
                 f"{folder.uri} manifest, {name}",
                 f"{expected}, as it tells",

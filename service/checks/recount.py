@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import CHECKSUM_KEY, FOOTER_KEY
 from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter
+from integrand.schemas.stats import COUNTERS
 from integrand.schemas.tables import PREFIX, RowStatus, output_schema
 from integrand.service.checks.findings import Finding, Remark, Unchecked, reason
 from integrand.service.runs.footers import RunFolder
@@ -37,7 +38,7 @@ from integrand.workers.shards.parquet import checksum, write_parquet
 from integrand.workers.shards.results import Results
 
 _ARROW_SCHEMA = "ARROW:schema"
-_COUNTED = ("rows_out", "statuses", "evaluations", "gap_histogram", "error_histogram", "digest")
+_COUNTED = tuple(name for name, rule in COUNTERS.items() if rule.recounted)
 _SILENT = (RowStatus.ok, RowStatus.unchecked)
 """Statuses without a reason."""
 

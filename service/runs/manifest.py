@@ -26,7 +26,7 @@ from integrand.schemas.records import (
     environment,
     histogram_quantiles,
 )
-from integrand.schemas.stats import Stats
+from integrand.schemas.stats import COUNTERS, Stats
 from integrand.schemas.uris import Uri
 from integrand.service.runs.footers import THREADS
 from integrand.service.runs.totals import Committed
@@ -113,6 +113,7 @@ def fold(
     stats, lowered = committed.stats, _lowered(plan, committed.stats)
     missing = tuple(s.id for s in plan.shards if s.id not in committed.shards)
     left = set(missing)
+    counted = {name: getattr(stats, name) for name in COUNTERS if name in RunManifest.model_fields}
     return RunManifest(
         run_id=plan.run_id,
         name=plan.spec.name,
@@ -120,26 +121,20 @@ def fold(
         plan_sha256=plan_sha256,
         shards_done=stats.shards,
         shards_planned=len(plan.shards),
-        rows_in=stats.rows_in,
         rows_planned=plan.rows,
-        rows_out=stats.rows_out,
-        statuses=stats.statuses,
         gap=histogram_quantiles(stats.gap_histogram, stats.gap_max),
         error=histogram_quantiles(stats.error_histogram, stats.error_max),
-        evaluations=stats.evaluations,
-        digest=stats.digest,
         determinism="tolerance" if lowered else "bitwise",
         determinism_reasons=lowered,
-        environments=stats.environments,
         quarantined=tuple(q for q in quarantined if q.shard in left),
         missing=missing,
-        seconds=stats.seconds,
         warnings=plan.warnings,
         logical_date=logical_date,
         numerics=plan.numerics,
         left_out=plan.left_out,
         half_error=plan.half_error,
         created=created,
+        **counted,
     )
 
 

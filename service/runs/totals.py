@@ -7,7 +7,6 @@ member is listed with the size and the version that it had, and is otherwise as 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,9 +15,8 @@ from itertools import chain
 from pydantic_core import from_json
 
 from integrand.schemas.errors import IntegrityError
-from integrand.schemas.ids import add_digests
-from integrand.schemas.records import ShardFooter, dump, merge_counts
-from integrand.schemas.stats import MOST_ENVIRONMENTS, MOST_REASONS, Block, Member, Stats
+from integrand.schemas.records import ShardFooter, dump
+from integrand.schemas.stats import COUNTERS, Block, Member, Stats
 from integrand.service.runs.footers import (
     THREADS,
     RunFolder,
@@ -36,25 +34,11 @@ BLOCK_SHARDS = 1000
 
 def stats_of(footer: ShardFooter) -> Stats:
     """One shard's footer as a sum of one."""
-    lowered = footer.determinism == "tolerance"
-    return Stats(
-        shards=1,
-        rows_in=footer.rows_in,
-        rows_out=footer.rows_out,
-        statuses=footer.statuses,
-        gap_histogram=footer.gap_histogram,
-        error_histogram=footer.error_histogram,
-        gap_max=footer.gap.max,
-        error_max=footer.error.max,
-        evaluations=footer.evaluations,
-        padded_evaluations=footer.padded_evaluations,
-        duplicates=footer.duplicates,
-        digest=footer.digest,
-        seconds=footer.seconds,
-        environments=(footer.environment,),
-        lowered=int(lowered),
-        lowered_reasons=(f"shard {footer.shard} {footer.lowered or 'says so'}",) if lowered else (),
-    )
+    counted = {
+        name: rule.of(footer) if rule.of else getattr(footer, name)
+        for name, rule in COUNTERS.items()
+    }
+    return Stats(**counted)
 
 
 def merge(parts: Iterable[Stats]) -> Stats:
@@ -62,46 +46,13 @@ def merge(parts: Iterable[Stats]) -> Stats:
     neutral.
     """
     found = list(parts)
-    return Stats(
-        shards=sum(s.shards for s in found),
-        rows_in=sum(s.rows_in for s in found),
-        rows_out=sum(s.rows_out for s in found),
-        statuses=merge_counts([s.statuses for s in found]),
-        gap_histogram=merge_counts([s.gap_histogram for s in found]),
-        error_histogram=merge_counts([s.error_histogram for s in found]),
-        gap_max=_largest(s.gap_max for s in found),
-        error_max=_largest(s.error_max for s in found),
-        evaluations=sum(s.evaluations for s in found),
-        padded_evaluations=sum(s.padded_evaluations for s in found),
-        duplicates=sum(s.duplicates for s in found),
-        digest=add_digests(s.digest for s in found),
-        seconds=_sums([s.seconds for s in found]),
-        environments=_first(MOST_ENVIRONMENTS, (s.environments for s in found)),
-        lowered=sum(s.lowered for s in found),
-        lowered_reasons=_first(MOST_REASONS, (s.lowered_reasons for s in found)),
-    )
+    added = {name: rule.add([getattr(s, name) for s in found]) for name, rule in COUNTERS.items()}
+    return Stats(**added)
 
 
-def close(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether sums of floats are the same but for the order in which they were added."""
-    return one.keys() == other.keys() and all(
-        math.isclose(one[k], other[k], rel_tol=1e-9, abs_tol=1e-9) for k in one
-    )
-
-
-def _largest(values: Iterable[float | None]) -> float | None:
-    return max((v for v in values if v is not None), default=None)
-
-
-def _sums(seconds: list[dict[str, float]]) -> dict[str, float]:
-    return {
-        name: sum(s.get(name, 0.0) for s in seconds)
-        for name in sorted({n for s in seconds for n in s})
-    }
-
-
-def _first(most: int, sets: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    return tuple(sorted({name for names in sets for name in names})[:most])
+def alike(one: Stats, other: Stats) -> bool:
+    """Whether two sums are the same, in whatever order they were added up."""
+    return all(r.alike(getattr(one, n), getattr(other, n)) for n, r in COUNTERS.items())
 
 
 # --- what a run holds --------------------------------------------------------------------------

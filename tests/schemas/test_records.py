@@ -17,7 +17,6 @@ from integrand.schemas.records import (
     Slice,
     dump,
     histogram_quantiles,
-    merge_counts,
 )
 
 ATTEMPT = Attempt(
@@ -47,11 +46,6 @@ def test_a_shard_counts_the_rows_of_its_slices():
         id="00000", slices=(Slice(file=0, start=3, stop=5), Slice(file=1, start=0, stop=7))
     )
     assert shard.rows == 9
-
-
-def test_counts_are_merged_by_key():
-    assert merge_counts([{"ok": 1, "failed": 2}, {}, {"ok": 3}]) == {"failed": 2, "ok": 4}
-    assert merge_counts([]) == {}
 
 
 def test_no_rows_have_no_quantiles():
