@@ -8,10 +8,12 @@ from typing import TypeVar
 from integrand.schemas.errors import IntegrandError
 
 Found = TypeVar("Found")
+Raised = Exception | SystemExit
+"""What a model may raise on a row: one that calls `sys.exit()` ends no worker."""
 
 
 def isolate(
-    attempt: Callable[[slice], Found], failed: Callable[[Exception], Found], rows: slice
+    attempt: Callable[[slice], Found], failed: Callable[[Raised], Found], rows: slice
 ) -> list[Found]:
     """Attempt the rows at once; if the model raises, halve until the rows it raises on
     stand alone.
@@ -20,7 +22,7 @@ def isolate(
         return [attempt(rows)]
     except (IntegrandError, MemoryError):
         raise
-    except (Exception, SystemExit) as error:  # a model that calls sys.exit() ends no worker
+    except (Exception, SystemExit) as error:
         if "CUDA error" in str(error):  # the context is lost: only a new process can go on
             raise
         if rows.stop - rows.start == 1:

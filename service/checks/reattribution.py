@@ -82,12 +82,12 @@ def _job(folder: RunFolder, trusted: tuple[str, ...]) -> Job:
     check_trust(folder.plan.spec.model, trusted)
     code = planned_code(folder.store, folder.plan)
     setup = Setup(
-        without_shards(folder.plan),
-        folder.plan_sha256,
-        folder.uri,
-        folder.store.access,
-        trusted,
-        code,
+        plan=without_shards(folder.plan),
+        plan_sha256=folder.plan_sha256,
+        run=folder.uri,
+        access=folder.store.access,
+        trusted=trusted,
+        code=code,
         allow_mixed=True,
     )
     return load_job(setup)

@@ -51,7 +51,7 @@ from integrand.workers.models.outputs import Forward, on_copies
 from integrand.workers.models.portions import Portions, find_portion, in_portions
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.state import probe_outputs
-from integrand.workers.shards.worker import pin_numerics, processor, versions
+from integrand.workers.shards.numerics import pin_numerics, processor, versions
 from integrand.workers.storage.store import Store
 
 

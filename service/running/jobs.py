@@ -97,7 +97,13 @@ def run_job(
         run = open_folder(request, begin.plan.run_id, begin.plan)
         check_build(run.plan, allow_mixed)
         setup = Setup(
-            run.planned, run.plan_sha256, run.uri, access, trusted, begin.code, allow_mixed
+            plan=run.planned,
+            plan_sha256=run.plan_sha256,
+            run=run.uri,
+            access=access,
+            trusted=trusted,
+            code=begin.code,
+            allow_mixed=allow_mixed,
         )
         manifest = finish(run, setup, _settle(planner, begin, shown), shown, logical_date)
     finally:

@@ -53,7 +53,12 @@ def retry_quarantined(
     check_trust(run.plan.spec.model, trusted)
     check_build(run.plan, allow_mixed=False)
     setup = Setup(
-        run.planned, run.plan_sha256, run.uri, access, trusted, planned_code(store, run.plan)
+        plan=run.planned,
+        plan_sha256=run.plan_sha256,
+        run=run.uri,
+        access=access,
+        trusted=trusted,
+        code=planned_code(store, run.plan),
     )
     _check_there(run, ledger)
     shown.print(

@@ -40,7 +40,8 @@ from integrand.service.running.runner import Dispatch, Ledger, read_ledger
 from integrand.service.runs.query import open_run
 from integrand.service.runs.totals import Committed
 from integrand.workers import attribute
-from integrand.workers.shards.worker import Setup, pin_numerics
+from integrand.workers.shards.numerics import pin_numerics
+from integrand.workers.shards.worker import Setup
 from integrand.workers.storage.store import Store
 
 TRUSTED = ("models",)
@@ -118,7 +119,14 @@ def hire(spec: AttributeSpec, salt: str) -> Crew:
     create_folder(request, plan, QUIET)
     run = open_folder(request, plan.run_id)
     pool.start(
-        Setup(run.planned, run.plan_sha256, run.uri, store.access, TRUSTED, code),
+        Setup(
+            plan=run.planned,
+            plan_sha256=run.plan_sha256,
+            run=run.uri,
+            access=store.access,
+            trusted=TRUSTED,
+            code=code,
+        ),
         spec.compute,
         len(plan.shards),
         600,

@@ -254,7 +254,14 @@ def drive(load: Load, shards: int = sys.maxsize) -> Driven:
     """Open the run folder and run what is missing of it, but for an interruption after `shards`."""
     began, cpu = time.perf_counter(), time.process_time()
     run = open_folder(load.request, "run")
-    setup = Setup(run.planned, run.plan_sha256, run.uri, Access(), (), CodeBundle())
+    setup = Setup(
+        plan=run.planned,
+        plan_sha256=run.plan_sha256,
+        run=run.uri,
+        access=Access(),
+        trusted=(),
+        code=CodeBundle(),
+    )
     pool = NoOpPool(load.address, shards=shards, began=began)
     complete = False
     with Scale() as scale:

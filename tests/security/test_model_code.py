@@ -106,7 +106,12 @@ def test_a_worker_asks_too(job: JobFolder, marked: Path):
     plan = plan_job(job.spec(model=model(job)), base=str(job.path), trusted=(job.module,))
     marked.unlink()
     setup = Setup(
-        dump(plan), "", Uri("file", str(job.path / "out")), Access(), ("other",), CodeBundle()
+        plan=dump(plan),
+        plan_sha256="",
+        run=Uri("file", str(job.path / "out")),
+        access=Access(),
+        trusted=("other",),
+        code=CodeBundle(),
     )
     with pytest.raises(SpecError, match="trusted: other"):
         Worker(setup)

@@ -109,7 +109,14 @@ def toy_setup(
     code = pack_code(Store(), spec.model, str(folder))
     stored = dump(plan)
     digest, run = hashlib.sha256(stored).hexdigest(), Uri("file", str(folder / "out" / plan.run_id))
-    return Setup(stored, digest, run, Access(), ("toys",), code)
+    return Setup(
+        plan=stored,
+        plan_sha256=digest,
+        run=run,
+        access=Access(),
+        trusted=("toys",),
+        code=code,
+    )
 
 
 FEATURES = [{"name": "f", "columns": ["a", "b", "c"]}]

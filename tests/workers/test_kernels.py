@@ -102,7 +102,7 @@ def test_portable_kernels_are_taken_whatever_was_set() -> None:
 from integrand.schemas.specs.job import parse_spec
 from integrand.service.planning.planner import settle_kernels
 from integrand.workers import kernels
-from integrand.workers.shards.worker import processor
+from integrand.workers.shards.numerics import processor
 settle_kernels(parse_spec({PORTABLE}))
 print(kernels.in_force().portable, processor("cpu"))
 """

@@ -1,6 +1,8 @@
-"""Arrow values as Python's, of types that only a later Arrow knows too."""
+"""Arrow values as Python's, of types that only a later Arrow knows too; types by their names."""
 
 from __future__ import annotations
+
+import re
 
 import pyarrow as pa
 
@@ -25,3 +27,19 @@ def plain_value(value: pa.Scalar) -> object:
         if not pa.types.is_temporal(value.type):
             raise
         return value.value
+
+
+def arrow_type(name: str) -> pa.DataType | None:
+    """The type that a plan names; None for those without a form of their own, which all files must
+    share anyway.
+    """
+    if zoned := re.fullmatch(r"timestamp\[(\w+), tz=(.+)\]", name):
+        return pa.timestamp(zoned[1], zoned[2])
+    if decimal := re.fullmatch(r"decimal(128|256)\((\d+), (-?\d+)\)", name):
+        return {"128": pa.decimal128, "256": pa.decimal256}[decimal[1]](
+            int(decimal[2]), int(decimal[3])
+        )
+    try:
+        return pa.type_for_alias(name)
+    except ValueError:
+        return None

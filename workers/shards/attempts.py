@@ -12,7 +12,7 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.batching import targets_at_once
 from integrand.workers.engine.results import Attribution, numpy_dtype, row_results
 from integrand.workers.engine.row_results import RowResults
-from integrand.workers.isolation import isolate
+from integrand.workers.isolation import Raised, isolate
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.shards.job import Job
@@ -45,7 +45,7 @@ def attribute_clean(
         found = [_attribution(job, call, batch_rows, tick) for call in calls]
         return side_by_side(found, batch_rows)
 
-    def failed(error: Exception) -> Attributed:
+    def failed(error: Raised) -> Attributed:
         return Attributed(_failed(rows, error))
 
     return _joined(isolate(attempt, failed, slice(0, rows.rows)))
@@ -97,7 +97,7 @@ def _joined(parts: Sequence[Attributed]) -> Attributed:
     )
 
 
-def _failed(rows: RowTensors, error: Exception) -> RowResults:
+def _failed(rows: RowTensors, error: Raised) -> RowResults:
     """One row that the model raises on."""
     failed = _nothing(1 if rows.target is None else rows.target.shape[1], rows)
     failed.status.fill(RowStatus.failed)

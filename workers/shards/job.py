@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from integrand.schemas.records import Plan
 from integrand.schemas.uris import Uri
@@ -14,7 +15,7 @@ from integrand.workers.models.outputs import Forward
 from integrand.workers.storage.store import Store
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Job:
     """What every shard of a run shares: the plan, the loaded model and where things go."""
 
@@ -24,7 +25,7 @@ class Job:
     run: Uri
     forward: Forward
     prepared: Prepared
-    means: tuple[np.ndarray, ...] | None
+    means: tuple[NDArray[np.float64], ...] | None
     device: str
     versions: dict[str, str]
     row_id_type: pa.DataType | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from integrand.workers.data.tensors import Rows
-from integrand.workers.isolation import isolate
+from integrand.workers.isolation import Raised, isolate
 from integrand.workers.models.embeddings import IdsModel
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.targets import refuse_targets
@@ -64,7 +64,7 @@ def _refuse_ids(
     def attempt(part: slice) -> list[str | None]:
         return model.unknown_ids(*(a[part] for a in arguments))
 
-    def failed(error: Exception) -> list[str | None]:
+    def failed(error: Raised) -> list[str | None]:
         return [None]
 
     for start in range(0, len(clean), _LOOKUP_ROWS):

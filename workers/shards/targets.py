@@ -15,7 +15,7 @@ from torch import Tensor
 from integrand.schemas.tables import RowStatus
 from integrand.workers.data.tensors import Rows
 from integrand.workers.engine.evaluator import Evaluator, Problem
-from integrand.workers.isolation import isolate
+from integrand.workers.isolation import Raised, isolate
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.targets.base import Choice, TargetRows
 from integrand.workers.models.targets.table import kind_of_target
@@ -64,7 +64,7 @@ def _chosen(problem: Problem, choice: Choice, targets: int) -> Tensor:
     def attempt(rows: slice) -> Tensor:
         return choice(Evaluator(problem).outputs(problem.inputs, index[rows], check=False))
 
-    def failed(error: Exception) -> Tensor:
+    def failed(error: Raised) -> Tensor:
         return torch.arange(targets, device=index.device)[None]
 
     return torch.cat(isolate(attempt, failed, slice(0, problem.rows)))

@@ -19,8 +19,8 @@ from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import fold
 from integrand.service.runs.totals import add_footers
 from integrand.workers.shards.footer import shard_footer
+from integrand.workers.shards.numerics import versions
 from integrand.workers.shards.output import results_of
-from integrand.workers.shards.worker import versions
 from integrand.workers.storage.store import Store
 from tests.plugins.jobs import JobFolder
 from tests.plugins.tampering import Tampered

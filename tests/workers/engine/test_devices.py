@@ -19,8 +19,8 @@ from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.workers.engine.prepared import Prepared, stepping
 from integrand.workers.methods.attribution import Attribution, attribute, prepare
 from integrand.workers.shards.job import Job
+from integrand.workers.shards.numerics import pin_numerics
 from integrand.workers.shards.shard import read_shard, run_shard
-from integrand.workers.shards.worker import pin_numerics
 
 CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -19,7 +19,8 @@ from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import Plan, dump
 from integrand.schemas.tasks import Trial
 from integrand.workers.models.code import CodeBundle
-from integrand.workers.shards.worker import Setup, Worker, load_job, pin_numerics, versions
+from integrand.workers.shards.numerics import pin_numerics, versions
+from integrand.workers.shards.worker import Setup, Worker, load_job
 
 MakeSetup = Callable[..., Setup]
 TABLE = pa.table(
@@ -158,7 +159,7 @@ def test_numerics_are_pinned(make_setup: MakeSetup) -> None:
 def test_a_worker_starts_without_torchs_compiler() -> None:
     """To import it takes 2 s, of every worker."""
     code = (
-        "import sys; from integrand.workers.shards.worker import pin_numerics; pin_numerics(1); "
+        "import sys; from integrand.workers.shards.numerics import pin_numerics; pin_numerics(1); "
         "assert 'torch._inductor' not in sys.modules and 'sympy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")

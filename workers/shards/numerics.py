@@ -1,0 +1,51 @@
+"""What of a process decides bits: its switches, its kernels, and the versions of what is in it."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from integrand.workers import kernels
+
+
+def pin_numerics(threads: int) -> None:
+    """Process-wide switches that change bits: threads, deterministic kernels, no TF32."""
+    torch.set_num_threads(threads)
+    # use_deterministic_algorithms would import the compiler, for 2 s
+    torch.set_deterministic_debug_mode("warn")
+    # nothing here reads it, and it costs 5%
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def versions(device: str) -> dict[str, str]:
+    """Of everything beside the plan that chooses the kernels, and with them the last bits."""
+    packages = {name: version(name) for name in ("integrand", "pyarrow", "numpy")}
+    return {"torch": torch.__version__, **packages, "processor": processor(device)}
+
+
+def processor(device: str) -> str:
+    """The CPU's architecture and kernels, and its vendor where they go by it; any CUDA device."""
+    found = kernels.in_force()
+    cpu = ["" if found.portable else _cpu_vendor(), platform.machine(), str(found)]
+    name = " ".join(part for part in cpu if part)
+    return f"{name} with {torch.cuda.get_device_name()}" if device == "cuda" else name
+
+
+def _cpu_vendor() -> str:
+    """As Linux tells it: `vendor_id` on x86, `CPU implementer` on ARM."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    found = (
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith(("vendor_id", "CPU implementer"))
+    )
+    return next(found, "")
