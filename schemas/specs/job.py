@@ -18,7 +18,7 @@ from integrand.schemas.specs.baselines import (
 from integrand.schemas.specs.compute import Compute
 from integrand.schemas.specs.inputs import ColumnsInput, ForwardArg, IdsInput, Input, TensorInput
 from integrand.schemas.specs.messages import explain
-from integrand.schemas.specs.models import FactoryModel, Model
+from integrand.schemas.specs.models import Model
 from integrand.schemas.specs.part import Name, Part
 from integrand.schemas.specs.source import Source
 from integrand.schemas.specs.targets import (
@@ -104,7 +104,7 @@ class AttributeSpec(Part):
                 f"one embedding for several inputs: {', '.join(twice)}; stack their columns in one"
                 " input"
             )
-        if modules and not isinstance(self.model, FactoryModel):
+        if modules and self.model.hides_modules:
             raise ValueError(
                 f"inputs of ids need a model of kind factory: {self.model.kind} hides its modules"
             )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -26,7 +27,6 @@ from integrand.schemas.records import (
 )
 from integrand.schemas.specs.baselines import MeanBaseline
 from integrand.schemas.specs.job import AttributeSpec
-from integrand.schemas.specs.models import FactoryModel, Model
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, dataset_means, prepare_dataset
 from integrand.service.planning.preflight import PlanFacts, column_outputs, examine
@@ -46,9 +46,11 @@ from integrand.workers.models.code import (
     pack_code,
 )
 from integrand.workers.models.embeddings import IdsModel, through_embeddings
-from integrand.workers.models.loading import DTYPES, Loaded, another_model, load_model
+from integrand.workers.models.kinds.base import Loaded
+from integrand.workers.models.loading import DTYPES, load_model
 from integrand.workers.models.outputs import Forward, on_copies
 from integrand.workers.models.portions import Portions, find_portion, in_portions
+from integrand.workers.models.rebuilding import build_again, check_outputs
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.state import probe_outputs
 from integrand.workers.shards.numerics import pin_numerics, processor, versions
@@ -88,7 +90,6 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     store.prove_creates(store.parse(spec.output.uri, request.base))
     with pinned(_thread_count(spec)):
         job = survey(request, pool)
-        job = _one_model(spec, job)
         findings = examine(spec, job.forward, job.sample)
     dataset, shapes, facts = job.dataset, job.shapes, job.facts
     numerics = _numerics(spec, job, findings)
@@ -173,9 +174,10 @@ class Survey:
         return self.forward.rows if isinstance(self.forward, Portions) else None
 
 
-def survey(request: Request, pool: Mapper, *, twice: bool = True) -> Survey:
-    """Read a few rows and load the model, which the caller has passed through `check_trust`;
-    `twice`: to see that it is one.
+def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
+    """Read a few rows and load the model, which the caller has passed through `check_trust`.
+
+    rebuild  build it once more, and raise SpecError where that is another model
     """
     spec, store = request.spec, request.store
     output = store.parse(spec.output.uri, request.base)
@@ -186,9 +188,8 @@ def survey(request: Request, pool: Mapper, *, twice: bool = True) -> Survey:
     device: Literal["cpu", "cuda"] = (
         "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
     )
-    loaded = load_model(
-        store, spec.model, facts.artefacts, spec.compute.storage, device, twice=twice
-    )
+    loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device)
+    second = build_again(spec.model, loaded) if rebuild else None
     forward = through_embeddings(loaded.forward, spec)
     tried, rows = find_rows(
         spec, shapes, looks(store, spec, dataset), device, forward, estimated=dataset.estimated
@@ -204,7 +205,10 @@ def survey(request: Request, pool: Mapper, *, twice: bool = True) -> Survey:
         outputs = column_outputs(spec, forward, sample)
         means, statistics = dataset_means(store, spec, output, dataset, shapes, outputs, pool)
         sample = sample_rows(spec, tried, rows, means, device, forward)
-    return Survey(dataset, tried, facts, statistics, device, loaded, forward, sample)
+    job = Survey(dataset, tried, facts, statistics, device, loaded, forward, sample)
+    if second is not None:
+        check_outputs(spec.model, loaded, second, partial(_outputs_on_sample, spec, job))
+    return replace(job, loaded=replace(loaded, build=None))
 
 
 def settle_kernels(spec: AttributeSpec) -> None:
@@ -258,40 +262,11 @@ def _outputs(spec: AttributeSpec, job: Survey) -> tuple[float, ...] | None:
     )
 
 
-def _one_model(spec: AttributeSpec, job: Survey) -> Survey:
-    """The survey without the second model. SpecError if that says something else, by numbers that
-    are kept in no tensor.
-    """
-    _check_factory(spec, job)
-    return replace(job, loaded=replace(job.loaded, again=None, build=None))
-
-
-def _check_factory(spec: AttributeSpec, job: Survey) -> None:
-    again, build, arguments = (
-        job.loaded.again,
-        job.loaded.build,
-        (*job.sample.inputs, *job.sample.forward_args),
-    )
-    if again is None or build is None or not isinstance(spec.model, FactoryModel):
-        return
-
-    def outputs(model: Forward) -> object:
-        forward = in_portions(through_embeddings(model, spec), job.portion)
-        with real_rows(forward, arguments), torch.no_grad():
-            return on_copies(forward, *arguments)
-
-    if _same(outputs(job.loaded.forward), outputs(again)):
-        return
-    # new ones: a model that counts its calls is told as such later
-    if not _same(outputs(build()), outputs(build())):
-        raise another_model(spec.model, "other outputs of the second one for the same rows")
-
-
-def _same(one: object, other: object) -> bool:
-    """Whether two outputs are equal; what is no tensor is told later."""
-    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
-        return True
-    return torch.equal(one.nan_to_num(), other.nan_to_num())
+def _outputs_on_sample(spec: AttributeSpec, job: Survey, model: Forward) -> object:
+    forward = in_portions(through_embeddings(model, spec), job.portion)
+    arguments = (*job.sample.inputs, *job.sample.forward_args)
+    with real_rows(forward, arguments), torch.no_grad():
+        return on_copies(forward, *arguments)
 
 
 def _kernel_warnings(findings: PlanFacts) -> tuple[str, ...]:
@@ -382,24 +357,16 @@ def pinned(count: int) -> Iterator[None]:
 
 def _absolute(request: Request) -> AttributeSpec:
     """The spec with every URI as workers will see it."""
-    spec, parse = request.spec, request.store.parse
-    source = spec.source.model_copy(
-        update={"uri": tuple(str(parse(u, request.base)) for u in spec.source.uris)}
-    )
-    output = spec.output.model_copy(update={"uri": str(parse(spec.output.uri, request.base))})
-    return spec.model_copy(
-        update={"source": source, "output": output, "model": _absolute_model(request)}
-    )
+    spec = request.spec
 
+    def absolute(uri: str) -> str:
+        return str(request.store.parse(uri, request.base))
 
-def _absolute_model(request: Request) -> Model:
-    model, parse = request.spec.model, request.store.parse
-    if not isinstance(model, FactoryModel):
-        return model.model_copy(update={"uri": str(parse(model.uri, request.base))})
-    weights = None if model.weights is None else str(parse(model.weights, request.base))
-    return model.model_copy(
-        update={"weights": weights, "code": tuple(str(parse(c, request.base)) for c in model.code)}
-    )
+    uris = tuple(absolute(uri) for uri in spec.source.uris)
+    source = spec.source.model_copy(update={"uri": uris})
+    output = spec.output.model_copy(update={"uri": absolute(spec.output.uri)})
+    model = spec.model.moved(absolute)
+    return spec.model_copy(update={"source": source, "output": output, "model": model})
 
 
 def _cut(

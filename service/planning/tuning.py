@@ -75,7 +75,7 @@ def tune_job(
     threads = sorted({1, torch.get_num_threads()})
     with pinned(1):
         job = survey(
-            Request(spec, base, Store(access), trusted, ingest=False), LocalPool(), twice=False
+            Request(spec, base, Store(access), trusted, ingest=False), LocalPool(), rebuild=False
         )
         sample = first_pass(spec, job.forward, job.sample)[0]
         trials: list[Timing] = []

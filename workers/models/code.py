@@ -20,7 +20,7 @@ from pathlib import Path
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.ids import digest_bytes
 from integrand.schemas.records import Artefact
-from integrand.schemas.specs.models import FactoryModel, Model
+from integrand.schemas.specs.models import ModelPart
 from integrand.schemas.uris import Uri
 from integrand.workers.storage.store import Store
 
@@ -42,9 +42,9 @@ class CodeBundle:
         )
 
 
-def check_trust(model: Model, trusted: tuple[str, ...]) -> None:
+def check_trust(model: ModelPart, trusted: tuple[str, ...]) -> None:
     """Refuse model code whose module prefix the operator did not name. Runs before any import."""
-    code = model.entrypoint.split(":")[0] if isinstance(model, FactoryModel) else model.kind
+    code = model.trusted_as
     if not any(code == prefix or code.startswith(prefix + ".") for prefix in trusted):
         raise SpecError(
             f"model code `{code}`",
@@ -54,13 +54,11 @@ def check_trust(model: Model, trusted: tuple[str, ...]) -> None:
         )
 
 
-def pack_code(store: Store, model: Model, base: str) -> CodeBundle:
-    """Read the wheels, folders and .py files of `model.code`; folders are zipped with fixed
+def pack_code(store: Store, model: ModelPart, base: str) -> CodeBundle:
+    """Read the wheels, folders and .py files that the model ships; folders are zipped with fixed
     times.
     """
-    if not isinstance(model, FactoryModel):
-        return CodeBundle()
-    return CodeBundle(tuple(_pack(store, store.parse(text, base)) for text in model.code))
+    return CodeBundle(tuple(_pack(store, store.parse(text, base)) for text in model.shipped))
 
 
 def _pack(store: Store, uri: Uri) -> tuple[str, bytes]:
@@ -142,14 +140,13 @@ def _unpack(bundle: CodeBundle) -> Path:
     return folder
 
 
-def code_digest(model: Model) -> str | None:
-    """sha256 over the source files of the entrypoint's top-level package, found without importing
-    it.
+def code_digest(model: ModelPart) -> str | None:
+    """sha256 over the source files of the top-level package of the model's module, found without
+    importing it; None where its code is in its files.
     """
-    if not isinstance(model, FactoryModel):
+    if model.module is None:
         return None
-    module = model.entrypoint.split(":")[0]
-    files = _source_files(module)
+    files = _source_files(model.module)
     return digest_bytes(*(c for name, path in files for c in (name.encode(), path.read_bytes())))
 
 
@@ -192,13 +189,13 @@ def _not_found(module: str) -> SpecError:
     )
 
 
-def model_artefacts(store: Store, model: Model, base: str) -> tuple[Artefact, ...]:
+def model_artefacts(store: Store, model: ModelPart, base: str) -> tuple[Artefact, ...]:
     """Every weight or program file of the model with its sha256."""
-    uri = model.weights if isinstance(model, FactoryModel) else model.uri
-    if uri is None:
-        return ()
-    parsed = store.parse(uri, base)
-    return (Artefact(uri=str(parsed), sha256=hashlib.sha256(_read(store, parsed)).hexdigest()),)
+    return tuple(_artefact(store, store.parse(text, base)) for text in model.files)
+
+
+def _artefact(store: Store, uri: Uri) -> Artefact:
+    return Artefact(uri=str(uri), sha256=hashlib.sha256(_read(store, uri)).hexdigest())
 
 
 def _read(store: Store, uri: Uri) -> bytes:

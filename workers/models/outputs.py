@@ -65,15 +65,16 @@ def target_table(target: Target, rows: int) -> Tensor | None:
         return None
     if isinstance(target, Tensor):
         return _row_targets(target, rows)
-    indices = target if isinstance(target, tuple) else (target,)
-    if any(isinstance(i, bool) or not isinstance(i, Integral) for i in indices):
+    indices: tuple[object, ...] = target if isinstance(target, tuple) else (target,)
+    whole = [int(i) for i in indices if isinstance(i, Integral) and not isinstance(i, bool)]
+    if len(whole) < len(indices):
         raise SpecError(
             "target",
             expected="None, an int, a tuple of ints, or an int64 tensor with one entry per row",
             seen=repr(target)[:80],
             next_step="name one output, or pass torch.tensor([...]) for one per row",
         )
-    return torch.tensor([int(i) for i in indices], dtype=torch.int64).expand(rows, len(indices))
+    return torch.tensor(whole, dtype=torch.int64).expand(rows, len(whole))
 
 
 def _row_targets(target: Tensor, rows: int) -> Tensor:

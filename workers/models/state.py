@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.ids import digest_json
@@ -56,7 +57,7 @@ def read_state(module: nn.Module) -> State:
     """
     bits, digits = dict[str, str](), dict[str, str]()
     for name, tensor in _tensors(module):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor.is_meta:
+        if is_lazy(tensor) or tensor.is_meta:
             raise SpecError(
                 f"model parameter {name}",
                 expected="a value when the factory returns",
@@ -107,13 +108,13 @@ def _digits(tensor: Tensor) -> str:
     """
     values = tensor.reshape(-1).double()
     norm = float(values.norm())
-    told = f"{tensor.dtype} {list(tensor.shape)} {norm:.4e}"
+    form = f"{tensor.dtype} {list(tensor.shape)} {norm:.4e}"
     if not 0 < norm < float("inf"):
-        return f"{told} {_digest(tensor)}"
+        return f"{form} {_digest(tensor)}"
     pattern = torch.from_numpy(np.random.default_rng(0).standard_normal(min(_PATTERN, len(values))))
     parts = [torch.dot(part, pattern[: len(part)]) for part in values.split(_PATTERN)]
     turned = torch.stack(parts) * torch.cos(torch.arange(len(parts), dtype=torch.float64))
-    return f"{told} {float(turned.sum()) / norm:.4f}"
+    return f"{form} {float(turned.sum()) / norm:.4f}"
 
 
 def _digest(tensor: Tensor) -> str:
@@ -168,4 +169,4 @@ def _plain(tensor: Tensor) -> Tensor:
 def _bytes(tensor: Tensor) -> Iterator[memoryview]:
     flat = tensor.reshape(-1).view(torch.uint8)
     for start in range(0, len(flat), _CHUNK):
-        yield memoryview(flat[start : start + _CHUNK].numpy())
+        yield flat[start : start + _CHUNK].numpy().data

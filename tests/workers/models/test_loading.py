@@ -37,8 +37,10 @@ from integrand.workers.models.code import (
     model_artefacts,
     pack_code,
 )
-from integrand.workers.models.loading import DTYPES, Loaded, load_model
+from integrand.workers.models.kinds.base import Loaded
+from integrand.workers.models.loading import DTYPES, load_model
 from integrand.workers.models.outputs import Forward
+from integrand.workers.models.rebuilding import build_again
 from integrand.workers.storage.store import Store
 
 STORE = Store()
@@ -315,10 +317,8 @@ def test_bytes_that_are_no_program(tmp_path: Path, model: Any, content: bytes) -
         loaded(model, tmp_path)
 
 
-def opened(model: Model, folder: Path, *, twice: bool = False) -> Loaded:
-    return load_model(
-        STORE, model, model_artefacts(STORE, model, str(folder)), "float32", "cpu", twice=twice
-    )
+def opened(model: Model, folder: Path) -> Loaded:
+    return load_model(STORE, model, model_artefacts(STORE, model, str(folder)), "float32", "cpu")
 
 
 def test_a_script_in_train_mode_is_put_into_eval_mode_and_says_so(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_a_factory_that_builds_another_model_each_time_is_refused(code: Path, bo
         f" build():\n    {body}\n"
     )
     with pytest.raises(SpecError, match=r"the same model from every call(.|\n)*manual_seed"):
-        opened(factory("toy_random:build"), code, twice=True)
+        build_again(factory("toy_random:build"), opened(factory("toy_random:build"), code))
     assert (
         opened(factory("toy_random:build"), code).state
         != opened(factory("toy_random:build"), code).state
@@ -411,7 +411,8 @@ def test_a_factory_may_keep_its_module_and_hand_it_out_again(code: Path, precisi
     )
     kept, model = [], factory("toy_kept:build")
     for twice in (True, False, True):
-        found = load_model(STORE, model, (), precision, "cpu", twice=twice)
+        found = load_model(STORE, model, (), precision, "cpu")
+        assert not twice or build_again(model, found) is not None
         assert found.state is not None
         assert found.forward(X.to(DTYPES[precision])).dtype == DTYPES[precision]
         kept.append(found.state.exactly)

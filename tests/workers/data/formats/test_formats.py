@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from integrand.schemas.specs.source import FormatName, Source
-from integrand.workers.data.formats.table import FORMATS, format_by_extension, identify
+from integrand.workers.data.formats.table import FORMATS, identify
 from integrand.workers.data.signatures import Known
 
 
@@ -20,12 +20,6 @@ def test_no_extension_names_two_formats_and_the_spec_tells_all() -> None:
     extensions = [e for form in FORMATS.values() for e in form.extensions]
     assert len(set(extensions)) == len(extensions)
     assert f"({' '.join(extensions)})" in str(Source.model_fields["format"].description)
-
-
-def test_what_is_nearly_a_format_is_none() -> None:
-    near = [extension for form in FORMATS.values() for extension in form.near]
-    assert near
-    assert [format_by_extension(extension) for extension in near] == [None] * len(near)
 
 
 @pytest.mark.parametrize(

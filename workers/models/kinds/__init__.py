@@ -1,0 +1,1 @@
+"""How models are loaded: one file for each kind of model, found by `table`."""
