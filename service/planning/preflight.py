@@ -52,7 +52,8 @@ from integrand.workers.models.targets.base import output_width
 from integrand.workers.models.targets.table import kind_of_target
 from integrand.workers.quadrature.rules import plain_rule
 from integrand.workers.quadrature.smooth import FIRST
-from integrand.workers.rewriting.savings import Savings, choose, with_alignment, without_hoisting
+from integrand.workers.rewriting.choosing import choose, with_alignment
+from integrand.workers.rewriting.savings import Savings, without_hoisting
 
 TRIAL_S = 10.0
 """Longest that the adaptive mode is tried on real rows; a dearer model is projected at its most

@@ -34,7 +34,7 @@ from integrand.workers.models.outputs import Forward, Target, target_tables
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.quadrature.rules import plain_rule
 from integrand.workers.quadrature.smooth import FIRST
-from integrand.workers.rewriting.savings import choose
+from integrand.workers.rewriting.choosing import choose
 
 __all__ = ["Attribution", "attribute", "prepare"]
 NOTEBOOK_MEMORY = 512 << 20

@@ -12,10 +12,13 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.overrides import TorchFunctionMode
 
@@ -24,6 +27,7 @@ from integrand.workers.models.outputs import on_copies
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_Layer = nn.Linear | _ConvNd
 _LAYER_CALLS = (
     F.linear,
     F.conv1d,
@@ -107,7 +111,8 @@ def fold(module: nn.Module, pairs: Sequence[Pair]) -> nn.Module:
     """
     folded = copy.deepcopy(module)
     for pair in pairs:
-        layer, norm = folded.get_submodule(pair.layer), folded.get_submodule(pair.norm)
+        layer = cast(_Layer, folded.get_submodule(pair.layer))
+        norm = cast(_BatchNorm, folded.get_submodule(pair.norm))
         weight, bias = _fused(layer, norm)
         layer.weight = nn.Parameter(weight.to(layer.weight), requires_grad=False)
         layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=False)
@@ -115,26 +120,26 @@ def fold(module: nn.Module, pairs: Sequence[Pair]) -> nn.Module:
     return folded
 
 
-def _fused(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    tensors = [
-        None if t is None else t.detach().double()
-        for t in (
-            layer.weight,
-            layer.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.weight,
-            norm.bias,
-        )
-    ]
-    weight, bias, mean, var, gain, shift = tensors
-    if isinstance(layer, nn.Linear):
+def _fused(layer: _Layer, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    weight, bias = _double(layer.weight), _double_or_none(layer.bias)
+    mean, var = _double(norm.running_mean), _double(norm.running_var)
+    gain, shift = _double_or_none(norm.weight), _double_or_none(norm.bias)
+    if isinstance(layer, nn.Linear):  # whose fusion takes no layer without them
         gain = torch.ones_like(mean) if gain is None else gain
         shift = torch.zeros_like(mean) if shift is None else shift
         return fuse_linear_bn_weights(weight, bias, mean, var, norm.eps, gain, shift)
-    return fuse_conv_bn_weights(
-        weight, bias, mean, var, norm.eps, gain, shift, isinstance(layer, _TRANSPOSED)
-    )
+    transposed = isinstance(layer, _TRANSPOSED)
+    return fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, gain, shift, transposed)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().double()
+
+
+def _double_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _double(tensor)
 
 
 def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.aligning import AlignedLinear, align, alignable
-from integrand.workers.rewriting.savings import ALIGN, HOIST, Savings, apply, with_alignment
+from integrand.workers.rewriting.choosing import with_alignment
+from integrand.workers.rewriting.savings import ALIGN, HOIST, Savings, apply
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -63,9 +64,9 @@ def test_alignment_is_verified_like_a_saving_and_goes_with_others() -> None:
     torch.manual_seed(0)
     x, table = torch.randn(6, 300), torch.ones(6, 1, dtype=torch.int64)
     model = nn.Sequential(nn.Linear(300, 5), nn.Tanh(), nn.Linear(5, 2)).eval()
-    kept = with_alignment(model, Savings((HOIST,)), against_zeros(x, table))
+    kept = with_alignment(model, Savings((HOIST.name,)), against_zeros(x, table))
     assert kept is not None
-    assert kept.names == (ALIGN, HOIST)
+    assert kept.names == (ALIGN.name, HOIST.name)
     torch.testing.assert_close(apply(model, kept, [x]).forward(x), model(x))
     narrow, whole = against_zeros(x[:, :7], table), against_zeros(x[:, :16], table)
     assert with_alignment(Reading().eval(), Savings(), narrow) is None

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from integrand.schemas.errors import IntegrityError
 from integrand.workers.models.outputs import target_table
 from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.rewriting.choosing import choose
 from integrand.workers.rewriting.folding import Pair
-from integrand.workers.rewriting.savings import Rewritten, Savings, apply, choose, lay_out
+from integrand.workers.rewriting.layout import lay_out
+from integrand.workers.rewriting.savings import Rewritten, Savings, apply
 
 ROWS = 6
 
