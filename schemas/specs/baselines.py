@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from integrand.schemas.specs.part import Numbers, Part
+from integrand.schemas.specs.part import Numbers, Part, Read
 
 
-class ZeroBaseline(Part):
+class BaselinePart(Part):
+    """Base of every kind of baseline.
+
+    What a kind reads makes one tensor of its input's shape: a list column, or one column of numbers
+    for each feature.
+    """
+
+    covers_ids: ClassVar[bool] = False
+    """Whether a baseline of the job says what stands for the absence of an id, too."""
+
+    @property
+    def reads_raw(self) -> bool:
+        """Whether what is read is scaled like the data before use."""
+        return False
+
+
+class ZeroBaseline(BaselinePart):
     """All zeros, in the units that the model receives."""
+
+    covers_ids: ClassVar[bool] = True
 
     kind: Literal["zero"] = "zero"
 
 
-class ConstantBaseline(Part):
+class ConstantBaseline(BaselinePart):
     """One value for all features, or one per feature (a flat list, or one per leading channel)."""
 
     kind: Literal["constant"] = "constant"
@@ -27,7 +45,7 @@ class ConstantBaseline(Part):
     )
 
 
-class ColumnBaseline(Part):
+class ColumnBaseline(BaselinePart):
     """A baseline of its own for each row, held by columns of the source."""
 
     kind: Literal["column"] = "column"
@@ -47,8 +65,18 @@ class ColumnBaseline(Part):
             raise ValueError("give either `column` or `columns`")
         return self
 
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        if self.column is not None:
+            return (Read(self.column, "list"),)
+        return tuple(Read(name, "number") for name in self.columns)
 
-class MeanBaseline(Part):
+    @property
+    def reads_raw(self) -> bool:
+        return self.units == "raw"
+
+
+class MeanBaseline(BaselinePart):
     """The mean of each feature over every clean row of the dataset, counted once before the run."""
 
     kind: Literal["mean"] = "mean"

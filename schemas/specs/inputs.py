@@ -7,13 +7,30 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from integrand.schemas.specs.baselines import Baseline, ConstantBaseline, ZeroBaseline
-from integrand.schemas.specs.part import Count, InputName, Numbers, Part
+from integrand.schemas.specs.part import Count, InputName, Numbers, Part, Read, branches_of
 
 
-class _Scaled(Part):
+class InputPart(Part):
+    """Base of every kind of input. It reads at least one column."""
+
     name: InputName = Field(
         description="Name of the model's input; inputs go to the model in this order."
     )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of its attributions, as far as they are known without the data."""
+        return (self.name,)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The model's modules at whose outputs it is attributed; none if at the input itself."""
+        return ()
+
+
+class ScaledInput(InputPart):
+    """Base of inputs of numbers: what is read becomes (value / divide − mean) / std."""
+
     divide: float = Field(
         1.0, description="The raw value is divided by this first (255 for bytes)."
     )
@@ -29,14 +46,14 @@ class _Scaled(Part):
     )
 
     @model_validator(mode="after")
-    def _divisors(self) -> _Scaled:
+    def _divisors(self) -> ScaledInput:
         stds = self.std if isinstance(self.std, tuple) else (self.std,)
         if self.divide == 0 or 0 in stds:
             raise ValueError("`divide` and `std` must not be 0")
         return self
 
 
-class ColumnsInput(_Scaled):
+class ColumnsInput(ScaledInput):
     """Named feature columns, stacked in this order to `[rows, features]`."""
 
     columns: tuple[str, ...] = Field(min_length=1, description="Numeric columns, one feature each.")
@@ -48,22 +65,31 @@ class ColumnsInput(_Scaled):
             raise ValueError(f"columns named twice: {', '.join(twice)}")
         return self
 
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return tuple(Read(name, "number") for name in self.columns)
 
-class TensorInput(_Scaled):
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.columns
+
+
+class TensorInput(ScaledInput):
     """One list, fixed-size-list or tensor column of numbers, reshaped to `[rows, *shape]`."""
 
     column: str = Field(description="List, fixed-size-list or tensor column.")
     shape: tuple[Count, ...] = Field((), description="Shape of one row; default: flat.")
 
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return (Read(self.column, "list", self.shape),)
 
-class IdsInput(Part):
+
+class IdsInput(InputPart):
     """Category or token ids, attributed at the output of the module that embeds them: one number
     per id.
     """
 
-    name: InputName = Field(
-        description="Name of the model's input; inputs go to the model in this order."
-    )
     ids: str | tuple[str, ...] = Field(
         description=(
             "An integer column (`[rows]`), a column of lists (`[rows, length]`), or integer"
@@ -98,7 +124,7 @@ class IdsInput(Part):
 
     @model_validator(mode="after")
     def _fitting(self) -> IdsInput:
-        columns = self.ids if isinstance(self.ids, tuple) else (self.ids,)
+        columns = self.columns
         twice = sorted({c for c in columns if columns.count(c) > 1})
         if twice or not columns:
             raise ValueError(
@@ -130,25 +156,45 @@ class IdsInput(Part):
         return int(given.value) if given.value >= 0 and given.value.is_integer() else None
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of ids."""
+        return self.ids if isinstance(self.ids, tuple) else (self.ids,)
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        holds: Literal["integer", "list"] = "integer" if self.pad is None else "list"
+        return tuple(Read(name, holds) for name in self.columns)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """None of one column: whether it holds single ids or lists is known with the data."""
+        return self.ids if isinstance(self.ids, tuple) else ()
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """Names of the modules, one, or one for each column."""
         return self.embedding if isinstance(self.embedding, tuple) else (self.embedding,)
 
 
-_FORMS = ("columns", "column", "ids")
+_Forms = (
+    Annotated[ColumnsInput, Tag("columns")]
+    | Annotated[TensorInput, Tag("column")]
+    | Annotated[IdsInput, Tag("ids")]
+)
+"""Each form of input under the field that only it has."""
+
+_FIELDS = tuple(branches_of(_Forms))
 
 
-def _input_form(value: Any) -> str | None:
-    keys = value if isinstance(value, dict) else dir(value)
-    return next((form for form in _FORMS if form in keys), None)
+def _form_of(value: Any) -> str | None:
+    fields = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
+    return next((form for form in _FIELDS if form in fields), None)
 
 
 Input = Annotated[
-    Annotated[ColumnsInput, Tag("columns")]
-    | Annotated[TensorInput, Tag("column")]
-    | Annotated[IdsInput, Tag("ids")],
+    _Forms,
     Discriminator(
-        _input_form,
+        _form_of,
         custom_error_type="input_form",
         custom_error_message="an input needs `columns: [...]`, `column: ...` or `ids: ...`",
     ),
@@ -185,3 +231,14 @@ class ForwardArg(Part):
         if self.mask_of is not None and self.shape:
             raise ValueError("a mask has the shape of its ids: leave out `shape`")
         return self
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """Nothing for a mask."""
+        holds: Literal["number", "integer", "list"] = "number"
+        if self.shape:
+            holds = "list"
+        elif self.dtype == "int64":
+            holds = "integer"
+        names = self.columns if self.column is None else (self.column,)
+        return tuple(Read(name, holds, self.shape) for name in names)

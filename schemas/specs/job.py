@@ -8,15 +8,9 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive
-from integrand.schemas.specs.baselines import (
-    Baseline,
-    ColumnBaseline,
-    ConstantBaseline,
-    MeanBaseline,
-    ZeroBaseline,
-)
+from integrand.schemas.specs.baselines import Baseline, ZeroBaseline
 from integrand.schemas.specs.compute import Compute
-from integrand.schemas.specs.inputs import ColumnsInput, ForwardArg, IdsInput, Input, TensorInput
+from integrand.schemas.specs.inputs import ForwardArg, IdsInput, Input
 from integrand.schemas.specs.messages import explain
 from integrand.schemas.specs.models import Model
 from integrand.schemas.specs.part import Name, Part
@@ -85,10 +79,8 @@ class AttributeSpec(Part):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"inputs and forward_args share a name: {', '.join(twice)}")
-        features = [c for i in self.inputs if isinstance(i, ColumnsInput) for c in i.columns]
-        features += [c for i in self.ids_inputs if isinstance(i.ids, tuple) for c in i.ids]
-        tensors = [i.name for i in self.inputs if isinstance(i, TensorInput)]
-        clash = sorted({f for f in features + tensors if (features + tensors).count(f) > 1})
+        outputs = [name for i in self.inputs for name in i.outputs]
+        clash = sorted({name for name in outputs if outputs.count(name) > 1})
         if clash:
             raise ValueError(
                 f"output columns would clash: attr.{', attr.'.join(clash)}; rename an input"
@@ -97,7 +89,7 @@ class AttributeSpec(Part):
 
     @model_validator(mode="after")
     def _embeddings(self) -> AttributeSpec:
-        modules = [m for i in self.ids_inputs for m in i.modules]
+        modules = [m for i in self.inputs for m in i.modules]
         twice = sorted({m for m in modules if modules.count(m) > 1})
         if twice:
             raise ValueError(
@@ -113,7 +105,7 @@ class AttributeSpec(Part):
         if unknown:
             raise ValueError(f"`mask_of` names no input of ids: {', '.join(unknown)}")
         inheriting = [i.name for i in self.ids_inputs if i.baseline is None]
-        if inheriting and not isinstance(self.baseline, ZeroBaseline):
+        if inheriting and not self.baseline.covers_ids:
             raise ValueError(
                 f"a {self.baseline.kind} baseline says nothing about ids: give {inheriting[0]}"
                 " its own"
@@ -126,9 +118,7 @@ class AttributeSpec(Part):
         return tuple(i for i in self.inputs if isinstance(i, IdsInput))
 
     @property
-    def baselines(
-        self,
-    ) -> tuple[ZeroBaseline | ConstantBaseline | ColumnBaseline | MeanBaseline, ...]:
+    def baselines(self) -> tuple[Baseline, ...]:
         """The baseline of each input, the job's where the input names none."""
         return tuple(i.baseline or self.baseline for i in self.inputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Tag
@@ -17,12 +18,32 @@ _MOST = 2**31 - 1
 Count = Annotated[int, Field(ge=1, le=_MOST)]
 
 
+@dataclass(frozen=True)
+class Read:
+    """A column of the source that a part reads.
+
+    holds  what its cells are taken as where they are text: numbers, whole numbers or lists of them
+    shape  that nested lists must have; () if the part does not know
+    """
+
+    column: str
+    holds: Literal["number", "integer", "list"]
+    shape: tuple[int, ...] = ()
+
+
 class Part(BaseModel):
     """Base of every piece of a spec: frozen, no unknown fields, finite numbers only."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
     )
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """The columns of the source that this part reads, in order; a part that reads overrides
+        it.
+        """
+        return ()
 
 
 def branches_of(annotation: object, tag: str | None = None) -> dict[str, type[Part]]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from integrand.schemas.specs.part import _MOST, Part
+from integrand.schemas.specs.part import _MOST, Part, Read
 
 Place = tuple[int, ...]
 """One output of a row, an index for each dimension of the model's output after its rows."""
@@ -62,6 +62,10 @@ class ColumnTarget(TargetPart):
 
     kind: Literal["column"] = "column"
     column: str = Field(description="Integer column that holds each row's output index.")
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return (Read(self.column, "integer"),)
 
 
 class ArgmaxTarget(TargetPart):

@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs.baselines import ColumnBaseline
+from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import ColumnsInput, ForwardArg, IdsInput, Input
 from integrand.schemas.specs.job import AttributeSpec
-from integrand.schemas.specs.part import Numbers
-from integrand.schemas.specs.targets import ColumnTarget
+from integrand.schemas.specs.part import Numbers, Part
 from integrand.workers.data.scaling import spread
 
 BAD = "_bad"
@@ -28,24 +27,14 @@ def declared_columns(spec: AttributeSpec) -> tuple[str, ...]:
     have.
     """
     names = [] if spec.source.row_id is None else [spec.source.row_id]
-    parts = [
-        *spec.inputs,
-        *(b for b in spec.baselines if isinstance(b, ColumnBaseline)),
-        *spec.forward_args,
-    ]
-    for part in parts:
-        names += value_columns(part)
-    names += [spec.target.column] if isinstance(spec.target, ColumnTarget) else []
+    for part in (*spec.inputs, *spec.baselines, *spec.forward_args, spec.target):
+        names += columns_of(part)
     return tuple(dict.fromkeys([*names, BAD]))
 
 
-def value_columns(part: Input | ColumnBaseline | ForwardArg) -> tuple[str, ...]:
-    """The columns that one tensor is made of; none for a mask."""
-    if isinstance(part, IdsInput):
-        return part.ids if isinstance(part.ids, tuple) else (part.ids,)
-    if isinstance(part, ColumnsInput) or part.column is None:
-        return part.columns
-    return (part.column,)
+def columns_of(part: Part) -> tuple[str, ...]:
+    """Names of the columns that a part reads, in order."""
+    return tuple(read.column for read in part.reads)
 
 
 def resolve_columns(schema: pa.Schema, spec: AttributeSpec) -> tuple[InputShape, ...]:
@@ -54,13 +43,12 @@ def resolve_columns(schema: pa.Schema, spec: AttributeSpec) -> tuple[InputShape,
     """
     shapes = tuple(resolve_input(schema, one) for one in spec.inputs)
     for shape, baseline in zip(shapes, spec.baselines, strict=True):
-        if isinstance(baseline, ColumnBaseline):
-            _check_baseline(schema, baseline, shape)
+        _check_baseline(schema, baseline, shape)
     for arg in spec.forward_args:
         if arg.mask_of is None:
             resolve_forward_arg(schema, arg)
-    if isinstance(spec.target, ColumnTarget):
-        check_number(schema, spec.target.column)
+    for name in columns_of(spec.target):
+        check_number(schema, name)
     if spec.source.row_id is not None:
         check_scalar(schema, spec.source.row_id)
     _check_outputs(shapes)
@@ -86,7 +74,7 @@ def resolve_input(schema: pa.Schema, spec_input: Input) -> InputShape:
     """Columns and row shape of one input. Raises SpecError for missing, non-numeric or misshapen
     columns.
     """
-    columns = value_columns(spec_input)
+    columns = columns_of(spec_input)
     if isinstance(spec_input, IdsInput):
         return _resolve_ids(schema, spec_input, columns)
     if isinstance(spec_input, ColumnsInput):
@@ -316,21 +304,25 @@ def _permuted(kind: pa.DataType) -> bool:
     return order is not None and list(order) != sorted(order)
 
 
-def _check_baseline(schema: pa.Schema, baseline: ColumnBaseline, shape: InputShape) -> None:
+def _check_baseline(schema: pa.Schema, baseline: BaselinePart, shape: InputShape) -> None:
+    """What a baseline reads must make a tensor of its input's shape."""
+    if not baseline.reads:
+        return
     where = f"baseline of input `{shape.name}`"
-    if shape.named == (baseline.column is not None):
+    listed = any(read.holds == "list" for read in baseline.reads)
+    if shape.named == listed:
         raise SpecError(
             where,
             expected="`columns`, one per feature" if shape.named else "`column`, one list column",
             seen="`column`" if shape.named else "`columns`",
         )
-    if baseline.column is not None:
-        column_shape(baseline.column, check_column(schema, baseline.column), shape.shape)
-    elif len(baseline.columns) != shape.shape[0]:
-        raise SpecError(
-            where, expected=f"{shape.shape[0]} columns", seen=f"{len(baseline.columns)}"
-        )
-    for name in baseline.columns:
+    names = columns_of(baseline)
+    if listed:
+        column_shape(names[0], check_column(schema, names[0]), shape.shape)
+        return
+    if len(names) != shape.shape[0]:
+        raise SpecError(where, expected=f"{shape.shape[0]} columns", seen=f"{len(names)}")
+    for name in names:
         check_number(schema, name)
 
 

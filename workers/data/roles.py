@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from integrand.schemas.specs.baselines import ColumnBaseline
-from integrand.schemas.specs.inputs import ForwardArg, IdsInput, TensorInput
 from integrand.schemas.specs.job import AttributeSpec
-from integrand.schemas.specs.targets import ColumnTarget
-from integrand.workers.data.columns import value_columns
+from integrand.schemas.specs.part import Read
 
 
 @dataclass(frozen=True)
@@ -46,23 +44,12 @@ def roles_of(spec: AttributeSpec) -> Roles:
     """The roles that a spec gives to columns."""
     numbers: list[str] = []
     lists: dict[str, tuple[int, ...]] = {}
-    integers = [spec.target.column] if isinstance(spec.target, ColumnTarget) else []
-    for one, baseline in zip(spec.inputs, spec.baselines, strict=True):
-        shape = one.shape if isinstance(one, TensorInput) else ()
-        for part in [one, *([baseline] if isinstance(baseline, ColumnBaseline) else [])]:
-            if isinstance(part, IdsInput) and part.pad is None:
-                integers += value_columns(part)
-            elif isinstance(part, TensorInput | IdsInput) or (
-                isinstance(part, ColumnBaseline) and part.column is not None
-            ):
-                lists |= dict.fromkeys(value_columns(part), shape)
-            else:
-                numbers += value_columns(part)
-    for arg in spec.forward_args:
-        if arg.shape:
-            lists |= dict.fromkeys(value_columns(arg), arg.shape)
+    integers: list[str] = []
+    for read in _reads(spec):
+        if read.holds == "list":
+            lists[read.column] = read.shape
         else:
-            (integers if _whole(arg) else numbers).extend(value_columns(arg))
+            (integers if read.holds == "integer" else numbers).append(read.column)
     return Roles(
         tuple(dict.fromkeys(numbers)),
         tuple(lists.items()),
@@ -71,5 +58,12 @@ def roles_of(spec: AttributeSpec) -> Roles:
     )
 
 
-def _whole(arg: ForwardArg) -> bool:
-    return arg.dtype == "int64"
+def _reads(spec: AttributeSpec) -> Iterator[Read]:
+    """Every column that the spec's parts read; a baseline's lists are nested like its input's."""
+    yield from spec.target.reads
+    for one, baseline in zip(spec.inputs, spec.baselines, strict=True):
+        yield from one.reads
+        shape = one.reads[0].shape
+        yield from (replace(read, shape=shape) for read in baseline.reads)
+    for arg in spec.forward_args:
+        yield from arg.reads

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs.baselines import ColumnBaseline
+from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import ColumnsInput, ForwardArg, IdsInput, Input, TensorInput
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.specs.targets import ColumnTarget
-from integrand.workers.data.columns import BAD, is_number, list_sizes, unnest, value_columns
+from integrand.workers.data.columns import BAD, columns_of, is_number, list_sizes, unnest
 from integrand.workers.data.scaling import scale, spread
 
 __all__ = ["PADDING", "Bucket", "Rows", "length_buckets", "scale", "spread", "to_rows"]
@@ -102,7 +102,7 @@ def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
     baselines = [
         (
             _baseline(table, b, i, s, dtype, reasons)
-            if isinstance(b, ColumnBaseline) and not isinstance(i, IdsInput)
+            if b.reads and not isinstance(i, IdsInput)
             else None
         )
         for b, i, s in zip(spec.baselines, spec.inputs, shapes, strict=True)
@@ -171,7 +171,7 @@ def _lists(table: pa.Table, spec_input: IdsInput) -> pa.Array:
     """The input's list column in one piece; a file without a single list may hold a column of
     nulls.
     """
-    column = _storage(table.column(value_columns(spec_input)[0])).combine_chunks()
+    column = _storage(table.column(spec_input.columns[0])).combine_chunks()
     return pa.nulls(len(column), pa.list_(pa.int64())) if pa.types.is_null(column.type) else column
 
 
@@ -210,15 +210,16 @@ def _input(
 
 def _baseline(
     table: pa.Table,
-    baseline: ColumnBaseline,
+    baseline: BaselinePart,
     spec_input: ColumnsInput | TensorInput,
     shape: InputShape,
     dtype: np.dtype,
     reasons: Reasons,
 ) -> np.ndarray:
-    source = _Source(value_columns(baseline), shape.shape, baseline.column is not None)
+    listed = baseline.reads[0].holds == "list"
+    source = _Source(columns_of(baseline), shape.shape, listed)
     values = _gather(table, source, _floats(dtype), np.nan, dtype)
-    values = scale(values, spec_input, shape) if baseline.units == "raw" else values
+    values = scale(values, spec_input, shape) if baseline.reads_raw else values
     _judge(table, source, ~np.isfinite(values), f"not finite as {dtype} in model units", reasons)
     return values
 
@@ -271,7 +272,7 @@ def _varying_ids(lists: pa.Array, spec_input: IdsInput, width: int, reasons: Rea
 
 
 def _list_reason(items: pa.Scalar, values: np.ndarray, spec_input: IdsInput) -> str:
-    name = value_columns(spec_input)[0]
+    name = spec_input.columns[0]
     if not items.is_valid:
         return f"{name} is null"
     if not 0 < len(items.values) <= spec_input.max_length:
