@@ -6,34 +6,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from integrand.schemas.errors import IntegrandError, SpecError
 from integrand.schemas.specs.accuracy import Exact
 from integrand.schemas.specs.job import AttributeSpec
+from integrand.service.planning.forms import Form
+from integrand.service.planning.sample import one_target
 from integrand.service.planning.trials import gradients, repeats_bits, seconds_per_batch, step_batch
 from integrand.workers.closed_form.integral import BLOCK
 from integrand.workers.engine.evaluator import is_out_of_memory
 from integrand.workers.engine.prepared import Prepared
+from integrand.workers.engine.row_results import NUMBERS, RowResults
 from integrand.workers.kernels import in_force, objection
-from integrand.workers.methods.attribution import attribute
+from integrand.workers.methods.exact import ExactMethod
+from integrand.workers.methods.explaining import explain
 from integrand.workers.models.repeatability import Repeatability, measure_repeatability
 from integrand.workers.models.row_tensors import RowTensors
-from integrand.workers.rewriting.savings import Savings
 
 FEWEST = 16
 """Rows below which a step batch is not taken for the sake of bits that were merely preferred."""
 SHRINK = 4
 """By how much it may shrink for them."""
-
-
-@dataclass(frozen=True, eq=False)
-class Form:
-    """A model as it runs, and the savings that made it so."""
-
-    prepared: Prepared
-    savings: Savings
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +80,7 @@ def choose_batch(asked: Question, planned: int) -> StepBatch:
     Raises SpecError for models that are random, mix rows, or take no such batch, and for a
     `compute.batch_rows` that breaks the bits that are insisted on.
     """
-    size = _taken(asked, planned)
+    size = _fitting(asked, planned)
     found = _measured(asked.form.prepared, asked.sample, size)
     if found is None:
         return StepBatch(asked.form, size)
@@ -100,7 +98,7 @@ def choose_batch(asked: Question, planned: int) -> StepBatch:
         )
     smaller = _smaller(asked, size)
     if smaller is not None:
-        return replace(smaller, warnings=(_told(asked, smaller.rows, size),))
+        return replace(smaller, warnings=(_price(asked, smaller.rows, size),))
     if asked.insisting:
         raise _refused(size)
     reason = (
@@ -140,31 +138,18 @@ def insists(spec: AttributeSpec) -> bool:
 def keeps_order(prepared: Prepared, sample: RowTensors) -> bool:
     """Whether rows in closed form are the same in reverse order: the sample's, over and over."""
     rows = sample.repeat(3 * BLOCK // 4)
-    order = torch.arange(rows.rows, device=rows.device).flip(0)
+    order = np.arange(rows.rows)[::-1].copy()
     there, back = (
-        attribute(
-            prepared,
-            one.inputs,
-            baselines=one.baselines,
-            target=one.target,
-            checked=True,
-            accuracy=Exact(),
-            batch_rows=FEWEST,
-        )
-        for one in (rows, rows.take(order))
+        explain(prepared, one_target(one), ExactMethod(Exact()), batch_rows=FEWEST).results
+        for one in (rows, rows.take(torch.from_numpy(order).to(rows.device)))
     )
-    # in float64: attributions may be rounded to float32
-    numbers = (
-        "f_input",
-        "f_baseline",
-        "gap",
-        "error_estimate",
-    )
-    pairs = [
-        *zip(there.attributions, back.attributions, strict=True),
-        *((getattr(there, n), getattr(back, n)) for n in numbers),
-    ]
-    return all(torch.equal(a.nan_to_num(), b[order].nan_to_num()) for a, b in pairs)
+    pairs = zip(_columns(there), _columns(back.take(order)), strict=True)
+    return all(np.array_equal(one, other, equal_nan=True) for one, other in pairs)
+
+
+def _columns(found: RowResults) -> list[NDArray[Any]]:
+    """Attributions, and the diagnostics in float64 of which they may be rounded."""
+    return [*found.attributions, *(getattr(found, name) for name in NUMBERS)]
 
 
 def _smaller(asked: Question, size: int) -> StepBatch | None:
@@ -176,7 +161,7 @@ def _smaller(asked: Question, size: int) -> StepBatch | None:
     fewest = 1 if asked.insisting else max(FEWEST, size // SHRINK)
     for rows in _halves(size // 2, fewest):
         if (
-            _runs(asked, rows) is None
+            _error_at(asked, rows) is None
             and _measured(asked.form.prepared, asked.sample, rows) is None
         ):
             return StepBatch(asked.form, rows)
@@ -190,7 +175,7 @@ def _halves(start: int, fewest: int) -> Iterator[int]:
         rows //= 2
 
 
-def _told(asked: Question, rows: int, planned: int) -> str:
+def _price(asked: Question, rows: int, planned: int) -> str:
     """What the smaller batch is for, and what it costs."""
     small, full = (
         seconds_per_batch(step_batch(asked.form.prepared, asked.sample, n)) / n
@@ -256,23 +241,21 @@ def path_points(sample: RowTensors) -> RowTensors:
 # --- numbers of rows that a model takes --------------------------------------------------------
 
 
-def _taken(asked: Question, planned: int) -> int:
+def _fitting(asked: Question, planned: int) -> int:
     """The most rows up to `planned` that the model takes. Raises SpecError where it takes none, or
     not those asked for.
     """
-    failed: list[int] = []
-    first: Exception | None = None
+    errors: dict[int, Exception] = {}
     for size in _halves(planned, 1 if asked.free else planned):
-        error = _runs(asked, size)
+        error = _error_at(asked, size)
         if error is None:
             return size
-        failed.append(size)
-        first = first or error
-    assert first is not None
-    raise no_batch(failed, first) from first
+        errors[size] = error
+    first = next(iter(errors.values()))
+    raise no_batch(list(errors), first) from first
 
 
-def _runs(asked: Question, size: int) -> Exception | None:
+def _error_at(asked: Question, size: int) -> Exception | None:
     """What a step batch of that many rows raises; None where it runs."""
     try:
         gradients(step_batch(asked.form.prepared, asked.sample, size))
@@ -287,12 +270,12 @@ def _runs(asked: Question, size: int) -> Exception | None:
 
 def no_batch(sizes: Sequence[int], error: Exception) -> SpecError:
     """For a model that ran on a few rows, and on none of these numbers of them."""
-    told = ", ".join(f"{n:,}" for n in sizes[:12])
+    tried = ", ".join(f"{n:,}" for n in sizes[:12])
     return SpecError(
         "compute.batch_rows",
         expected="a number of rows that the model takes at once",
         seen=(
-            f"{type(error).__name__} for batches of {told} rows:"
+            f"{type(error).__name__} for batches of {tried} rows:"
             f" {' '.join(str(error).split())[:300]}"
         ),
         next_step=(

@@ -27,9 +27,10 @@ from integrand.schemas.records import (
 )
 from integrand.schemas.specs.baselines import MeanBaseline
 from integrand.schemas.specs.job import AttributeSpec
+from integrand.service.planning.contract import column_outputs
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, dataset_means, prepare_dataset
-from integrand.service.planning.preflight import PlanFacts, column_outputs, examine
+from integrand.service.planning.preflight import PlanFacts, examine
 from integrand.service.planning.runid import run_id
 from integrand.service.planning.sample import find_rows, looks, real_rows, sample_rows
 from integrand.service.pools.base import Mapper

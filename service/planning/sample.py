@@ -170,6 +170,11 @@ def sample_rows(
     return replace(found, target=target).to(device)
 
 
+def one_target(sample: RowTensors) -> RowTensors:
+    """The sample as rows of a call, whose target is `[rows, targets, depth]`."""
+    return replace(sample, target=None if sample.target is None else sample.target[:, None])
+
+
 def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most: int) -> list[int]:
     """The first clean rows, without those on which the model raises; with them where it raises on
     each, as is told later.

@@ -14,9 +14,11 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Quantiles
 from integrand.schemas.specs.accuracy import FixedSteps
+from integrand.service.planning.sample import one_target
 from integrand.workers.engine.evaluator import Evaluator, Problem, lifted, step_gradients
 from integrand.workers.engine.prepared import Prepared
-from integrand.workers.methods.attribution import attribute
+from integrand.workers.methods.explaining import explain
+from integrand.workers.methods.fixed import FixedMethod
 from integrand.workers.models.row_tensors import RowTensors
 
 ROUNDS = 3
@@ -28,8 +30,7 @@ def step_batch(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Probl
     """The sample's rows over and over, as many as a step batch takes, behind the hoisted prefix
     where there is one.
     """
-    rows = sample.repeat(batch_rows)
-    tensors = replace(rows, target=None if rows.target is None else rows.target[:, None])
+    tensors = one_target(sample.repeat(batch_rows))
     problem = Problem(prepared.forward, tensors, batch_rows, step=prepared.step, half=prepared.half)
     return problem if prepared.hoisted is None else lifted(Evaluator(problem), prepared.hoisted)
 
@@ -88,17 +89,10 @@ def rounding_seen(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Qu
 
 
 def _attributions(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Tensor:
-    found = attribute(
-        prepared,
-        sample.inputs,
-        baselines=sample.baselines,
-        target=sample.target,
-        forward_args=sample.forward_args,
-        accuracy=JUDGED_AT,
-        batch_rows=batch_rows,
-        checked=True,
-    )
-    return torch.cat([a.reshape(sample.rows, -1).double().cpu() for a in found.attributions], 1)
+    method = FixedMethod(JUDGED_AT)
+    found = explain(prepared, one_target(sample), method, batch_rows=batch_rows).results
+    values = [torch.from_numpy(a).reshape(sample.rows, -1) for a in found.attributions]
+    return torch.cat([v.double() for v in values], 1)
 
 
 def gradients(problem: Problem, *, turned: bool = False) -> Tensor:

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 
 from integrand.schemas.specs.job import AttributeSpec
+from integrand.service.planning.contract import first_pass
+from integrand.service.planning.forms import choose_form
 from integrand.service.planning.planner import Request, pinned, survey
-from integrand.service.planning.preflight import first_pass, ready, rewriting
 from integrand.service.planning.trials import seconds_per_batch, step_batch
 from integrand.service.pools.local import LocalPool
 from integrand.workers.engine.batching import activation_bytes
@@ -83,12 +84,11 @@ def tune_job(
             asked = spec.model_copy(
                 update={"compute": spec.compute.model_copy(update={"savings": savings})}
             )
-            exact, found = rewriting(asked, job.forward, sample)
-            if exact:
+            form = choose_form(asked, job.forward, sample)
+            if form.exact:
                 return Tuning(job.device, (), exact=True)
-            prepared = ready(asked, job.forward, sample, found, exact=False)
-            trials += [t for n in threads for t in _trials(asked, prepared, sample, n)]
-            if not found.names:  # then `none` is the same
+            trials += [t for n in threads for t in _trials(asked, form.prepared, sample, n)]
+            if not form.savings.names:  # then `none` is the same
                 break
     return Tuning(job.device, tuple(trials))
 

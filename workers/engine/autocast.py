@@ -55,10 +55,7 @@ def measure_rounding(evaluator: Evaluator, rows: Tensor) -> Floats:
     found = np.full((problem.rows, problem.targets_per_row), np.nan)
     for part in rows.split(evaluator.capacity) if len(rows) else ():
         found[part.cpu().numpy()] = _apart(evaluator, plain, part)
-    evaluator.capacity, evaluator.padded = (
-        min(evaluator.capacity, plain.capacity),
-        evaluator.padded + plain.padded,
-    )
+    evaluator.absorb(plain)
     found = np.nan_to_num(CAUTION * found, nan=HOPELESS, posinf=HOPELESS)
     return np.asarray(found.clip(LEAST * problem.epsilon, HOPELESS))
 

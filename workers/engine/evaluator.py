@@ -200,6 +200,13 @@ class Evaluator:
         at = [one_each(p, rows) for p in points]
         return hoisted.prefix(*at, *self.problem.arguments(rows))
 
+    def absorb(self, other: Evaluator) -> None:
+        """Count what another evaluator has padded for this one's rows, and take over to what it had
+        to halve its batches.
+        """
+        self.capacity = min(self.capacity, other.capacity)
+        self.padded += other.padded
+
     def _batched(
         self, rows: Tensor, run: Callable[[Tensor], Found], size: int | None = None
     ) -> list[tuple[Found, int]]:

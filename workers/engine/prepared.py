@@ -12,14 +12,11 @@ from torch import Tensor
 
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.records import InputShape, Numerics
-from integrand.schemas.specs.accuracy import Accuracy, FixedSteps
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.workers.closed_form.recognition import ShallowNetwork, agrees, recognise
 from integrand.workers.engine.autocast import HALVES, under_autocast
 from integrand.workers.models.loading import DTYPES
 from integrand.workers.models.outputs import Forward, transformed
-from integrand.workers.quadrature.rules import plain_rule
-from integrand.workers.rewriting.flops import JUDGED_WORK, Work, fixed_work
 from integrand.workers.rewriting.folding import Pair
 from integrand.workers.rewriting.hoisting import Hoisted
 from integrand.workers.rewriting.savings import Savings, apply
@@ -44,15 +41,6 @@ class Prepared:
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         return self.forward(*arguments)
-
-
-def work_of(accuracy: Accuracy) -> Work:
-    """What a row is taken to cost where savings are weighed."""
-    return (
-        fixed_work(len(plain_rule(accuracy).nodes))
-        if isinstance(accuracy, FixedSteps)
-        else JUDGED_WORK
-    )
 
 
 def assemble(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from integrand.schemas.specs.accuracy import Accuracy, Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.evaluator import Floats, Problem
 from integrand.workers.engine.loop import Verdicts
@@ -51,15 +50,30 @@ class Attribution:
     batch_rows: int = 0
 
 
-def row_results(found: Attribution) -> RowResults:
-    """The columns of a call, on the host; a call for one target has one entry per row here too."""
-    values = found.attributions if isinstance(found.attributions, tuple) else (found.attributions,)
-    shape = found.f_input.shape
-    numbers = {name: getattr(found, name).numpy() for name in NUMBERS}
-    return RowResults(
-        attributions=tuple(value.cpu().numpy() for value in values),
-        status=np.array(found.status, object).reshape(shape),
-        reason=np.array(found.reason, object).reshape(shape),
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """Results `[rows, targets]` of a call, and what its step batches were: see `Attribution`."""
+
+    results: RowResults
+    padded: int
+    batch_rows: int
+
+
+def as_attribution(found: Explained, inputs: Tensors, *, several: bool) -> Attribution:
+    """Results as they are returned for `inputs`: one entry per row, or `[rows, targets]` where
+    several targets were asked for.
+    """
+    results = found.results if several else found.results.flat()
+    xs = inputs if isinstance(inputs, tuple) else (inputs,)
+    pairs = zip(results.attributions, xs, strict=True)
+    values = tuple(torch.from_numpy(value).to(x.device) for value, x in pairs)
+    numbers = {name: torch.from_numpy(getattr(results, name)) for name in NUMBERS}
+    return Attribution(
+        attributions=values if isinstance(inputs, tuple) else values[0],
+        status=tuple(results.status.reshape(-1).tolist()),
+        reason=tuple(results.reason.reshape(-1).tolist()),
+        padded=found.padded,
+        batch_rows=found.batch_rows,
         **numbers,
     )
 
@@ -67,6 +81,10 @@ def row_results(found: Attribution) -> RowResults:
 def numpy_dtype(tensor: Tensor) -> np.dtype[np.floating[Any]]:
     """Of the array that a tensor is on the host."""
     return torch.empty(0, dtype=tensor.dtype).numpy().dtype
+
+
+Reason = Callable[[Verdicts, int], str | None]
+"""Why the verdict at a place is not ok."""
 
 
 class Report:
@@ -93,16 +111,13 @@ class Report:
                 clean &= finite
         return clean.nonzero().flatten().to(self.problem.device)
 
-    def set_endpoints(self, rows: Tensor, f_input: Floats, f_baseline: Floats) -> None:
+    def settle(self, rows: Tensor, f_input: Floats, f_baseline: Floats) -> NDArray[np.bool_]:
+        """Take f at both ends, and settle rows with x = x' (all zeros) and with a non-finite f;
+        return which of `rows` remain to integrate.
+        """
         places = rows.cpu().numpy()
         self.results.f_input[places] = f_input
         self.results.f_baseline[places] = f_baseline
-
-    def set_unmoved(self, rows: Tensor) -> NDArray[np.bool_]:
-        """Settle rows with x = x' (all zeros) and with a non-finite f; return which of `rows`
-        remain to integrate.
-        """
-        places = rows.cpu().numpy()
         finite = self._set_nonfinite(places)
         moved = self._moved(rows)
         values = np.where(finite & ~moved[:, None], 0, np.nan)
@@ -112,8 +127,10 @@ class Report:
             column[places] = values.reshape(*values.shape, *[1] * (column.ndim - 2))
         return np.asarray(finite.any(1) & moved)
 
-    def take(self, verdicts: Iterator[Verdicts], accuracy: Accuracy) -> None:
-        """Put each verdict in its place, with a reason where it has none yet."""
+    def take(self, verdicts: Iterator[Verdicts], reason: Reason) -> None:
+        """Put each verdict in its place, with a reason where it has none yet: `reason` of a verdict
+        and a place in it.
+        """
         for verdict in verdicts:
             self._put(verdict)
             statuses = verdict.statuses
@@ -121,24 +138,7 @@ class Report:
             for i in np.flatnonzero(explained):
                 place = verdict.rows[i], verdict.targets[i]
                 if self.results.reason[place] is None:
-                    self.results.reason[place] = _reason(verdict, int(i), accuracy)
-
-    def result(self, like: Tensors, *, several: bool, padded: int, batch_rows: int) -> Attribution:
-        """One entry per row, or `[rows, targets]` where several targets were asked for."""
-        results = self.results if several else self.results.flat()
-        values = tuple(
-            torch.from_numpy(value).to(x.device)
-            for value, x in zip(results.attributions, self.problem.inputs, strict=True)
-        )
-        numbers = {name: torch.from_numpy(getattr(results, name)) for name in NUMBERS}
-        return Attribution(
-            attributions=values if isinstance(like, tuple) else values[0],
-            status=tuple(results.status.reshape(-1).tolist()),
-            reason=tuple(results.reason.reshape(-1).tolist()),
-            padded=padded,
-            batch_rows=batch_rows,
-            **numbers,
-        )
+                    self.results.reason[place] = reason(verdict, int(i))
 
     def _set_nonfinite(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The rows' status by f at both ends; which targets have both finite."""
@@ -171,18 +171,3 @@ class Report:
             shape = column.shape[2:]
             start, end = end, end + math.prod(shape)
             column[there] = values[:, start:end].reshape(-1, *shape)
-
-
-def _reason(verdicts: Verdicts, place: int, accuracy: Accuracy) -> str | None:
-    status, error, needed = verdicts.statuses[place], verdicts.error[place], verdicts.needed[place]
-    if status is RowStatus.nonfinite:
-        return "the model's gradient on the path is NaN or inf"
-    if status is RowStatus.not_converged and isinstance(accuracy, Adaptive):
-        reach = f"; the tolerance would take about {float(needed):.1g}" if needed else ""
-        return (
-            f"error estimate {error:.2g} is above the tolerance {accuracy.tolerance:g} "
-            f"after {verdicts.evaluations[place]} evaluations{reach}"
-        )
-    if status is RowStatus.at_precision_floor:
-        return f"error estimate {error:.2g} is what rounding allows"
-    return None

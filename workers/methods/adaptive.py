@@ -10,6 +10,7 @@ takes over that can grow until the evaluations are spent (`grids.py`). What a tr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -17,13 +18,25 @@ import numpy as np
 from torch import Tensor
 
 from integrand.schemas.specs.accuracy import Adaptive
+from integrand.schemas.tables import RowStatus
+from integrand.workers.closed_form.recognition import ShallowNetwork
+from integrand.workers.engine.autocast import measure_rounding
+from integrand.workers.engine.batching import KEPT_BYTES_PER_ELEMENT
 from integrand.workers.engine.evaluator import Evaluator, Floats, Integers
 from integrand.workers.engine.loop import Loop, Stage, TrackGroup, Verdicts
+from integrand.workers.engine.prepared import Prepared
 from integrand.workers.engine.tracks import Tracks, live_rows
+from integrand.workers.methods.base import Settle
+from integrand.workers.methods.exact import find_network, integrate_network
 from integrand.workers.methods.grids import Grids, least_grid
 from integrand.workers.methods.nested import Nested, affordable_levels
+from integrand.workers.methods.paths import PathMethod
 from integrand.workers.methods.pieces import Pieces
 from integrand.workers.methods.verdicts import Criteria, Judged, Next
+from integrand.workers.models.outputs import Forward
+from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.quadrature.smooth import FIRST
+from integrand.workers.rewriting.flops import JUDGED_WORK, Work
 
 
 def integrate_adaptively(
@@ -41,6 +54,70 @@ def integrate_adaptively(
     nested = Nested(evaluator, criteria, pieces, levels, least_grid(most))
     grids = Grids(evaluator, criteria, pieces)
     yield from _Conductor(evaluator, criteria, pieces, nested, grids).run()
+
+
+class AdaptiveMethod(PathMethod[Adaptive]):
+    """As many evaluations as a row's certificate needs; none where the integral has a closed form.
+
+    On a GPU the closed form is not taken, as it is computed on the CPU.
+    """
+
+    varies = True
+
+    @property
+    def most_evaluations(self) -> int:
+        return self.accuracy.max_evaluations
+
+    @property
+    def first_evaluations(self) -> int:
+        return FIRST
+
+    @property
+    def kept_bytes(self) -> int:
+        return KEPT_BYTES_PER_ELEMENT
+
+    @property
+    def tolerance(self) -> float:
+        return self.accuracy.tolerance
+
+    @property
+    def work(self) -> Work:
+        return JUDGED_WORK
+
+    def closed_form(
+        self, forward: Forward, rows: RowTensors, transform: str = "none"
+    ) -> ShallowNetwork | None:
+        if rows.device.type != "cpu":
+            return None
+        found = find_network(forward, rows, transform)
+        return None if isinstance(found, str) else found
+
+    def explain(
+        self, evaluator: Evaluator, prepared: Prepared, rows: Tensor, settle: Settle
+    ) -> Iterator[Verdicts]:
+        if prepared.network is None:
+            return super().explain(evaluator, prepared, rows, settle)
+        return integrate_network(
+            prepared.network, evaluator.problem, rows, settle, self.accuracy.tolerance
+        )
+
+    def integrate(
+        self, evaluator: Evaluator, rows: Tensor, f_input: Floats, f_baseline: Floats
+    ) -> Iterator[Verdicts]:
+        if evaluator.problem.half is not None:
+            rounding = measure_rounding(evaluator, rows)
+            evaluator.problem = replace(evaluator.problem, rounding=rounding)
+        return integrate_adaptively(evaluator, self.accuracy, rows, f_input, f_baseline)
+
+    def reason(self, verdicts: Verdicts, place: int) -> str | None:
+        if verdicts.statuses[place] is not RowStatus.not_converged:
+            return super().reason(verdicts, place)
+        needed = verdicts.needed[place]
+        reach = f"; the tolerance would take about {float(needed):.1g}" if needed else ""
+        return (
+            f"error estimate {verdicts.error[place]:.2g} is above the tolerance"
+            f" {self.accuracy.tolerance:g} after {verdicts.evaluations[place]} evaluations{reach}"
+        )
 
 
 class Phase(Protocol):

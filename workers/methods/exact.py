@@ -1,18 +1,27 @@
-"""Verdicts of tracks whose integral has a closed form."""
+"""The integral itself, where it has a closed form."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from integrand.schemas.errors import SpecError
+from integrand.schemas.specs.accuracy import Exact
 from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.integral import ExactIntegral, integrate_exactly
 from integrand.workers.closed_form.recognition import ShallowNetwork
-from integrand.workers.engine.evaluator import Floats, Problem
+from integrand.workers.engine.batching import KEPT_BYTES_PER_ELEMENT
+from integrand.workers.engine.evaluator import Evaluator, Floats, Problem
 from integrand.workers.engine.loop import Verdicts
-from integrand.workers.models.row_tensors import shared_or_taken
+from integrand.workers.engine.prepared import Prepared, closed_form
+from integrand.workers.methods.base import Method, Settle
+from integrand.workers.models.outputs import Forward
+from integrand.workers.models.row_tensors import RowTensors, shared_or_taken
+from integrand.workers.quadrature.smooth import FIRST
+from integrand.workers.rewriting.flops import JUDGED_WORK, Work
 
 STATUSES = np.array([RowStatus.nonfinite, RowStatus.ok, RowStatus.at_precision_floor], object)
 ROUNDING = 4.0
@@ -24,19 +33,86 @@ that cancel do that.
 """
 
 
+class ExactMethod(Method[Exact]):
+    """The closed form or nothing. A plan reserves what the adaptive mode would take."""
+
+    needs_closed_form = True
+
+    @property
+    def most_evaluations(self) -> int:
+        return 1
+
+    @property
+    def first_evaluations(self) -> int:
+        return FIRST
+
+    @property
+    def kept_bytes(self) -> int:
+        return KEPT_BYTES_PER_ELEMENT
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE
+
+    @property
+    def work(self) -> Work:
+        return JUDGED_WORK
+
+    def closed_form(
+        self, forward: Forward, rows: RowTensors, transform: str = "none"
+    ) -> ShallowNetwork:
+        found = find_network(forward, rows, transform)
+        if isinstance(found, str):
+            raise _no_closed_form(found)
+        return found
+
+    def explain(
+        self, evaluator: Evaluator, prepared: Prepared, rows: Tensor, settle: Settle
+    ) -> Iterator[Verdicts]:
+        if prepared.network is None:
+            raise _no_closed_form("the job was planned without")
+        return integrate_network(prepared.network, evaluator.problem, rows, settle, TOLERANCE)
+
+
+def find_network(forward: Forward, rows: RowTensors, transform: str) -> ShallowNetwork | str:
+    """The network whose integral has a closed form, or why there is none. Up to eight rows are
+    tried.
+    """
+    if transform != "none":
+        return f"the output transform {transform}"
+    depth = 0 if rows.target is None else rows.target.shape[-1]
+    if len(rows.inputs) > 1 or rows.forward_args or depth > 1:
+        return "several inputs, forward_args or a tensor output"
+    x = rows.inputs[0]
+    finite = x[torch.isfinite(x).reshape(len(x), -1).all(1)][:8]
+    return closed_form(forward, finite) if len(finite) else "no finite row"
+
+
+def _no_closed_form(reason: str) -> SpecError:
+    return SpecError(
+        "accuracy.kind exact",
+        expected=(
+            "a ReLU network of at most two hidden layers, explained before any output transform"
+        ),
+        seen=reason,
+        next_step="use `adaptive`, which certifies an error estimate",
+    )
+
+
 def integrate_network(
-    network: ShallowNetwork, problem: Problem, rows: Tensor, tolerance: float = TOLERANCE
-) -> tuple[Iterator[Verdicts], tuple[Floats, Floats]]:
-    """Verdicts by target, and f(x) and f(x') as the closed form has them, [rows, targets]. No
-    gradient is evaluated.
+    network: ShallowNetwork, problem: Problem, rows: Tensor, settle: Settle, tolerance: float
+) -> Iterator[Verdicts]:
+    """Verdicts by target of all rows, after f(x) and f(x') as the closed form has them. No gradient
+    is evaluated.
 
     A row above the tolerance is what rounding allows.
     """
-    found = [
-        _integrate(network, problem, rows, target) for target in range(problem.targets_per_row)
-    ]
-    ends = np.stack([f.f_input for f in found], 1), np.stack([f.f_baseline for f in found], 1)
-    return (_verdicts(problem, rows, target, f, tolerance) for target, f in enumerate(found)), ends
+    targets = range(problem.targets_per_row)
+    found = [_integrate(network, problem, rows, target) for target in targets]
+    f_input, f_baseline = ([f.f_input for f in found], [f.f_baseline for f in found])
+    settle(rows, np.stack(f_input, 1), np.stack(f_baseline, 1))
+    for target, integral in zip(targets, found, strict=True):
+        yield _verdicts(problem, rows, target, integral, tolerance)
 
 
 def _integrate(

@@ -8,13 +8,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.evaluator import Evaluator, Floats, Integers
 from integrand.workers.engine.loop import GradientStore, Loop, Stage, TrackGroup, Verdicts
 from integrand.workers.engine.tracks import Tracks, attributions, live_rows, masked
-from integrand.workers.quadrature.rules import QuadratureRule
+from integrand.workers.methods.paths import PathMethod
+from integrand.workers.quadrature.rules import QuadratureRule, plain_rule
 
 STATUSES = np.array([RowStatus.nonfinite, RowStatus.unchecked], object)
+
+
+class FixedMethod(PathMethod[FixedSteps]):
+    """The same nodes for every row."""
+
+    @property
+    def most_evaluations(self) -> int:
+        return len(plain_rule(self.accuracy).nodes)
+
+    def integrate(
+        self, evaluator: Evaluator, rows: Tensor, f_input: Floats, f_baseline: Floats
+    ) -> Iterator[Verdicts]:
+        return integrate_fixed(evaluator, plain_rule(self.accuracy), rows, f_input, f_baseline)
 
 
 def integrate_fixed(

@@ -82,9 +82,9 @@ def check_eval(forward: Forward) -> None:
             )
 
 
-def probe(call: Call) -> None:
-    """Check the output's shape and every target once, and which inputs the output depends on. Two
-    rows are run.
+def probe(call: Call, *, gradients: bool = True) -> None:
+    """Check the output's shape and every target once, and unless no gradients are asked for, which
+    inputs the output depends on. Two rows are run.
     """
     size = min(2, call.batch_rows or 2)
     some = call.tensors.repeat(size)
@@ -99,7 +99,7 @@ def probe(call: Call) -> None:
                 return  # it takes no other batches, and gets no other
             raise explain(call, size, error) from error
         _check_outputs(call, out, size)
-        unused = unused_inputs(out, points)
+        unused = unused_inputs(out, points) if gradients else []
     if unused:
         warnings.warn(
             f"the output does not depend on inputs {unused}: they get zeros", stacklevel=4

@@ -4,6 +4,7 @@ output is explained.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,7 +39,7 @@ class RowTensors:
     @property
     def elements(self) -> int:
         """Attributed elements of a row, of all inputs."""
-        return sum(x[0].numel() for x in self.inputs)
+        return sum(x.shape[1:].numel() for x in self.inputs)
 
     @property
     def device(self) -> torch.device:
@@ -67,11 +68,15 @@ class RowTensors:
         )
 
     def to(self, device: torch.device | str) -> RowTensors:
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> RowTensors:
+        """The same change to every tensor."""
         return RowTensors(
-            tuple(x.to(device) for x in self.inputs),
-            tuple(b.to(device) for b in self.baselines),
-            tuple(a.to(device) for a in self.forward_args),
-            None if self.target is None else self.target.to(device),
+            tuple(change(x) for x in self.inputs),
+            tuple(change(b) for b in self.baselines),
+            tuple(change(a) for a in self.forward_args),
+            None if self.target is None else change(self.target),
         )
 
 

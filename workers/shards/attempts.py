@@ -10,10 +10,11 @@ import torch
 from integrand.schemas.redaction import redact
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.batching import targets_at_once
-from integrand.workers.engine.results import Attribution, numpy_dtype, row_results
+from integrand.workers.engine.results import Explained, numpy_dtype
 from integrand.workers.engine.row_results import RowResults
 from integrand.workers.isolation import Raised, isolate
-from integrand.workers.methods.attribution import attribute
+from integrand.workers.methods.explaining import explain
+from integrand.workers.methods.table import method_of
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.shards.job import Job
 
@@ -39,16 +40,20 @@ def attribute_clean(
     """
     if not rows.rows:
         return Attributed(_nothing(0, rows))
+    method = method_of(job.plan.spec.accuracy)
 
     def attempt(part: slice) -> Attributed:
         calls = _calls(rows.take(part), targets_at_once(batch_rows, rows.elements))
-        found = [_attribution(job, call, batch_rows, tick) for call in calls]
+        found = [
+            explain(job.prepared, call, method, batch_rows=batch_rows, tick=tick) for call in calls
+        ]
         return side_by_side(found, batch_rows)
 
     def failed(error: Raised) -> Attributed:
         return Attributed(_failed(rows, error))
 
-    return _joined(isolate(attempt, failed, slice(0, rows.rows)))
+    with torch.inference_mode(False):
+        return _joined(isolate(attempt, failed, slice(0, rows.rows)))
 
 
 def _calls(rows: RowTensors, at_once: int) -> Iterator[RowTensors]:
@@ -60,25 +65,9 @@ def _calls(rows: RowTensors, at_once: int) -> Iterator[RowTensors]:
         yield replace(rows, target=targets)
 
 
-def _attribution(
-    job: Job, rows: RowTensors, batch_rows: int, tick: Callable[[], None]
-) -> Attribution:
-    return attribute(
-        job.prepared,
-        rows.inputs,
-        baselines=rows.baselines,
-        target=None if rows.target is None else list(rows.target.unbind(1)),
-        forward_args=rows.forward_args,
-        accuracy=job.plan.spec.accuracy,
-        batch_rows=batch_rows,
-        tick=tick,
-        checked=True,
-    )
-
-
-def side_by_side(calls: Sequence[Attribution], planned: int) -> Attributed:
+def side_by_side(calls: Sequence[Explained], planned: int) -> Attributed:
     """Calls about the same rows for a target after the other, as one."""
-    rows = RowResults.concat([row_results(call) for call in calls], axis=1)
+    rows = RowResults.concat([call.results for call in calls], axis=1)
     smallest = min(call.batch_rows for call in calls)
     return Attributed(
         rows.flat(),

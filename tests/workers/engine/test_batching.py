@@ -24,8 +24,8 @@ from integrand.workers.engine.batching import (
 from integrand.workers.engine.loop import GradientStore
 from integrand.workers.engine.tracks import live_rows
 from integrand.workers.methods import grids, nested
-from integrand.workers.methods.attribution import attribute
 from integrand.workers.quadrature.smooth import FIRST
+from tests.plugins.explaining import attribute_untried
 
 sizes = st.integers(1, 1 << 40)
 
@@ -154,13 +154,12 @@ def test_the_stores_of_a_call_are_as_large_as_planned(
     for phase in (nested, grids):
         monkeypatch.setattr(phase, "GradientStore", Watched)
     x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
-    attribute(
+    attribute_untried(
         lambda v: ((v * 9) % 2 - 1).abs() @ torch.ones(5, targets),
         x,
         target=list(range(targets)),
         batch_rows=64,
         accuracy=Adaptive(tolerance=1e-2),
-        checked=True,
     )
     assert len(made) == 2
     assert (

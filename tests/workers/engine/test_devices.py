@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.workers.engine.prepared import Prepared, stepping
-from integrand.workers.methods.attribution import Attribution, attribute, prepare
+from integrand.workers.methods.attribution import Attribution, prepare
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.numerics import pin_numerics
 from integrand.workers.shards.shard import read_shard, run_shard
+from tests.plugins.explaining import attribute_untried
 
 CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -79,12 +80,11 @@ def run(case: str, device: str, rows: slice | Tensor = slice(None), **options: A
         copy.deepcopy(model).to(device), x.to(device), target=[0, 2], accuracy=accuracy
     )
     placed = replace(placed, network=None)  # the closed form runs on the CPU in any case
-    return attribute(
+    return attribute_untried(
         placed,
         x[rows].to(device),
         target=[0, 2],
         accuracy=accuracy,
-        checked=True,
         batch_rows=32,
         **options,
     )
@@ -94,9 +94,7 @@ def run(case: str, device: str, rows: slice | Tensor = slice(None), **options: A
 def test_results_are_those_of_the_plain_model_on_the_cpu(device: str, case: str) -> None:
     """To 1e-5 of a row's attributions, all savings included, or what a flipped ReLU may change."""
     model, x, accuracy = CASES[case]
-    plain = attribute(
-        Prepared(model), x, target=[0, 2], accuracy=accuracy, batch_rows=32, checked=True
-    )
+    plain = attribute_untried(Prepared(model), x, target=[0, 2], accuracy=accuracy, batch_rows=32)
     found = run(case, device)
     assert isinstance(found.attributions, Tensor)
     assert isinstance(plain.attributions, Tensor)
@@ -126,9 +124,7 @@ def test_autocast_on_every_device(device: str, name: str) -> None:
     model = mlp().to(device)
     half = stepping(Prepared(model), name, device, compile=False)
     found, plain = (
-        attribute(
-            m, X.to(device), target=1, accuracy=FixedSteps(steps=15), batch_rows=32, checked=True
-        )
+        attribute_untried(m, X.to(device), target=1, accuracy=FixedSteps(steps=15), batch_rows=32)
         for m in (half, Prepared(model))
     )
     assert isinstance(found.attributions, Tensor)
@@ -153,9 +149,7 @@ class Crowded(nn.Module):
 
 def test_step_batches_are_halved_where_memory_runs_out(device: str) -> None:
     crowded, roomy = (
-        attribute(
-            Crowded(most).eval().to(device), X.to(device), target=1, batch_rows=64, checked=True
-        )
+        attribute_untried(Crowded(most).eval().to(device), X.to(device), target=1, batch_rows=64)
         for most in (20, 64)
     )
     assert (crowded.batch_rows, roomy.batch_rows) == (16, 64)
@@ -171,12 +165,11 @@ def test_a_batch_larger_than_the_memory_is_halved() -> None:
         .cuda()
     )
     fits = torch.cuda.mem_get_info()[0] // (4 * 3 << 16)
-    found = attribute(
+    found = attribute_untried(
         Prepared(model),
         X.cuda(),
         accuracy=FixedSteps(steps=3),
         batch_rows=1 << fits.bit_length(),
-        checked=True,
     )
     assert found.batch_rows < 1 << fits.bit_length()
     assert torch.isfinite(torch.as_tensor(found.attributions)).all()

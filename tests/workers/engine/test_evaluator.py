@@ -17,6 +17,7 @@ from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.workers.engine.evaluator import batches, is_out_of_memory
 from integrand.workers.methods.attribution import Attribution, attribute
 from integrand.workers.quadrature.rules import patterson
+from tests.plugins.explaining import attribute_untried
 
 
 class Spy:
@@ -65,7 +66,7 @@ def test_evaluations_are_what_the_model_was_asked(
 ) -> None:
     """Every batch has one shape, and holds evaluations of rows and padding, nothing else."""
     spy, x = Spy(forward, tried=0), X[: 5 if batch_rows == 1 else None]
-    found = attribute(spy, x, accuracy=accuracy, batch_rows=batch_rows, checked=True)
+    found = attribute_untried(spy, x, accuracy=accuracy, batch_rows=batch_rows)
     assert {x.shape for x in spy.plain + spy.stepped} == {(batch_rows, 4)}
     assert len(spy.stepped) * batch_rows == found.evaluations.sum() + found.padded
     assert found.padded < batch_rows * 25
@@ -109,8 +110,8 @@ def test_without_batch_rows_a_few_rows_take_one_batch() -> None:
 
 def test_progress_is_told_after_every_batch() -> None:
     ticks, spy = [], Spy(wavy)
-    attribute(spy, X, batch_rows=8, tick=lambda: ticks.append(len(spy.seen)))
-    assert len(ticks) == len(spy.seen) - 1  # all but the trial of one row
+    attribute_untried(spy, X, batch_rows=8, tick=lambda: ticks.append(len(spy.seen)))
+    assert len(ticks) == len(spy.seen)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 4), (4, 4), (5, 4), (9, 2)])
@@ -239,7 +240,7 @@ def test_halved_batches_keep_what_was_done_before() -> None:
 @pytest.mark.parametrize("name", EXHAUSTED)
 def test_a_single_row_that_does_not_fit_raises(name: str) -> None:
     with pytest.raises(type(EXHAUSTED[name])):
-        attribute(short_of_memory(0, EXHAUSTED[name]), X, batch_rows=8, checked=True)
+        attribute_untried(short_of_memory(0, EXHAUSTED[name]), X, batch_rows=8)
 
 
 def test_other_errors_of_the_model_are_not_swallowed() -> None:
@@ -251,7 +252,7 @@ def test_other_errors_of_the_model_are_not_swallowed() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (8x4 and 5x2)")
 
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        attribute(broken, X, batch_rows=8, checked=True)
+        attribute_untried(broken, X, batch_rows=8)
     assert calls == [8]
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.results import row_results
-from integrand.workers.engine.row_results import RowResults
+from integrand.workers.engine.row_results import NUMBERS, RowResults
 from integrand.workers.methods.attribution import attribute
+from tests.plugins.explaining import explained
 from tests.plugins.results import assert_same
 
 X = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -24,28 +24,24 @@ def forward(v: Tensor) -> Tensor:
 
 def test_targets_of_two_calls_side_by_side_are_those_of_one() -> None:
     accuracy = Adaptive(tolerance=1e-3, max_evaluations=31)
-    whole = attribute(forward, X, target=[0, 1, 2, 3], accuracy=accuracy, batch_rows=16)
+    whole = explained(forward, X, target=[0, 1, 2, 3], accuracy=accuracy, batch_rows=16)
     parts = [
-        attribute(forward, X, target=some, accuracy=accuracy, batch_rows=16)
+        explained(forward, X, target=some, accuracy=accuracy, batch_rows=16)
         for some in ([0], [1, 2], [3])
     ]
-    found = RowResults.concat([row_results(part) for part in parts], axis=1)
-    assert_same(found, row_results(whole))
-    assert tuple(found.status.flat) == whole.status
+    found = RowResults.concat([part.results for part in parts], axis=1)
+    assert_same(found, whole.results)
     assert {type(status) for status in found.status.flat} == {RowStatus}
     assert {RowStatus.ok, RowStatus.bad_input, RowStatus.not_converged} == set(found.status.flat)
 
 
 def test_several_inputs_side_by_side() -> None:
     y = X[:, :2].clone()
-    parts = [
-        row_results(
-            attribute(
-                lambda a, b: forward(a) + b.sum(1, keepdim=True), (X, y), target=[t], batch_rows=16
-            )
-        )
-        for t in (0, 1)
-    ]
+
+    def both(a: Tensor, b: Tensor) -> Tensor:
+        return forward(a) + b.sum(1, keepdim=True)
+
+    parts = [explained(both, (X, y), target=[t], batch_rows=16).results for t in (0, 1)]
     found = RowResults.concat(parts, axis=1)
     assert [a.shape for a in found.attributions] == [(7, 2, 3), (7, 2, 2)]
     rows = torch.arange(7).numpy()
@@ -54,10 +50,14 @@ def test_several_inputs_side_by_side() -> None:
 
 
 def test_a_call_for_one_target_has_an_entry_per_row() -> None:
-    one = row_results(attribute(forward, X, target=1, batch_rows=16))
-    listed = row_results(attribute(forward, X, target=[1], batch_rows=16))
-    assert one.status.shape == (7,)
-    assert_same(one, listed.flat())
+    one = attribute(forward, X, target=1, batch_rows=16)
+    listed = attribute(forward, X, target=[1], batch_rows=16)
+    assert (one.f_input.shape, one.attributions.shape) == ((7,), (7, 3))
+    assert (listed.f_input.shape, listed.attributions.shape) == ((7, 1), (7, 1, 3))
+    for name in ("attributions", *NUMBERS):
+        same, each = getattr(one, name), getattr(listed, name)[:, 0]
+        torch.testing.assert_close(same, each, rtol=0, atol=0, equal_nan=True)
+    assert (one.status, one.reason) == (listed.status, listed.reason)
 
 
 def test_inputs_of_two_dtypes_keep_theirs() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import Attribution, attribute
+from tests.plugins.explaining import attribute_untried
 
 F64 = torch.float64
 Model = Callable[[Tensor], Tensor]
@@ -102,7 +103,7 @@ def test_a_kinked_row_goes_on_with_the_grid() -> None:
         return forward(v)
 
     x, forward = rows(1, 8), network(nn.ReLU, 8)
-    found = attribute(spied, x, accuracy=Adaptive(tolerance=1e-2), batch_rows=1, checked=True)
+    found = attribute_untried(spied, x, accuracy=Adaptive(tolerance=1e-2), batch_rows=1)
     assert found.status == ("ok",)
     assert found.evaluations.item() > 63 + 15
     alphas = torch.cat(seen[2:]) / x[0, 0]
@@ -161,7 +162,7 @@ def test_no_row_spends_more_than_it_may(
         return PATHS[name](v)
 
     accuracy = Adaptive(tolerance=tolerance, max_evaluations=most, on_unreachable=unreachable)
-    found = attribute(counted, ONE, accuracy=accuracy, batch_rows=1, checked=True)
+    found = attribute_untried(counted, ONE, accuracy=accuracy, batch_rows=1)
     assert 7 <= found.evaluations.item() == len(calls) <= most
     assert found.status[0] in (RowStatus.ok, RowStatus.not_converged)
     assert (found.error_estimate.item() <= tolerance) == (found.status[0] == RowStatus.ok)
@@ -478,23 +479,21 @@ def test_targets_share_their_forward_passes() -> None:
         return torch.stack([(k * v).sin().sum(1) for k in range(1, 11)], 1)
 
     x = rows(40)
-    together = attribute(
+    together = attribute_untried(
         counted,
         x,
         target=list(range(10)),
         accuracy=Adaptive(tolerance=1e-6),
-        checked=True,
         batch_rows=32,
     )
     shared, longest = len(calls), int(together.evaluations.max(1).values.sum())
     calls.clear()
     for target in range(10):
-        attribute(
+        attribute_untried(
             counted,
             x,
             target=target,
             accuracy=Adaptive(tolerance=1e-6),
-            checked=True,
             batch_rows=32,
         )
     assert shared < 0.4 * len(calls)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from integrand.workers.methods.attribution import attribute
 from integrand.workers.shards.attempts import side_by_side
+from tests.plugins.explaining import explained
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -30,7 +30,7 @@ def greedy(v: Tensor) -> Tensor:
 def test_the_fewest_rows_of_a_batch_are_those_of_all_targets(
     models: list, halved: int | None
 ) -> None:
-    calls = [attribute(f, X, target=[0], batch_rows=16, checked=True) for f in models]
+    calls = [explained(f, X, target=[0], batch_rows=16) for f in models]
     found = side_by_side(calls, planned=16)
     assert (found.halved, found.padded) == (halved, sum(call.padded for call in calls))
     assert found.rows.status.shape == (4,)

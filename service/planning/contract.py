@@ -1,0 +1,79 @@
+"""Whether a job's model keeps to its contract on real rows: outputs per row that depend on the
+inputs, and targets among them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from integrand.schemas.specs.job import AttributeSpec
+from integrand.service.planning.sample import real_rows
+from integrand.workers.methods.probing import unused_inputs
+from integrand.workers.models.outputs import (
+    Forward,
+    check_output,
+    on_copies,
+    transformed,
+)
+from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.models.targets.base import output_width
+from integrand.workers.models.targets.table import kind_of_target
+
+
+def first_pass(
+    spec: AttributeSpec, model: Forward, sample: RowTensors
+) -> tuple[RowTensors, int | None, list[str]]:
+    """The sample with its targets, the width of the model's output where it has one, and what is
+    doubtful about both.
+    """
+    out, warnings = _try_model(spec, transformed(model, spec.target.transform), sample)
+    kind = kind_of_target(spec.target)
+    kind.check(spec.target, out)
+    table = kind.of_sample(spec.target, sample.rows, out, sample.target)
+    check_output(out, sample.rows, table)
+    return replace(sample, target=table), output_width(out), warnings
+
+
+def column_outputs(spec: AttributeSpec, model: Forward, sample: RowTensors) -> int | None:
+    """How many outputs a target column may name; None where no column names one."""
+    if not kind_of_target(spec.target).named_by_rows:
+        return None
+    out, _ = _try_model(spec, model, sample)
+    return output_width(out)
+
+
+def _try_model(
+    spec: AttributeSpec, forward: Forward, sample: RowTensors
+) -> tuple[Tensor, list[str]]:
+    points = [x.clone().requires_grad_() for x in sample.inputs]
+    with real_rows(forward, [*points, *sample.forward_args]), torch.enable_grad():
+        out = on_copies(forward, *points, *sample.forward_args)
+    if not isinstance(out, Tensor):
+        check_output(out, sample.rows, None)
+    if not torch.isfinite(out).all():
+        warnings = [
+            "the model's output is NaN or inf on some of the first rows: they will be `nonfinite`"
+        ]
+    else:
+        warnings = []
+    if out.is_floating_point() and torch.finfo(out.dtype).eps > torch.finfo(points[0].dtype).eps:
+        warnings.append(
+            f"the model returns {str(out.dtype)[6:]} although precision is"
+            f" {spec.compute.precision}: something in it casts down"
+        )
+    unused = unused_inputs(out, points)
+    warnings += [
+        f"the output does not depend on input `{spec.inputs[i].name}`: its attributions are zeros"
+        for i in unused
+    ]
+    gradients = torch.autograd.grad(
+        on_copies(forward, *points, *sample.forward_args).sum(), points, allow_unused=True
+    )
+    if all(g is None or not g.any() for g in gradients):
+        warnings.append(
+            "every gradient is zero on the first rows: is the output rounded, clamped or saturated?"
+        )
+    return out.detach(), warnings

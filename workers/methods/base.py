@@ -1,0 +1,118 @@
+"""What a method of attribution is: what it costs, what it asks of a model, and how it explains
+rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from integrand.schemas.specs.part import Part
+from integrand.schemas.tables import RowStatus
+from integrand.workers.closed_form.recognition import ShallowNetwork
+from integrand.workers.engine.evaluator import Evaluator, Floats
+from integrand.workers.engine.loop import Verdicts
+from integrand.workers.engine.prepared import Prepared
+from integrand.workers.models.outputs import Forward
+from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.rewriting.flops import Work, fixed_work
+
+Kind = TypeVar("Kind", bound=Part)
+Settle = Callable[[Tensor, Floats, Floats], NDArray[np.bool_]]
+"""Takes numbers of rows `[n]` with f(x) and f(x') of them `[n, targets]`, settles those for which
+that says it all (x = x', or f is not finite), and says which of the rows remain.
+"""
+SUM_BYTES = 8
+"""One float64 sum."""
+
+
+@dataclass(frozen=True)
+class Method(ABC, Generic[Kind]):
+    """One way to attribute, for its part of the spec.
+
+    An extender overrides `most_evaluations` and `explain`; or, for a method that sums gradients
+    between x' and x, takes `PathMethod` and overrides `integrate`. All else says that every row
+    takes the same evaluations, that nothing is kept of a row but one sum, and that there is no
+    tolerance: override what is otherwise.
+
+    A method is a function of each row alone. Whatever it draws, it draws from a seed and the row's
+    own values. How sure it is goes into the error of its verdicts (a certificate, a standard error;
+    NaN where there is none), and `reason` says in words why a row is not ok.
+    """
+
+    accuracy: Kind
+
+    needs_gradients: ClassVar[bool] = True
+    """Whether the output must have a gradient; if not, none is asked for before `explain`."""
+    needs_closed_form: ClassVar[bool] = False
+    """Whether there is no other way than the closed form."""
+    varies: ClassVar[bool] = False
+    """Whether rows take different numbers of evaluations, so that a plan tries some."""
+
+    @property
+    @abstractmethod
+    def most_evaluations(self) -> int:
+        """Gradient evaluations that a row may take."""
+
+    @property
+    def first_evaluations(self) -> int:
+        """Those that it takes before it is judged for the first time."""
+        return self.most_evaluations
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that are kept for each element of a row under way."""
+        return SUM_BYTES
+
+    @property
+    def tolerance(self) -> float | None:
+        """Relative error that rows are held to."""
+        return None
+
+    @property
+    def work(self) -> Work:
+        """What a row is taken to cost where savings are weighed."""
+        return fixed_work(self.most_evaluations)
+
+    def check(self, forward: Forward, rows: RowTensors) -> None:
+        """Raises SpecError for a model, or rows, that the method is not for: seen on a few rows
+        before any worker starts.
+        """
+
+    def closed_form(
+        self, forward: Forward, rows: RowTensors, transform: str = "none"
+    ) -> ShallowNetwork | None:
+        """The closed form that stands in for the method, if there is one. `transform` is that of
+        the output, `rows` are tried.
+
+        Raises SpecError where the method needs one in vain.
+        """
+        return None
+
+    @abstractmethod
+    def explain(
+        self, evaluator: Evaluator, prepared: Prepared, rows: Tensor, settle: Settle
+    ) -> Iterator[Verdicts]:
+        """Verdicts in any order, after f at both ends was given to `settle`.
+
+        evaluator  of the call's problem; whoever makes another lets this one `absorb` it
+        prepared   the model, with its affine prefix or its closed form where it has one
+        rows       numbers `[n]` of rows whose inputs and baselines are finite
+
+        A verdict about a row that was settled replaces what was settled.
+        """
+
+    def reason(self, verdicts: Verdicts, place: int) -> str | None:
+        """Why a verdict is not ok."""
+        status = verdicts.statuses[place]
+        if status is RowStatus.nonfinite:
+            return "the model's gradient on the path is NaN or inf"
+        if status is RowStatus.at_precision_floor:
+            return f"error estimate {verdicts.error[place]:.2g} is what rounding allows"
+        return None
