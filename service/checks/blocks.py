@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.stats import Block, Stats
-from integrand.service.checks.evidence import Check, Evidence
-from integrand.service.checks.findings import Finding, Remark
+from integrand.service.checks.evidence import Evidence
+from integrand.service.checks.findings import Check, Finding, Remark
 from integrand.service.runs.footers import member_of, read_footers
 from integrand.service.runs.totals import STATS, add_footers, alike, read_block
 from integrand.workers.storage.store import Entry

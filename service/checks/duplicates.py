@@ -10,9 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from integrand.schemas.ids import shard_object
-from integrand.service.checks.evidence import Check, Evidence
-from integrand.service.checks.findings import Finding, Remark
-from integrand.service.checks.recount import decoded
+from integrand.service.checks.evidence import Evidence
+from integrand.service.checks.findings import Check, Finding, Remark
+from integrand.service.checks.rows.stored import decoded
 from integrand.workers.data.row_ids import hash_ids
 from integrand.workers.data.values import plain_values
 

@@ -6,7 +6,7 @@ memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from integrand.schemas.ids import shard_object
 from integrand.schemas.records import Quarantined, RunManifest
 from integrand.schemas.stats import Stats
 from integrand.service.checks.findings import Finding, Remark
-from integrand.service.checks.recount import Recount, Recounter
+from integrand.service.checks.recount import Recount, recount
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import (
     load_manifest,
@@ -101,15 +101,6 @@ class Evidence:
     again: Again | None
 
 
-@dataclass(frozen=True)
-class Check:
-    """One question to a run: what it asks, in words, and who answers."""
-
-    name: str
-    description: str
-    remarks: Callable[[Evidence], Iterator[Remark]]
-
-
 def read_evidence(folder: RunFolder, sample: int, seed: int, trusted: tuple[str, ...]) -> Evidence:
     """Read every object, and attribute `sample` rows again, drawn with `seed` from sound shards."""
     # before the listing: the run may be finished meanwhile
@@ -163,7 +154,6 @@ def _counted(folder: RunFolder, listing: Listing) -> Counted:
 
 
 def _recounts(folder: RunFolder, listing: Listing) -> Iterator[tuple[str, Recount]]:
-    recounter = Recounter(folder)
     for shard in folder.plan.shards:
         if shard.id not in listing.shards:
             continue
@@ -172,7 +162,7 @@ def _recounts(folder: RunFolder, listing: Listing) -> Iterator[tuple[str, Recoun
             data = folder.store.read(place)
         except FileNotFoundError:  # gone since it was listed
             continue
-        yield shard.id, recounter.recount(shard, str(place), data)
+        yield shard.id, recount(folder, shard, str(place), data)
 
 
 def _quarantine(folder: RunFolder) -> Quarantine:

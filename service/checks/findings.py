@@ -4,11 +4,13 @@ torch nor ray.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 from integrand.schemas.errors import IntegrandError
 
+Subject = TypeVar("Subject")
 REDO = "move the object away, and `_manifest.json` with it, and run again: its shard is then redone"
 
 
@@ -42,6 +44,15 @@ class Unchecked:
 Remark: TypeAlias = Finding | Unchecked
 
 
+@dataclass(frozen=True)
+class Check(Generic[Subject]):
+    """One question to a run or to a part of it: what it asks, in words, and who answers."""
+
+    name: str
+    description: str
+    remarks: Callable[[Subject], Iterator[Remark]]
+
+
 def finding_of(error: IntegrandError) -> Finding:
     """An error that a reader would have ended with."""
     return Finding(error.where, error.expected, error.seen, error.next_step)
@@ -50,3 +61,7 @@ def finding_of(error: IntegrandError) -> Finding:
 def reason(error: IntegrandError) -> str:
     """An error in one line, as the reason why something was not checked."""
     return ", ".join(part for part in (error.where, error.seen and f"seen: {error.seen}") if part)
+
+
+def listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values)) or "nothing"

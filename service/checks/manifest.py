@@ -9,8 +9,8 @@ from operator import eq
 
 from integrand.schemas.records import RunManifest
 from integrand.schemas.stats import COUNTERS
-from integrand.service.checks.evidence import Check, Evidence
-from integrand.service.checks.findings import Finding, Remark, Unchecked, finding_of
+from integrand.service.checks.evidence import Evidence
+from integrand.service.checks.findings import Check, Finding, Remark, Unchecked, finding_of
 from integrand.service.runs.manifest import MANIFEST, fold
 from integrand.service.runs.totals import Committed
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from integrand.service.checks.evidence import Check, Evidence
-from integrand.service.checks.findings import Remark
+from integrand.service.checks.evidence import Evidence
+from integrand.service.checks.findings import Check, Remark
 
 
 def _remarks(run: Evidence) -> Iterator[Remark]:

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from integrand.schemas.records import Plan
-from integrand.service.checks.evidence import Check, Evidence
-from integrand.service.checks.findings import Finding, Remark, Unchecked
+from integrand.service.checks.evidence import Evidence
+from integrand.service.checks.findings import Check, Finding, Remark, Unchecked
 from integrand.service.planning.runid import stored_run_id
 
 _RESTORE = "restore the plan that was written"

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.records import Pointer, RunManifest
 from integrand.schemas.uris import Uri
-from integrand.service.checks.evidence import Check, Evidence
-from integrand.service.checks.findings import Finding, Remark, Unchecked, finding_of
+from integrand.service.checks.evidence import Evidence
+from integrand.service.checks.findings import Check, Finding, Remark, Unchecked, finding_of
 from integrand.service.runs.manifest import LATEST, MANIFEST, instant, read_pointer
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 
 from integrand.schemas.uris import Uri
 from integrand.service.checks.findings import Finding
-from integrand.service.checks.recount import Recounter
+from integrand.service.checks.recount import recount
 from integrand.service.checks.verify import verify_run
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import load_plan
@@ -40,9 +40,9 @@ def test_a_flipped_bit_anywhere_in_an_object_is_found(finished: Finished, data: 
     place = data.draw(st.integers(0, len(whole) - 1))
     broken = bytearray(whole)
     broken[place] ^= 1 << data.draw(st.integers(0, 7))
-    recounter = Recounter(RunFolder(store, uri, plan, plan_sha256))
-    assert recounter.recount(plan.shards[0], "object", whole).remarks == ()
-    found = recounter.recount(plan.shards[0], "object", bytes(broken)).remarks
+    folder = RunFolder(store, uri, plan, plan_sha256)
+    assert recount(folder, plan.shards[0], "object", whole).remarks == ()
+    found = recount(folder, plan.shards[0], "object", bytes(broken)).remarks
     assert any(isinstance(remark, Finding) for remark in found)
 
 
@@ -53,9 +53,8 @@ def test_a_truncated_object_is_found(finished: Finished, data: st.DataObject):
     plan, plan_sha256 = load_plan(Store(), uri)
     whole = (Path(uri.path) / "data" / "part-00001.parquet").read_bytes()
     part = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    found = Recounter(RunFolder(Store(), uri, plan, plan_sha256)).recount(
-        plan.shards[1], "object", part
-    )
+    folder = RunFolder(Store(), uri, plan, plan_sha256)
+    found = recount(folder, plan.shards[1], "object", part)
     assert found.footer is None
     assert [r for r in found.remarks if isinstance(r, Finding)]
 

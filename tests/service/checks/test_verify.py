@@ -17,8 +17,9 @@ import pytest
 from integrand.schemas.errors import SpecError
 from integrand.schemas.uris import Uri
 from integrand.service.checks import verify
-from integrand.service.checks.evidence import Check, Evidence
-from integrand.service.checks.findings import Finding, Remark, Unchecked
+from integrand.service.checks.evidence import Evidence
+from integrand.service.checks.findings import Check, Finding, Remark, Unchecked
+from integrand.service.checks.rows.table import ROW_CHECKS
 from integrand.service.checks.table import CHECKS
 from integrand.service.checks.verify import verify_run
 from integrand.service.running.jobs import run_job
@@ -211,8 +212,9 @@ def test_the_command_says_where_what_and_what_to_do_and_ends_with_6(run: Tampere
 
 
 def test_each_check_has_a_name_of_its_own_and_says_what_it_asks():
-    assert len({check.name for check in CHECKS}) == len(CHECKS)
-    assert all(check.description for check in CHECKS)
+    every = (*CHECKS, *ROW_CHECKS)
+    assert len({check.name for check in every}) == len(every)
+    assert all(check.description for check in every)
 
 
 def test_a_check_in_the_table_is_asked_in_its_turn(run: Tampered, monkeypatch: pytest.MonkeyPatch):

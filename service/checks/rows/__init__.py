@@ -1,0 +1,1 @@
+"""Checks of one shard's object while its rows are in memory."""
