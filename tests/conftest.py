@@ -27,7 +27,8 @@ from integrand.schemas.records import (
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.tables import RowStatus
 from integrand.schemas.uris import Uri
-from integrand.workers.data.reading import inspect_file, read_slices
+from integrand.workers.data.inspection import inspect_file
+from integrand.workers.data.reading import read_slices
 from integrand.workers.engine.row_results import RowResults
 from integrand.workers.shards.footer import shard_footer
 from integrand.workers.shards.output import results_table

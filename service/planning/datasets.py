@@ -37,7 +37,7 @@ from integrand.workers.data.means import (
     read_means,
     write_means,
 )
-from integrand.workers.data.reading import source_schema
+from integrand.workers.data.merging import source_schema
 from integrand.workers.data.roles import Roles, roles_of
 from integrand.workers.storage.store import Store
 

@@ -15,7 +15,7 @@ from integrand.schemas.specs.source import Source
 from integrand.schemas.uris import Uri
 from integrand.workers.data.formats.base import SourceFormat
 from integrand.workers.data.formats.table import FORMATS, format_by_extension
-from integrand.workers.data.reading import inspect_file
+from integrand.workers.data.inspection import inspect_file
 from integrand.workers.storage.store import Entry, Store, split_glob
 
 READERS = 32

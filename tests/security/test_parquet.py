@@ -28,9 +28,10 @@ from integrand.service.planning.cutting import cut
 from integrand.service.running.jobs import plan_job
 from integrand.service.runs.footers import read_footers
 from integrand.service.runs.query import open_run
-from integrand.workers.data import decoding, reading
+from integrand.workers.data import decoding, inspection
 from integrand.workers.data.columns import check_number, check_scalar
-from integrand.workers.data.reading import inspect_file, read_slices
+from integrand.workers.data.inspection import inspect_file
+from integrand.workers.data.reading import read_slices
 from integrand.workers.storage.store import Access, Store
 from tests.plugins.jobs import JobFolder
 
@@ -508,6 +509,6 @@ def test_absurd_footers_are_refused(
     job: JobFolder, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, seen: str
 ):
     place = job.write_rows(row_group_size=10)
-    monkeypatch.setattr(reading, limit, value)
+    monkeypatch.setattr(inspection, limit, value)
     with pytest.raises(DataError, match=seen):
         inspected(place)

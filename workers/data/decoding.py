@@ -9,6 +9,7 @@ spelt out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import RawIOBase
 from math import ceil
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from integrand.schemas.errors import DataError
+from integrand.schemas.errors import DataError, IntegrandError
 from integrand.schemas.records import Slice
 
 BATCH_BYTES, BATCH_ROWS = 64 << 20, 1 << 14
@@ -259,3 +260,21 @@ def _above(budget: Budget, rows: int, size: int) -> DataError:
             "decoded_bytes in the operator's config"
         ),
     )
+
+
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """What pyarrow cannot decode is the file's fault; the store's own errors have been told apart
+    before.
+    """
+    try:
+        yield
+    except (IntegrandError, MemoryError):
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            where,
+            expected="readable Parquet",
+            seen=str(error).split("\n", 1)[0],
+            next_step="write the file again, or take it out of the source",
+        ) from error

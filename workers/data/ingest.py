@@ -29,13 +29,9 @@ from integrand.schemas.uris import Uri
 from integrand.workers.data.cells import BATCH_ROWS, record_batch, record_batches, some
 from integrand.workers.data.formats.base import Wanted
 from integrand.workers.data.formats.table import identify, text_format
-from integrand.workers.data.reading import (
-    CONTENT,
-    hive_values,
-    inspect_file,
-    partition_columns,
-    with_partitions,
-)
+from integrand.workers.data.inspection import inspect_file
+from integrand.workers.data.partitions import hive_values, partition_columns, with_partitions
+from integrand.workers.data.reading import CONTENT
 from integrand.workers.data.roles import Roles
 from integrand.workers.data.signatures import HEAD
 from integrand.workers.failpoints import reach

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from integrand.schemas.errors import DataError
 from integrand.schemas.records import Slice, SourceFile
 from integrand.workers.data.columns import BAD
-from integrand.workers.data.reading import common_type, read_parts, row_ids
+from integrand.workers.data.merging import common_type
+from integrand.workers.data.reading import read_parts, row_ids
 from integrand.workers.data.values import plain_value
 from integrand.workers.storage.store import Store
 

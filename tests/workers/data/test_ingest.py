@@ -36,7 +36,8 @@ from integrand.workers.data.ingest import (
     ingest_file,
     load_ingested,
 )
-from integrand.workers.data.reading import partition_columns, read_slices, row_ids
+from integrand.workers.data.partitions import partition_columns
+from integrand.workers.data.reading import read_slices, row_ids
 from integrand.workers.data.roles import Roles, roles_of
 from integrand.workers.data.tensors import to_rows
 from integrand.workers.storage.store import Store

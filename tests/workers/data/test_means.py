@@ -21,6 +21,7 @@ from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.workers.data import means as statistics, row_ids as identity
 from integrand.workers.data.columns import resolve_columns
+from integrand.workers.data.inspection import inspect_file
 from integrand.workers.data.means import (
     Partial,
     mean_of_sums,
@@ -29,7 +30,7 @@ from integrand.workers.data.means import (
     read_means,
     write_means,
 )
-from integrand.workers.data.reading import CONTENT, inspect_file
+from integrand.workers.data.reading import CONTENT
 from integrand.workers.data.row_ids import check_row_ids, hash_ids
 from integrand.workers.storage.store import Access, Store
 

@@ -25,15 +25,10 @@ from integrand.workers.data.columns import (
     resolve_columns,
     resolve_input,
 )
-from integrand.workers.data.reading import (
-    CONTENT,
-    hive_values,
-    inspect_file,
-    partition_columns,
-    read_slices,
-    row_ids,
-    source_schema,
-)
+from integrand.workers.data.inspection import inspect_file
+from integrand.workers.data.merging import source_schema
+from integrand.workers.data.partitions import hive_values, partition_columns
+from integrand.workers.data.reading import CONTENT, read_slices, row_ids
 from integrand.workers.storage.store import Store
 
 STORE = Store()

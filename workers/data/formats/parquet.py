@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from integrand.workers.data.formats.base import SourceFormat
-from integrand.workers.data.reading import MAGIC
+from integrand.workers.data.inspection import MAGIC
 
 
 class Parquet(SourceFormat):
