@@ -12,14 +12,14 @@ from torch import Tensor
 
 from integrand.schemas.errors import DataError, SpecError
 from integrand.workers.engine.results import Tensors
-from integrand.workers.models.outputs import Target, target_tables
+from integrand.workers.models.outputs import TargetLike, target_tables
 from integrand.workers.models.row_tensors import RowTensors
 
 Baselines = Tensors | tuple[Tensor | float | None, ...] | float | None
 
 
 def row_tensors(
-    inputs: Tensors, baselines: Baselines, forward_args: Tensors, target: Target
+    inputs: Tensors, baselines: Baselines, forward_args: Tensors, target: TargetLike
 ) -> RowTensors:
     """The arguments of `attribute`, as it documents them; the target is `[rows, targets, depth]`.
 

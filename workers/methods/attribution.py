@@ -23,7 +23,7 @@ from integrand.workers.methods.base import Method
 from integrand.workers.methods.explaining import explain
 from integrand.workers.methods.probing import Call, check_eval, check_rows_apart, explained, probe
 from integrand.workers.methods.table import method_of
-from integrand.workers.models.outputs import Forward, Target
+from integrand.workers.models.outputs import Forward, TargetLike
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.choosing import choose
 
@@ -36,7 +36,7 @@ def attribute(
     inputs: Tensors,
     *,
     baselines: Baselines = None,
-    target: Target = None,
+    target: TargetLike = None,
     forward_args: Tensors = (),
     accuracy: Accuracy | None = None,
     batch_rows: int | None = None,
@@ -84,7 +84,7 @@ def prepare(
     inputs: Tensors,
     *,
     baselines: Baselines = None,
-    target: Target = None,
+    target: TargetLike = None,
     forward_args: Tensors = (),
     accuracy: Accuracy | None = None,
 ) -> Prepared:

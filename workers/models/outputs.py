@@ -11,7 +11,9 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 
 Forward = Callable[..., Tensor]
-Target = int | tuple[int, ...] | Tensor | list[int | tuple[int, ...] | Tensor] | None
+"""A model: from tensors `[rows, ...]` to outputs `[rows, ...]`."""
+TargetLike = int | tuple[int, ...] | Tensor | list[int | tuple[int, ...] | Tensor] | None
+"""A target as the notebook's door takes it; a list asks for several of each row."""
 
 _TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda out: out.softmax(-1),
@@ -35,19 +37,16 @@ def transformed(forward: Forward, transform: str) -> Forward:
     return lambda *arguments: apply(forward(*arguments))
 
 
-def target_tables(target: Target, rows: int) -> Tensor | None:
+def target_tables(target: TargetLike, rows: int) -> Tensor | None:
     """Any target, or list of targets, as indices `[rows, targets, depth]` int64, or None for scalar
     outputs.
     """
-    tables = [
-        target_table(each, rows) for each in (target if isinstance(target, list) else [target])
-    ]
+    given = target if isinstance(target, list) else [target]
+    tables = [target_table(each, rows) for each in given]
     found = [table for table in tables if table is not None]
-    if (
-        len({table.shape[1] for table in found}) > 1
-        or not tables
-        or (isinstance(target, list) and len(found) < len(tables))
-    ):
+    alike = len({table.shape[1] for table in found}) <= 1
+    indexed = len(found) == len(tables) or not isinstance(target, list)
+    if not tables or not alike or not indexed:
         raise SpecError(
             "target",
             expected="a list of targets of one kind",
@@ -57,7 +56,7 @@ def target_tables(target: Target, rows: int) -> Tensor | None:
     return torch.stack(found, 1) if found else None
 
 
-def target_table(target: Target, rows: int) -> Tensor | None:
+def target_table(target: TargetLike, rows: int) -> Tensor | None:
     """Any target as indices `[rows, depth]` int64, or None for scalar outputs. Raises SpecError on
     wrong types.
     """
@@ -98,6 +97,25 @@ def check_output(out: object, rows: int, table: Tensor | None) -> Tensor:
     """The model's output, once its shape is known to fit the rows and the targets. Raises SpecError
     otherwise.
     """
+    tensor = _check_rows(out, rows)
+    if table is None:
+        if tensor[0].numel() != 1:
+            sizes = ", ".join(map(str, tensor.shape[1:]))
+            raise SpecError(
+                "target",
+                expected="an output index, since the model has several outputs",
+                seen=f"no target and output shape [rows, {sizes}]",
+                next_step=_name_one(tensor),
+            )
+        return tensor
+    if tensor.ndim - 1 != table.shape[1]:
+        raise _wrong_depth(tensor, table.shape[1])
+    _check_indices(tensor, table)
+    return tensor
+
+
+def _check_rows(out: object, rows: int) -> Tensor:
+    """The output, once it is known to be a floating-point tensor with one entry per row."""
     if not isinstance(out, Tensor):
         raise SpecError(
             "model output",
@@ -122,32 +140,25 @@ def check_output(out: object, rows: int, table: Tensor | None) -> Tensor:
             seen=str(out.dtype),
             next_step="return scores or probabilities, before argmax, rounding or casts",
         )
-    if table is None:
-        if out[0].numel() != 1:
-            raise SpecError(
-                "target",
-                expected="an output index, since the model has several outputs",
-                seen=f"no target and output shape [rows, {', '.join(map(str, out.shape[1:]))}]",
-                next_step=_name_one(out),
-            )
-        return out
-    if out.ndim - 1 != table.shape[1]:
-        raise _wrong_depth(out, table.shape[1])
+    return out
+
+
+def _check_indices(out: Tensor, table: Tensor) -> None:
+    """Raises SpecError for the first row whose target is outside of the output."""
     limits = torch.tensor(out.shape[1:], device=table.device, dtype=torch.int64)
     wrong = ((table < 0) | (table >= limits)).any(1).nonzero()
-    if len(wrong):
-        row = int(wrong[0, 0])
-        last, seen = (", ".join(map(str, t.tolist())) for t in (limits - 1, table[row]))
-        raise SpecError(
-            f"target of row {row}",
-            expected=f"from {', '.join('0' * len(limits))} to {last}",
-            seen=seen,
-            next_step=(
-                "name an output that exists: outputs are [rows,"
-                f" {', '.join(map(str, out.shape[1:]))}]"
-            ),
-        )
-    return out
+    if not len(wrong):
+        return
+    row = int(wrong[0, 0])
+    zeros = ", ".join("0" * len(limits))
+    last = ", ".join(str(size - 1) for size in out.shape[1:])
+    sizes = ", ".join(map(str, out.shape[1:]))
+    raise SpecError(
+        f"target of row {row}",
+        expected=f"from {zeros} to {last}",
+        seen=", ".join(map(str, table[row].tolist())),
+        next_step=f"name an output that exists: outputs are [rows, {sizes}]",
+    )
 
 
 def _name_one(out: Tensor) -> str:
