@@ -4,33 +4,41 @@ torch nor ray.
 
 from __future__ import annotations
 
-import difflib
-import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
 
-import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from integrand.schemas.errors import DataError, IntegrityError, SpecError
+from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import shard_object
 from integrand.schemas.records import Plan, RunManifest, Shard
 from integrand.schemas.tables import PREFIX, feature_names
 from integrand.schemas.uris import Uri
+from integrand.service.runs.conditions import (
+    Filters,
+    check_columns,
+    filter_expression,
+    filtered,
+    matching_rows,
+    sandbox,
+)
 from integrand.service.runs.finding import resolve_run
 from integrand.service.runs.footers import RunFolder
+from integrand.service.runs.frames import (
+    attribution_matrix,
+    largest_rows,
+    pandas_frame,
+    stored_id,
+)
 from integrand.service.runs.manifest import (
     fold,
     load_manifest,
@@ -41,23 +49,9 @@ from integrand.service.runs.totals import read_committed
 from integrand.workers.data.columns import BAD
 from integrand.workers.data.decoding import forget_extensions
 from integrand.workers.data.reading import read_slices
-from integrand.workers.data.values import plain_values
 from integrand.workers.storage.store import Access, Store
 
-Filters: TypeAlias = (
-    list[tuple[str, str, object]] | list[list[tuple[str, str, object]]] | ds.Expression
-)
-"""Conditions as pandas.read_parquet takes them (a list is AND, a list of lists OR of ANDs), or an
-Arrow expression.
-"""
-
 _THREADS = 8
-_POSITION = "_position"
-_SANDBOX: dict[str, str | bool | int | float | list[str]] = {
-    "enable_external_access": False,
-    "python_enable_replacements": False,
-    "lock_configuration": True,
-}
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
@@ -145,15 +139,15 @@ class Run:
     ) -> pd.DataFrame:
         """One row per (input row, target), in the order of the input.
 
-        `columns` picks output columns. `inputs=True` puts all columns of the source beside them,
+        `columns` picks output columns. `inputs=True` adds all columns of the source,
         `input.`-prefixed where a name collides, once the source is seen to be the planned one (else
         IntegrityError); `filters` may name these too. `df.attrs["complete"]` tells whether every
         planned row is in.
         """
-        _check_columns(columns or (), self.schema.names)
-        expression = _expression(filters)
+        check_columns(columns or (), self.schema.names)
+        expression = filter_expression(filters)
         if not inputs:
-            _filtered(self.schema.empty_table(), expression)
+            filtered(self.schema.empty_table(), expression)
         read = self._read_with_inputs if inputs else self._read
         with ThreadPoolExecutor(_THREADS) as threads:
             tables = list(threads.map(lambda shard: read(shard, columns, expression), self.shards))
@@ -168,7 +162,7 @@ class Run:
         none.
         """
         return self.to_pandas(
-            filters=pc.field("row_id") == _as_id(row_id, self.schema.field("row_id").type)
+            filters=pc.field("row_id") == stored_id(row_id, self.schema.field("row_id").type)
         )
 
     def where(self, sql: str) -> pd.DataFrame:
@@ -184,11 +178,12 @@ class Run:
             if not n.startswith(PREFIX) or n.casefold() in sql.casefold()
         ]
         found = [empty]
-        with duckdb.connect(config=_SANDBOX) as connection:
-            _positions(connection, empty, sql)
+        with sandbox() as connection:
+            matching_rows(connection, empty, sql)
             for shard in self.shards:
-                positions = _positions(connection, self._read(shard, mentioned), sql)
-                found += [self._read(shard).take(positions)] if len(positions) else []
+                positions = matching_rows(connection, self._read(shard, mentioned), sql)
+                if len(positions):
+                    found.append(self._read(shard).take(positions))
         return self._frame(pa.concat_tables(found))
 
     def worst(self, k: int = 10) -> pd.DataFrame:
@@ -202,7 +197,8 @@ class Run:
         for shard in self.shards:
             table = self._read(shard, columns)
             best = {
-                key: _largest(pa.concat_tables([top, table]), key, k) for key, top in best.items()
+                key: largest_rows(pa.concat_tables([top, table]), key, k)
+                for key, top in best.items()
             }
         marked = [
             t.append_column("worst_by", pa.repeat(key, t.num_rows)) for key, t in best.items()
@@ -219,14 +215,13 @@ class Run:
         names = np.array(
             [name for column in columns for name in feature_names(self.schema.field(column))]
         )
-        total, absolute, count = np.zeros(len(names)), np.zeros(len(names)), 0
+        total, absolute = np.zeros(len(names)), np.zeros(len(names))
+        count = 0
         for shard in self.shards:
-            values = _matrix(self._read(shard, columns))
-            total, absolute, count = (
-                total + values.sum(0),
-                absolute + np.abs(values).sum(0),
-                count + len(values),
-            )
+            values = attribution_matrix(self._read(shard, columns))
+            total += values.sum(0)
+            absolute += np.abs(values).sum(0)
+            count += len(values)
         top = np.argsort(-absolute, kind="stable")[:k]
         means = {"mean_abs": absolute[top] / max(1, count), "mean": total[top] / max(1, count)}
         share = absolute[top] / (absolute.sum() or 1.0)
@@ -250,10 +245,8 @@ class Run:
         self, shard: Shard, columns: Sequence[str] | None, expression: ds.Expression | None
     ) -> pa.Table:
         """A shard's rows are those of its slices, in order, each repeated for every target."""
-        output, source = (
-            self._read(shard),
-            read_slices(self.store, self.plan.files, shard.slices, None),
-        )
+        output = self._read(shard)
+        source = read_slices(self.store, self.plan.files, shard.slices, None)
         repeated = source.take(np.repeat(np.arange(source.num_rows), self.plan.targets_per_row))
         if repeated.num_rows != output.num_rows:
             raise IntegrityError(
@@ -264,12 +257,13 @@ class Run:
             )
         kept = list(output.column_names if columns is None else columns)
         for name in [n for n in repeated.column_names if n != BAD]:
-            beside = f"input.{name}" if name in self.schema.names else name
-            output, kept = output.append_column(beside, repeated[name]), [*kept, beside]
-        return _filtered(output, expression).select(kept)
+            prefixed = f"input.{name}" if name in self.schema.names else name
+            output = output.append_column(prefixed, repeated[name])
+            kept.append(prefixed)
+        return filtered(output, expression).select(kept)
 
     def _frame(self, table: pa.Table) -> pd.DataFrame:
-        frame = _in_pandas(table)
+        frame = pandas_frame(table)
         frame.attrs["complete"] = self.complete
         return frame
 
@@ -290,141 +284,3 @@ def _fragment(store: Store, place: Uri) -> Iterator[ds.ParquetFileFragment]:
             seen=str(error).split("\n")[0],
             next_step="move it away and run again: its shard is redone",
         ) from error
-
-
-# --- dates and times that pandas has not -------------------------------------------------------
-
-
-def _in_pandas(table: pa.Table) -> pd.DataFrame:
-    """A table as pandas has it; a column of dates or times beyond that holds what Python has, or
-    stored integers.
-    """
-    beyond = [name for name in table.column_names if not _pandas_has(table[name])]
-    frame: pd.DataFrame = table.drop_columns(beyond).to_pandas()
-    for name in beyond:
-        values = pd.Series(plain_values(table[name]), dtype=object)
-        frame.insert(table.column_names.index(name), name, values)
-    return frame
-
-
-def _pandas_has(column: pa.ChunkedArray) -> bool:
-    """Of a zone pandas takes any time, and raises when it is looked at: the first and the
-    last are.
-    """
-    kind = column.type
-    if not (
-        pa.types.is_date(kind)
-        or pa.types.is_time(kind)
-        or (pa.types.is_timestamp(kind) and kind.tz)
-    ):
-        return True
-    ends = pc.min_max(column)
-    try:
-        column.to_pandas()
-        pa.array([ends["min"], ends["max"]], kind).to_pandas().map(str)
-    except (ValueError, OverflowError, NotImplementedError):
-        return False
-    return True
-
-
-def _as_id(row_id: object, kind: pa.DataType) -> pa.Scalar:
-    """A row id as it is stored; a date or time may be told as the integer that stores it."""
-    stored = (
-        (pa.int64() if kind.bit_width == 64 else pa.int32()) if pa.types.is_temporal(kind) else kind
-    )
-    for known in (kind, stored):
-        with suppress(pa.ArrowException):
-            return pa.scalar(row_id).cast(known).cast(kind)
-    raise SpecError("row_id", expected=f"a value of type {kind}", seen=repr(row_id))
-
-
-# --- conditions and columns --------------------------------------------------------------------
-
-
-def _check_columns(asked: Sequence[str], known: Sequence[str]) -> None:
-    for name in asked:
-        if name not in known:
-            near = difflib.get_close_matches(name, [n.removeprefix(PREFIX) for n in known], 1, 0.5)
-            found = [n for n in known if near and n.removeprefix(PREFIX) == near[0]] or known[:10]
-            raise SpecError(
-                "columns",
-                expected="columns of the output",
-                seen=f"`{name}`",
-                next_step=f"did you mean {' or '.join(f'`{n}`' for n in found)}?",
-            )
-
-
-def _expression(filters: Filters | None) -> ds.Expression | None:
-    if filters is None or isinstance(filters, ds.Expression):
-        return filters
-    try:
-        return pq.filters_to_expression(filters) if filters else None
-    except (ValueError, TypeError, IndexError) as error:
-        raise _bad_filter(error) from None
-
-
-def _filtered(table: pa.Table, expression: ds.Expression | None) -> pa.Table:
-    try:
-        return table if expression is None else table.filter(expression)
-    except (pa.ArrowException, TypeError) as error:
-        raise _bad_filter(error) from None
-
-
-def _bad_filter(error: Exception) -> SpecError:
-    return SpecError(
-        "filters",
-        expected="conditions on columns, such as [('status', '==', 'ok')]",
-        seen=str(error).split("\n")[0],
-        next_step="check names and types of the columns",
-    )
-
-
-def _positions(
-    connection: duckdb.DuckDBPyConnection, table: pa.Table, sql: str
-) -> NDArray[np.int64]:
-    """Numbers of the rows for which the expression is true. DuckDB parses it as one: it cannot end
-    the statement.
-    """
-    numbered = table.append_column(_POSITION, pa.array(np.arange(table.num_rows)))
-    try:
-        found = (
-            connection.from_arrow(numbered).filter(sql).project(_POSITION).fetchnumpy()[_POSITION]
-        )
-    except duckdb.Error as error:
-        raise SpecError(
-            "where",
-            expected='a DuckDB boolean expression, such as error_estimate > 0.01 or "attr.x" > 0',
-            seen=str(error).split("\n")[0],
-            next_step="quote names that hold a dot",
-        ) from None
-    return np.sort(np.asarray(found, np.int64))
-
-
-def _largest(table: pa.Table, column: str, k: int) -> pa.Table:
-    """The `k` rows of largest |value|, nulls left out; earlier rows first among equals."""
-    values = np.abs(table[column].to_numpy().astype(np.float64))
-    order = np.argsort(-values, kind="stable")[:k]
-    return table.take(order[~np.isnan(values[order])])
-
-
-def _matrix(table: pa.Table) -> NDArray[np.float64]:
-    """Attributions `[rows, features]` in float64 of the rows that have them: all columns of a row,
-    or none.
-    """
-    there = table.filter(pc.is_valid(table.column(0)))
-    blocks = [np.empty((there.num_rows, 0))]
-    for column in there.itercolumns():
-        values = column.combine_chunks()
-        fixed = pa.types.is_fixed_size_list(values.type)
-        flat, width = (values.flatten(), values.type.list_size) if fixed else (_totals(values), 1)
-        blocks.append(flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width))
-    return np.concatenate(blocks, axis=1)
-
-
-def _totals(values: pa.Array) -> pa.Array:
-    """The sum of each list of varying length: its input is one feature. Other values stay as they
-    are.
-    """
-    if not pa.types.is_list(values.type):
-        return values
-    return pa.array([math.fsum(row) for row in values.to_pylist()], pa.float64())
