@@ -17,6 +17,7 @@ from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.ids import FOOTER_KEY, shard_object
 from integrand.schemas.records import Shard, ShardFooter, Slice, environment
 from integrand.schemas.tables import RowStatus
+from integrand.schemas.uris import Uri
 from integrand.service.checks.findings import Finding, Remark, Unchecked, reason
 from integrand.service.planning.planner import pinned, planned_code
 from integrand.service.runs.footers import RunFolder
@@ -111,9 +112,7 @@ def _drawn(
 def _compared(job: Job, folder: RunFolder, shard: Shard, rows: list[int]) -> Again:
     """Some rows of a shard as they are stored, and as they come out here."""
     place, times = folder.uri.child(shard_object(shard.id)), job.plan.targets_per_row
-    with folder.store.open(place) as file, open_parquet(file) as parquet:
-        footer = ShardFooter.model_validate_json(parquet.metadata.metadata[FOOTER_KEY.encode()])
-        table = parquet.read()
+    footer, table = _stored(folder, place)
     failed = {
         i // times for i, s in enumerate(table["status"].to_pylist()) if s == RowStatus.failed
     }
@@ -121,27 +120,34 @@ def _compared(job: Job, folder: RunFolder, shard: Shard, rows: list[int]) -> Aga
     if not kept:
         return Again(0, 0, ())
     numbers = (np.array(kept)[:, None] * times + np.arange(times)).reshape(-1)
-    some = Shard(id=shard.id, slices=tuple(_row(shard, row) for row in kept))
-    source = read_shard(job, some)
-    ids = row_ids(job.plan.files, some.slices, source, job.plan.spec.source.row_id)
-    then, now = (
-        results_of(job.plan, table.take(pa.array(numbers))),
-        attribute_table(job, source, ids, lambda: None),
-    )
-    exactly = (
-        job.plan.lowered is None
-        and footer.determinism == "bitwise"
-        and footer.environment == environment(job.versions)
-    )
-    same = (
-        _same_bits if exactly else partial(_close, tolerance=TOLERANCE[job.plan.numerics.precision])
-    )
+    then = results_of(job.plan, table.take(pa.array(numbers)))
+    now = _attributed(job, Shard(id=shard.id, slices=tuple(_row(shard, row) for row in kept)))
+    exactly = _comes_out_bitwise(job, footer)
+    tolerance = TOLERANCE[job.plan.numerics.precision]
+    same = _same_bits if exactly else partial(_close, tolerance=tolerance)
     differ = [i for i in range(len(numbers)) if not same(then, now, i)]
-    return Again(
-        len(kept),
-        len(kept) if exactly else 0,
-        tuple(_finding(str(place), then, now, i) for i in differ),
-    )
+    remarks = tuple(_finding(str(place), then, now, i) for i in differ)
+    return Again(len(kept), len(kept) if exactly else 0, remarks)
+
+
+def _stored(folder: RunFolder, place: Uri) -> tuple[ShardFooter, pa.Table]:
+    """The footer and the rows of a shard's object."""
+    with folder.store.open(place) as file, open_parquet(file) as parquet:
+        stored = parquet.metadata.metadata[FOOTER_KEY.encode()]
+        return ShardFooter.model_validate_json(stored), parquet.read()
+
+
+def _attributed(job: Job, shard: Shard) -> Results:
+    """The rows of a shard as they come out here."""
+    source = read_shard(job, shard)
+    ids = row_ids(job.plan.files, shard.slices, source, job.plan.spec.source.row_id)
+    return attribute_table(job, source, ids, lambda: None)
+
+
+def _comes_out_bitwise(job: Job, footer: ShardFooter) -> bool:
+    """Whether a shard was computed as it would be here, in every bit."""
+    here = footer.environment == environment(job.versions)
+    return job.plan.lowered is None and footer.determinism == "bitwise" and here
 
 
 def _row(shard: Shard, row: int) -> Slice:

@@ -46,16 +46,11 @@ def shard_footer(
     same_build: bool,
 ) -> ShardFooter:
     """What the object says of itself; folded into the manifest later."""
-    rows, there = results.rows, results.rows.attributed
-    gap, error = np.abs(rows.gap[there]), rows.error_estimate[there]
+    rows = results.rows
+    gap, error = np.abs(rows.gap[rows.attributed]), rows.error_estimate[rows.attributed]
     error = error[~np.isnan(error)]
     gap_histogram, error_histogram = histogram(gap), histogram(error)
-    lowered = (
-        [f"halved its step batch to {results.halved} rows on out-of-memory"]
-        if results.halved
-        else []
-    )
-    lowered += [] if same_build else [f"was planned with torch {plan.numerics.torch_build}"]
+    lowered = _lowered(plan, results, same_build=same_build)
     return ShardFooter(
         run_id=plan.run_id,
         shard=shard.id,
@@ -78,6 +73,16 @@ def shard_footer(
         node=socket.gethostname(),
         versions=versions,
     )
+
+
+def _lowered(plan: Plan, results: Results, *, same_build: bool) -> list[str]:
+    """Why the shard's bits may be others elsewhere."""
+    reasons = []
+    if results.halved:
+        reasons.append(f"halved its step batch to {results.halved} rows on out-of-memory")
+    if not same_build:
+        reasons.append(f"was planned with torch {plan.numerics.torch_build}")
+    return reasons
 
 
 def histogram(values: Floats) -> dict[str, int]:

@@ -22,6 +22,7 @@ from integrand.workers.shards.footer import shard_footer
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.output import results_table
 from integrand.workers.shards.parquet import encode
+from integrand.workers.shards.results import Results
 from integrand.workers.shards.table import attribute_table
 
 
@@ -44,18 +45,30 @@ def run_shard(
     IntegrityError if the object there belongs to something else.
     """
     started = time.perf_counter()
-    shard, excluded = (task.task, task.culprits) if isinstance(task, Trial) else (task, ())
-    culprits = {c.row: c.reason for c in excluded}
+    shard, culprits = _without_culprits(task)
     results = attribute_table(job, table, _ids(job, shard, table), tick, culprits)
     reach("shard.computed")
     computed = time.perf_counter()
     output = results_table(job.plan, results)
-    seconds = {
-        "read": read_s,
-        "compute": computed - started,
-        "table": time.perf_counter() - computed,
-    }
-    footer = shard_footer(
+    tabulated = time.perf_counter()
+    seconds = {"read": read_s, "compute": computed - started, "table": tabulated - computed}
+    footer = _footer(job, shard, results, seconds)
+    tick()
+    data = encode(output, footer)
+    reach("shard.encoded")
+    with _waiting(tick):
+        return commit(job, shard, data, footer)
+
+
+def _without_culprits(task: Shard | Trial[Shard]) -> tuple[Shard, dict[int, str]]:
+    """The shard of a task, and its rows that are not run, with their reasons."""
+    if isinstance(task, Trial):
+        return task.task, {culprit.row: culprit.reason for culprit in task.culprits}
+    return task, {}
+
+
+def _footer(job: Job, shard: Shard, results: Results, seconds: dict[str, float]) -> ShardFooter:
+    return shard_footer(
         job.plan,
         job.plan_sha256,
         shard,
@@ -64,11 +77,6 @@ def run_shard(
         versions=job.versions,
         same_build=job.same_build,
     )
-    tick()
-    data = encode(output, footer)
-    reach("shard.encoded")
-    with _waiting(tick):
-        return commit(job, shard, data, footer)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from integrand.schemas.records import InputShape
-from integrand.workers.engine.row_results import NUMBERS
+from integrand.schemas.tables import COLUMNS
+from integrand.workers.engine.results import Attribution
+from integrand.workers.engine.row_results import FILLS, NUMBERS
 from integrand.workers.shards.footer import shard_digest
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.output import results_of, results_table, target_array
@@ -102,3 +105,10 @@ def test_a_table_is_read_as_the_results_that_it_was_made_of(job: Job) -> None:
     assert again.rows.reason.tolist() == found.rows.reason.tolist()
     for name in NUMBERS:
         np.testing.assert_array_equal(getattr(again.rows, name), getattr(found.rows, name))
+
+
+def test_what_is_known_of_a_row_has_a_column_each() -> None:
+    """A diagnostic is declared at RowResults, described at COLUMNS, and a field of Attribution."""
+    made = {"row_id", "target", "attribution_sum"}
+    assert set(COLUMNS) == set(FILLS) | made
+    assert set(NUMBERS) < {field.name for field in fields(Attribution)}
