@@ -5,9 +5,9 @@ footers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from integrand.schemas.ids import FORMAT_VERSION
 from integrand.schemas.specs.job import AttributeSpec
@@ -128,11 +128,30 @@ class Numerics(Record):
     )
 
 
-class MeansFile(Record):
-    """Where the dataset statistics lie that a mean baseline reads."""
+class PrepassFile(Record):
+    """Where that lies which a pass over all the data found before the run."""
 
     uri: str
     sha256: str
+
+
+def _by_name(stored: object) -> object:
+    """Files of pre-passes by name, from either form that they are stored in."""
+    if isinstance(stored, dict) and "sha256" in stored:
+        return {"mean": stored}
+    return {} if stored is None else stored
+
+
+def _as_stored(files: dict[str, PrepassFile]) -> object:
+    """The means alone are stored without a name, as they were while there was nothing else."""
+    if set(files) <= {"mean"}:
+        return files.get("mean")
+    return files
+
+
+PrepassFiles = Annotated[
+    dict[str, PrepassFile], BeforeValidator(_by_name), PlainSerializer(_as_stored)
+]
 
 
 class Projection(Record):
@@ -179,7 +198,7 @@ class Plan(Record):
     code_bundle: str | None = Field(
         None, description="Digest of the code that is shipped to the workers."
     )
-    statistics: MeansFile | None = None
+    statistics: PrepassFiles = Field({}, description="Pre-passes over the data, by name.")
     shards: tuple[Shard, ...]
     projection: Projection
     warnings: tuple[str, ...] = ()
@@ -218,6 +237,11 @@ class Plan(Record):
     @property
     def rows(self) -> int:
         return sum(s.rows for s in self.shards)
+
+    @property
+    def prepasses(self) -> dict[str, PrepassFile]:
+        """What was found over all the data before the run, by the name of the pre-pass."""
+        return self.statistics
 
     @property
     def targets_per_row(self) -> int:

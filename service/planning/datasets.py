@@ -4,15 +4,14 @@ counted.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from integrand.schemas.records import InputShape, MeansFile, SourceFile
+from integrand.schemas.records import PrepassFile, SourceFile
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.uris import Uri
 from integrand.service.planning.sources import Listing, list_source, read_footers
@@ -28,16 +27,16 @@ from integrand.workers.data.ingest import (
     ingest_digest,
     load_ingested,
 )
-from integrand.workers.data.means import (
-    Partial,
-    check_means,
-    mean_of_sums,
-    means_uri,
-    partial_sums,
-    read_means,
-    write_means,
-)
 from integrand.workers.data.merging import source_schema
+from integrand.workers.data.prepasses.base import (
+    Arrays,
+    PrePass,
+    Scan,
+    place_of,
+    read_arrays,
+    stored_arrays,
+    write_arrays,
+)
 from integrand.workers.data.roles import Roles, roles_of
 from integrand.workers.storage.store import Store
 
@@ -121,40 +120,22 @@ def _heads(store: Store, listing: Listing, roles: Roles) -> Iterator[pa.Table]:
         yield head(store, entry, path, listing.format.name, roles, LONG_HEAD)
 
 
-def dataset_means(
-    store: Store,
-    spec: AttributeSpec,
-    output: Uri,
-    dataset: Dataset,
-    shapes: tuple[InputShape, ...],
-    outputs: int | None,
-    pool: Mapper,
-) -> tuple[Sequence[np.ndarray], MeansFile]:
-    """Mean of every input over the clean rows, counted once per dataset and kept under
+def run_prepass(
+    prepass: PrePass[Any], scan: Scan, output: Uri, pool: Mapper
+) -> tuple[Arrays, PrepassFile]:
+    """What a pre-pass finds over the clean rows, counted once per dataset and kept under
     `_ingest/`.
     """
-    place = means_uri(output, dataset.files, spec, outputs)
-    if not store.exists(place):
-        groups = [(i, g) for i, f in enumerate(dataset.files) for g in range(len(f.row_groups))]
-        sums = pool.map(partial(_group_sums, store, dataset.files, spec, shapes, outputs), groups)
-        stored = write_means(store, place, mean_of_sums(sums))
+    store, place = scan.store, place_of(prepass, output, scan)
+    if store.exists(place):
+        stored = stored_arrays(store, place)
     else:
-        stored = _stored(store, place)
-    means = read_means(store, place, stored.sha256)
-    check_means(means, shapes)
-    return means, stored
+        partials = pool.map(partial(_of_group, prepass, scan), scan.groups)
+        stored = write_arrays(store, place, prepass.merge(partials))
+    found = read_arrays(store, place, stored.sha256)
+    prepass.check(found, scan.shapes)
+    return found, stored
 
 
-def _group_sums(
-    store: Store,
-    files: tuple[SourceFile, ...],
-    spec: AttributeSpec,
-    shapes: tuple[InputShape, ...],
-    outputs: int | None,
-    group: tuple[int, int],
-) -> Partial:
-    return partial_sums(store, files, group[0], group[1], spec, shapes, outputs)
-
-
-def _stored(store: Store, place: Uri) -> MeansFile:
-    return MeansFile(uri=str(place), sha256=hashlib.sha256(store.read(place)).hexdigest())
+def _of_group(prepass: PrePass[Any], scan: Scan, group: tuple[int, int]) -> Any:
+    return prepass.partial(scan, *group)

@@ -19,23 +19,25 @@ from integrand.schemas.ids import NUMERICS_VERSION
 from integrand.schemas.records import (
     Artefact,
     InputShape,
-    MeansFile,
     Numerics,
     Plan,
+    PrepassFile,
     Projection,
     Shard,
 )
-from integrand.schemas.specs.baselines import MeanBaseline
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.contract import column_outputs
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
-from integrand.service.planning.datasets import Dataset, dataset_means, prepare_dataset
+from integrand.service.planning.datasets import Dataset, prepare_dataset, run_prepass
 from integrand.service.planning.preflight import PlanFacts, examine
 from integrand.service.planning.runid import run_id
 from integrand.service.planning.sample import find_rows, looks, real_rows, sample_rows
 from integrand.service.pools.base import Mapper
 from integrand.workers import kernels
+from integrand.workers.baselines.tensors import check_baselines, prepasses_of
 from integrand.workers.data.columns import declared_columns, resolve_columns, row_bytes
+from integrand.workers.data.prepasses.base import Scan
+from integrand.workers.data.prepasses.table import PREPASSES
 from integrand.workers.data.tensors import Rows
 from integrand.workers.models.code import (
     CodeBundle,
@@ -115,7 +117,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
         numerics=numerics,
         artefacts=facts.artefacts,
         code_sha256=facts.code_sha256,
-        statistics=job.statistics,
+        statistics=job.prepasses,
         shards=shards,
         projection=_projection(spec, dataset, shapes, shards, findings),
         warnings=(
@@ -163,7 +165,7 @@ class Survey:
     dataset: Dataset
     shapes: tuple[InputShape, ...]
     facts: ModelFacts
-    statistics: MeansFile | None
+    prepasses: dict[str, PrepassFile]
     device: Literal["cpu", "cuda"]
     loaded: Loaded
     forward: Forward
@@ -184,6 +186,7 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     output = store.parse(spec.output.uri, request.base)
     dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
     shapes = resolve_columns(dataset.schema, spec)
+    check_baselines(spec, shapes)
     pool.prepare()
     facts = _model_facts(request)
     device: Literal["cpu", "cuda"] = (
@@ -197,16 +200,17 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     )
     _refuse_lengths(spec, tried)
     forward = in_portions(forward, _portion(spec, forward, loaded, rows, device))
-    sample, statistics = (
-        sample_rows(spec, tried, rows, [np.zeros(s.shape) for s in shapes], device, forward),
-        None,
-    )
-    # of rows that are not bad, which a target can be to this model alone
-    if _means_wanted(request, dataset):
+    wanted = [PREPASSES[name] for name in prepasses_of(spec.baselines)]
+    counted = {one.name: one.stand_in(tried) for one in wanted}
+    sample, prepasses = sample_rows(spec, tried, rows, counted, device, forward), {}
+    if wanted and request.ingest and not dataset.estimated:
+        # over rows that are not bad, which a target can be to this model alone
         outputs = column_outputs(spec, forward, sample)
-        means, statistics = dataset_means(store, spec, output, dataset, shapes, outputs, pool)
-        sample = sample_rows(spec, tried, rows, means, device, forward)
-    job = Survey(dataset, tried, facts, statistics, device, loaded, forward, sample)
+        scan = Scan(store=store, files=dataset.files, spec=spec, shapes=shapes, outputs=outputs)
+        for one in wanted:
+            counted[one.name], prepasses[one.name] = run_prepass(one, scan, output, pool)
+        sample = sample_rows(spec, tried, rows, counted, device, forward)
+    job = Survey(dataset, tried, facts, prepasses, device, loaded, forward, sample)
     if second is not None:
         check_outputs(spec.model, loaded, second, partial(_outputs_on_sample, spec, job))
     return replace(job, loaded=replace(loaded, build=None))
@@ -311,14 +315,6 @@ def planned_code(store: Store, plan: Plan) -> CodeBundle:
             next_step="restore it, or plan a new run",
         )
     return code
-
-
-def _means_wanted(request: Request, dataset: Dataset) -> bool:
-    """Whether a baseline needs the dataset's means; zeros stand in while the pre-pass has
-    not run.
-    """
-    known = request.ingest and not dataset.estimated
-    return known and any(isinstance(b, MeanBaseline) for b in request.spec.baselines)
 
 
 def _refuse_lengths(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:

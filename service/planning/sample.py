@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -16,8 +16,9 @@ from integrand.schemas.errors import DataError, IntegrandError, SpecError
 from integrand.schemas.records import InputShape, Slice
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.datasets import Dataset
-from integrand.workers.baselines.kinds import baseline_tensors
+from integrand.workers.baselines.tensors import baseline_tensors
 from integrand.workers.data.columns import declared_columns
+from integrand.workers.data.prepasses.base import Arrays
 from integrand.workers.data.reading import read_parts, read_slices
 from integrand.workers.data.tensors import Rows, length_buckets, to_rows
 from integrand.workers.isolation import isolate
@@ -153,7 +154,7 @@ def sample_rows(
     spec: AttributeSpec,
     shapes: Sequence[InputShape],
     rows: Rows,
-    means: Sequence[np.ndarray] | None,
+    counted: Mapping[str, Arrays],
     device: str,
     forward: Forward,
     most: int = 8,
@@ -164,7 +165,7 @@ def sample_rows(
     clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
     taken = _taken(forward, [t.to(device) for t in (*rows.inputs, *rows.forward_args)], clean, most)
     index = torch.tensor(taken * 2 if len(taken) == 1 else taken)
-    baselines = baseline_tensors(spec, shapes, rows, means)
+    baselines = baseline_tensors(spec, shapes, rows, counted)
     target = None if rows.target is None else rows.target[index]
     found = RowTensors(rows.inputs, baselines, rows.forward_args).take(index)
     return replace(found, target=target).to(device)

@@ -223,7 +223,7 @@ def _as_asked(plan: Plan, fresh: Plan) -> Plan:
             "spec": plan.spec.model_copy(update=today),
             "files": files,
             "artefacts": fresh.artefacts,
-            "statistics": fresh.statistics,
+            "statistics": fresh.prepasses,
         }
     )
 

@@ -4,7 +4,9 @@ bounds.
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 
 from integrand.schemas.records import (
     Attempt,
+    Plan,
     Quantiles,
     Shard,
     Slice,
@@ -65,3 +68,17 @@ def test_quantiles_are_upper_bounds_within_a_tenth_of_a_decade(values: list[floa
         assert bound is not None
         assert true <= bound * (1 + 1e-9)
         assert bound <= true * 10**0.1 * (1 + 1e-9)
+
+
+MEAN, OTHER = {"uri": "/m", "sha256": "0"}, {"uri": "/n", "sha256": "1"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "names"),
+    [(None, []), (MEAN, ["mean"]), ({"mean": MEAN, "median": OTHER}, ["mean", "median"])],
+)
+def test_prepasses_by_name_are_stored_as_means_alone_always_were(stored: object, names: list[str]):
+    plan = json.loads((Path(__file__).parents[1] / "golden" / "v1" / "_plan.json").read_text())
+    found = Plan.model_validate(plan | {"statistics": stored})
+    assert list(found.prepasses) == names
+    assert json.loads(dump(found))["statistics"] == stored

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs.inputs import ColumnsInput, TensorInput
+from integrand.schemas.specs.inputs import ScaledInput
 from integrand.schemas.specs.part import Numbers
 
 
@@ -28,9 +28,7 @@ def spread(numbers: Numbers, shape: tuple[int, ...]) -> np.ndarray:
     )
 
 
-def scale(
-    values: np.ndarray, spec_input: ColumnsInput | TensorInput, shape: InputShape
-) -> np.ndarray:
+def scale(values: np.ndarray, spec_input: ScaledInput, shape: InputShape) -> np.ndarray:
     """Raw values `[rows, *shape]` in model units, computed in their own dtype; not a copy if
     nothing changes.
     """

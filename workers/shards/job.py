@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from integrand.schemas.records import Plan
 from integrand.schemas.uris import Uri
+from integrand.workers.data.prepasses.base import Arrays
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.models.outputs import Forward
 from integrand.workers.storage.store import Store
@@ -17,7 +17,10 @@ from integrand.workers.storage.store import Store
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Job:
-    """What every shard of a run shares: the plan, the loaded model and where things go."""
+    """What every shard of a run shares: the plan, the loaded model and where things go.
+
+    counted  what the plan's pre-passes found over all the data, by name
+    """
 
     plan: Plan
     plan_sha256: str
@@ -25,7 +28,7 @@ class Job:
     run: Uri
     forward: Forward
     prepared: Prepared
-    means: tuple[NDArray[np.float64], ...] | None
+    counted: Mapping[str, Arrays]
     device: str
     versions: dict[str, str]
     row_id_type: pa.DataType | None = None

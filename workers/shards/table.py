@@ -16,7 +16,7 @@ from torch import Tensor
 
 from integrand.schemas.records import InputShape
 from integrand.schemas.tables import RowStatus
-from integrand.workers.baselines.kinds import baseline_tensors
+from integrand.workers.baselines.tensors import baseline_tensors
 from integrand.workers.data.tensors import Bucket, Rows, length_buckets, to_rows
 from integrand.workers.engine.batching import rows_of_length
 from integrand.workers.engine.row_results import RowResults
@@ -77,7 +77,7 @@ def attribute_rows(job: Job, part: SameLength, tick: Callable[[], None]) -> Resu
     """
     rows = part.rows
     refused = refusals(job, rows, part.culprits)
-    baselines = baseline_tensors(job.plan.spec, part.shapes, rows, job.means)
+    baselines = baseline_tensors(job.plan.spec, part.shapes, rows, job.counted)
     distinct = distinct_rows(_received(rows, baselines), refused.clean)
     tensors = _on_device(job, RowTensors(rows.inputs, baselines, rows.forward_args), distinct)
     column = None if rows.target is None else rows.target[distinct.first]

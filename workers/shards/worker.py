@@ -10,15 +10,13 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from integrand.schemas.records import Plan, Shard, ShardFooter
 from integrand.schemas.tasks import Trial
 from integrand.schemas.uris import Uri
 from integrand.workers import kernels
-from integrand.workers.data.means import read_means
+from integrand.workers.data.prepasses.table import read_prepasses
 from integrand.workers.data.values import arrow_type
 from integrand.workers.engine.prepared import prepare_planned
 from integrand.workers.failpoints import reach
@@ -127,7 +125,7 @@ def load_job(setup: Setup) -> Job:
         run=setup.run,
         forward=forward,
         prepared=prepare_planned(forward, plan.spec, plan.inputs, plan.numerics),
-        means=_means(store, plan),
+        counted=read_prepasses(store, plan),
         device=plan.numerics.device,
         versions=versions(plan.numerics.device),
         row_id_type=arrow_type(plan.row_id_type),
@@ -161,9 +159,3 @@ def _load_forward(store: Store, plan: Plan) -> Forward:
     forward = in_portions(through_embeddings(loaded.forward, plan.spec), numerics.takes_rows)
     check_outputs(plan, forward)
     return forward
-
-
-def _means(store: Store, plan: Plan) -> tuple[NDArray[np.float64], ...] | None:
-    """The means that the plan measured, where a baseline asks for them."""
-    stored = plan.statistics
-    return None if stored is None else read_means(store, store.parse(stored.uri), stored.sha256)

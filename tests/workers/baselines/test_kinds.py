@@ -14,7 +14,7 @@ from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.job import parse_spec
-from integrand.workers.baselines.kinds import baseline_tensors
+from integrand.workers.baselines.tensors import baseline_tensors
 from integrand.workers.data.columns import resolve_columns
 from integrand.workers.data.tensors import to_rows
 from integrand.workers.shards.shard import read_shard, run_shard
@@ -45,7 +45,9 @@ def baselines(
         | fields
     )
     shapes = resolve_columns(TABLE.schema, spec)
-    return baseline_tensors(spec, shapes, to_rows(TABLE, spec, shapes), means)
+    return baseline_tensors(
+        spec, shapes, to_rows(TABLE, spec, shapes), {"mean": tuple(means or ())}
+    )
 
 
 def test_zero_is_the_default_and_shared() -> None:

@@ -1,0 +1,34 @@
+"""The kinds of baseline, by their parts of the spec: a new kind is listed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from integrand.schemas.specs.baselines import (
+    BaselinePart,
+    ColumnBaseline,
+    ConstantBaseline,
+    MeanBaseline,
+    ZeroBaseline,
+)
+from integrand.workers.baselines.base import BaselineKind
+from integrand.workers.baselines.column import Column
+from integrand.workers.baselines.constant import Constant
+from integrand.workers.baselines.mean import Mean
+from integrand.workers.baselines.zero import Zero
+
+KINDS: Mapping[type[BaselinePart], BaselineKind[Any]] = MappingProxyType(
+    {
+        ZeroBaseline: Zero(),
+        ConstantBaseline: Constant(),
+        ColumnBaseline: Column(),
+        MeanBaseline: Mean(),
+    }
+)
+
+
+def kind_of_baseline(baseline: BaselinePart) -> BaselineKind[Any]:
+    """What makes the tensors of a spec's baseline."""
+    return KINDS[type(baseline)]

@@ -1,0 +1,146 @@
+"""A pass over all rows before the run: counted by row group, merged in order, stored once."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from integrand.schemas.errors import IntegrityError
+from integrand.schemas.ids import NUMERICS_VERSION, digest_json
+from integrand.schemas.records import InputShape, PrepassFile, Slice, SourceFile
+from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.uris import Uri
+from integrand.workers.data.columns import declared_columns
+from integrand.workers.data.reading import read_slices
+from integrand.workers.data.tensors import Rows, length_buckets, to_rows
+from integrand.workers.storage.store import Store
+
+BLOCK_ROWS = 1 << 16
+
+Arrays = tuple[np.ndarray, ...]
+"""What a pre-pass finds: one array for each input of the job."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scan:
+    """The data that a pre-pass goes over, and the job that makes tensors of it.
+
+    shapes   of the inputs, as resolved against the data
+    outputs  how many the model has, where a column names the target: a row that names none of them
+             is bad
+    """
+
+    store: Store
+    files: tuple[SourceFile, ...]
+    spec: AttributeSpec
+    shapes: tuple[InputShape, ...]
+    outputs: int | None = None
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """Every row group, as the numbers of its file and of itself."""
+        return [(i, g) for i, file in enumerate(self.files) for g in range(len(file.row_groups))]
+
+    def blocks(self, file: int, row_group: int) -> Iterator[Rows]:
+        """The rows of one row group, in parts of one padded length."""
+        first = sum(self.files[file].row_groups[:row_group])
+        last = first + self.files[file].row_groups[row_group]
+        for start in range(first, last, BLOCK_ROWS):
+            block = Slice(file=file, start=start, stop=min(last, start + BLOCK_ROWS))
+            table = read_slices(self.store, self.files, [block], declared_columns(self.spec))
+            for bucket in length_buckets(table, self.spec, self.shapes):
+                yield to_rows(bucket.of(table), self.spec, bucket.shapes)
+
+    def clean(self, rows: Rows) -> NDArray[np.bool_]:
+        """`[rows]`: which rows no input, target or argument makes bad."""
+        if rows.target is None or self.outputs is None:
+            return rows.clean
+        known: NDArray[np.bool_] = (rows.target < self.outputs).numpy()
+        return rows.clean & known
+
+
+Part = TypeVar("Part")
+
+
+class PrePass(ABC, Generic[Part]):
+    """Something that must be known of all clean rows before the first of them is attributed.
+
+    An extender overrides `name`, `partial` and `merge`; `check` where what is found may be of no
+    use, `stand_in` where it is no array of the shape of each input.
+    """
+
+    name: ClassVar[str]
+    """By which the plan holds what was found, and its object is called."""
+
+    @abstractmethod
+    def partial(self, scan: Scan, file: int, row_group: int) -> Part:
+        """What one row group adds. It runs in workers: what it returns must pickle."""
+
+    @abstractmethod
+    def merge(self, partials: Sequence[Part]) -> Arrays:
+        """The partials of all row groups as one, the same in every bit whatever order they come in.
+
+        Raises DataError where no row is clean.
+        """
+
+    def check(self, found: Arrays, shapes: Sequence[InputShape]) -> None:
+        """DataError for what cannot be used."""
+        return
+
+    def stand_in(self, shapes: Sequence[InputShape]) -> Arrays:
+        """Arrays of the right shape, for a plan that is made before anything is counted."""
+        return tuple(np.zeros(shape.shape) for shape in shapes)
+
+
+def place_of(prepass: PrePass[Part], root: Uri, scan: Scan) -> Uri:
+    """Where under the output root the pre-pass of these files lies: named by all that can change
+    it.
+    """
+    spec = scan.spec
+    parts = spec.model_dump(mode="json", include={"inputs", "forward_args", "target", "baseline"})
+    parts |= {} if scan.outputs is None else {"outputs": scan.outputs}
+    files = [[f.path, f.first_row, f.size, f.fingerprint] for f in scan.files]
+    digest = digest_json([NUMERICS_VERSION, spec.compute.storage, parts, files])[:32]
+    return root.child("_ingest", digest, f"{prepass.name}-{digest}.safetensors")
+
+
+def write_arrays(store: Store, uri: Uri, found: Arrays) -> PrepassFile:
+    """Store what was found, once. IntegrityError if something else is there already."""
+    data = save({f"{i:04d}": np.ascontiguousarray(array) for i, array in enumerate(found)})
+    digest = hashlib.sha256(data).hexdigest()
+    with suppress(FileExistsError):
+        store.create(uri, data)
+    read_arrays(store, uri, digest)
+    return PrepassFile(uri=str(uri), sha256=digest)
+
+
+def stored_arrays(store: Store, uri: Uri) -> PrepassFile:
+    """The record of what is there already."""
+    return PrepassFile(uri=str(uri), sha256=hashlib.sha256(store.read(uri)).hexdigest())
+
+
+def read_arrays(store: Store, uri: Uri, sha256: str) -> Arrays:
+    """The arrays as written, one for each input. IntegrityError if the object is gone or not the
+    one planned.
+    """
+    try:
+        data = store.read(uri)
+    except FileNotFoundError:
+        data = b""
+    seen = hashlib.sha256(data).hexdigest()
+    if seen != sha256:
+        raise IntegrityError(
+            str(uri),
+            expected=f"what was counted over the dataset, with sha256 {sha256}",
+            seen=seen if data else "no object",
+            next_step="delete the object if it exists, and plan again",
+        )
+    return tuple(values for _, values in sorted(load(data).items()))
