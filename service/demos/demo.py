@@ -21,10 +21,10 @@ from rich.console import Console
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Record, RunManifest, dump
-from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service.terminal import Terminal
+from integrand.workers.methods.table import method_of
 from integrand.workers.storage.store import Access, Store
 
 FACTS = "facts.json"
@@ -168,9 +168,10 @@ def _present(
     rows = open_run(run, access=folder.store.access).to_pandas(inputs=True)
     outcome = demo.explain(rows, folder)
     folder.write(picture, outcome.png)
-    assert isinstance(spec.accuracy, Adaptive)
+    tolerance = method_of(spec.accuracy).tolerance
+    assert tolerance is not None
     shown = (
-        *summary.run_sections(manifest, rows, spec.accuracy.tolerance),
+        *summary.run_sections(manifest, rows, tolerance),
         ((facts.measure, f"{facts.value:.4f}"), *outcome.findings),
     )
     summary.show(console, manifest, shown, run=str(run), picture=str(folder.uri(picture)))

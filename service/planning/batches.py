@@ -17,7 +17,7 @@ from integrand.schemas.specs.accuracy import Exact
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.forms import Form
 from integrand.service.planning.sample import one_target
-from integrand.service.planning.trials import gradients, repeats_bits, seconds_per_batch, step_batch
+from integrand.service.planning.trials import StepTrial, repeats_bits, seconds_per_batch, step_trial
 from integrand.workers.closed_form.integral import BLOCK
 from integrand.workers.engine.evaluator import is_out_of_memory
 from integrand.workers.engine.prepared import Prepared
@@ -25,6 +25,7 @@ from integrand.workers.engine.row_results import NUMBERS, RowResults
 from integrand.workers.kernels import in_force, objection
 from integrand.workers.methods.exact import ExactMethod
 from integrand.workers.methods.explaining import explain
+from integrand.workers.methods.table import method_of
 from integrand.workers.models.repeatability import Repeatability, measure_repeatability
 from integrand.workers.models.row_tensors import RowTensors
 
@@ -32,6 +33,10 @@ FEWEST = 16
 """Rows below which a step batch is not taken for the sake of bits that were merely preferred."""
 SHRINK = 4
 """By how much it may shrink for them."""
+FILLED_UP = (
+    "linear layers run with their widths filled up to multiples of 16: as they are, a row's last"
+    " bits depend on its place"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +65,11 @@ class Question:
     remedy: Callable[[], Form | None]
 
     @property
+    def gradients(self) -> bool:
+        """Whether step batches take gradients."""
+        return method_of(self.spec.accuracy).needs_gradients
+
+    @property
     def insisting(self) -> bool:
         return insists(self.spec)
 
@@ -67,6 +77,10 @@ class Question:
     def free(self) -> bool:
         """Whether the number of rows is ours to choose."""
         return self.spec.compute.batch_rows == "auto"
+
+    def trial(self, form: Form, rows: int) -> StepTrial:
+        """A step batch of that many rows."""
+        return step_trial(form.prepared, self.sample, rows, gradients=self.gradients)
 
 
 def choose_batch(asked: Question, planned: int) -> StepBatch:
@@ -81,21 +95,12 @@ def choose_batch(asked: Question, planned: int) -> StepBatch:
     `compute.batch_rows` that breaks the bits that are insisted on.
     """
     size = _fitting(asked, planned)
-    found = _measured(asked.form.prepared, asked.sample, size)
+    found = _measured(asked, asked.form, size)
     if found is None:
         return StepBatch(asked.form, size)
     better = asked.remedy()
-    if better is not None and _measured(better.prepared, asked.sample, size) is None:
-        return StepBatch(
-            better,
-            size,
-            warnings=(
-                (
-                    "linear layers run with their widths filled up to multiples of 16: as they "
-                    "are, a row's last bits depend on its place"
-                ),
-            ),
-        )
+    if better is not None and _measured(asked, better, size) is None:
+        return StepBatch(better, size, warnings=(FILLED_UP,))
     smaller = _smaller(asked, size)
     if smaller is not None:
         return replace(smaller, warnings=(_price(asked, smaller.rows, size),))
@@ -160,10 +165,7 @@ def _smaller(asked: Question, size: int) -> StepBatch | None:
         return None
     fewest = 1 if asked.insisting else max(FEWEST, size // SHRINK)
     for rows in _halves(size // 2, fewest):
-        if (
-            _error_at(asked, rows) is None
-            and _measured(asked.form.prepared, asked.sample, rows) is None
-        ):
+        if _error_at(asked, rows) is None and _measured(asked, asked.form, rows) is None:
             return StepBatch(asked.form, rows)
     return None
 
@@ -177,10 +179,8 @@ def _halves(start: int, fewest: int) -> Iterator[int]:
 
 def _price(asked: Question, rows: int, planned: int) -> str:
     """What the smaller batch is for, and what it costs."""
-    small, full = (
-        seconds_per_batch(step_batch(asked.form.prepared, asked.sample, n)) / n
-        for n in (rows, planned)
-    )
+    small = seconds_per_batch(asked.trial(asked.form, rows)) / rows
+    full = seconds_per_batch(asked.trial(asked.form, planned)) / planned
     return (
         f"batch_rows is {rows:,}, not {planned:,}, in which a row's last bits depend on its place:"
         f" an evaluation takes {small / full:.1f} times as long; `compute.reproducible: prefer`"
@@ -203,11 +203,9 @@ def _refused(size: int) -> SpecError:
 
 
 def _moved(found: Repeatability) -> str:
-    return (
-        f"by up to {max(found.outputs, found.gradients):.1g} of the largest"
-        if not found.bitwise
-        else "under autocast"
-    )
+    if found.bitwise:
+        return "under autocast"
+    return f"by up to {max(found.outputs, found.gradients):.1g} of the largest"
 
 
 def _advice() -> str:
@@ -217,18 +215,18 @@ def _advice() -> str:
     )
 
 
-def _measured(prepared: Prepared, sample: RowTensors, size: int) -> Repeatability | None:
+def _measured(asked: Question, form: Form, size: int) -> Repeatability | None:
     """How rows differ from place to place; None where not by a bit. Raises SpecError for random and
     coupled models.
     """
-    found = measure_repeatability(prepared, path_points(sample), max(2, size))
+    points = path_points(asked.sample)
+    found = measure_repeatability(form.prepared, points, max(2, size), gradients=asked.gradients)
     found.check()
-    if size == 1 or (
-        found.bitwise
-        and (prepared.step is None or repeats_bits(step_batch(prepared, sample, size)))
-    ):
+    if size == 1:
         return None
-    return found
+    stepping = form.prepared.step is not None
+    repeats = found.bitwise and (not stepping or repeats_bits(asked.trial(form, size)))
+    return None if repeats else found
 
 
 def path_points(sample: RowTensors) -> RowTensors:
@@ -258,7 +256,7 @@ def _fitting(asked: Question, planned: int) -> int:
 def _error_at(asked: Question, size: int) -> Exception | None:
     """What a step batch of that many rows raises; None where it runs."""
     try:
-        gradients(step_batch(asked.form.prepared, asked.sample, size))
+        asked.trial(asked.form, size).run()
     except IntegrandError:
         raise
     except Exception as error:

@@ -4,6 +4,7 @@ inputs, and targets among them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.sample import real_rows
 from integrand.workers.methods.probing import unused_inputs
+from integrand.workers.methods.table import method_of
 from integrand.workers.models.outputs import (
     Forward,
     check_output,
@@ -48,32 +50,43 @@ def column_outputs(spec: AttributeSpec, model: Forward, sample: RowTensors) -> i
 def _try_model(
     spec: AttributeSpec, forward: Forward, sample: RowTensors
 ) -> tuple[Tensor, list[str]]:
+    """The model's output, and what is doubtful about it and its gradients."""
     points = [x.clone().requires_grad_() for x in sample.inputs]
-    with real_rows(forward, [*points, *sample.forward_args]), torch.enable_grad():
-        out = on_copies(forward, *points, *sample.forward_args)
+    arguments = [*points, *sample.forward_args]
+    with real_rows(forward, arguments), torch.enable_grad():
+        out = on_copies(forward, *arguments)
     if not isinstance(out, Tensor):
         check_output(out, sample.rows, None)
+    warnings = _output_warnings(spec, out, points[0].dtype)
+    if method_of(spec.accuracy).needs_gradients:
+        unused = [spec.inputs[i].name for i in unused_inputs(out, points)]
+        again = on_copies(forward, *arguments)
+        gradients = torch.autograd.grad(again.sum(), points, allow_unused=True)
+        warnings += _gradient_warnings(unused, gradients)
+    return out.detach(), warnings
+
+
+def _output_warnings(spec: AttributeSpec, out: Tensor, dtype: torch.dtype) -> list[str]:
+    warnings = []
     if not torch.isfinite(out).all():
-        warnings = [
+        warnings.append(
             "the model's output is NaN or inf on some of the first rows: they will be `nonfinite`"
-        ]
-    else:
-        warnings = []
-    if out.is_floating_point() and torch.finfo(out.dtype).eps > torch.finfo(points[0].dtype).eps:
+        )
+    if out.is_floating_point() and torch.finfo(out.dtype).eps > torch.finfo(dtype).eps:
         warnings.append(
             f"the model returns {str(out.dtype)[6:]} although precision is"
             f" {spec.compute.precision}: something in it casts down"
         )
-    unused = unused_inputs(out, points)
-    warnings += [
-        f"the output does not depend on input `{spec.inputs[i].name}`: its attributions are zeros"
-        for i in unused
+    return warnings
+
+
+def _gradient_warnings(unused: list[str], gradients: Sequence[Tensor | None]) -> list[str]:
+    warnings = [
+        f"the output does not depend on input `{name}`: its attributions are zeros"
+        for name in unused
     ]
-    gradients = torch.autograd.grad(
-        on_copies(forward, *points, *sample.forward_args).sum(), points, allow_unused=True
-    )
     if all(g is None or not g.any() for g in gradients):
         warnings.append(
             "every gradient is zero on the first rows: is the output rounded, clamped or saturated?"
         )
-    return out.detach(), warnings
+    return warnings

@@ -31,7 +31,7 @@ from integrand.service.planning.trials import (
     check_compiled,
     rounding_seen,
     seconds_per_batch,
-    step_batch,
+    step_trial,
 )
 from integrand.workers.engine.autocast import HALVES, LEAST
 from integrand.workers.engine.batching import activation_bytes
@@ -79,7 +79,9 @@ def examine(spec: AttributeSpec, model: Forward, sample: RowTensors) -> PlanFact
     chosen = _step_batch(spec, model, sample, form, affordable_rows(spec, row_bytes, model))
     prepared, batch_rows = chosen.form.prepared, chosen.rows
     half_error = rounding_seen(prepared, sample, batch_rows) if prepared.half else None
-    batch_s = seconds_per_batch(step_batch(prepared, sample, batch_rows))
+    gradients = method.needs_gradients
+    trial = step_trial(prepared, sample, batch_rows, gradients=gradients)
+    batch_s = seconds_per_batch(trial)
     evaluations = evaluations_per_row(method, prepared, sample, batch_rows, batch_s)
     return PlanFacts(
         batch_rows=batch_rows,
@@ -105,10 +107,10 @@ def _loses_bits(spec: AttributeSpec, form: Form, sample: RowTensors) -> bool:
 def _step_batch(
     spec: AttributeSpec, model: Forward, sample: RowTensors, form: Form, planned: int
 ) -> StepBatch:
-    if spec.compute.compile:
-        check_compiled(step_batch(form.prepared, sample, planned))
     remedy = partial(aligned_form, spec, model, sample, form.savings)
     asked = Question(spec, form, sample, remedy)
+    if spec.compute.compile:
+        check_compiled(asked.trial(form, planned))
     return judge_closed_form(asked, planned) if form.exact else choose_batch(asked, planned)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,41 +26,63 @@ JUDGED_AT = FixedSteps(steps=15)
 """The rule by which autocast is compared with float32."""
 
 
-def step_batch(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Problem:
+@dataclass(frozen=True, eq=False)
+class StepTrial:
+    """One step batch to try; `gradients` False evaluates f alone, for methods that need no more."""
+
+    problem: Problem
+    gradients: bool
+
+    def run(self, *, turned: bool = False) -> Tensor:
+        """Gradients or outputs `[rows, numbers]`, rows spread over their paths; `turned`: the last
+        one first.
+        """
+        problem, count = self.problem, self.problem.batch_rows
+        rows = torch.arange(count, device=problem.device)
+        order = rows.flip(0) if turned else rows
+        if not self.gradients:
+            return Evaluator(problem).outputs(problem.inputs, order).reshape(count, -1)
+        alphas = torch.linspace(0, 1, count, dtype=torch.float64, device=problem.device)
+        return step_gradients(problem, order, alphas[order])[0].gradients
+
+
+def step_trial(
+    prepared: Prepared, sample: RowTensors, batch_rows: int, *, gradients: bool = True
+) -> StepTrial:
     """The sample's rows over and over, as many as a step batch takes, behind the hoisted prefix
     where there is one.
     """
     tensors = one_target(sample.repeat(batch_rows))
     problem = Problem(prepared.forward, tensors, batch_rows, step=prepared.step, half=prepared.half)
-    return problem if prepared.hoisted is None else lifted(Evaluator(problem), prepared.hoisted)
+    if prepared.hoisted is not None:
+        problem = lifted(Evaluator(problem), prepared.hoisted)
+    return StepTrial(problem, gradients)
 
 
-def seconds_per_batch(problem: Problem) -> float:
-    """Median seconds of one gradient step batch, after a first one. Nothing that decides a value
-    may use it.
+def seconds_per_batch(trial: StepTrial) -> float:
+    """Median seconds of one step batch, after a first one. Nothing that decides a value may use
+    it.
     """
-    gradients(problem)
+    trial.run()
     times = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
-        gradients(problem).sum().item()  # waits for the device
+        trial.run().sum().item()  # waits for the device
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
 
-def repeats_bits(problem: Problem) -> bool:
-    """Whether each row's gradient is the same once more, and at the other end of the batch."""
-    found = gradients(problem)
-    return all(
-        torch.equal(found.nan_to_num(), other.nan_to_num())
-        for other in (gradients(problem), gradients(problem, turned=True).flip(0))
-    )
+def repeats_bits(trial: StepTrial) -> bool:
+    """Whether what a row gets is the same once more, and at the other end of the batch."""
+    found = trial.run().nan_to_num()
+    again, turned = trial.run(), trial.run(turned=True).flip(0)
+    return all(torch.equal(found, other.nan_to_num()) for other in (again, turned))
 
 
-def check_compiled(problem: Problem) -> None:
+def check_compiled(trial: StepTrial) -> None:
     """Compile by running once. Raises SpecError where that fails."""
     try:
-        gradients(problem)
+        trial.run()
     except Exception as error:  # the model has run before, and a compiler may raise anything
         raise SpecError(
             "compute.compile",
@@ -74,17 +96,14 @@ def rounding_seen(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Qu
     """Relative L1 distance of the sample rows' attributions under autocast from those without, at
     the same nodes.
     """
-    half, plain = (
-        _attributions(p, sample, batch_rows)
-        for p in (prepared, replace(prepared, step=None, half=None))
-    )
+    half = _attributions(prepared, sample, batch_rows)
+    plain = _attributions(replace(prepared, step=None, half=None), sample, batch_rows)
     size = plain.abs().sum(1)
     distances = ((half - plain).abs().sum(1) / size)[size > 0].nan_to_num(torch.inf)
     if not len(distances):
         return Quantiles()
-    p50, p90, p99 = distances.quantile(
-        torch.tensor([0.5, 0.9, 0.99], dtype=torch.float64), interpolation="higher"
-    ).tolist()
+    asked = torch.tensor([0.5, 0.9, 0.99], dtype=torch.float64)
+    p50, p90, p99 = distances.quantile(asked, interpolation="higher").tolist()
     return Quantiles(p50=p50, p90=p90, p99=p99, max=float(distances.max()))
 
 
@@ -93,13 +112,3 @@ def _attributions(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Te
     found = explain(prepared, one_target(sample), method, batch_rows=batch_rows).results
     values = [torch.from_numpy(a).reshape(sample.rows, -1) for a in found.attributions]
     return torch.cat([v.double() for v in values], 1)
-
-
-def gradients(problem: Problem, *, turned: bool = False) -> Tensor:
-    """Gradients of one step batch, its rows spread over their paths; `turned`: the last one
-    first.
-    """
-    rows = torch.arange(problem.batch_rows, device=problem.device)
-    alphas = torch.linspace(0, 1, problem.batch_rows, dtype=torch.float64, device=problem.device)
-    order = rows.flip(0) if turned else rows
-    return step_gradients(problem, order, alphas[order])[0].gradients

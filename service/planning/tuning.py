@@ -14,10 +14,11 @@ from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.contract import first_pass
 from integrand.service.planning.forms import choose_form
 from integrand.service.planning.planner import Request, pinned, survey
-from integrand.service.planning.trials import seconds_per_batch, step_batch
+from integrand.service.planning.trials import seconds_per_batch, step_trial
 from integrand.service.pools.local import LocalPool
 from integrand.workers.engine.batching import activation_bytes
 from integrand.workers.engine.prepared import Prepared
+from integrand.workers.methods.table import method_of
 from integrand.workers.models.code import check_trust
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.storage.store import Access, Store
@@ -81,9 +82,8 @@ def tune_job(
         sample = first_pass(spec, job.forward, job.sample)[0]
         trials: list[Timing] = []
         for savings in _CHOICES:
-            asked = spec.model_copy(
-                update={"compute": spec.compute.model_copy(update={"savings": savings})}
-            )
+            compute = spec.compute.model_copy(update={"savings": savings})
+            asked = spec.model_copy(update={"compute": compute})
             form = choose_form(asked, job.forward, sample)
             if form.exact:
                 return Tuning(job.device, (), exact=True)
@@ -98,11 +98,13 @@ def _trials(
 ) -> Iterator[Timing]:
     """Step batches of growing size, while they fit into memory and are not slow."""
     row_bytes = activation_bytes(prepared, sample.inputs, sample.forward_args)
+    gradients = method_of(spec.accuracy).needs_gradients
     with pinned(threads):
         for size in SIZES:
             if size > SIZES[0] and 2 * row_bytes * size > spec.compute.memory:
                 return
-            seconds = seconds_per_batch(step_batch(prepared, sample, size))
+            trial = step_trial(prepared, sample, size, gradients=gradients)
+            seconds = seconds_per_batch(trial)
             yield Timing(size, threads, spec.compute.savings, seconds / size)
             if seconds > SLOW_S:
                 return

@@ -108,12 +108,12 @@ def _way(plan: Plan) -> list[tuple[str, str]]:
     """How the integral is taken: in closed form, or with which savings, and why not with others."""
     chosen = plan.numerics
     if chosen.exact:
-        asked = (
-            ""
-            if plan.spec.accuracy.kind == "exact"
-            else f", as `{plan.spec.accuracy.kind}` does where there is one"
-        )
-        return [("integral", f"in closed form, without step batches{asked}")]
+        from integrand.workers.methods.table import method_of  # whoever plans has torch
+
+        accuracy, way = plan.spec.accuracy, "in closed form, without step batches"
+        if not method_of(accuracy).needs_closed_form:
+            way += f", as `{accuracy.kind}` does where there is one"
+        return [("integral", way)]
     return [
         ("savings", ", ".join(chosen.savings) or "none"),
         *(("left out", f"{name}: {why}") for name, why in plan.left_out),

@@ -58,7 +58,7 @@ class Method(ABC, Generic[Kind]):
     @property
     @abstractmethod
     def most_evaluations(self) -> int:
-        """Gradient evaluations that a row may take."""
+        """Evaluations that a row may take: of gradients, or of f where it needs none."""
 
     @property
     def first_evaluations(self) -> int:
