@@ -14,7 +14,8 @@ Place = tuple[int, ...]
 
 class TargetPart(Part):
     """What every kind of target is made of. A kind whose outputs are the same for every row says
-    which in `places`; one that explains several of each row says how many in `per_row`.
+    which in `places`; one that explains several of each row says how many in `per_row`; one whose
+    rows name theirs reads one column, of indices.
     """
 
     transform: Literal["none", "softmax", "log_softmax", "sigmoid"] = Field(

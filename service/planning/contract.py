@@ -41,7 +41,7 @@ def first_pass(
 
 def column_outputs(spec: AttributeSpec, model: Forward, sample: RowTensors) -> int | None:
     """How many outputs a target column may name; None where no column names one."""
-    if not kind_of_target(spec.target).named_by_rows:
+    if not spec.target.reads:
         return None
     out, _ = _try_model(spec, model, sample)
     return output_width(out)

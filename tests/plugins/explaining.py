@@ -12,7 +12,7 @@ from integrand.workers.methods.arguments import Baselines, row_tensors
 from integrand.workers.methods.attribution import prepared_for
 from integrand.workers.methods.explaining import explain
 from integrand.workers.methods.table import method_of
-from integrand.workers.models.outputs import Forward, Target
+from integrand.workers.models.outputs import Forward, TargetLike
 
 
 def explained(
@@ -21,7 +21,7 @@ def explained(
     *,
     batch_rows: int,
     baselines: Baselines = None,
-    target: Target = None,
+    target: TargetLike = None,
     forward_args: Tensors = (),
     accuracy: Accuracy | None = None,
     tick: Callable[[], None] = lambda: None,
@@ -40,7 +40,7 @@ def attribute_untried(
     *,
     batch_rows: int,
     baselines: Baselines = None,
-    target: Target = None,
+    target: TargetLike = None,
     forward_args: Tensors = (),
     accuracy: Accuracy | None = None,
     tick: Callable[[], None] = lambda: None,

@@ -17,7 +17,6 @@ from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import ColumnsInput, ForwardArg, IdsInput, Input, TensorInput
 from integrand.schemas.specs.job import AttributeSpec
-from integrand.schemas.specs.targets import ColumnTarget
 from integrand.workers.data.columns import BAD, columns_of, is_number, list_sizes, unnest
 from integrand.workers.data.scaling import scale, spread
 
@@ -118,7 +117,8 @@ def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
             for arg in spec.forward_args
         ),
     ]
-    target = _target(table, spec.target, reasons) if isinstance(spec.target, ColumnTarget) else None
+    named = columns_of(spec.target)
+    target = _target(table, named[0], reasons) if named else None
     bad = np.flatnonzero([r is not None for r in reasons])
     return Rows(
         inputs=tuple(_tensor(x, bad) for x in inputs),
@@ -290,8 +290,8 @@ def _argument_source(table: pa.Table, arg: ForwardArg) -> _Source:
     return _Source((arg.column,), shape, bool(shape))
 
 
-def _target(table: pa.Table, target: ColumnTarget, reasons: Reasons) -> np.ndarray:
-    source = _Source((target.column,), (), False)
+def _target(table: pa.Table, column: str, reasons: Reasons) -> np.ndarray:
+    source = _Source((column,), (), False)
     values = _gather(table, source, _integers, _NO_INTEGER, np.dtype(np.int64))
     _judge(table, source, values < 0, "expected an output index, an integer from 0", reasons)
     return values

@@ -42,14 +42,12 @@ class TargetKind(ABC, Generic[Kind]):
 
     An extender overrides `of_sample` and `of_rows`, or takes `SameTargets` where every row has the
     same; `check` where other outputs than `[rows, outputs]` will do; `refusals` where a row may
-    name an output that is not there. How many targets a row has, and which they are where that is
-    known from the spec, stands in the part itself.
+    name an output that is not there. How many targets a row has, which they are where that is
+    known from the spec, and the column that names them, if one does, stand in the part itself.
     """
 
     known_without_model: ClassVar[bool] = True
     """Whether a row that the model raises on has its target all the same."""
-    named_by_rows: ClassVar[bool] = False
-    """Whether a column of the source names the targets, so that they can make a row bad."""
 
     def check(self, target: Kind, out: Tensor) -> None:
         """Raises SpecError where outputs of this shape have no such targets."""

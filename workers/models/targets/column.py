@@ -14,8 +14,6 @@ from integrand.workers.models.targets.base import TargetKind, TargetRows
 class Column(TargetKind[ColumnTarget]):
     """Indices as the rows name them; a row that names none of the model's outputs is bad."""
 
-    named_by_rows = True
-
     def of_sample(
         self, target: ColumnTarget, rows: int, out: Tensor, column: Tensor | None
     ) -> Tensor:
