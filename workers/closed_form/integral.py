@@ -100,11 +100,9 @@ def integrate_exactly(
     """
     network = _padded(network)
     targets = torch.zeros(len(x), dtype=torch.int64) if target is None else target.reshape(-1).cpu()
-    shared = (
-        network.preactivations(_rows(baseline.expand(BLOCK, *x.shape[1:])))
-        if len(baseline) == 1
-        else None
-    )
+    shared = None
+    if len(baseline) == 1:
+        shared = network.preactivations(_rows(baseline.expand(BLOCK, *x.shape[1:])))
     blocks = []
     for start in range(0, len(x), BLOCK):
         taken = torch.arange(start, start + BLOCK).clamp(max=len(x) - 1)
@@ -113,7 +111,8 @@ def integrate_exactly(
         begin = shared or network.preactivations(origins)
         blocks.append(_integrate_block(network, points, points - origins, begin, targets[taken]))
         tick()
-    return ExactIntegral(*(np.concatenate(parts)[: len(x)] for parts in zip(*blocks, strict=True)))
+    columns = [np.concatenate(parts)[: len(x)] for parts in zip(*blocks, strict=True)]
+    return ExactIntegral(*columns)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -161,11 +160,18 @@ class _FirstLayer:
 
 
 def _first_layer(start: Tensor, slope: Tensor, leak: Tensor) -> _FirstLayer:
-    first, last = (start > 0) | ((start == 0) & (slope > 0)), start + slope > 0
-    alpha = torch.where(first != last, -start / slope, 1.0)
-    # leak·(1 − on) + on is exact for both values of on, and five times faster than torch.where.
-    before, after = (torch.addcmul(on, leak, 1 - on) for on in (first.double(), last.double()))
+    on_first = (start > 0) | ((start == 0) & (slope > 0))
+    on_last = start + slope > 0
+    alpha = torch.where(on_first != on_last, -start / slope, 1.0)
+    before, after = _derivative(on_first.double(), leak), _derivative(on_last.double(), leak)
     return _FirstLayer(start, slope, alpha, before, after)
+
+
+def _derivative(on: Tensor, leak: Tensor) -> Tensor:
+    """1 where a unit is on, else its leak: leak·(1 − on) + on is exact for both values of `on`, and
+    five times faster than torch.where.
+    """
+    return torch.addcmul(on, leak, 1 - on)
 
 
 def _two_layers(line: _FirstLayer, second: Layer, start: Tensor, weight: Tensor) -> Tensor:
@@ -174,14 +180,23 @@ def _two_layers(line: _FirstLayer, second: Layer, start: Tensor, weight: Tensor)
     """
     from integrand.workers.closed_form.sweep import LANES, First, Second, sweep
 
-    slope = (line.before * line.slope) @ second.weight.T
-    total, partial = torch.empty_like(start), torch.zeros_like(line.start)
-    first = (t.numpy() for t in (line.start, line.slope, line.alpha, line.before, line.after))
-    units = (start, slope, weight, weight * second.leak, total)
-    *chunked, out = (t.numpy().reshape(len(t), -1, LANES) for t in units)
-    columns = second.columns.reshape(len(second.columns), -1, LANES)
+    def chunks(units: Tensor) -> Floats:
+        return units.numpy().reshape(len(units), -1, LANES)
+
     order = np.argsort(line.alpha.numpy(), axis=1)
-    sweep(First(*first, order), Second(*chunked), columns, out, partial.numpy())
+    first = First(
+        line.start.numpy(),
+        line.slope.numpy(),
+        line.alpha.numpy(),
+        line.before.numpy(),
+        line.after.numpy(),
+        order,
+    )
+    slope = (line.before * line.slope) @ second.weight.T
+    units = Second(chunks(start), chunks(slope), chunks(weight), chunks(weight * second.leak))
+    columns = second.columns.reshape(len(second.columns), -1, LANES)
+    total, partial = torch.empty_like(start), torch.zeros_like(line.start)
+    sweep(first, units, columns, chunks(total), partial.numpy())
     return line.after * (total @ second.weight) + partial
 
 

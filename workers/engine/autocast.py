@@ -67,17 +67,13 @@ def _apart(half: Evaluator, plain: Evaluator, rows: Tensor) -> Floats:
     error, size = np.zeros((2, len(rows), len(wanted)))
     for probe in PROBES:
         alphas = torch.full((len(rows),), probe, dtype=torch.float64, device=rows.device)
-        steps = zip(
-            half.gradients(rows, alphas, wanted), plain.gradients(rows, alphas, wanted), strict=True
-        )
-        for target, (rounded, exact) in enumerate(steps):
-            both = (
-                torch.stack([rounded.gradients - exact.gradients, rounded.gradients], 1)
-                .double()
-                .cpu()
-                .numpy()
-            )
-            apart = np.abs(half.pull(rows, both, 1) * difference[:, None]).sum(2)
+        rounded = half.gradients(rows, alphas, wanted)
+        exact = plain.gradients(rows, alphas, wanted)
+        for target in wanted:
+            seen = rounded[target].gradients
+            both = torch.stack([seen - exact[target].gradients, seen], 1)
+            pulled = half.pull(rows, both.double().cpu().numpy(), 1)
+            apart = np.abs(pulled * difference[:, None]).sum(2)
             error[:, target] += apart[:, 0]
             size[:, target] += apart[:, 1]
     with np.errstate(divide="ignore", invalid="ignore"):

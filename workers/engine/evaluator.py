@@ -151,7 +151,7 @@ class Evaluator:
         items = torch.arange(len(rows), device=rows.device)
         found = self._batched(items, partial(self._steps_at, rows, alphas, wanted))
         self.padded += len(found) * self.capacity - len(rows)
-        parts = [[step.first(count) for step in steps] for steps, count in found]
+        parts = [[step.part(slice(count)) for step in steps] for steps, count in found]
         return [_joined(of_target) for of_target in zip(*parts, strict=True)]
 
     def _steps_at(
@@ -305,8 +305,11 @@ class Step:
     gradients: Tensor
     values: Tensor
 
-    def first(self, count: int) -> Step:
-        return Step(self.gradients[:count], self.values[:count])
+    def part(self, items: slice | Tensor) -> Step:
+        """Some of the items, by their places."""
+        if isinstance(items, Tensor):
+            items = items.to(self.gradients.device)
+        return Step(self.gradients[items], self.values[items])
 
 
 def _joined(steps: Sequence[Step]) -> Step:

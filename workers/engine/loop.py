@@ -1,10 +1,10 @@
 """The step-batch loop: (row, node) items of many rows in batches of one fixed shape; rows enter,
 are judged, and leave.
 
-A track is one target of one row; it holds a slot from its first node to its verdict. A block is a
-group of tracks that need the same nodes next; when all its items are evaluated, its judge is
-called. New rows enter only when the blocks in the queue do not fill a batch. What is summed is
-summed in node order, and what is judged is judged per row.
+A track is one target of one row; it holds a slot from its first node to its verdict. Tracks that
+need the same nodes next form a group; when all its items are evaluated, its judge is called. New
+rows enter only when the groups in the queue do not fill a batch. What is summed is summed in node
+order, and what is judged is judged per row.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Verdicts:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """Nodes on [0, 1] that a block evaluates next, and where each one's gradient goes.
+    """Nodes on [0, 1] that a group evaluates next, and where each one's gradient goes.
 
     columns    [nodes]: position in the store
     weights    [nodes]: factor of the gradient; None to store it as it is
@@ -81,7 +81,7 @@ class GradientStore:
         self.tensor[self._index(slots)] = 0
 
     def keep(self, slots: Integers, columns: Integers, step: Step) -> None:
-        """GradientStore gradients and values of f, each in its own place."""
+        """Store gradients and values of f, each in its own place."""
         self.tensor[self._index(slots), self._index(columns)] = step.gradients.to(self.dtype)
         self.values[slots, columns] = step.values.double().cpu().numpy()
 
@@ -113,7 +113,8 @@ Judge = Callable[[Integers], None]
 class TrackGroup:
     """Tracks that need the same nodes of their pieces [start, start + width] of the path.
 
-    slots    [rows, targets]; −1 where a row's target is not part of the block
+    slots    [rows, targets]; −1 where a row's target is not part of the group
+    cursor   items that were taken already
     """
 
     rows: Integers
@@ -129,105 +130,122 @@ class TrackGroup:
         return len(self.rows) * len(self.stage.nodes)
 
     @property
+    def taken(self) -> bool:
+        """Whether no item is left."""
+        return self.cursor == self.items
+
+    @property
     def tracks(self) -> Integers:
         return self.slots[self.slots >= 0]
+
+    def take(self, most: int) -> Take:
+        """The next items, `most` of them at most."""
+        first = self.cursor
+        self.cursor = min(self.items, first + most)
+        row, node = np.divmod(np.arange(first, self.cursor), len(self.stage.nodes))
+        return Take(self, row, node)
 
 
 @dataclass(frozen=True, eq=False)
 class Take:
-    """The items of a block that are part of one step batch: which of its rows, and which of the
+    """The items of a group that are part of one step batch: which of its rows, and which of the
     stage's nodes.
     """
 
-    block: TrackGroup
+    group: TrackGroup
     row: Integers
     node: Integers
 
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def rows(self) -> Integers:
+        """Row numbers of the problem."""
+        return self.group.rows[self.row]
+
+    @property
+    def alphas(self) -> Floats:
+        """Places on the rows' paths."""
+        group = self.group
+        return group.start[self.row] + group.width[self.row] * group.stage.nodes[self.node]
+
 
 class Loop:
-    """Blocks in turn, until none is left and no row is waiting."""
+    """Groups in turn, until none is left and no row is waiting."""
 
     def __init__(self, evaluator: Evaluator, admit: Callable[[int], TrackGroup | None]) -> None:
         self.evaluator, self.problem, self.admit = evaluator, evaluator.problem, admit
         self.queue: deque[TrackGroup] = deque()
 
     def run(self) -> Iterator[None]:
-        """One step batch at a time; finished blocks have been judged when it yields."""
+        """One step batch at a time; finished groups have been judged when it yields."""
         while takes := self._fill():
             self._evaluate(takes)
             for take in takes:
-                if take.block.cursor == take.block.items:
-                    take.block.judge(take.block.tracks)
+                if take.group.taken:
+                    take.group.judge(take.group.tracks)
             yield
 
     def _fill(self) -> list[Take]:
         """The items of the next step batch, from the queue and, where that leaves room, from new
         rows.
         """
-        takes, room = [], self.problem.batch_rows
+        takes: list[Take] = []
+        room = self.problem.batch_rows
         while room:
             if not self.queue:
-                block = self.admit(room)
-                if block is None:
+                group = self.admit(room)
+                if group is None:
                     break
-                self.queue.append(block)
-            block = self.queue[0]
-            first, block.cursor = block.cursor, min(block.items, block.cursor + room)
-            room -= block.cursor - first
-            items = np.arange(first, block.cursor)
-            takes.append(
-                Take(block, items // len(block.stage.nodes), items % len(block.stage.nodes))
-            )
-            if block.cursor == block.items:
+                self.queue.append(group)
+            take = self.queue[0].take(room)
+            takes.append(take)
+            room -= len(take)
+            if take.group.taken:
                 self.queue.popleft()
         return takes
 
     def _evaluate(self, takes: list[Take]) -> None:
-        rows = np.concatenate([t.block.rows[t.row] for t in takes])
-        alphas = np.concatenate(
-            [
-                t.block.start[t.row] + t.block.width[t.row] * t.block.stage.nodes[t.node]
-                for t in takes
-            ]
-        )
-        wanted = [
-            i
-            for i in range(self.problem.targets_per_row)
-            if any((t.block.slots[:, i] >= 0).any() for t in takes)
-        ]
-        steps = self.evaluator.gradients(
-            torch.from_numpy(rows).to(self.problem.device),
-            torch.from_numpy(alphas).to(self.problem.device),
-            wanted,
-        )
+        rows = torch.from_numpy(np.concatenate([take.rows for take in takes]))
+        alphas = torch.from_numpy(np.concatenate([take.alphas for take in takes]))
+        wanted = self._wanted(takes)
+        device = self.problem.device
+        steps = self.evaluator.gradients(rows.to(device), alphas.to(device), wanted)
         end = 0
         for take in takes:
-            start, end = end, end + len(take.row)
+            start, end = end, end + len(take)
             for target, step in zip(wanted, steps, strict=True):
-                _put(take, target, Step(step.gradients[start:end], step.values[start:end]))
+                _store(take, target, step.part(slice(start, end)))
+
+    def _wanted(self, takes: list[Take]) -> list[int]:
+        """Targets that any of the groups is about."""
+        groups = [take.group for take in takes]
+        targets = range(self.problem.targets_per_row)
+        return [t for t in targets if any((group.slots[:, t] >= 0).any() for group in groups)]
 
 
-def _put(take: Take, target: int, step: Step) -> None:
+def _store(take: Take, target: int, step: Step) -> None:
     """Hand one target's gradients of a take to the stage's store."""
-    stage, slots = take.block.stage, take.block.slots[take.row, target]
-    node = take.node
+    stage = take.group.stage
+    slots, node = take.group.slots[take.row, target], take.node
     if (slots < 0).any():
         there = np.flatnonzero(slots >= 0)
-        index = torch.from_numpy(there).to(step.gradients.device)
-        slots, node, step = (
-            slots[there],
-            node[there],
-            Step(step.gradients[index], step.values[index]),
-        )
+        slots, node, step = slots[there], node[there], step.part(torch.from_numpy(there))
     if not len(slots):
         return
     if stage.weights is None:
         stage.store.keep(slots, stage.columns[node], step)
-        return
-    gradients = step.gradients.double()
+    else:
+        _add(stage, stage.weights[node], slots, node, step.gradients.double())
+
+
+def _add(stage: Stage, weights: Floats, slots: Integers, node: Integers, gradients: Tensor) -> None:
+    """Sum gradients up, and keep those at the stage's edges on their own."""
     for edge, column in stage.edges:
         at = np.flatnonzero(node == edge)
         if len(at):
-            stage.store.put(slots[at], column, gradients[torch.from_numpy(at).to(gradients.device)])
-    weights = torch.from_numpy(stage.weights[node]).to(gradients.device)
-    stage.store.add(slots, stage.columns[node], gradients * weights[:, None])
+            edges = gradients[torch.from_numpy(at).to(gradients.device)]
+            stage.store.put(slots[at], column, edges)
+    factors = torch.from_numpy(weights).to(gradients.device)
+    stage.store.add(slots, stage.columns[node], gradients * factors[:, None])

@@ -22,28 +22,34 @@ def live_rows(batch_rows: int, nodes: int) -> int:
 class Tracks:
     """Arrays by slot, and the rows that still wait for one.
 
-    row, target    what the slot is about
-    start, width   its piece of the path; f_start and f_end are f at both ends of it
-    change         f(x) − f(x') of the row, and magnitude |f(x)| + |f(x')|
-    integrand      size of what may cancel in the integral, as far as seen
-    spent          evaluations of the row so far; gaps how many values of f its last estimate
-                   compares
+    row, target     what the slot is about
+    start, width    its piece of the path
+    f_start, f_end  f at both ends of the piece
+    change          f(x) − f(x') of the row
+    magnitude       |f(x)| + |f(x')|
+    integrand       size of what may cancel in the integral, as far as seen
+    spent           evaluations of the row so far
+    gaps            how many values of f its last estimate compares
     """
 
     def __init__(
         self, problem: Problem, rows: Tensor, f_input: Floats, f_baseline: Floats, live: int
     ) -> None:
-        self.problem, self.rows = problem, rows.cpu().numpy()
+        self.problem = problem
+        self.rows: Integers = rows.cpu().numpy()
         self.f_input, self.f_baseline = f_input, f_baseline
         self.slots = min(live, max(len(self.rows), 1)) * problem.targets_per_row
-        self.row, self.target, self.spent, self.gaps = np.zeros((4, self.slots), np.int64)
-        self.start, self.width, self.f_start, self.f_end = np.zeros((4, self.slots))
-        self.change, self.magnitude, self.integrand = np.zeros((3, self.slots))
+        self.row, self.target = np.zeros((2, self.slots), np.int64)
+        self.start, self.width = np.zeros((2, self.slots))
+        self.f_start, self.f_end = np.zeros((2, self.slots))
+        self.change, self.magnitude = np.zeros((2, self.slots))
+        self.integrand = np.zeros(self.slots)
+        self.spent, self.gaps = np.zeros((2, self.slots), np.int64)
         self.free = list(range(self.slots))[::-1]
         self.waiting = 0
 
     def admit(self, most: int, stage: Stage, judge: Judge) -> TrackGroup | None:
-        """A block of up to `most` new rows, as far as there are rows and slots for all of their
+        """A group of up to `most` new rows, as far as there are rows and slots for all of their
         targets.
         """
         targets = self.problem.targets_per_row
@@ -52,17 +58,27 @@ class Tracks:
             return None
         places = np.arange(self.waiting, self.waiting + count)
         self.waiting += count
-        slots = np.array([self.free.pop() for _ in range(count * targets)]).reshape(count, targets)
-        self.row[slots], self.target[slots] = self.rows[places][:, None], np.arange(targets)
-        self.f_start[slots], self.f_end[slots] = self.f_baseline[places], self.f_input[places]
-        self.change[slots] = self.f_input[places] - self.f_baseline[places]
-        self.magnitude[slots] = np.abs(self.f_input[places]) + np.abs(self.f_baseline[places])
-        self.start[slots], self.width[slots], self.spent[slots] = 0, 1, 0
-        self.integrand[slots] = 0
-        return self.block(slots, stage, judge)
+        taken = [self.free.pop() for _ in range(count * targets)]
+        slots = np.array(taken).reshape(count, targets)
+        self._enter(slots, places)
+        return self.group(slots, stage, judge)
 
-    def block(self, slots: Integers, stage: Stage, judge: Judge) -> TrackGroup:
-        """A block of slots `[rows, targets]`, −1 for none, whose tracks of one row share their
+    def _enter(self, slots: Integers, places: Integers) -> None:
+        """Hand slots `[places, targets]` over to the rows at some places of those that wait."""
+        f_input, f_baseline = self.f_input[places], self.f_baseline[places]
+        self.row[slots] = self.rows[places][:, None]
+        self.target[slots] = np.arange(slots.shape[1])
+        self.start[slots] = 0
+        self.width[slots] = 1
+        self.f_start[slots] = f_baseline
+        self.f_end[slots] = f_input
+        self.change[slots] = f_input - f_baseline
+        self.magnitude[slots] = np.abs(f_input) + np.abs(f_baseline)
+        self.integrand[slots] = 0
+        self.spent[slots] = 0
+
+    def group(self, slots: Integers, stage: Stage, judge: Judge) -> TrackGroup:
+        """A group of slots `[rows, targets]`, −1 for none, whose tracks of one row share their
         piece of the path.
         """
         one = slots.max(1)

@@ -123,7 +123,7 @@ class AdaptiveMethod(PathMethod[Adaptive]):
 class Phase(Protocol):
     """A way to integrate, in stages.
 
-    follow  the steps that it takes from a judgement, in this order: blocks queue in it
+    follow  the steps that it takes from a judgement, in this order: groups queue in it
     start   forget what slots held before
     stage   nodes and where their gradients go
     judge   what is known of slots whose stage was evaluated, in parts
@@ -184,7 +184,7 @@ class _Conductor:
         self._evaluate(phase, 0, slots)
 
     def _start_pieces(self, slots: Integers) -> None:
-        """One block each: pieces of one row's targets lie apart."""
+        """A group each: pieces of one row's targets lie apart."""
         for slot in slots.tolist():
             self.pieces.start(slot)
             self._start(self.nested, np.array([slot]))
@@ -192,7 +192,7 @@ class _Conductor:
     def _evaluate(self, phase: Phase, index: int, slots: Integers) -> None:
         judge = partial(self._judge, phase, index)
         grouped = self.tracks.grouped(slots)
-        self.loop.queue.append(self.tracks.block(grouped, phase.stage(index), judge))
+        self.loop.queue.append(self.tracks.group(grouped, phase.stage(index), judge))
 
     def _end(self, known: Judged) -> None:
         """Verdicts of whole paths; a piece is put aside until all pieces of its track are done."""

@@ -78,11 +78,9 @@ class Repeatability:
                 ),
             )
         if self.coupled:
-            moved = (
-                f"its output by {self.outputs:.2g}"
-                if self.outputs
-                else f"its gradient by {self.gradients:.2g}"
-            )
+            moved = f"its gradient by {self.gradients:.2g}"
+            if self.outputs:
+                moved = f"its output by {self.outputs:.2g}"
             raise SpecError(
                 "model",
                 expected="rows that do not depend on the rows beside them in a batch",
@@ -113,13 +111,13 @@ def measure_repeatability(
     moved = [
         other.distance(outcome.take(index)) for other, index in _elsewhere(forward, base, gradients)
     ]
-    again = max(_Outcome.of(forward, base, gradients).distance(outcome))
+    again = _Outcome.of(forward, base, gradients).distance(outcome)
     return Repeatability(
-        _draws(forward, base),
-        again,
-        max(m[0] for m in moved),
-        max(m[1] for m in moved),
-        float(torch.finfo(batch.inputs[0].dtype).eps),
+        draws=_draws(forward, base),
+        again=max(again),
+        outputs=max(outputs for outputs, _ in moved),
+        gradients=max(found for _, found in moved),
+        epsilon=float(torch.finfo(batch.inputs[0].dtype).eps),
     )
 
 
@@ -163,14 +161,17 @@ def _distance(one: Tensor, other: Tensor) -> float:
     """Largest difference relative to the largest finite value; inf where only one of two is
     finite.
     """
-    if torch.equal(one.nan_to_num(), other.nan_to_num()) and torch.equal(
-        one.isfinite(), other.isfinite()
-    ):
-        return 0.0
     if not torch.equal(one.isfinite(), other.isfinite()):
         return float("inf")
-    a, b = (t.double().where(t.isfinite(), 0.0) for t in (one, other))
+    if torch.equal(one.nan_to_num(), other.nan_to_num()):
+        return 0.0
+    a, b = _finite(one), _finite(other)
     return float((a - b).abs().max() / torch.maximum(a.abs().max(), b.abs().max()))
+
+
+def _finite(values: Tensor) -> Tensor:
+    """In float64, with zeros for what is not."""
+    return values.double().where(values.isfinite(), 0.0)
 
 
 @torch.no_grad()
@@ -181,20 +182,22 @@ def _draws(forward: Forward, batch: RowTensors) -> bool:
     Equal bits would not show what is rarely drawn, such as a layer skipped once in a hundred
     batches.
     """
-    device = batch.inputs[0].device
-    streams = [torch.default_generator] + (
-        [torch.cuda.default_generators[device.index or 0]] if device.type == "cuda" else []
-    )
+    streams = _streams(batch.device)
     saved = [stream.get_state() for stream in streams]
     try:
         first, second = (_drawn(forward, batch, streams, seed) for seed in (1, 2))
     finally:
         for stream, state in zip(streams, saved, strict=True):
             stream.set_state(state)
-    return any(
-        a is not None and b is not None and not torch.equal(a, b)
-        for a, b in zip(first, second, strict=True)
-    )
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    return any(not torch.equal(a, b) for a, b in both)
+
+
+def _streams(device: torch.device) -> list[torch.Generator]:
+    """Torch's random streams that a model on a device may draw from."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]
 
 
 def _drawn(
@@ -202,8 +205,7 @@ def _drawn(
 ) -> list[Tensor | None]:
     """State of each stream after a pass from `seed`; None where the pass left it alone."""
     before = [stream.manual_seed(seed).get_state() for stream in streams]
-    on_copies(forward, *batch.inputs, *batch.forward_args)
-    return [
-        None if torch.equal(stream.get_state(), state) else stream.get_state()
-        for stream, state in zip(streams, before, strict=True)
-    ]
+    on_copies(forward, *batch.arguments)
+    after = [stream.get_state() for stream in streams]
+    pairs = zip(before, after, strict=True)
+    return [None if torch.equal(state, now) else now for state, now in pairs]

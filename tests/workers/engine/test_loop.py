@@ -149,7 +149,7 @@ def test_sums_do_not_depend_on_where_batches_were_cut() -> None:
     np.testing.assert_array_equal(sums[0], exact)
 
 
-# --- blocks ------------------------------------------------------------------------------------
+# --- groups ------------------------------------------------------------------------------------
 
 
 def setup(rows: int, batch_rows: int, targets: int = 1) -> tuple[Evaluator, Tracks, GradientStore]:
@@ -167,8 +167,8 @@ def setup(rows: int, batch_rows: int, targets: int = 1) -> tuple[Evaluator, Trac
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 4, 7, 64])
-def test_a_block_is_judged_once_when_all_its_items_are_in(batch_rows: int) -> None:
-    """Blocks of several stages and pieces of the path, cut by step batches anywhere."""
+def test_a_group_is_judged_once_when_all_its_items_are_in(batch_rows: int) -> None:
+    """Groups of several stages and pieces of the path, cut by step batches anywhere."""
     evaluator, tracks, store = setup(5, batch_rows)
     nodes, judged = np.array([0.25, 0.5, 1.0]), []
     stage = Stage(nodes, np.array([0, 1, 0]), store, np.array([1.0, 10.0, 100.0]), ((2, 2),))

@@ -47,18 +47,18 @@ def test_rows_enter_as_long_as_there_are_slots_for_all_their_targets(targets: in
 
 def test_every_row_enters_once_and_then_nobody() -> None:
     held, seen = tracks(live=2), []
-    while (block := admit(held, 5)) is not None:
-        seen += block.rows.tolist()
-        held.release(block.slots.flatten())
+    while (group := admit(held, 5)) is not None:
+        seen += group.rows.tolist()
+        held.release(group.slots.flatten())
     assert seen == list(range(10))
 
 
 def test_a_slot_knows_its_row_target_and_ends() -> None:
     held = tracks(live=10, targets=2, rows=4)
-    block = admit(held, 4)
-    assert block is not None
-    assert block.rows.tolist() == [6, 7, 8, 9]
-    for row, slots in zip(block.rows, block.slots, strict=True):
+    group = admit(held, 4)
+    assert group is not None
+    assert group.rows.tolist() == [6, 7, 8, 9]
+    for row, slots in zip(group.rows, group.slots, strict=True):
         for target, slot in enumerate(slots):
             value = 2.0 * row + target
             assert (held.row[slot], held.target[slot]) == (row, target)
@@ -75,9 +75,9 @@ def test_what_a_slot_was_before_is_forgotten() -> None:
     slot = admit(held, 1).slots[0]  # type: ignore[union-attr]
     held.start[slot], held.width[slot], held.spent[slot] = 0.3, 0.1, 99
     held.release(slot)
-    block = admit(held, 1)
-    assert block is not None
-    assert (block.start.tolist(), block.width.tolist(), held.spent[slot].item()) == ([0], [1], 0)
+    group = admit(held, 1)
+    assert group is not None
+    assert (group.start.tolist(), group.width.tolist(), held.spent[slot].item()) == ([0], [1], 0)
 
 
 def test_slots_are_grouped_by_row() -> None:
