@@ -35,7 +35,7 @@ from integrand.workers.shards.table import attribute_table
 from integrand.workers.shards.worker import Setup, load_job
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
-"""Relative L1 distance beside both error estimates, where bits may differ: other kernels round
+"""Relative L1 distance, added to both error estimates, where bits may differ: other kernels round
 otherwise.
 """
 _NEXT = (
@@ -58,25 +58,24 @@ def reattribute(
     """Attribute `sample` rows of these shards again, drawn with `seed`; rows that `failed` are left
     alone.
     """
-    what = "a sample of rows attributed again"
     if folder.plan.numerics.device == "cuda" and not torch.cuda.is_available():
-        return Again(
-            0, 0, (Unchecked(what, "the run was made on CUDA, and there is no CUDA device here"),)
-        )
+        return _unchecked("the run was made on CUDA, and there is no CUDA device here")
+    drawn = _drawn(folder, shards, sample, seed)
     with pinned(folder.plan.numerics.threads):
         try:
             job = _job(folder, trusted)
-            compared = [
-                _compared(job, folder, shard, rows)
-                for shard, rows in _drawn(folder, shards, sample, seed)
-            ]
+            compared = [_compared(job, folder, shard, rows) for shard, rows in drawn]
         except (SpecError, DataError, IntegrityError) as error:
-            return Again(0, 0, (Unchecked(what, reason(error)),))
+            return _unchecked(reason(error))
     return Again(
         sum(c.rows for c in compared),
         sum(c.bitwise for c in compared),
         tuple(r for c in compared for r in c.remarks),
     )
+
+
+def _unchecked(why: str) -> Again:
+    return Again(0, 0, (Unchecked("a sample of rows attributed again", why),))
 
 
 def _job(folder: RunFolder, trusted: tuple[str, ...]) -> Job:

@@ -128,11 +128,11 @@ def tune(
     """
     from integrand.service.cli.specfile import load_spec
     from integrand.service.planning.tuning import tune_job
-    from integrand.service.reports import tables
+    from integrand.service.reports import plans
 
     operator = _operator(trust)
     parsed, base = load_spec(spec)
-    tables.show_tuning(
+    plans.show_tuning(
         out, tune_job(parsed, base=base, trusted=operator.trusted, access=operator.access)
     )
 
@@ -228,13 +228,13 @@ def verify(
     does not hold.
     """
     from integrand.service.checks.verify import verify_run
-    from integrand.service.reports import tables
+    from integrand.service.reports import runs
 
     operator = _operator(trust)
     found = verify_run(
         run, name=name, sample=sample, seed=seed, trusted=operator.trusted, access=operator.access
     )
-    tables.show_verification(out, found)
+    runs.show_verification(out, found)
     if not found.holds:
         raise typer.Exit(IntegrityError.exit_code)
 
@@ -242,12 +242,12 @@ def verify(
 @app.command()
 def status(run: RunUri, name: Named = None) -> None:
     """Tell how far a run is, from storage alone."""
-    from integrand.service.reports import tables
+    from integrand.service.reports import runs
 
     opened = _open(run, name)
-    tables.show_manifest(out, opened.manifest)
+    runs.show_manifest(out, opened.manifest)
     if not opened.complete:
-        tables.show_heartbeat(out, opened)
+        runs.show_heartbeat(out, opened)
     out.print(f"run folder: {opened.uri}", highlight=False)
 
 
@@ -273,7 +273,7 @@ def show(
     ] = None,
 ) -> None:
     """Print top features and worst rows, one row, or the rows that match a condition."""
-    from integrand.service.reports import tables
+    from integrand.service.reports import rows, tables
 
     opened = _open(run, name)
     _export(opened, csv, html, top)
@@ -283,12 +283,12 @@ def show(
             style="yellow",
         )
     if row is not None:
-        tables.show_row(out, opened, row, top)
+        rows.show_row(out, opened, row, top)
     elif where is not None:
-        tables.show_rows(out, opened.where(where), f"rows where {where}", top)
+        rows.show_rows(out, opened.where(where), f"rows where {where}", top)
     else:
         tables.show_frame(out, opened.top_features(top), "top features", top)
-        tables.show_worst(out, opened, top)
+        rows.show_worst(out, opened, top)
 
 
 @demo.command("digits")
@@ -357,17 +357,17 @@ def _writing(place: Path) -> Iterator[TextIO]:
 
 
 def _print_plan(plan: Plan) -> None:
-    from integrand.service.reports import tables
+    from integrand.service.reports import plans
 
-    tables.show_plan(out, plan)
+    plans.show_plan(out, plan)
 
 
 def _end(spec: AttributeSpec, manifest: RunManifest, folder: Uri) -> None:
     """What a run came to. Exit code 3 if it is partial, or above a limit of its spec."""
-    from integrand.service.reports import tables
+    from integrand.service.reports import runs
     from integrand.service.running.jobs import limits_exceeded
 
-    tables.show_manifest(out, manifest)
+    runs.show_manifest(out, manifest)
     out.print(f"run folder: {folder}", highlight=False)
     problems = limits_exceeded(spec, manifest)
     for problem in problems:

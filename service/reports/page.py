@@ -10,7 +10,9 @@ import jinja2
 import pandas as pd
 
 from integrand.schemas.records import Quarantined
-from integrand.service.reports.tables import cell, manifest_facts, nothing_to_see, telling
+from integrand.service.reports.rows import columns_with_values, nothing_to_see
+from integrand.service.reports.runs import manifest_facts
+from integrand.service.reports.tables import cell
 from integrand.service.terminal import visible
 
 if TYPE_CHECKING:
@@ -53,25 +55,29 @@ def html_page(run: Run, top: int) -> str:
 
 
 def _page(run: Run, top: int) -> Page:
-    manifest, sheets = run.manifest, list[Sheet]()
-    if manifest.shards_done:
-        features = run.top_features(top)
-        largest = max(features["mean_abs"].max() if len(features) else 0.0, 1e-300)
-        sheets = [
-            _sheet(
-                "Top features", features, tuple(float(v / largest) for v in features["mean_abs"])
-            )
-        ]
-        quiet = nothing_to_see(manifest)
-        worst = telling(run.worst(top)) if quiet is None else pd.DataFrame({"rows": [quiet]})
-        sheets.append(_sheet("Worst rows", worst))
+    manifest = run.manifest
+    sheets = (_features(run, top), _worst(run, top)) if manifest.shards_done else ()
     return Page(
         f"{manifest.name} · run {manifest.run_id}",
         tuple(manifest_facts(manifest)),
-        tuple(sheets),
+        sheets,
         manifest.quarantined,
         manifest.warnings,
     )
+
+
+def _features(run: Run, top: int) -> Sheet:
+    frame = run.top_features(top)
+    largest = max(frame["mean_abs"].max() if len(frame) else 0.0, 1e-300)
+    bars = tuple(float(value / largest) for value in frame["mean_abs"])
+    return _sheet("Top features", frame, bars)
+
+
+def _worst(run: Run, top: int) -> Sheet:
+    quiet = nothing_to_see(run.manifest)
+    if quiet is not None:
+        return _sheet("Worst rows", pd.DataFrame({"rows": [quiet]}))
+    return _sheet("Worst rows", columns_with_values(run.worst(top)))
 
 
 def _sheet(title: str, frame: pd.DataFrame, bars: tuple[float, ...] = ()) -> Sheet:

@@ -19,7 +19,7 @@ from integrand.schemas.errors import SpecError
 from integrand.schemas.ids import FOOTER_KEY
 from integrand.schemas.records import ShardFooter
 from integrand.schemas.specs.accuracy import FixedSteps
-from integrand.service.reports.tables import largest_attributions
+from integrand.service.reports.rows import largest_attributions
 from integrand.service.runs.query import open_run
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.models.embeddings import at_embedding

@@ -11,7 +11,7 @@ from integrand.schemas.specs.job import parse_spec
 from integrand.service.cli.specfile import parse_text
 from integrand.service.planning import tuning
 from integrand.service.planning.tuning import Timing, Tuning, tune_job
-from integrand.service.reports.tables import show_tuning
+from integrand.service.reports.plans import show_tuning
 from tests.plugins.jobs import JobFolder
 
 

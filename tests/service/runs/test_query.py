@@ -25,8 +25,8 @@ from integrand.schemas.records import Pointer
 from integrand.schemas.uris import Uri
 from integrand.service.checks.verify import verify_run
 from integrand.service.reports.page import html_page
+from integrand.service.reports.rows import show_row, show_rows
 from integrand.service.reports.spreadsheet import write_csv
-from integrand.service.reports.tables import show_row, show_rows
 from integrand.service.runs.finding import resolve_run
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import fold, point_latest, write_manifest
