@@ -5,12 +5,12 @@ footers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from integrand.schemas.ids import FORMAT_VERSION
-from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.job import AnySpec, AttributeSpec
 from integrand.schemas.tables import CONVERGED, WITHOUT_ATTRIBUTION
 
 Determinism = Literal["bitwise", "tolerance"]
@@ -175,12 +175,17 @@ class Quantiles(Record):
     max: float | None = None
 
 
-class Plan(Record):
-    """The resolved job: printable, testable, stored once as `_plan.json`."""
+SomeSpec = TypeVar("SomeSpec", bound=AnySpec, covariant=True)
+
+
+class JobPlan(Record, Generic[SomeSpec]):
+    """A resolved job of any kind: printable, testable, stored once as `_plan.json`."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)  # a bound that is a protocol
 
     format_version: Literal[1] = 1
     run_id: str
-    spec: AttributeSpec
+    spec: SomeSpec
     files: tuple[SourceFile, ...]
     source_columns: tuple[str, ...]
     row_id_type: str
@@ -237,6 +242,10 @@ class Plan(Record):
     @property
     def rows(self) -> int:
         return sum(s.rows for s in self.shards)
+
+
+class Plan(JobPlan[AttributeSpec]):
+    """The plan of an attribution job."""
 
     @property
     def prepasses(self) -> dict[str, PrepassFile]:
@@ -306,8 +315,10 @@ class Quarantined(Record):
     node: str
 
 
-class RunManifest(Record):
-    """A run as its stored footers tell it. Stored as `_manifest.json` only when every row is in."""
+class JobManifest(Record):
+    """A run of any kind as its stored footers tell it. Stored as `_manifest.json` only when every
+    row is in.
+    """
 
     format_version: int = FORMAT_VERSION
     run_id: str
@@ -319,6 +330,26 @@ class RunManifest(Record):
     rows_in: int
     rows_planned: int
     rows_out: int
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether tasks are quarantined: the manifest is then worth keeping while it is partial."""
+        raise NotImplementedError
+
+    @property
+    def date(self) -> str:
+        """The instant that `_latest` is ordered by, ISO 8601."""
+        raise NotImplementedError
+
+    @property
+    def contents(self) -> str:
+        """A digest: two complete manifests of one plan with the same are of the same rows."""
+        raise NotImplementedError
+
+
+class RunManifest(JobManifest):
+    """An attribution run as its stored footers tell it."""
+
     statuses: dict[str, int]
     gap: Quantiles
     error: Quantiles
@@ -346,6 +377,18 @@ class RunManifest(Record):
     created: str
 
     @property
+    def has_given_up(self) -> bool:
+        return bool(self.quarantined)
+
+    @property
+    def date(self) -> str:
+        return self.logical_date or self.created
+
+    @property
+    def contents(self) -> str:
+        return self.digest
+
+    @property
     def evaluations_per_row(self) -> float:
         return self.evaluations / max(1, self.rows_out - self.count(*WITHOUT_ATTRIBUTION))
 
@@ -356,6 +399,21 @@ class RunManifest(Record):
     def count(self, *statuses: str) -> int:
         """Rows with any of these statuses."""
         return sum(self.statuses.get(str(s), 0) for s in statuses)
+
+
+class SpecHead(Record):
+    """What tells of a stored plan whose it is."""
+
+    kind: str = "attribute"
+    name: str
+
+
+class PlanHead(Record):
+    """A stored plan of whatever kind."""
+
+    format_version: Literal[1] = 1
+    run_id: str
+    spec: SpecHead
 
 
 class Attempt(Record):

@@ -1,10 +1,12 @@
-"""Live progress: a rich display on a terminal, plain lines elsewhere."""
+"""What a job tells while it runs, and how that is shown: live on a terminal, in plain lines
+elsewhere.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -14,14 +16,12 @@ PLAIN_EVERY_S = 5.0
 
 
 def describe(tally: Tally) -> str:
-    """Rows/s, evaluations per row, converged share and time left, in one line."""
+    """Rows, rows/s, what the kind of job has to say of them, and time left, in one line."""
     parts = [
         f"{tally.rows_done:,}/{tally.rows_planned:,} rows",
         f"{pace(tally.rows_per_second)} rows/s",
     ]
-    if tally.attributed:
-        parts.append(f"{tally.evaluations / tally.attributed:,.1f} evaluations/row")
-        parts.append(f"converged {tally.converged / tally.attributed:.1%}")
+    parts += tally.highlights
     if tally.quarantined:
         parts.append(f"{tally.quarantined} shards quarantined")
     if tally.searched:
@@ -47,6 +47,34 @@ def duration(seconds: float | None) -> str:
         if minutes
         else f"{left} s"
     )
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something to tell whoever runs a job, in a sentence."""
+
+    text: str
+    is_warning: bool = False
+
+
+@contextmanager
+def shown_on(console: Console) -> Iterator[Listener]:
+    """A listener to the events of a job that prints notices and shows how far the job is, while the
+    block lasts.
+    """
+    with ExitStack() as stack:
+        shows: list[Callable[[Tally], None]] = []
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Notice):
+                style = "yellow" if event.is_warning else None
+                console.print(event.text, style=style, highlight=False, markup=False)
+                return
+            if not shows:  # a bar is drawn once there is something to show
+                shows.append(stack.enter_context(watch(console)))
+            shows[0](event)
+
+        yield listen
 
 
 @contextmanager
@@ -99,11 +127,10 @@ class Tally:
     shards_done: int
     rows_done: int
     rows_here: int
-    evaluations: int
-    attributed: int
-    converged: int
     quarantined: int
     seconds: float
+    highlights: tuple[str, ...] = ()
+    """What the kind of job says of the rows that are done."""
     searched: str | None = None
     """The shard whose rows are tried in parts, for those that take workers away."""
 
@@ -115,3 +142,8 @@ class Tally:
     def eta_s(self) -> float | None:
         left = self.rows_planned - self.rows_done
         return left / self.rows_per_second if self.rows_per_second else None
+
+
+Event = Notice | Tally
+Listener = Callable[[Event], None]
+"""What is called with everything that a job has to tell while it runs."""

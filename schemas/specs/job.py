@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
@@ -47,6 +47,26 @@ class Limits(Part):
             "Quarantined shards above which the run stops early; default: the others finish."
         ),
     )
+
+
+@runtime_checkable
+class AnySpec(Protocol):
+    """What the spec of a job of any kind says. Fields of each kind's own stand beside these."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def output(self) -> Output: ...
+
+    @property
+    def compute(self) -> Compute: ...
+
+    @property
+    def limits(self) -> Limits: ...
 
 
 class AttributeSpec(Part):

@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError
-from integrand.service.cli.operator import Operator, load_operator
+from integrand.service.cli.operator import load_operator
+from integrand.service.cluster import Cluster, PoolKind
+from integrand.service.operator import Operator
+from integrand.service.progress import shown_on
 from integrand.service.terminal import Terminal
 from integrand.workers import kernels
 
@@ -61,8 +64,8 @@ Fresh = Annotated[
 Address = Annotated[
     str | None, typer.Option("--address", help="Ray cluster; default: RAY_ADDRESS, else one here.")
 ]
-PoolKind = Annotated[
-    str,
+PoolOption = Annotated[
+    PoolKind,
     typer.Option(
         "--pool",
         help=(
@@ -107,14 +110,7 @@ def plan(
 
     operator = _operator(trust)
     parsed, base = load_spec(spec)
-    made = plan_job(
-        parsed,
-        base=base,
-        trusted=operator.trusted,
-        access=operator.access,
-        salt=fresh,
-        ingest=ingest,
-    )
+    made = plan_job(parsed, base=base, operator=operator, salt=fresh, ingest=ingest)
     print(made.model_dump_json(indent=1)) if as_json else _print_plan(made)
 
 
@@ -142,7 +138,7 @@ def run(
     spec: SpecFile,
     trust: Trust = [],  # noqa: B006 — typer copies it
     address: Address = None,
-    pool: PoolKind = "auto",
+    pool: PoolOption = "auto",
     fresh: Fresh = "",
     allow_mixed: Annotated[
         bool,
@@ -163,19 +159,16 @@ def run(
 
     operator = _operator(trust, open_ray)
     parsed, base = load_spec(spec)
-    with _interruptible():
+    with _interruptible(), shown_on(out) as listen:
         manifest = run_job(
             parsed,
             base=base,
-            trusted=operator.trusted,
-            access=operator.access,
-            pool=_pool_kind(pool),
-            address=address or os.environ.get("RAY_ADDRESS"),
+            operator=operator,
+            cluster=_cluster(pool, address),
             salt=fresh,
             allow_mixed=allow_mixed,
-            allow_unauthenticated_ray=operator.allow_unauthenticated_ray,
             logical_date=logical_date,
-            console=out,
+            listen=listen,
         )
     root = Store(operator.access).parse(parsed.output.uri, base)
     _end(parsed, manifest, root.child(manifest.run_id))
@@ -187,7 +180,7 @@ def retry_quarantined(
     name: Named = None,
     trust: Trust = [],  # noqa: B006 — typer copies it
     address: Address = None,
-    pool: PoolKind = "ray",
+    pool: PoolOption = "ray",
     open_ray: OpenRay = False,
 ) -> None:
     """Run the shards again that a partial run gave up, from its folder alone; what else is missing,
@@ -196,17 +189,9 @@ def retry_quarantined(
     from integrand.service.running.retry import retry_quarantined as retry
 
     operator = _operator(trust, open_ray)
-    with _interruptible():
-        manifest = retry(
-            run,
-            name=name,
-            trusted=operator.trusted,
-            access=operator.access,
-            pool=_pool_kind(pool),
-            address=address or os.environ.get("RAY_ADDRESS"),
-            allow_unauthenticated_ray=operator.allow_unauthenticated_ray,
-            console=out,
-        )
+    cluster = _cluster(pool, address)
+    with _interruptible(), shown_on(out) as listen:
+        manifest = retry(run, name=name, operator=operator, cluster=cluster, listen=listen)
     opened = _open(run, name)
     if manifest is None:
         out.print(f"nothing is quarantined in {opened.uri}", highlight=False)
@@ -309,11 +294,8 @@ def demo_synthetic(out: Out = None) -> None:
         raise typer.Exit(synthetic(out, _operator([]).access))
 
 
-def _pool_kind(pool: str) -> Literal["auto", "ray", "local"]:
-    for kind in ("auto", "ray", "local"):
-        if pool == kind:
-            return kind
-    raise typer.BadParameter("use `auto`, `ray` or `local`", param_hint="--pool")
+def _cluster(pool: PoolKind, address: str | None) -> Cluster:
+    return Cluster(pool, address or os.environ.get("RAY_ADDRESS"))
 
 
 def _operator(trust: list[str], open_ray: bool = False) -> Operator:

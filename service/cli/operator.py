@@ -1,4 +1,4 @@
-"""What the operator allows: trusted module prefixes, places, the S3 endpoint, memory and open
+"""How the operator allows trusted module prefixes, places, the S3 endpoint, memory and open
 clusters.
 
 Read once by the CLI from a TOML file, never from a spec:
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -27,18 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.uris import Scheme
+from integrand.service.operator import Operator
 from integrand.workers.storage.store import Access
 
 DEFAULT_CONFIG = Path("/etc/integrand/config.toml")
-
-
-@dataclass(frozen=True)
-class Operator:
-    """The operator's settings after flags were added."""
-
-    trusted: tuple[str, ...] = ()
-    access: Access = field(default_factory=Access)
-    allow_unauthenticated_ray: bool = False
 
 
 class _Section(BaseModel):

@@ -23,6 +23,9 @@ from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Record, RunManifest, dump
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
+from integrand.service.progress import shown_on
 from integrand.service.terminal import Terminal
 from integrand.workers.methods.table import method_of
 from integrand.workers.storage.store import Access, Store
@@ -141,7 +144,9 @@ def run_demo(
     folder = DemoFolder(store, store.parse(out, base=os.getcwd()))
     with console.status(f"{demo.NAME}: training the model"):
         spec, facts = demo.prepare(folder)
-    manifest = run_job(spec, trusted=TRUSTED, access=store.access, pool=pool, console=console)
+    operator = Operator(TRUSTED, store.access)
+    with shown_on(console) as listen:
+        manifest = run_job(spec, operator=operator, cluster=Cluster(pool), listen=listen)
     if manifest.complete:
         _present(demo, folder, spec, manifest, facts, console)
         return 0

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from integrand.schemas.records import (
     Projection,
     Shard,
 )
-from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.job import AnySpec, AttributeSpec
 from integrand.service.planning.contract import column_outputs
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, prepare_dataset, run_prepass
@@ -59,17 +59,22 @@ from integrand.workers.models.state import probe_outputs
 from integrand.workers.shards.numerics import pin_numerics, processor, versions
 from integrand.workers.storage.store import Store
 
+SomeSpec = TypeVar("SomeSpec", bound=AnySpec)
+
 
 @dataclass(frozen=True)
-class Request:
+class AnyRequest(Generic[SomeSpec]):
     """One call of plan or run: the spec and all that stands beside it."""
 
-    spec: AttributeSpec
+    spec: SomeSpec
     base: str
     store: Store
     trusted: tuple[str, ...]
     salt: str = ""
     ingest: bool = True
+
+
+Request = AnyRequest[AttributeSpec]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
 from integrand.schemas.specs.compute import Compute
+from integrand.service.cluster import Cluster
 from integrand.service.pools.base import Item, Made, Pool
 from integrand.service.pools.local import LocalPool
 
-PoolKind = Literal["auto", "ray", "local"]
 SMALL_S = 20.0
 """Work of one process below which starting Ray and its workers, some 6 s, is not worth while."""
 _FEW_ITEMS = 8
@@ -55,36 +54,24 @@ class Undecided:
             self._on_ray.close()
 
 
-def make_pool(
-    kind: PoolKind,
-    address: str | None,
-    compute: Compute,
-    *,
-    allow_unauthenticated_ray: bool = False,
-) -> Pool:
+def make_pool(cluster: Cluster, compute: Compute, *, allow_unauthenticated: bool = False) -> Pool:
     """The pool asked for, `auto` being Ray; a local Ray is given room for as many workers as the
     job may ask for.
     """
-    if kind == "local":
+    if cluster.pool == "local":
         return LocalPool()
     from integrand.service.pools.ray import RayPool  # it loads Ray
 
     cpus = compute.worker_range.max * compute.cpus_per_worker
-    return RayPool(address, cpus=cpus, allow_unauthenticated=allow_unauthenticated_ray)
+    return RayPool(cluster.address, cpus=cpus, allow_unauthenticated=allow_unauthenticated)
 
 
 def make_planning_pool(
-    kind: PoolKind,
-    address: str | None,
-    compute: Compute,
-    *,
-    allow_unauthenticated_ray: bool = False,
+    cluster: Cluster, compute: Compute, *, allow_unauthenticated: bool = False
 ) -> Pool | Undecided:
     """The same for a job without a plan: under `auto`, without a cluster and GPUs, it is not
     settled yet.
     """
-    make = partial(
-        make_pool, kind, address, compute, allow_unauthenticated_ray=allow_unauthenticated_ray
-    )
-    settled = kind != "auto" or address is not None or compute.gpus_per_worker > 0
-    return make() if settled else Undecided(make)
+    make = partial(make_pool, cluster, compute, allow_unauthenticated=allow_unauthenticated)
+    asked_for = cluster.pool != "auto" or cluster.address is not None
+    return make() if asked_for or compute.gpus_per_worker > 0 else Undecided(make)

@@ -1,5 +1,5 @@
-"""The dispatch loop: shards to idle workers, outcomes to the ledger, until every shard is done or
-given up.
+"""The dispatch loop: tasks to idle workers, outcomes to the ledger, until each is done or given
+up.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any, Generic
 
 from integrand.schemas.errors import IntegrityError, TransientError
-from integrand.schemas.records import Attempt, Plan, Quarantined, ShardFooter, TaskFooter, dump
+from integrand.schemas.records import Attempt, JobPlan, Quarantined, TaskFooter, dump
 from integrand.schemas.tasks import Task, Trial
 from integrand.schemas.uris import Uri
 from integrand.service.pools.base import Outcome, Pool
 from integrand.service.pools.failures import Failure
 from integrand.service.progress import Tally
 from integrand.service.running.bisection import Range, next_trial
+from integrand.service.running.kind import JobKind, OneTotals
+from integrand.service.runs.footers import Held
 from integrand.service.runs.manifest import read_attempts, read_quarantined
-from integrand.service.runs.totals import Committed, merge, stats_of
 from integrand.workers.failpoints import reach
 from integrand.workers.storage.store import Store
 
@@ -39,7 +41,7 @@ class Ledger:
 
     store: Store
     run: Uri
-    plan: Plan
+    plan: JobPlan[Any]
     attempts: dict[str, list[Attempt]] = field(default_factory=dict)
     quarantined: dict[str, Quarantined] = field(default_factory=dict)
 
@@ -135,7 +137,7 @@ class Ledger:
         reach("shard.quarantined")
 
 
-def read_ledger(store: Store, run: Uri, plan: Plan) -> Ledger:
+def read_ledger(store: Store, run: Uri, plan: JobPlan[Any]) -> Ledger:
     """The ledger as earlier drivers left it."""
     ledger = Ledger(store, run, plan)
     for attempt in read_attempts(store, run):
@@ -145,13 +147,14 @@ def read_ledger(store: Store, run: Uri, plan: Plan) -> Ledger:
 
 
 @dataclass
-class Dispatch:
-    """One driver's pass over the missing shards of a run."""
+class Dispatch(Generic[OneTotals]):
+    """One driver's pass over the missing tasks of a run."""
 
+    kind: JobKind[Any, OneTotals, Any]
     pool: Pool
-    plan: Plan
+    plan: JobPlan[Any]
     ledger: Ledger
-    stored: Committed
+    stored: Held[OneTotals]
     on_change: Callable[[Tally], None]
     on_commit: Callable[[str], None] = lambda shard: None
     beat_s: float = 0.5
@@ -281,27 +284,22 @@ class Dispatch:
         return most is not None and len(self.ledger.quarantined.keys() - self.done) > most
 
     def tally(self) -> Tally:
-        count = Counter(self.stats.statuses)
-        converged = count["ok"] + count["at_precision_floor"]
         return Tally(
             shards_planned=len(self.plan.shards),
             rows_planned=self.rows_planned,
             shards_done=len(self.done),
             rows_done=self.stats.rows_in,
             rows_here=self.rows_here,
-            evaluations=self.stats.evaluations,
-            attributed=converged + count["not_converged"] + count["unchecked"],
-            converged=converged,
             quarantined=len(self.ledger.quarantined.keys() - self.done),
             seconds=time.monotonic() - self.started if self.started else 0.0,
+            highlights=self.kind.highlights(self.stats),
             searched=next((s.id for s in self.in_flight.values() if isinstance(s, Trial)), None),
         )
 
     def _count(self, task: Task, footer: TaskFooter) -> None:
         """Keep what a footer adds up to, and the plan's own id of it: a run may have 100,000."""
         self.done.add(task.id)
-        assert isinstance(footer, ShardFooter)
-        self.stats = merge([self.stats, stats_of(footer)])
+        self.stats = self.kind.add(self.stats, footer)
         self.rows_here += footer.rows_in
         self.on_commit(task.id)
 

@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 from integrand.schemas.errors import TransientError
 from integrand.schemas.records import DriverProgress, dump
 from integrand.service.progress import Tally
-from integrand.service.runs.footers import RunFolder
-from integrand.service.runs.totals import BLOCK_SHARDS, write_block
+from integrand.service.runs.footers import Folder
+from integrand.service.runs.totals import BLOCK_SHARDS
 
 PROGRESS = "_progress.json"
 PROGRESS_EVERY_S = 10.0
@@ -26,13 +27,19 @@ class Sidecars:
     """Writes both from threads of its own: the dispatch loop never waits for them, and a store that
     fails ends no run.
 
-    `loose` are committed shards that no block covers yet; `shards` of them make one.
+    `loose` are committed tasks that no block covers yet; `shards` of them make one, which
+    `write_block` folds and stores.
     """
 
     def __init__(
-        self, folder: RunFolder, loose: Iterable[str] = (), shards: int = BLOCK_SHARDS
+        self,
+        folder: Folder[Any],
+        write_block: Callable[[Sequence[str]], None],
+        loose: Iterable[str] = (),
+        shards: int = BLOCK_SHARDS,
     ) -> None:
         self._folder, self._loose, self._shards = folder, deque(loose), shards
+        self._write_block = write_block
         self._threads = ThreadPoolExecutor(2, "sidecars")
         self._folding: Future[None] | None = None
         self._telling: Future[None] | None = None
@@ -75,7 +82,7 @@ class Sidecars:
         while len(self._loose) >= self._shards and not self._interrupted:
             shards = [self._loose.popleft() for _ in range(self._shards)]
             try:
-                write_block(self._folder, shards)
+                self._write_block(shards)
             except TransientError:  # the next commit tries again
                 self._loose.extend(shards)
                 return

@@ -9,7 +9,7 @@ from integrand.schemas.uris import Uri
 from integrand.service.runs.manifest import (
     LATEST,
     PLAN,
-    load_plan,
+    load_head,
     read_pointer,
 )
 from integrand.workers.storage.store import Store
@@ -45,7 +45,7 @@ def _pointed(store: Store, root: Uri) -> list[str]:
 def _only_run(store: Store, root: Uri, name: str | None) -> Uri:
     plans = [e.uri for e in store.list(root, depth=2) if e.uri.name == PLAN]
     runs = [Uri(plan.scheme, plan.path.removesuffix(f"/{PLAN}")) for plan in plans]
-    runs = [run for run in runs if name is None or load_plan(store, run)[0].spec.name == name]
+    runs = [run for run in runs if name is None or load_head(store, run).spec.name == name]
     if len(runs) != 1:
         known = [str(run) for run in runs] or _pointed(store, root)
         raise _unclear(

@@ -5,20 +5,20 @@ the plan.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 import pyarrow as pa
 from pydantic import ValidationError
 
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.ids import FOOTER_KEY, shard_object
-from integrand.schemas.records import Plan, Shard, ShardFooter
+from integrand.schemas.records import JobPlan, Plan, Shard, ShardFooter, TaskFooter
 from integrand.schemas.stats import Member
 from integrand.schemas.uris import Uri
 from integrand.workers.data.decoding import open_parquet
@@ -30,21 +30,50 @@ _TAIL = 1 << 16
 _BATCH = 8 * THREADS
 _REDO = "move the object away and run again: its shard is then redone"
 Item = TypeVar("Item")
+SomePlan = TypeVar("SomePlan", bound=JobPlan[Any], covariant=True)
+SomeTotals = TypeVar("SomeTotals", covariant=True)
+SomeFooter = TypeVar("SomeFooter", bound=TaskFooter)
+
+
+class Totals(Protocol):
+    """What tasks of some kind hold together."""
+
+    @property
+    def rows_in(self) -> int: ...
+
+
+class Held(Protocol[SomeTotals]):
+    """The committed tasks of a run: which they are, what they hold together, and which of them no
+    block covers.
+    """
+
+    @property
+    def shards(self) -> Set[str]: ...
+
+    @property
+    def stats(self) -> SomeTotals: ...
+
+    @property
+    def loose(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, eq=False)
-class RunFolder:
+class Folder(Generic[SomePlan]):
     """A run folder with its plan, and the sha256 of the plan's stored bytes."""
 
     store: Store
     uri: Uri
-    plan: Plan
+    plan: SomePlan
     plan_sha256: str
 
     @cached_property
     def shards(self) -> dict[str, Shard]:
         """The planned shards by id."""
         return {s.id: s for s in self.plan.shards}
+
+
+RunFolder = Folder[Plan]
+"""Of an attribution run."""
 
 
 def list_shards(store: Store, run: Uri) -> dict[str, Member]:
@@ -62,9 +91,31 @@ def member_of(entry: Entry, shard: str) -> Member:
     return Member(shard, entry.size, entry.etag or str(entry.mtime_ns or ""))
 
 
+@overload
 def read_footers(
-    store: Store, run: Uri, ids: Iterable[str], listed: Mapping[str, Member] = MappingProxyType({})
-) -> Iterator[tuple[Member, ShardFooter]]:
+    store: Store, run: Uri, ids: Iterable[str], listed: Mapping[str, Member] = ...
+) -> Iterator[tuple[Member, ShardFooter]]: ...
+
+
+@overload
+def read_footers(
+    store: Store,
+    run: Uri,
+    ids: Iterable[str],
+    listed: Mapping[str, Member] = ...,
+    *,
+    kind: type[SomeFooter],
+) -> Iterator[tuple[Member, SomeFooter]]: ...
+
+
+def read_footers(
+    store: Store,
+    run: Uri,
+    ids: Iterable[str],
+    listed: Mapping[str, Member] = MappingProxyType({}),
+    *,
+    kind: type[Any] = ShardFooter,
+) -> Iterator[tuple[Member, Any]]:
     """Objects and footers of these shards in this order, without those that are not there, however
     many there are.
 
@@ -75,7 +126,7 @@ def read_footers(
         for batch in batches(ids, _BATCH):
             ends = threads.map(lambda shard: _end(store, run, shard, listed.get(shard)), batch)
             there = (end for end in ends if end is not None)
-            yield from ((member, _footer(run, member.shard, tail)) for member, tail in there)
+            yield from ((member, _footer(kind, run, member.shard, tail)) for member, tail in there)
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -142,11 +193,11 @@ def _shard_of(run: Uri, entry: Entry) -> str | None:
     return name[1] if name else None
 
 
-def _footer(run: Uri, shard_id: str, tail: bytes) -> ShardFooter:
+def _footer(kind: type[SomeFooter], run: Uri, shard_id: str, tail: bytes) -> SomeFooter:
     place = run.child(shard_object(shard_id))
     try:
         metadata = open_parquet(pa.BufferReader(tail)).metadata
-        footer = ShardFooter.model_validate_json((metadata.metadata or {})[FOOTER_KEY.encode()])
+        footer = kind.model_validate_json((metadata.metadata or {})[FOOTER_KEY.encode()])
     except (pa.ArrowException, OSError, KeyError, ValidationError) as error:
         raise _not_ours(place, f"a footer of Integrand under `{FOOTER_KEY}`", str(error)) from error
     if (footer.shard, footer.rows_out) != (shard_id, metadata.num_rows):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -17,7 +17,10 @@ from pydantic_core import from_json
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import (
     Attempt,
+    JobManifest,
+    JobPlan,
     Plan,
+    PlanHead,
     Pointer,
     Quarantined,
     Record,
@@ -28,18 +31,31 @@ from integrand.schemas.records import (
 )
 from integrand.schemas.stats import COUNTERS, Stats
 from integrand.schemas.uris import Uri
-from integrand.service.runs.footers import THREADS
-from integrand.service.runs.totals import Committed
+from integrand.service.runs.footers import THREADS, Held
 from integrand.workers.failpoints import reach
 from integrand.workers.storage.store import Store
 
 PLAN, MANIFEST, PARTIAL, LATEST = "_plan.json", "_manifest.json", "_partial.json", "_latest"
 AnyRecord = TypeVar("AnyRecord", bound=Record)
+SomePlan = TypeVar("SomePlan", bound=JobPlan[Any])
 
 
 def load_plan(store: Store, run: Uri) -> tuple[Plan, str]:
-    """The run's plan and the sha256 of its stored bytes. SpecError if `run` is not a run folder."""
+    """The plan of an attribution run and the sha256 of its stored bytes. SpecError if `run` is not
+    a run folder.
+    """
     return parse_plan(read_plan(store, run), run)
+
+
+def load_plan_of(kind: type[SomePlan], store: Store, run: Uri) -> tuple[SomePlan, str]:
+    """The same of a job of another kind."""
+    stored = read_plan(store, run)
+    return parse_record(kind, stored, run.child(PLAN)), hashlib.sha256(stored).hexdigest()
+
+
+def load_head(store: Store, run: Uri) -> PlanHead:
+    """What kind of job a run folder is of, and its name."""
+    return parse_record(PlanHead, read_plan(store, run), run.child(PLAN))
 
 
 def read_plan(store: Store, run: Uri) -> bytes:
@@ -66,14 +82,14 @@ def parse_plan(stored: bytes, run: Uri) -> tuple[Plan, str]:
 
 def load_manifest(store: Store, run: Uri) -> RunManifest | None:
     """The manifest of a complete run; None while rows are missing."""
-    return _load(RunManifest, store, run.child(MANIFEST))
+    return load_record(RunManifest, store, run.child(MANIFEST))
 
 
 def load_partial(store: Store, run: Uri) -> RunManifest | None:
     """What the last driver told of a run with quarantined shards; None where there were none, or
     all is in.
     """
-    return _load(RunManifest, store, run.child(PARTIAL))
+    return load_record(RunManifest, store, run.child(PARTIAL))
 
 
 def read_quarantined(store: Store, run: Uri) -> tuple[Quarantined, ...]:
@@ -81,7 +97,7 @@ def read_quarantined(store: Store, run: Uri) -> tuple[Quarantined, ...]:
     entries = store.list(run.child("_quarantine"), depth=1)
     places = [e.uri for e in entries if e.uri.name.endswith(".json")]
     with ThreadPoolExecutor(THREADS) as threads:
-        found = list(threads.map(lambda place: _load(Quarantined, store, place), places))
+        found = list(threads.map(lambda place: load_record(Quarantined, store, place), places))
     return tuple(q for q in found if q is not None)
 
 
@@ -99,7 +115,7 @@ def read_attempts(store: Store, run: Uri) -> Iterator[Attempt]:
 def fold(
     plan: Plan,
     plan_sha256: str,
-    committed: Committed,
+    committed: Held[Stats],
     quarantined: Sequence[Quarantined] = (),
     *,
     created: str,
@@ -138,20 +154,20 @@ def fold(
     )
 
 
-def write_manifest(store: Store, run: Uri, manifest: RunManifest) -> None:
+def write_manifest(store: Store, run: Uri, manifest: JobManifest) -> None:
     """Create `_manifest.json` if the run is complete; renew `_partial.json` while shards are
     quarantined.
 
     IntegrityError if another manifest is there already that tells of other rows.
     """
     if not manifest.complete:
-        if manifest.quarantined:
+        if manifest.has_given_up:
             store.replace(run.child(PARTIAL), dump(manifest))
         return
     try:
         store.create(run.child(MANIFEST), dump(manifest), scratch=run.child("_tmp"))
     except FileExistsError:
-        _check_same(run, manifest, load_manifest(store, run))
+        _check_same(run, manifest, load_record(type(manifest), store, run.child(MANIFEST)))
     conclude(store, run)
 
 
@@ -186,9 +202,9 @@ def _lowered(plan: Plan, stats: Stats) -> tuple[str, ...]:
     return (*planned, *(mixed if len(environments) > 1 else []), *said, *more)
 
 
-def _check_same(run: Uri, ours: RunManifest, stored: RunManifest | None) -> None:
-    seen = (stored.run_id, stored.plan_sha256, stored.digest) if stored else ()
-    expected = (ours.run_id, ours.plan_sha256, ours.digest)
+def _check_same(run: Uri, ours: JobManifest, stored: JobManifest | None) -> None:
+    seen = (stored.run_id, stored.plan_sha256, stored.contents) if stored else ()
+    expected = (ours.run_id, ours.plan_sha256, ours.contents)
     if seen != expected:
         raise IntegrityError(
             str(run.child(MANIFEST)),
@@ -204,7 +220,7 @@ def _check_same(run: Uri, ours: RunManifest, stored: RunManifest | None) -> None
 def read_pointer(store: Store, root: Uri, name: str) -> Pointer | None:
     """`<root>/_latest/<name>.json`, or None. IntegrityError if it points out of `root`."""
     place = root.child(LATEST, f"{name}.json")
-    pointer = _load(Pointer, store, place)
+    pointer = load_record(Pointer, store, place)
     if pointer is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", pointer.run_id):
         raise IntegrityError(
             str(place),
@@ -238,7 +254,8 @@ def instant(logical_date: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _load(kind: type[AnyRecord], store: Store, place: Uri) -> AnyRecord | None:
+def load_record(kind: type[AnyRecord], store: Store, place: Uri) -> AnyRecord | None:
+    """A stored record; None where there is none."""
     try:
         data = store.read(place)
     except FileNotFoundError:
@@ -273,6 +290,6 @@ def parse_record(kind: type[AnyRecord], data: bytes, place: Uri) -> AnyRecord:
         ) from None
 
 
-def without_shards(plan: Plan) -> bytes:
+def without_shards(plan: JobPlan[Any]) -> bytes:
     """A plan as workers get it: of 100,000 shards each would parse 10 MB and keep 30."""
     return dump(plan.model_copy(update={"shards": ()}))

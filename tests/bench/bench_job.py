@@ -33,10 +33,15 @@ from models import FEATURES, errors, mlp, reference, rows, write_rows
 from integrand.schemas.records import Plan, Shard
 from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.planning.planner import Request, make_plan
 from integrand.service.pools.ray import RayPool
-from integrand.service.running.jobs import create_folder, open_folder, run_job
+from integrand.service.running.folder import create_folder, open_folder
+from integrand.service.running.jobs import run_job
+from integrand.service.running.kinds import ATTRIBUTION
 from integrand.service.running.runner import Dispatch, Ledger, read_ledger
+from integrand.service.runs.manifest import without_shards
 from integrand.service.runs.query import open_run
 from integrand.service.runs.totals import Committed
 from integrand.workers.shards.numerics import pin_numerics
@@ -45,7 +50,6 @@ from integrand.workers.storage.store import Store
 from tests.plugins.explaining import attribute_untried
 
 TRUSTED = ("models",)
-QUIET = Console(quiet=True)
 ADAPTIVE = {"kind": "adaptive", "tolerance": 1e-3}
 SAME_NODES = {"kind": "fixed", "rule": "gauss_legendre", "steps": 50}
 
@@ -94,7 +98,9 @@ class Crew:
             cpu_outside_workers(),
             time.perf_counter(),
         )
-        dispatch = Dispatch(Lasting(self.pool), part, self.ledger, Committed(), lambda tally: None)
+        dispatch = Dispatch(
+            ATTRIBUTION, Lasting(self.pool), part, self.ledger, Committed(), lambda tally: None
+        )
         dispatch.run()
         wall = time.perf_counter() - began
         busy = dispatch.stats.seconds["compute"] / self.plan.spec.compute.worker_range.max
@@ -116,11 +122,11 @@ def hire(spec: AttributeSpec, salt: str) -> Crew:
     began, store, pool = time.perf_counter(), Store(), RayPool(cpus=4)
     request = Request(spec, "/", store, TRUSTED, salt)
     plan, code = make_plan(request, pool)
-    create_folder(request, plan, QUIET)
-    run = open_folder(request, plan.run_id)
+    create_folder(ATTRIBUTION, request, plan, lambda event: None)
+    run = open_folder(ATTRIBUTION, request, plan.run_id)
     pool.start(
         Setup(
-            plan=run.planned,
+            plan=without_shards(run.plan),
             plan_sha256=run.plan_sha256,
             run=run.uri,
             access=store.access,
@@ -308,7 +314,13 @@ def run_once(folder: Path, count: int, activation: str, kind: str, salt: str) ->
     spec = job(
         folder, count, activation, ADAPTIVE if kind == "adaptive" else SAME_NODES, 2, count // 16
     )
-    manifest = run_job(spec, trusted=TRUSTED, salt=salt, console=QUIET, pool="ray")
+    manifest = run_job(
+        spec,
+        operator=Operator(trusted=TRUSTED),
+        salt=salt,
+        listen=lambda event: None,
+        cluster=Cluster("ray"),
+    )
     assert manifest.complete
 
 

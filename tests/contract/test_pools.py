@@ -15,6 +15,7 @@ from ray import exceptions
 from integrand.schemas.errors import DataError, IntegrityError, SpecError, TransientError
 from integrand.schemas.records import Plan, RunManifest
 from integrand.schemas.specs.compute import Compute
+from integrand.service.cluster import Cluster
 from integrand.service.pools.choice import Undecided, make_planning_pool
 from integrand.service.pools.failures import Ended, worker_failure
 from integrand.service.pools.local import LocalPool
@@ -427,4 +428,4 @@ def test_a_job_is_settled_by_its_plan_and_by_what_was_left(
     ],
 )
 def test_which_pool_a_job_gets(kind: Any, address: str | None, gpus: int, made: type):
-    assert type(make_planning_pool(kind, address, Compute(gpus_per_worker=gpus))) is made
+    assert type(make_planning_pool(Cluster(kind, address), Compute(gpus_per_worker=gpus))) is made

@@ -24,6 +24,8 @@ from integrand.schemas.specs.part import Part, Rule
 from integrand.schemas.tables import RowStatus
 from integrand.service.cli.commands import app
 from integrand.service.cli.specfile import parse_text
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import run_job
 from integrand.service.runs.query import open_run
 
@@ -214,7 +216,12 @@ def test_examples_of_ids_run(tmp_path: Path, example: int, name: str, columns: l
         "code": [f"{name.lower()}_ids.py"],
     }
     spec = parse_spec(fields | {"source": {"uri": "rows.parquet", "row_id": "id"}, "model": model})
-    manifest = run_job(spec, base=str(tmp_path), trusted=(f"{name.lower()}_ids",), pool="local")
+    manifest = run_job(
+        spec,
+        base=str(tmp_path),
+        operator=Operator(trusted=(f"{name.lower()}_ids",)),
+        cluster=Cluster("local"),
+    )
     found = open_run(tmp_path / "attributions").to_pandas()
     assert manifest.complete
     assert [c for c in found.columns if c.startswith("attr.")] == columns

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from integrand.schemas.records import RunManifest
 from integrand.schemas.uris import Uri
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import run_job
 from integrand.service.runs.manifest import read_pointer
 from integrand.workers.storage.store import Store
@@ -18,8 +20,8 @@ def submit(job: JobFolder, tick: str) -> RunManifest:
     return run_job(
         job.spec(model=job.weighted()),
         base=str(job.path),
-        trusted=(job.module,),
-        pool="local",
+        operator=Operator(trusted=(job.module,)),
+        cluster=Cluster("local"),
         logical_date=tick,
     )
 

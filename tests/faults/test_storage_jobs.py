@@ -7,19 +7,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from rich.console import Console
 
 from integrand.schemas.errors import IntegrityError, TransientError
 from integrand.schemas.records import RunManifest
 from integrand.schemas.uris import Uri
 from integrand.service import open_run
-from integrand.service.running.jobs import STALL_S, run_job
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
+from integrand.service.running.finish import STALL_S
+from integrand.service.running.jobs import run_job
 from integrand.workers import failpoints
 from integrand.workers.storage.retries import RetryPolicy
 from integrand.workers.storage.store import Access, Store
@@ -60,10 +61,9 @@ class S3Job:
         return run_job(
             spec,
             base=str(self.folder.path),
-            trusted=(self.folder.module,),
-            access=self.access,
-            pool="local",
-            console=Console(file=StringIO()),
+            operator=Operator(trusted=(self.folder.module,), access=self.access),
+            cluster=Cluster("local"),
+            listen=lambda event: None,
         )
 
 

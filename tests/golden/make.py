@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from integrand.schemas.ids import FORMAT_VERSION
 from integrand.schemas.specs.job import parse_spec
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import run_job
 
 MODEL = """\
@@ -57,7 +59,12 @@ def main(folder: Path) -> None:
             "compute": {"shard_rows": 3, "precision": "float64"},
         }
     )
-    manifest = run_job(spec, base=str(folder), trusted=("golden_model",), pool="local")
+    manifest = run_job(
+        spec,
+        base=str(folder),
+        operator=Operator(trusted=("golden_model",)),
+        cluster=Cluster("local"),
+    )
     kept = Path(__file__).parent / f"v{FORMAT_VERSION}"
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(

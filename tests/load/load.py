@@ -47,8 +47,11 @@ from integrand.service.planning.cutting import cut
 from integrand.service.planning.planner import Request
 from integrand.service.pools.base import Outcome
 from integrand.service.pools.ray import RayPool
-from integrand.service.running.jobs import create_folder, finish, open_folder
-from integrand.service.runs.manifest import load_manifest
+from integrand.service.progress import Event
+from integrand.service.running.finish import finish
+from integrand.service.running.folder import create_folder, open_folder
+from integrand.service.running.kinds import ATTRIBUTION
+from integrand.service.runs.manifest import load_manifest, without_shards
 from integrand.service.runs.totals import read_committed
 from integrand.workers.models.code import CodeBundle
 from integrand.workers.shards.worker import Setup
@@ -56,7 +59,6 @@ from integrand.workers.storage.store import Access, Store
 from integrand.workers.task_workers import WorkerSetup
 from tests.load import noop
 
-QUIET = Console(quiet=True)
 ROWS = 10
 FEATURES = ("a", "b")
 HELD_BACK = 100
@@ -67,6 +69,10 @@ MOST_RSS, MOST_GROWTH = 500 * MB, 50 * MB
 MOST_IN_FLIGHT, MOST_OVERHEAD_S, MOST_PLANNING_S = 64, 0.020, 30.0
 Found = TypeVar("Found")
 _STATUS = Path("/proc/self/status")
+
+
+def ignore(event: Event) -> None:
+    """What a driver tells is not shown."""
 
 
 @dataclass(frozen=True)
@@ -247,15 +253,15 @@ def prepare(load: Load) -> None:
         ),
     )
     assert len(planned.shards) == load.shards
-    create_folder(load.request, planned, QUIET)
+    create_folder(ATTRIBUTION, load.request, planned, ignore)
 
 
 def drive(load: Load, shards: int = sys.maxsize) -> Driven:
     """Open the run folder and run what is missing of it, but for an interruption after `shards`."""
     began, cpu = time.perf_counter(), time.process_time()
-    run = open_folder(load.request, "run")
+    run = open_folder(ATTRIBUTION, load.request, "run")
     setup = Setup(
-        plan=run.planned,
+        plan=without_shards(run.plan),
         plan_sha256=run.plan_sha256,
         run=run.uri,
         access=Access(),
@@ -266,7 +272,7 @@ def drive(load: Load, shards: int = sys.maxsize) -> Driven:
     complete = False
     with Scale() as scale:
         with suppress(KeyboardInterrupt):
-            complete = finish(run, setup, pool, QUIET, "2026-01-01").complete
+            complete = finish(run, setup, pool, ignore, "2026-01-01").complete
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     pool.close()
     steady = began + pool.first_dispatch_s + 0.1 * (seconds - pool.first_dispatch_s)
@@ -306,7 +312,7 @@ def look_again_without(load: Load, count: int) -> float:
     lost = random.Random(0).sample(range(load.shards), count)
     for number in lost:
         Path(load.uri.child(shard_object(f"{number:05d}")).path).unlink()
-    run = open_folder(load.request, "run")
+    run = open_folder(ATTRIBUTION, load.request, "run")
     began = time.perf_counter()
     assert len(read_committed(run).shards) == load.shards - count
     return time.perf_counter() - began

@@ -15,6 +15,8 @@ import torch
 
 from integrand.schemas.errors import IntegrandError
 from integrand.schemas.specs.job import AttributeSpec
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import run_job
 from integrand.workers import failpoints
 from tests.plugins.jobs import JobFolder
@@ -35,7 +37,12 @@ class Drive:
 
     def __call__(self) -> None:
         torch.set_num_threads(1)
-        run_job(self.spec, base=self.base, trusted=(self.trusted,), pool="local")
+        run_job(
+            self.spec,
+            base=self.base,
+            operator=Operator(trusted=(self.trusted,)),
+            cluster=Cluster("local"),
+        )
 
 
 def start(job: JobFolder, points: str = "", **changes: object) -> ForkServerProcess:

@@ -20,6 +20,8 @@ from safetensors.numpy import save_file
 from integrand.schemas.records import Plan, RunManifest
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import plan_job, run_job
 from integrand.service.running.runner import Ledger, read_ledger
 from integrand.service.runs.manifest import read_quarantined
@@ -225,7 +227,7 @@ class JobFolder:
         return plan_job(
             self.spec(**changes),
             base=str(self.path),
-            trusted=(self.module,),
+            operator=Operator(trusted=(self.module,)),
             salt=salt,
             ingest=ingest,
         )
@@ -236,9 +238,8 @@ class JobFolder:
         return run_job(
             self.spec(**changes),
             base=str(self.path),
-            trusted=(self.module,),
-            pool=pool,
-            address=address,
+            operator=Operator(trusted=(self.module,)),
+            cluster=Cluster(pool, address=address),
         )
 
     def run_uri(self, manifest: RunManifest, out: str = "out") -> Uri:

@@ -18,6 +18,7 @@ from integrand.schemas.errors import SpecError
 from integrand.schemas.records import dump
 from integrand.schemas.uris import Uri
 from integrand.service.cli import commands as cli, operator
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import plan_job
 from integrand.workers.models.code import CodeBundle
 from integrand.workers.shards.worker import Setup, Worker
@@ -103,7 +104,9 @@ def test_a_locked_config_is_not_widened_by_a_flag(
 
 def test_a_worker_asks_too(job: JobFolder, marked: Path):
     """A plan that somebody else wrote does not carry their trust with it."""
-    plan = plan_job(job.spec(model=model(job)), base=str(job.path), trusted=(job.module,))
+    plan = plan_job(
+        job.spec(model=model(job)), base=str(job.path), operator=Operator(trusted=(job.module,))
+    )
     marked.unlink()
     setup = Setup(
         plan=dump(plan),
@@ -129,10 +132,10 @@ def test_shipped_code_is_below_a_trusted_prefix(job: JobFolder, name: str):
     (job.path / f"{job.module}.py").write_text(f"import {name}\n{body}")
     spec = job.spec(model=job.model() | {"code": [f"{job.module}.py", f"{name}.py"]})
     with pytest.raises(SpecError, match=f"modules below a trusted prefix[\\s\\S]*`{name}`"):
-        plan_job(spec, base=str(job.path), trusted=(job.module,))
+        plan_job(spec, base=str(job.path), operator=Operator(trusted=(job.module,)))
     assert not mark.exists()
     allowed = (
-        plan_job(spec, base=str(job.path), trusted=(job.module, name))
+        plan_job(spec, base=str(job.path), operator=Operator(trusted=(job.module, name)))
         if name == "elsewhere"
         else None
     )
@@ -151,7 +154,9 @@ def test_an_entrypoint_is_what_its_module_defines_not_what_it_imports(job: JobFo
         "arguments": {"args": f"touch {mark}", "shell": True},
     }
     with pytest.raises(SpecError, match="one of subprocess"):
-        plan_job(job.spec(model=model), base=str(job.path), trusted=(job.module,))
+        plan_job(
+            job.spec(model=model), base=str(job.path), operator=Operator(trusted=(job.module,))
+        )
     assert not mark.exists()
 
 
@@ -187,10 +192,10 @@ def test_an_exported_program_is_not_even_opened_without_trust(job: JobFolder):
     spec = job.spec(model={"kind": "torch_export", "uri": "m.pt2"})
     for trusted in ((), (job.module,), ("torchscript",)):
         with pytest.raises(SpecError, match="--trust-model-code torch_export"):
-            plan_job(spec, base=str(job.path), trusted=trusted)
+            plan_job(spec, base=str(job.path), operator=Operator(trusted=trusted))
     assert not mark.exists()
     with pytest.raises(Exception, match=r"."):
-        plan_job(spec, base=str(job.path), trusted=("torch_export",))
+        plan_job(spec, base=str(job.path), operator=Operator(trusted=("torch_export",)))
     assert mark.exists(), "the attack does not work: this test shows nothing"
 
 
@@ -199,6 +204,8 @@ def test_weights_are_data_even_for_trusted_code(job: JobFolder):
     torch.save({"first.weight": Payload(mark)}, job.path / "weights.pt")
     with pytest.raises(Exception, match="weights-only"):
         plan_job(
-            job.spec(model=job.weighted("weights.pt")), base=str(job.path), trusted=(job.module,)
+            job.spec(model=job.weighted("weights.pt")),
+            base=str(job.path),
+            operator=Operator(trusted=(job.module,)),
         )
     assert not mark.exists()

@@ -24,6 +24,7 @@ from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import Slice, SourceFile
 from integrand.schemas.uris import Uri
 from integrand.service.checks.verify import verify_run
+from integrand.service.operator import Operator
 from integrand.service.planning.cutting import cut
 from integrand.service.running.jobs import plan_job
 from integrand.service.runs.footers import read_footers
@@ -413,9 +414,11 @@ def test_a_plan_cuts_shards_that_fit_or_says_that_none_do(job: JobFolder):
     tight = Access(decoded_bytes=400)
     spec = job.spec(compute={"shard_rows": 50, "batch_rows": 16})
     with pytest.raises(SpecError, match=r"50 rows × 12 bytes(.|\n)*shard_rows: 33"):
-        plan_job(spec, base=str(job.path), trusted=(job.module,), access=tight)
+        plan_job(spec, base=str(job.path), operator=Operator(trusted=(job.module,), access=tight))
     spec = job.spec(compute={"batch_rows": 16})
-    plan = plan_job(spec, base=str(job.path), trusted=(job.module,), access=tight)
+    plan = plan_job(
+        spec, base=str(job.path), operator=Operator(trusted=(job.module,), access=tight)
+    )
     assert max(s.rows for s in plan.shards) <= 16
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from integrand.schemas.errors import SpecError
 from integrand.service.cli import commands as cli
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import plan_job
 from integrand.service.runs.query import open_run
 from integrand.workers.storage.store import Access
@@ -43,8 +44,7 @@ def test_no_field_of_a_spec_connects_to_a_hostile_place(
             plan_job(
                 job.spec(**FIELDS[field](job, uri)),
                 base=str(job.path),
-                trusted=(job.module, "torch_export"),
-                access=access(listener),
+                operator=Operator(trusted=(job.module, "torch_export"), access=access(listener)),
             )
         assert listener.calls == 0, uri
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from integrand.service.cli.operator import Operator, load_operator
+from integrand.service.cli.operator import load_operator
+from integrand.service.operator import Operator
 from integrand.workers.storage.store import Access
 
 ROOT = Path(__file__).parents[2]

@@ -17,6 +17,7 @@ import torch
 from integrand.schemas.records import dump
 from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.uris import Uri
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import plan_job
 from integrand.workers.models.code import pack_code
 from integrand.workers.shards.job import Job
@@ -105,7 +106,7 @@ def toy_setup(
         }
         | fields
     )
-    plan = plan_job(spec, base=str(folder), trusted=("toys",), ingest=True)
+    plan = plan_job(spec, base=str(folder), operator=Operator(trusted=("toys",)), ingest=True)
     code = pack_code(Store(), spec.model, str(folder))
     stored = dump(plan)
     digest, run = hashlib.sha256(stored).hexdigest(), Uri("file", str(folder / "out" / plan.run_id))

@@ -22,6 +22,8 @@ from integrand.service.checks.findings import Check, Finding, Remark, Unchecked
 from integrand.service.checks.rows.table import ROW_CHECKS
 from integrand.service.checks.table import CHECKS
 from integrand.service.checks.verify import verify_run
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import run_job
 from integrand.workers.storage.store import Entries, Store
 from tests.plugins.jobs import JobFolder
@@ -119,7 +121,10 @@ def test_a_run_in_an_object_store_holds_until_an_object_is_replaced(
 ):
     spec = job.spec(output={"uri": str(s3_root)})
     manifest = run_job(
-        spec, base=str(job.path), trusted=(job.module,), pool="local", access=s3_server.access
+        spec,
+        base=str(job.path),
+        operator=Operator(trusted=(job.module,), access=s3_server.access),
+        cluster=Cluster("local"),
     )
     found = verify_run(s3_root, access=s3_server.access, sample=3, trusted=(job.module,))
     assert (found.findings, found.unchecked, found.bitwise) == ((), (), 3)

@@ -10,7 +10,8 @@ import pytest
 
 from integrand.schemas.errors import SpecError
 from integrand.service.cli import operator as operators
-from integrand.service.cli.operator import Operator, load_operator
+from integrand.service.cli.operator import load_operator
+from integrand.service.operator import Operator
 from integrand.workers.storage.store import Access
 
 FILE = """

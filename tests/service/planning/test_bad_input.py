@@ -16,6 +16,8 @@ import pytest
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.uris import Uri
 from integrand.service.cli import commands as cli
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import run_job
 from tests.plugins.jobs import COLUMNS, JobFolder
 
@@ -184,9 +186,8 @@ def test_an_output_that_may_not_be_written_is_refused(
         run_job(
             job.spec(output={"uri": str(s3_root)}),
             base=str(job.path),
-            access=s3_server.access,
-            trusted=(job.module,),
-            pool="local",
+            operator=Operator(trusted=(job.module,), access=s3_server.access),
+            cluster=Cluster("local"),
         )
 
 

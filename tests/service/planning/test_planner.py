@@ -19,6 +19,8 @@ from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.records import Plan, dump
 from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.uris import Uri
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.planning import planner
 from integrand.service.running.jobs import plan_job, run_job
 from integrand.workers.storage.store import Access, Store
@@ -211,7 +213,7 @@ def test_model_code_that_is_not_trusted_is_never_imported(job: JobFolder):
     place.write_text(f"open({str(marker)!r}, 'w')\n" + place.read_text())
     for trusted in ((), ("model",), (job.module[:-1],), (job.module + ".sub",)):
         with pytest.raises(SpecError, match="code that the operator trusts"):
-            plan_job(job.spec(), base=str(job.path), trusted=trusted)
+            plan_job(job.spec(), base=str(job.path), operator=Operator(trusted=trusted))
     assert not marker.exists()
     job.plan()
     assert marker.exists()
@@ -318,7 +320,9 @@ def test_a_whole_job_on_s3(job: JobFolder, s3_root: Uri, s3_server: Any):
         output={"uri": f"{s3_root}/out"},
     )
     spec = parse_spec(remote)
-    first = run_job(spec, access=access, trusted=(job.module,), pool="local")
+    first = run_job(
+        spec, operator=Operator(trusted=(job.module,), access=access), cluster=Cluster("local")
+    )
     local = job.run(
         source={"uri": "data/hive/a=*/label=1/*.parquet", "row_id": "id"}, model=job.weighted()
     )
@@ -327,7 +331,12 @@ def test_a_whole_job_on_s3(job: JobFolder, s3_root: Uri, s3_server: Any):
     run = s3_root.child("out", first.run_id)
     store.delete(run.child("_manifest.json"))
     store.delete(run.child("data", "part-00000.parquet"))
-    assert run_job(spec, access=access, trusted=(job.module,), pool="local").digest == first.digest
+    assert (
+        run_job(
+            spec, operator=Operator(trusted=(job.module,), access=access), cluster=Cluster("local")
+        ).digest
+        == first.digest
+    )
 
 
 def test_text_is_estimated_until_it_is_ingested(job: JobFolder):

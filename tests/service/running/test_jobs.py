@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rich.console import Console
 
 from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.schemas.records import Pointer, RunManifest
 from integrand.service.checks.verify import verify_run
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import limits_exceeded, run_job
 from tests.plugins import drivers
 from tests.plugins.jobs import JobFolder
@@ -36,12 +37,12 @@ def run(
     return run_job(
         job.spec(**changes),
         base=str(job.path),
-        trusted=(job.module,),
-        pool="local",
+        operator=Operator(trusted=(job.module,)),
+        cluster=Cluster("local"),
         salt=salt,
         logical_date=date,
         allow_mixed=mixed,
-        console=Console(quiet=True),
+        listen=lambda event: None,
     )
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from integrand.schemas.records import RunManifest
 from integrand.schemas.specs.job import parse_spec
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import run_job
 from tests.plugins.jobs import JobFolder
 
@@ -60,9 +62,8 @@ def run(
     return run_job(
         parse_spec(fields),
         base=str(folder.path),
-        trusted=(folder.module,),
-        pool="ray" if address else "local",
-        address=address,
+        operator=Operator(trusted=(folder.module,)),
+        cluster=Cluster("ray" if address else "local", address=address),
     )
 
 

@@ -13,6 +13,8 @@ from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.records import Attempt, Pointer, RunManifest
 from integrand.schemas.uris import Uri
 from integrand.service.checks.verify import verify_run
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import run_job
 from integrand.service.running.retry import retry_quarantined
 from integrand.service.running.runner import read_ledger
@@ -41,7 +43,11 @@ class Partial:
         (self.job.path / "data" / "rows.parquet").write_bytes(self.sound)
 
     def retry(self, *trusted: str) -> RunManifest | None:
-        return retry_quarantined(self.folder, trusted=trusted or (self.job.module,), pool="local")
+        return retry_quarantined(
+            self.folder,
+            operator=Operator(trusted=trusted or (self.job.module,)),
+            cluster=Cluster("local"),
+        )
 
     def outcomes(self) -> list[str]:
         names = sorted((self.folder / "_attempts" / "00001").iterdir())
@@ -57,7 +63,11 @@ def partial(job: JobFolder) -> Partial:
         model=job.weighted(), compute={"shard_rows": 20, "batch_rows": 16, "attempts": 1}
     )
     manifest = run_job(
-        spec, base=str(job.path), trusted=(job.module,), pool="local", logical_date=DATE
+        spec,
+        base=str(job.path),
+        operator=Operator(trusted=(job.module,)),
+        cluster=Cluster("local"),
+        logical_date=DATE,
     )
     assert [q.shard for q in manifest.quarantined] == ["00001"]
     return Partial(job, manifest, sound)
@@ -91,7 +101,9 @@ def test_a_mended_run_is_completed_from_its_folder_alone(
 @pytest.mark.ray
 def test_a_retry_runs_on_actors_as_a_run_does(partial: Partial):
     partial.fix()
-    manifest = retry_quarantined(partial.folder, trusted=(partial.job.module,), pool="ray")
+    manifest = retry_quarantined(
+        partial.folder, operator=Operator(trusted=(partial.job.module,)), cluster=Cluster("ray")
+    )
     assert manifest is not None
     assert (manifest.complete, manifest.determinism) == (True, "bitwise")
 
@@ -112,9 +124,23 @@ def test_a_run_that_is_not_mended_stays_partial_with_its_history(partial: Partia
 
 def test_a_run_without_quarantine_is_left_alone(job: JobFolder):
     manifest = job.run()
-    assert retry_quarantined(job.run_uri(manifest), trusted=(job.module,), pool="local") is None
+    assert (
+        retry_quarantined(
+            job.run_uri(manifest),
+            operator=Operator(trusted=(job.module,)),
+            cluster=Cluster("local"),
+        )
+        is None
+    )
     (job.path / "out" / manifest.run_id / "_manifest.json").unlink()
-    assert retry_quarantined(job.run_uri(manifest), trusted=(job.module,), pool="local") is None
+    assert (
+        retry_quarantined(
+            job.run_uri(manifest),
+            operator=Operator(trusted=(job.module,)),
+            cluster=Cluster("local"),
+        )
+        is None
+    )
 
 
 def test_a_retry_that_died_after_its_release_is_taken_up_again(partial: Partial):
@@ -202,7 +228,9 @@ def test_a_moved_folder_is_completed_where_it_is(partial: Partial):
     partial.fix()
     place = partial.job.path / "elsewhere" / partial.manifest.run_id
     shutil.move(partial.folder, place)
-    manifest = retry_quarantined(place, trusted=(partial.job.module,), pool="local")
+    manifest = retry_quarantined(
+        place, operator=Operator(trusted=(partial.job.module,)), cluster=Cluster("local")
+    )
     assert manifest is not None
     assert manifest.complete
     assert (partial.job.path / "elsewhere" / "_latest" / "test.json").exists()

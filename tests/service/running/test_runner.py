@@ -21,6 +21,7 @@ from integrand.schemas.uris import Uri
 from integrand.service.pools.base import Outcome
 from integrand.service.pools.failures import Failure, FailureKind
 from integrand.service.progress import Tally
+from integrand.service.running.kinds import ATTRIBUTION
 from integrand.service.running.runner import UNCHARGED_IN_A_ROW, Dispatch, Ledger, read_ledger
 from integrand.service.runs.totals import Committed, merge, stats_of
 from integrand.workers.storage.store import Store
@@ -100,7 +101,9 @@ class ScriptedPool:
 
 
 def test_the_clock_starts_with_the_first_shard_not_with_the_workers(ledger: Ledger) -> None:
-    dispatch = Dispatch(ScriptedPool({}), ledger.plan, ledger, Committed(), lambda tally: None)
+    dispatch = Dispatch(
+        ATTRIBUTION, ScriptedPool({}), ledger.plan, ledger, Committed(), lambda tally: None
+    )
     assert (dispatch.tally().seconds, dispatch.tally().eta_s) == (0.0, None)
     dispatch.run()
     assert dispatch.tally().seconds > 0
@@ -163,7 +166,7 @@ def under(ledger: Ledger, **compute: Any) -> Ledger:
 
 
 def dispatch(pool: ScriptedPool, ledger: Ledger, stored: Sequence[ShardFooter] = ()) -> Dispatch:
-    return Dispatch(pool, ledger.plan, ledger, committed(stored), lambda tally: None)
+    return Dispatch(ATTRIBUTION, pool, ledger.plan, ledger, committed(stored), lambda tally: None)
 
 
 def committed(footers: Sequence[ShardFooter]) -> Committed:
@@ -447,7 +450,7 @@ def interrupted(pool: ScriptedPool, ledger: Ledger, after: int) -> None:
         if sum(map(len, ledger.attempts.values())) >= after:
             raise KeyboardInterrupt
 
-    Dispatch(pool, ledger.plan, ledger, Committed(), stop).run()
+    Dispatch(ATTRIBUTION, pool, ledger.plan, ledger, Committed(), stop).run()
 
 
 def test_a_suspect_of_an_earlier_driver_is_tried_alone_after_the_others(ledger: Ledger):
@@ -506,6 +509,7 @@ def test_the_tally_counts_stored_and_new_rows(ledger: Ledger):
     stored = committed([footer(s) for s in ledger.plan.shards[:4]])
     told: list[str] = []
     Dispatch(
+        ATTRIBUTION,
         ScriptedPool({"00004": ["raised"] * 9}),
         ledger.plan,
         ledger,
@@ -522,7 +526,7 @@ def test_the_tally_counts_stored_and_new_rows(ledger: Ledger):
         last.shards_done,
         last.quarantined,
     ) == (60, 50, 10, 5, 1)
-    assert (last.attributed, last.converged, last.evaluations) == (50, 50, 400)
+    assert last.highlights == ("8.0 evaluations/row", "converged 100.0%")
     assert last.eta_s is not None
 
 
@@ -550,7 +554,9 @@ def test_any_script_ends_with_every_shard_done_or_given_up(
         ledger = read_ledger(Store(), folder, planned)
         pool = ScriptedPool(scripts, workers)
         stored = committed([footer(s) for s in planned.shards if s.id in done])
-        driver = Dispatch(pool, planned, ledger, stored, lambda tally: None, counted.append)
+        driver = Dispatch(
+            ATTRIBUTION, pool, planned, ledger, stored, lambda tally: None, counted.append
+        )
         try:
             driver.run()
         except TransientError:

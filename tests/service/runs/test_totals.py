@@ -7,8 +7,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from integrand.schemas.ids import shard_object
 from integrand.schemas.records import ShardFooter, dump
 from integrand.schemas.stats import MOST_ENVIRONMENTS, MOST_REASONS, Block, Member, Stats
 from integrand.schemas.uris import Uri
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.progress import Tally
 from integrand.service.running.jobs import run_job
 from integrand.service.running.sidecars import PROGRESS, Sidecars
@@ -323,7 +326,12 @@ def test_a_run_is_sealed_complete_over_a_stale_listing(
     proxy.inject(Rule("stale", "LIST", "*/data*", times=None))
     spec = job.spec(output={"uri": str(s3_root)})
     access = Access(proxy.endpoint_url)
-    manifest = run_job(spec, base=str(job.path), trusted=(job.module,), access=access, pool="local")
+    manifest = run_job(
+        spec,
+        base=str(job.path),
+        operator=Operator(trusted=(job.module,), access=access),
+        cluster=Cluster("local"),
+    )
     assert proxy.injected["stale"] > 0
     assert Store(access).list(s3_root.child(manifest.run_id, "data")) == []
     assert (manifest.complete, manifest.rows_out) == (True, 20)
@@ -333,10 +341,14 @@ def test_a_run_is_sealed_complete_over_a_stale_listing(
 # --- what a driver writes as it goes -----------------------------------------------------------
 
 
+def sidecars_of(folder: RunFolder, loose: Iterable[str] = (), **sizes: int) -> Sidecars:
+    return Sidecars(folder, partial(write_block, folder), loose, **sizes)
+
+
 def blocks_after(
     folder: RunFolder, ids: tuple[str, ...], loose: tuple[str, ...] = ()
 ) -> list[tuple[str, ...]]:
-    with Sidecars(folder, loose, shards=2) as sidecars:
+    with sidecars_of(folder, loose, shards=2) as sidecars:
         for shard in ids:
             sidecars.committed(shard)
     return sorted(tuple(m.shard for m in block.members) for block in read_blocks(folder))
@@ -356,7 +368,7 @@ def test_shards_that_an_earlier_driver_left_loose_come_into_blocks(local: Any) -
 
 
 def test_many_of_them_come_into_blocks_at_once(local: Any) -> None:
-    with Sidecars(folder_of(local), IDS, shards=1):
+    with sidecars_of(folder_of(local), IDS, shards=1):
         pass
     assert sorted(
         m.shard for block in read_blocks(folder_of(local)) for m in block.members
@@ -366,7 +378,7 @@ def test_many_of_them_come_into_blocks_at_once(local: Any) -> None:
 
 def test_a_store_that_fails_costs_a_block_and_not_the_run(local: Any) -> None:
     folder = folder_of(local, Failing(1))
-    with Sidecars(folder, IDS[:2], shards=2) as sidecars:
+    with sidecars_of(folder, IDS[:2], shards=2) as sidecars:
         while folder.store.failures:
             time.sleep(0.01)
         time.sleep(0.5)  # its thread is about to say so
@@ -378,10 +390,10 @@ def test_a_store_that_fails_costs_a_block_and_not_the_run(local: Any) -> None:
 
 def test_the_heartbeat_is_advisory(local: Any) -> None:
     store = Failing(1)
-    tally = Tally(3, 30, 1, 10, 10, 70, 10, 9, 0, 2.0)
-    with Sidecars(folder_of(local, store)) as sidecars:
+    tally = Tally(3, 30, 1, 10, 10, 0, 2.0)
+    with sidecars_of(folder_of(local, store)) as sidecars:
         sidecars.beat(tally)
     assert (store.failures, store.exists(local.uri.child(PROGRESS))) == (0, False)
-    with Sidecars(folder_of(local, store)) as sidecars:
+    with sidecars_of(folder_of(local, store)) as sidecars:
         sidecars.beat(tally)
     assert store.exists(local.uri.child(PROGRESS))

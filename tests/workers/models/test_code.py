@@ -17,6 +17,7 @@ from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.records import Artefact
 from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.specs.models import ExportedModel, Model, ScriptedModel
+from integrand.service.operator import Operator
 from integrand.service.running.jobs import plan_job
 from integrand.workers.models.code import (
     CodeBundle,
@@ -87,9 +88,9 @@ def test_untrusted_code_is_not_even_imported(tmp_path: Path) -> None:
     )
     for trusted in ((), ("my",), ("my_evi",), ("my_evil.sub",)):
         with pytest.raises(SpecError, match="my_evil"):
-            plan_job(spec, base=str(tmp_path), trusted=trusted)
+            plan_job(spec, base=str(tmp_path), operator=Operator(trusted=trusted))
     assert not mark.exists()
-    plan_job(spec, base=str(tmp_path), trusted=("my_evil",))
+    plan_job(spec, base=str(tmp_path), operator=Operator(trusted=("my_evil",)))
     assert mark.exists()
 
 
