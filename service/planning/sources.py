@@ -50,7 +50,8 @@ def list_source(store: Store, source: Source, base: str) -> Listing:
     _check_distinct(kept)
     top = _root(roots, kept)
     (form,) = known.values()
-    return Listing(form, tuple((e, e.uri.path.removeprefix(top).lstrip("/")) for e in kept))
+    paths = [entry.uri.path.removeprefix(top).lstrip("/") for entry in kept]
+    return Listing(form, tuple(zip(kept, paths, strict=True)))
 
 
 def _no_data(source: Source, others: Sequence[Entry]) -> DataError:

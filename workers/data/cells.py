@@ -74,7 +74,7 @@ def record_batch(
     types: dict[str, pa.DataType],
     shapes: dict[str, tuple[int, ...]],
 ) -> pa.RecordBatch:
-    """Typed columns and `_bad`; the first fault of a row is told, and only the cells at fault are
+    """Typed columns and `_bad`; the first fault of a row is kept, and only the cells at fault are
     null.
     """
     faults = [None if line.fault is None else f"line {line.number}: {line.fault}" for line in lines]

@@ -91,9 +91,8 @@ def ingest(store: Store, tasks: Sequence[IngestTask], run: Mapped = map) -> tupl
         # written.
         whole = all(list(run(partial(has_integer_ids, store), tasks)))
         tasks = [replace(task, integer_ids=whole) for task in tasks]
-    pieces: tuple[SourceFile, ...] = tuple(
-        chain.from_iterable(run(partial(ingest_file, store), tasks))
-    )
+    of_files = run(partial(ingest_file, store), tasks)
+    pieces: tuple[SourceFile, ...] = tuple(chain.from_iterable(of_files))
     finish_ingest(store, tasks[0].folder, pieces)
     return pieces
 
@@ -108,10 +107,8 @@ def finish_ingest(store: Store, folder: Uri, pieces: Sequence[SourceFile]) -> No
 def load_ingested(store: Store, folder: Uri) -> tuple[SourceFile, ...] | None:
     """The pieces of a finished ingest, in source order and where the folder is now, or None."""
     try:
-        pieces = [
-            SourceFile.model_validate(piece)
-            for piece in json.loads(store.read(_record(folder)))["files"]
-        ]
+        stored = json.loads(store.read(_record(folder)))["files"]
+        pieces = [SourceFile.model_validate(piece) for piece in stored]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -121,9 +118,12 @@ def load_ingested(store: Store, folder: Uri) -> tuple[SourceFile, ...] | None:
             seen=str(error)[:200],
             next_step=f"remove the folder {folder} and plan again",
         ) from None
-    return tuple(
-        p.model_copy(update={"uri": str(folder.child(p.uri.rpartition("/")[2]))}) for p in pieces
-    )
+    return tuple(_moved(piece, folder) for piece in pieces)
+
+
+def _moved(piece: SourceFile, folder: Uri) -> SourceFile:
+    name = piece.uri.rpartition("/")[2]
+    return piece.model_copy(update={"uri": str(folder.child(name))})
 
 
 def _record(folder: Uri) -> Uri:
@@ -218,9 +218,8 @@ def _opened(store: Store, task: IngestTask) -> BinaryIO:
 
 def _piece_rows(roles: Roles) -> int:
     """Rows of a piece: fewer where rows are wide, and nothing but the roles decides."""
-    width = (
-        len(roles.numbers) + len(roles.integers) + sum(prod(shape) for _, shape in roles.lists) + 1
-    )
+    in_lists = sum(prod(shape) for _, shape in roles.lists)
+    width = len(roles.numbers) + len(roles.integers) + in_lists + 1
     return min(_PIECE_ROWS, max(BATCH_ROWS, _PIECE_VALUES // width))
 
 
@@ -260,9 +259,8 @@ def _write_piece(
     table = table.replace_schema_metadata({CONTENT: content})
     sink = io.BytesIO()
     pq.write_table(table, sink, row_group_size=_GROUP_ROWS, write_page_checksum=True)
-    uri = task.folder.child(
-        f"{hashlib.sha256(task.path.encode()).hexdigest()[:16]}-{index:05d}.parquet"
-    )
+    digest = hashlib.sha256(task.path.encode()).hexdigest()
+    uri = task.folder.child(f"{digest[:16]}-{index:05d}.parquet")
     with suppress(FileExistsError):
         store.create(uri, sink.getvalue())
     reach("ingest.piece_written")

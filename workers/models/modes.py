@@ -68,7 +68,7 @@ def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
 
 
 def _training_nodes(module: nn.Module) -> list[str]:
-    """Operations of an exported graph that were told to train."""
+    """Operations of an exported graph that train."""
     assert isinstance(module, fx.GraphModule)
     return [
         str(node) for node in module.graph.nodes if node.op == "call_function" and _trains(node)

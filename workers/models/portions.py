@@ -29,10 +29,9 @@ class Portions:
     rows: int
 
     def __call__(self, *arguments: Tensor) -> Tensor:
-        count = arguments[0].shape[0]
-        index = torch.arange(-(-count // self.rows) * self.rows, device=arguments[0].device).clamp(
-            max=count - 1
-        )
+        count, device = arguments[0].shape[0], arguments[0].device
+        filled = -(-count // self.rows) * self.rows
+        index = torch.arange(filled, device=device).clamp(max=count - 1)
         parts = [self.forward(*[a[part] for a in arguments]) for part in index.split(self.rows)]
         return torch.cat(parts)[:count]
 

@@ -75,18 +75,16 @@ def enter_eval(module: nn.Module, who: str) -> tuple[str, ...]:
             seen=f"train mode in {', '.join(left[:3])}",
             next_step="call model.eval() before torch.export.export",
         )
-    return (
-        (f"{who} in train mode ({', '.join(trained[:3])}): it runs in eval mode",)
-        if trained
-        else ()
-    )
+    if not trained:
+        return ()
+    return (f"{who} in train mode ({', '.join(trained[:3])}): it runs in eval mode",)
 
 
 def read_program(uri: str, load: Callable[[], Program]) -> Program:
     """What `load` reads from a model file. Raises DataError for whatever that raises."""
     try:
         return load()
-    except Exception as error:  # whoever meets junk may raise anything
+    except Exception as error:  # what meets junk may raise anything
         raise DataError(
             f"model {uri}",
             expected="a program that this torch can load",

@@ -35,37 +35,41 @@ def load_factory(
 
 
 def _call(model: FactoryModel) -> nn.Module:
+    """What the entrypoint returns. Raises SpecError for whatever goes wrong on the way."""
     module_name, name = model.entrypoint.split(":")
-    where = model.where
     try:
         factory = getattr(importlib.import_module(module_name), name, None)
-        _check_home(factory, module_name, where)
+        _check_home(factory, module_name, model.where)
         built = factory(**model.arguments) if callable(factory) else None
     except IntegrandError:
         raise
     except (Exception, SystemExit) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise SpecError(
-            where,
-            expected="model code that runs",
-            seen=f"{type(error).__name__}: {str(error)[:300]} ({last.filename}:{last.lineno})",
-            next_step="fix it, or model.arguments",
-        ) from error
+        raise _raised(model, error) from error
     if not callable(factory):
         raise SpecError(
-            where,
+            model.where,
             expected="a callable",
             seen=f"no callable `{name}`",
             next_step=f"name a function or class of {module_name}",
         )
     if not isinstance(built, nn.Module):
         raise SpecError(
-            where,
+            model.where,
             expected="a torch.nn.Module",
             seen=type(built).__name__,
             next_step="return the module in eval mode",
         )
     return built
+
+
+def _raised(model: FactoryModel, error: BaseException) -> SpecError:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return SpecError(
+        model.where,
+        expected="model code that runs",
+        seen=f"{type(error).__name__}: {str(error)[:300]} ({last.filename}:{last.lineno})",
+        next_step="fix it, or model.arguments",
+    )
 
 
 def _check_home(factory: object, module: str, where: str) -> None:
