@@ -11,7 +11,9 @@ from integrand.schemas.specs.part import Count, InputName, Numbers, Part, Read, 
 
 
 class InputPart(Part):
-    """Base of every kind of input. It reads at least one column."""
+    """Base of every kind of input: it reads at least one column, and its field `baseline` is None
+    where the job's holds.
+    """
 
     name: InputName = Field(
         description="Name of the model's input; inputs go to the model in this order."

@@ -35,9 +35,10 @@ from integrand.service.planning.sample import find_rows, looks, real_rows, sampl
 from integrand.service.pools.base import Mapper
 from integrand.workers import kernels
 from integrand.workers.baselines.tensors import check_baselines, prepasses_of
-from integrand.workers.data.columns import declared_columns, resolve_columns, row_bytes
+from integrand.workers.data.columns import declared_columns, row_bytes
 from integrand.workers.data.prepasses.base import Scan
 from integrand.workers.data.prepasses.table import PREPASSES
+from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import Rows
 from integrand.workers.models.code import (
     CodeBundle,

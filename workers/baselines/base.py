@@ -12,7 +12,8 @@ from torch import Tensor
 
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
-from integrand.schemas.specs.inputs import ScaledInput
+from integrand.schemas.specs.inputs import InputPart
+from integrand.workers.data.inputs.table import kind_of_input
 
 Part = TypeVar("Part", bound=BaselinePart)
 
@@ -25,8 +26,12 @@ class Place:
     shape  its columns and the shape of one row
     """
 
-    input: ScaledInput
+    input: InputPart
     shape: InputShape
+
+    def to_model_units(self, values: np.ndarray) -> np.ndarray:
+        """Raw values `[rows, *shape]` scaled like the input."""
+        return kind_of_input(self.input).to_model_units(self.input, values, self.shape)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.baselines import ConstantBaseline
 from integrand.workers.baselines.base import BaselineKind, Place, PlaceRows
-from integrand.workers.data.scaling import scale, spread
+from integrand.workers.data.scaling import spread
 
 
 class Constant(BaselineKind[ConstantBaseline]):
@@ -22,7 +22,7 @@ class Constant(BaselineKind[ConstantBaseline]):
     def tensor(self, part: ConstantBaseline, rows: PlaceRows) -> Tensor:
         values = _values(part, rows)
         if part.units == "raw":
-            values = scale(values, rows.input, rows.shape)
+            values = rows.to_model_units(values)
         return torch.from_numpy(np.ascontiguousarray(values)).to(rows.dtype)
 
 

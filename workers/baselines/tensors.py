@@ -10,7 +10,6 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
-from integrand.schemas.specs.inputs import ScaledInput
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.workers.baselines.base import Place, PlaceRows
 from integrand.workers.baselines.table import kind_of_baseline
@@ -21,7 +20,7 @@ from integrand.workers.data.tensors import Rows
 def check_baselines(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
     """SpecError for a baseline that does not fit its input."""
     for one, baseline, shape in zip(spec.inputs, spec.baselines, shapes, strict=True):
-        if isinstance(one, ScaledInput):
+        if not one.modules:
             kind = kind_of_baseline(baseline)
             kind.check(baseline, Place(input=one, shape=shape))
             _check_draws(shape, kind.draws(baseline))
@@ -58,7 +57,7 @@ def _tensor(
     spec: AttributeSpec, i: int, shape: InputShape, rows: Rows, counted: Mapping[str, Arrays]
 ) -> Tensor:
     one, baseline, values = spec.inputs[i], spec.baselines[i], rows.inputs[i]
-    if not isinstance(one, ScaledInput):
+    if one.modules:
         return torch.zeros(1, *shape.shape, dtype=values.dtype)
     kind = kind_of_baseline(baseline)
     found = None if kind.prepass is None else counted[kind.prepass][i]

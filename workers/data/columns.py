@@ -1,6 +1,4 @@
-"""Which columns of a source a job takes, and what shape one row of each input has; without reading
-a row.
-"""
+"""Which columns of a source a job takes, and what their types can hold; without reading a row."""
 
 from __future__ import annotations
 
@@ -12,11 +10,8 @@ import pyarrow as pa
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs.baselines import BaselinePart
-from integrand.schemas.specs.inputs import ColumnsInput, ForwardArg, IdsInput, Input
 from integrand.schemas.specs.job import AttributeSpec
-from integrand.schemas.specs.part import Numbers, Part
-from integrand.workers.data.scaling import spread
+from integrand.schemas.specs.part import Part
 
 BAD = "_bad"
 """Reserved column of ingested pieces: why the row could not be parsed, null for clean rows."""
@@ -35,101 +30,6 @@ def declared_columns(spec: AttributeSpec) -> tuple[str, ...]:
 def columns_of(part: Part) -> tuple[str, ...]:
     """Names of the columns that a part reads, in order."""
     return tuple(read.column for read in part.reads)
-
-
-def resolve_columns(schema: pa.Schema, spec: AttributeSpec) -> tuple[InputShape, ...]:
-    """Check every column of the spec against the data, and tell each input's shape. Raises
-    SpecError.
-    """
-    shapes = tuple(resolve_input(schema, one) for one in spec.inputs)
-    for shape, baseline in zip(shapes, spec.baselines, strict=True):
-        _check_baseline(schema, baseline, shape)
-    for arg in spec.forward_args:
-        if arg.mask_of is None:
-            resolve_forward_arg(schema, arg)
-    for name in columns_of(spec.target):
-        check_number(schema, name)
-    if spec.source.row_id is not None:
-        check_scalar(schema, spec.source.row_id)
-    _check_outputs(shapes)
-    return shapes
-
-
-def _check_outputs(shapes: Sequence[InputShape]) -> None:
-    """Refuse two attributions of one name; whether `ids` names features is known only with the
-    data.
-    """
-    names = [n for s in shapes for n in (s.columns if s.named else (s.name,))]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise SpecError(
-            "inputs",
-            expected="output columns of different names",
-            seen=f"attr.{twice[0]} twice",
-            next_step="rename an input or a column",
-        )
-
-
-def resolve_input(schema: pa.Schema, spec_input: Input) -> InputShape:
-    """Columns and row shape of one input. Raises SpecError for missing, non-numeric or misshapen
-    columns.
-    """
-    columns = columns_of(spec_input)
-    if isinstance(spec_input, IdsInput):
-        return _resolve_ids(schema, spec_input, columns)
-    if isinstance(spec_input, ColumnsInput):
-        for name in columns:
-            check_number(schema, name)
-        shape: tuple[int, ...] = (len(columns),)
-    else:
-        shape = column_shape(
-            spec_input.column, check_column(schema, spec_input.column), spec_input.shape
-        )
-    for field, numbers in (("mean", spec_input.mean), ("std", spec_input.std)):
-        _check_spread(f"inputs.{spec_input.name}.{field}", numbers, shape)
-    return InputShape(
-        name=spec_input.name,
-        columns=columns,
-        shape=shape,
-        named=isinstance(spec_input, ColumnsInput),
-    )
-
-
-def _resolve_ids(schema: pa.Schema, spec_input: IdsInput, columns: tuple[str, ...]) -> InputShape:
-    """Scalar columns are features of their own; of a list column the schema tells the length, or
-    that it varies.
-    """
-    kind = check_column(schema, columns[0])
-    leaf, sizes = unnest(kind)
-    if isinstance(spec_input.ids, tuple) or not sizes:
-        for name in columns:
-            check_number(schema, name)
-        return InputShape(name=spec_input.name, columns=columns, shape=(len(columns),), named=True)
-    if not is_number(leaf) or len(sizes) != 1:
-        raise SpecError(
-            f"column `{columns[0]}`",
-            expected="integers, or lists of integers",
-            seen=str(kind),
-            next_step="store one list of ids per row",
-        )
-    shape = () if sizes[0] is None else (sizes[0],)
-    return InputShape(
-        name=spec_input.name, columns=columns, shape=shape, named=False, varying=not shape
-    )
-
-
-def resolve_forward_arg(schema: pa.Schema, arg: ForwardArg) -> tuple[int, ...]:
-    """Shape of one row of a forward argument: `()` for one scalar column. Raises SpecError like
-    resolve_input.
-    """
-    if arg.column is None:
-        for name in arg.columns:
-            check_number(schema, name)
-        return (len(arg.columns),)
-    kind = check_column(schema, arg.column)
-    if not arg.shape and is_number(kind):
-        return ()
-    return column_shape(arg.column, kind, arg.shape)
 
 
 def check_column(schema: pa.Schema, name: str) -> pa.DataType:
@@ -231,7 +131,8 @@ def is_plain(kind: pa.DataType) -> bool:
 def is_number(kind: pa.DataType) -> bool:
     """True for the types a feature may have: integers, floats, booleans and decimals."""
     t = pa.types
-    return t.is_integer(kind) or t.is_floating(kind) or t.is_boolean(kind) or t.is_decimal(kind)
+    exact = t.is_integer(kind) or t.is_boolean(kind) or t.is_decimal(kind)
+    return bool(exact or t.is_floating(kind))
 
 
 def unnest(kind: pa.DataType) -> tuple[pa.DataType, tuple[int | None, ...]]:
@@ -302,36 +203,3 @@ def column_shape(name: str, kind: pa.DataType, declared: tuple[int, ...]) -> tup
 def _permuted(kind: pa.DataType) -> bool:
     order = kind.permutation if isinstance(kind, pa.FixedShapeTensorType) else None
     return order is not None and list(order) != sorted(order)
-
-
-def _check_baseline(schema: pa.Schema, baseline: BaselinePart, shape: InputShape) -> None:
-    """What a baseline reads must make a tensor of its input's shape."""
-    if not baseline.reads:
-        return
-    where = f"baseline of input `{shape.name}`"
-    listed = any(read.holds == "list" for read in baseline.reads)
-    if shape.named == listed:
-        raise SpecError(
-            where,
-            expected="`columns`, one per feature" if shape.named else "`column`, one list column",
-            seen="`column`" if shape.named else "`columns`",
-        )
-    names = columns_of(baseline)
-    if listed:
-        column_shape(names[0], check_column(schema, names[0]), shape.shape)
-        return
-    if len(names) != shape.shape[0]:
-        raise SpecError(where, expected=f"{shape.shape[0]} columns", seen=f"{len(names)}")
-    for name in names:
-        check_number(schema, name)
-
-
-def _check_spread(where: str, numbers: Numbers, shape: tuple[int, ...]) -> None:
-    try:
-        spread(numbers, shape)
-    except ValueError as error:
-        raise SpecError(
-            where,
-            expected=f"1, {shape[0]} (channels) or {prod(shape)} (features) numbers",
-            seen=str(error),
-        ) from None

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.specs.inputs import IdsInput
 from integrand.schemas.specs.job import AttributeSpec
-from integrand.workers.data.tensors import PADDING
+from integrand.workers.data.inputs.ids import PADDING
 from integrand.workers.models.outputs import Forward, on_copies
 
 Lookup = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -288,9 +288,7 @@ class IdsModel(nn.Module):
 
     def forward(self, *arguments: Tensor) -> Tensor:
         inputs, ids, forward_args = self._split(arguments)
-        shares = [
-            x for x, one in zip(inputs, self.inputs, strict=True) if isinstance(one, IdsInput)
-        ]
+        shares = [x for x, one in zip(inputs, self.inputs, strict=True) if one.modules]
         baseline = self._baseline(inputs, ids, forward_args)
 
         def move(name: str, output: Tensor) -> Tensor:
@@ -357,11 +355,10 @@ class IdsModel(nn.Module):
         at_baseline: bool = False,
     ) -> list[Tensor]:
         """What the model itself takes: ids in the places of their inputs, padding filled up."""
-        waiting = iter(ids)
-        called = [
-            self._filled(one, next(waiting), at_baseline) if isinstance(one, IdsInput) else x
-            for x, one in zip(inputs, self.inputs, strict=True)
-        ]
+        called = list(inputs)
+        embedded = [place for place, one in enumerate(self.inputs) if one.modules]
+        for place, one, its_ids in zip(embedded, self.ids_inputs, ids, strict=True):
+            called[place] = self._filled(one, its_ids, at_baseline)
         return [*called, *forward_args]
 
     def _filled(self, one: IdsInput, ids: Tensor, at_baseline: bool) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.job import parse_spec
 from integrand.workers.baselines.tensors import baseline_tensors
-from integrand.workers.data.columns import resolve_columns
+from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import to_rows
 from integrand.workers.shards.shard import read_shard, run_shard
 

@@ -16,8 +16,9 @@ from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.specs.part import Read
 from integrand.workers.baselines import table, tensors
 from integrand.workers.baselines.base import BaselineKind, Place, PlaceRows
-from integrand.workers.data.columns import declared_columns, resolve_columns
+from integrand.workers.data.columns import declared_columns
 from integrand.workers.data.roles import roles_of
+from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import to_rows
 
 TABLE = pa.table({"a": [1.0, 2], "b": [3.0, float("nan")], "c": [5.0, 6], "d": [7.0, 8]})

@@ -25,7 +25,6 @@ from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.specs.source import FormatName
 from integrand.schemas.uris import Uri
 from integrand.workers.data import ingest as ingesting
-from integrand.workers.data.columns import resolve_columns
 from integrand.workers.data.formats import json_lines
 from integrand.workers.data.ingest import (
     IngestTask,
@@ -39,6 +38,7 @@ from integrand.workers.data.ingest import (
 from integrand.workers.data.partitions import partition_columns
 from integrand.workers.data.reading import read_slices, row_ids
 from integrand.workers.data.roles import Roles, roles_of
+from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import to_rows
 from integrand.workers.storage.store import Store
 

@@ -20,13 +20,13 @@ from integrand.schemas.records import SourceFile
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.workers.data import row_ids as identity
-from integrand.workers.data.columns import resolve_columns
 from integrand.workers.data.inspection import inspect_file
 from integrand.workers.data.prepasses import base
 from integrand.workers.data.prepasses.base import Scan, place_of, read_arrays, write_arrays
 from integrand.workers.data.prepasses.means import Means, Partial
 from integrand.workers.data.reading import CONTENT
 from integrand.workers.data.row_ids import check_row_ids, hash_ids
+from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.storage.store import Access, Store
 
 STORE, MEANS = Store(), Means()

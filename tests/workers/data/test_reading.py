@@ -22,13 +22,13 @@ from integrand.schemas.uris import Uri
 from integrand.workers.data.columns import (
     check_column,
     declared_columns,
-    resolve_columns,
-    resolve_input,
 )
+from integrand.workers.data.inputs.table import kind_of_input
 from integrand.workers.data.inspection import inspect_file
 from integrand.workers.data.merging import source_schema
 from integrand.workers.data.partitions import hive_values, partition_columns
 from integrand.workers.data.reading import CONTENT, read_slices, row_ids
+from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.storage.store import Store
 
 STORE = Store()
@@ -348,6 +348,10 @@ SCHEMA = pa.schema(
         ("turned", pa.fixed_shape_tensor(pa.float32(), (2, 3), permutation=[1, 0])),
     ]
 )
+
+
+def resolve_input(schema: pa.Schema, part: ColumnsInput | TensorInput) -> InputShape:
+    return kind_of_input(part).resolve(schema, part)
 
 
 def test_columns_inputs() -> None:

@@ -15,8 +15,9 @@ from hypothesis import given, settings, strategies as st
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs.inputs import ColumnsInput
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
-from integrand.workers.data.columns import resolve_columns
-from integrand.workers.data.tensors import Rows, length_buckets, scale, spread, to_rows
+from integrand.workers.data.scaling import scale, spread
+from integrand.workers.data.shapes import resolve_columns
+from integrand.workers.data.tensors import Rows, length_buckets, to_rows
 
 
 def spec(inputs: list[dict[str, Any]], **fields: Any) -> AttributeSpec:

@@ -1,0 +1,125 @@
+"""Category or token ids: of columns, or of lists that may vary in length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from integrand.schemas.errors import SpecError
+from integrand.schemas.records import InputShape
+from integrand.schemas.specs.inputs import IdsInput
+from integrand.workers.data.columns import check_column, check_number, is_number, unnest
+from integrand.workers.data.gathering import Source, integers_of, read_integers, storage_of
+from integrand.workers.data.inputs.base import InputArrays, InputKind
+from integrand.workers.data.reasons import Reasons, judge, value_reason
+
+PADDING = -1
+"""Stands in a row's ids where it has none; the model gets the input's `pad` there."""
+
+LENGTH_STEP = 8
+_AN_ID = "expected an id, an integer from 0"
+
+
+class Ids(InputKind[IdsInput]):
+    """What is attributed is 1 where the row has an id and 0 in padding (what that means:
+    `embeddings.IdsModel`), and the ids go along, PADDING where there is none.
+    """
+
+    judged_first = True
+
+    def resolve(self, schema: pa.Schema, part: IdsInput) -> InputShape:
+        """Scalar columns are features of their own; of a list column the schema tells the length,
+        or that it varies.
+        """
+        columns = part.columns
+        kind = check_column(schema, columns[0])
+        leaf, sizes = unnest(kind)
+        if isinstance(part.ids, tuple) or not sizes:
+            for name in columns:
+                check_number(schema, name)
+            return InputShape(name=part.name, columns=columns, shape=(len(columns),), named=True)
+        if not is_number(leaf) or len(sizes) != 1:
+            raise SpecError(
+                f"column `{columns[0]}`",
+                expected="integers, or lists of integers",
+                seen=str(kind),
+                next_step="store one list of ids per row",
+            )
+        shape = () if sizes[0] is None else (sizes[0],)
+        return InputShape(
+            name=part.name, columns=columns, shape=shape, named=False, varying=not shape
+        )
+
+    def read(
+        self,
+        table: pa.Table,
+        part: IdsInput,
+        shape: InputShape,
+        dtype: np.dtype[Any],
+        reasons: Reasons,
+    ) -> InputArrays:
+        ids = _ids(table, part, shape, reasons)
+        present = (ids != PADDING).astype(dtype)
+        return InputArrays(present.reshape(len(ids), *shape.shape), ids)
+
+    def padded_lengths(self, table: pa.Table, part: IdsInput) -> NDArray[np.int64]:
+        lengths = np.clip(_list_lengths(_lists(table, part)), 1, part.max_length)
+        if part.pad is None:
+            return lengths
+        return np.minimum(-(-lengths // LENGTH_STEP) * LENGTH_STEP, part.max_length)
+
+
+def _ids(table: pa.Table, part: IdsInput, shape: InputShape, reasons: Reasons) -> NDArray[np.int64]:
+    """`[rows]` of one scalar column, else `[rows, length]`."""
+    if shape.varying:
+        return _varying_ids(_lists(table, part), part, shape.shape[0], reasons)
+    source = Source(shape.columns, shape.shape, not shape.named)
+    values = read_integers(table, source)
+    judge(table, source, values < 0, _AN_ID, reasons)
+    return values[:, 0] if shape.named and isinstance(part.ids, str) else values
+
+
+def _varying_ids(
+    lists: pa.Array, part: IdsInput, width: int, reasons: Reasons
+) -> NDArray[np.int64]:
+    """`[rows, width]` of lists that are no longer than that; of a longer one, which is bad, what
+    fits.
+    """
+    lengths = _list_lengths(lists)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    fits = place < width
+    row, place, found = row[fits], place[fits], integers_of(lists.flatten())[fits]
+    values = np.full((len(lengths), width), PADDING, np.int64)
+    values[row, place] = found
+    wrong = values.min(1, where=np.arange(width) < lengths[:, None], initial=0) < 0
+    for i in np.flatnonzero(wrong | (lengths == 0) | (lengths > part.max_length)).tolist():
+        reasons[i] = reasons[i] or _list_reason(lists[i], values[i], part)
+    return values
+
+
+def _list_reason(items: pa.Scalar, values: NDArray[np.int64], part: IdsInput) -> str:
+    name = part.columns[0]
+    if not items.is_valid:
+        return f"{name} is null"
+    if not 0 < len(items.values) <= part.max_length:
+        return f"{name} has {len(items.values)} ids, expected 1 to {part.max_length}"
+    first = int((values < 0).argmax())
+    return value_reason(items.values[first], f"{name}[{first}]", _AN_ID)
+
+
+def _lists(table: pa.Table, part: IdsInput) -> pa.Array:
+    """The input's list column in one piece; a file without a single list may hold a column of
+    nulls.
+    """
+    column = storage_of(table.column(part.columns[0])).combine_chunks()
+    return pa.nulls(len(column), pa.list_(pa.int64())) if pa.types.is_null(column.type) else column
+
+
+def _list_lengths(lists: pa.Array) -> NDArray[np.int64]:
+    """Entries of each list, 0 where it is null."""
+    return np.asarray(pc.list_value_length(lists).fill_null(0), np.int64)

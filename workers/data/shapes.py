@@ -1,0 +1,91 @@
+"""What shape one row of each input has, and whether the source has every column of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from integrand.schemas.errors import SpecError
+from integrand.schemas.records import InputShape
+from integrand.schemas.specs.baselines import BaselinePart
+from integrand.schemas.specs.inputs import ForwardArg
+from integrand.schemas.specs.job import AttributeSpec
+from integrand.workers.data.columns import (
+    check_column,
+    check_number,
+    check_scalar,
+    column_shape,
+    columns_of,
+    is_number,
+)
+from integrand.workers.data.inputs.table import kind_of_input
+
+
+def resolve_columns(schema: pa.Schema, spec: AttributeSpec) -> tuple[InputShape, ...]:
+    """Check every column of the spec against the data, and tell each input's shape. Raises
+    SpecError.
+    """
+    shapes = tuple(kind_of_input(one).resolve(schema, one) for one in spec.inputs)
+    for shape, baseline in zip(shapes, spec.baselines, strict=True):
+        _check_baseline(schema, baseline, shape)
+    for arg in spec.forward_args:
+        if arg.mask_of is None:
+            resolve_forward_arg(schema, arg)
+    for name in columns_of(spec.target):
+        check_number(schema, name)
+    if spec.source.row_id is not None:
+        check_scalar(schema, spec.source.row_id)
+    _check_outputs(shapes)
+    return shapes
+
+
+def _check_outputs(shapes: Sequence[InputShape]) -> None:
+    """Refuse two attributions of one name; whether `ids` names features is known only with the
+    data.
+    """
+    names = [n for s in shapes for n in (s.columns if s.named else (s.name,))]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise SpecError(
+            "inputs",
+            expected="output columns of different names",
+            seen=f"attr.{twice[0]} twice",
+            next_step="rename an input or a column",
+        )
+
+
+def resolve_forward_arg(schema: pa.Schema, arg: ForwardArg) -> tuple[int, ...]:
+    """Shape of one row of a forward argument: `()` for one scalar column. Raises SpecError like
+    resolve_input.
+    """
+    if arg.column is None:
+        for name in arg.columns:
+            check_number(schema, name)
+        return (len(arg.columns),)
+    kind = check_column(schema, arg.column)
+    if not arg.shape and is_number(kind):
+        return ()
+    return column_shape(arg.column, kind, arg.shape)
+
+
+def _check_baseline(schema: pa.Schema, baseline: BaselinePart, shape: InputShape) -> None:
+    """What a baseline reads must make a tensor of its input's shape."""
+    if not baseline.reads:
+        return
+    where = f"baseline of input `{shape.name}`"
+    listed = any(read.holds == "list" for read in baseline.reads)
+    if shape.named == listed:
+        raise SpecError(
+            where,
+            expected="`columns`, one per feature" if shape.named else "`column`, one list column",
+            seen="`column`" if shape.named else "`columns`",
+        )
+    names = columns_of(baseline)
+    if listed:
+        column_shape(names[0], check_column(schema, names[0]), shape.shape)
+        return
+    if len(names) != shape.shape[0]:
+        raise SpecError(where, expected=f"{shape.shape[0]} columns", seen=f"{len(names)}")
+    for name in names:
+        check_number(schema, name)
