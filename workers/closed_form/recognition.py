@@ -1,5 +1,5 @@
-"""Networks of at most two hidden ReLU-like layers, read out of a torch module: what `exact.py` can
-integrate.
+"""Networks of at most two hidden ReLU-like layers, read out of a torch module: what `integral.py`
+can integrate.
 
 Batch norm in eval mode, and Linear layers without an activation between them, fold into one affine
 map.
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from integrand.workers.models.hooks import has_hooks
 from integrand.workers.models.outputs import Forward, on_copies
 
 MOST_HIDDEN = 2
@@ -152,14 +153,7 @@ def _traced(forward: Forward) -> fx.GraphModule:
     if isinstance(forward, torch.jit.ScriptModule):
         raise _Unfit("a TorchScript program, whose layers cannot be read")
     for name, module in forward.named_modules():
-        if any(
-            (
-                module._forward_hooks,
-                module._forward_pre_hooks,
-                module._backward_hooks,
-                module._backward_pre_hooks,
-            )
-        ):
+        if has_hooks(module):
             raise _Unfit(f"a hook on `{name or type(module).__name__}`")
     try:
         # a bare layer is then a leaf, not its insides

@@ -1,5 +1,5 @@
-"""Compiled loops of the exact integral (`exact.py` derives them). numba: import this module only on
-use.
+"""Compiled loops of the exact integral (`integral.py` derives them). numba: import this module
+only on use.
 
 Strict IEEE arithmetic in a fixed order, one thread, each row alone: the same bits on every run,
 whatever rows are beside it. Nothing is cached on disk, since an installation may be read-only: the

@@ -1,20 +1,10 @@
-"""The adaptive mode: every track spends what its certificate needs.
-
-A track starts on Patterson's nested rule (`nested.py`). Where its spectrum decays, levels of 7, 15,
-31 and 63 nodes certify it. Where f moves in a small part of the path only, that part and what lies
-beside it are integrated as pieces of their own (`pieces.py`). Where the integrand is kinked, a grid
-takes over that can grow until the evaluations are spent (`grids.py`). What a track is held to says
-`verdicts.py`.
-"""
+"""The adaptive mode: every track spends what its certificate needs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from typing import Protocol
 
-import numpy as np
 from torch import Tensor
 
 from integrand.schemas.specs.accuracy import Adaptive
@@ -22,38 +12,17 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.recognition import ShallowNetwork
 from integrand.workers.engine.autocast import measure_rounding
 from integrand.workers.engine.batching import KEPT_BYTES_PER_ELEMENT
-from integrand.workers.engine.evaluator import Evaluator, Floats, Integers
-from integrand.workers.engine.loop import Loop, Stage, TrackGroup, Verdicts
+from integrand.workers.engine.evaluator import Evaluator, Floats
+from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared
-from integrand.workers.engine.tracks import Tracks, live_rows
 from integrand.workers.methods.base import Settle
 from integrand.workers.methods.exact import find_network, integrate_network
-from integrand.workers.methods.grids import Grids, least_grid
-from integrand.workers.methods.nested import Nested, affordable_levels
 from integrand.workers.methods.paths import PathMethod
-from integrand.workers.methods.pieces import Pieces
-from integrand.workers.methods.verdicts import Criteria, Judged, Next
+from integrand.workers.methods.phases import integrate_adaptively
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.quadrature.smooth import FIRST
 from integrand.workers.rewriting.flops import JUDGED_WORK, Work
-
-
-def integrate_adaptively(
-    evaluator: Evaluator, accuracy: Adaptive, rows: Tensor, f_input: Floats, f_baseline: Floats
-) -> Iterator[Verdicts]:
-    """Verdicts in order of completion. `rows` [n] are row numbers of the problem; f_* [n, targets]
-    belong to them.
-    """
-    problem, most = evaluator.problem, accuracy.max_evaluations
-    levels = affordable_levels(most, problem.elements)
-    live = live_rows(problem.batch_rows, levels[0].count)
-    tracks = Tracks(problem, rows, f_input, f_baseline, live)
-    pieces = Pieces(tracks, levels, most)
-    criteria = Criteria(accuracy, tracks, pieces.cut)
-    nested = Nested(evaluator, criteria, pieces, levels, least_grid(most))
-    grids = Grids(evaluator, criteria, pieces)
-    yield from _Conductor(evaluator, criteria, pieces, nested, grids).run()
 
 
 class AdaptiveMethod(PathMethod[Adaptive]):
@@ -118,95 +87,3 @@ class AdaptiveMethod(PathMethod[Adaptive]):
             f"error estimate {verdicts.error[place]:.2g} is above the tolerance"
             f" {self.accuracy.tolerance:g} after {verdicts.evaluations[place]} evaluations{reach}"
         )
-
-
-class Phase(Protocol):
-    """A way to integrate, in stages.
-
-    follow  the steps that it takes from a judgement, in this order: groups queue in it
-    start   forget what slots held before
-    stage   nodes and where their gradients go
-    judge   what is known of slots whose stage was evaluated, in parts
-    """
-
-    follow: tuple[Next, ...]
-
-    def start(self, slots: Integers) -> None: ...
-    def stage(self, index: int) -> Stage: ...
-    def judge(self, index: int, slots: Integers) -> Iterator[Judged]: ...
-
-
-class _Conductor:
-    """Sends tracks from phase to phase until each has its verdict."""
-
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        criteria: Criteria,
-        pieces: Pieces,
-        nested: Nested,
-        grids: Grids,
-    ) -> None:
-        self.criteria, self.tracks = criteria, criteria.tracks
-        self.pieces, self.nested, self.grids = pieces, nested, grids
-        self.finished: list[Verdicts] = []
-        self.loop = Loop(evaluator, self._admit)
-
-    def run(self) -> Iterator[Verdicts]:
-        for _ in self.loop.run():
-            yield from self.finished
-            self.finished.clear()
-
-    def _admit(self, room: int) -> TrackGroup | None:
-        rows = -(-room // self.nested.levels[0].count)
-        judge = partial(self._judge, self.nested, 0)
-        return self.tracks.admit(rows, self.nested.stage(0), judge)
-
-    def _judge(self, phase: Phase, index: int, slots: Integers) -> None:
-        for known in phase.judge(index, slots):
-            for step in phase.follow:
-                self._go(step, phase, index, known.take(known.next == step))
-
-    def _go(self, step: Next, phase: Phase, index: int, known: Judged) -> None:
-        if not len(known.slots):
-            return
-        if step is Next.FINER:
-            self._evaluate(phase, index + 1, known.slots)
-        elif step is Next.CUT:
-            self._start_pieces(known.slots)
-        elif step is Next.GRID:
-            self._start(self.grids, known.slots)
-        else:
-            self._end(known)
-
-    def _start(self, phase: Phase, slots: Integers) -> None:
-        phase.start(slots)
-        self._evaluate(phase, 0, slots)
-
-    def _start_pieces(self, slots: Integers) -> None:
-        """A group each: pieces of one row's targets lie apart."""
-        for slot in slots.tolist():
-            self.pieces.start(slot)
-            self._start(self.nested, np.array([slot]))
-
-    def _evaluate(self, phase: Phase, index: int, slots: Integers) -> None:
-        judge = partial(self._judge, phase, index)
-        grouped = self.tracks.grouped(slots)
-        self.loop.queue.append(self.tracks.group(grouped, phase.stage(index), judge))
-
-    def _end(self, known: Judged) -> None:
-        """Verdicts of whole paths; a piece is put aside until all pieces of its track are done."""
-        cut = self.pieces.cut[known.slots]
-        self._release(known.take(~cut))
-        for i in np.flatnonzero(cut):
-            piece = known.take(np.array([i]))
-            whole = self.pieces.judge(piece)
-            if whole is None:
-                self._start_pieces(piece.slots)
-            else:
-                self._release(whole)
-
-    def _release(self, known: Judged) -> None:
-        if len(known.slots):
-            self.finished.append(self.criteria.verdicts(known))
-            self.tracks.release(known.slots)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from integrand.workers.rewriting.folding import has_hooks
+from integrand.workers.models.hooks import has_hooks
 from integrand.workers.rewriting.trace import Seen, TensorType, Trace
 
 

@@ -22,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.overrides import TorchFunctionMode
 
+from integrand.workers.models.hooks import has_hooks
 from integrand.workers.models.outputs import on_copies
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -235,18 +236,4 @@ def _is_norm(module: nn.Module) -> bool:
         and not module.training
         and module.running_mean is not None
         and not has_hooks(module)
-    )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calls of a module run code beside its forward, which may see or change what
-    passes.
-    """
-    return any(
-        (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        )
     )

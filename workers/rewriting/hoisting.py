@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from integrand.workers.models.gradients import gradients_of
+from integrand.workers.models.hooks import has_hooks
 from integrand.workers.models.outputs import Forward
 from integrand.workers.rewriting.affine import labels
-from integrand.workers.rewriting.folding import has_hooks
 from integrand.workers.rewriting.split import Split, UnknownSize
 from integrand.workers.rewriting.trace import Trace
 
