@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -95,13 +96,14 @@ def find_rows(
     Raises DataError with the first reason if every row that was looked at is bad; of text that is
     not split yet (`estimated`) these are few.
     """
-    seen, told = 0, ""
+    seen, first = 0, ""
     for look in found:
         lengths = _of_lengths(spec, shapes, look.table, device, forward)
         best = max(reversed(lengths), key=lambda one: int(one[2].clean.sum()))
         if best[2].clean.any():
             return best[1], best[2]
-        seen, told = look.seen, told or _first_reason(look, lengths)
+        seen = look.seen
+        first = first or _first_reason(look, lengths)
         if seen >= MOST_LOOKED_AT:
             break
     further = (
@@ -113,7 +115,7 @@ def find_rows(
     raise DataError(
         "source",
         expected="at least one usable row",
-        seen=f"{seen:,} bad rows, and no other; the first: {told}",
+        seen=f"{seen:,} bad rows, and no other; the first: {first}",
         next_step=f"fix the data, or name the right columns and shape under inputs{further}",
     )
 
@@ -140,13 +142,8 @@ def _of_lengths(
 
 def _first_reason(look: Look, lengths: Sequence[_Length]) -> str:
     """Why the first row is bad. What ingest says begins with the number of its line."""
-    reason = (
-        next(
-            (rows.reasons[0] for numbers, _, rows in lengths if len(numbers) and numbers[0] == 0),
-            None,
-        )
-        or ""
-    )
+    firsts = (rows.reasons[0] for numbers, _, rows in lengths if len(numbers) and numbers[0] == 0)
+    reason = next(firsts, None) or ""
     return reason if reason.startswith("line ") else f"{look.first}: {reason}"
 
 
@@ -162,13 +159,13 @@ def sample_rows(
     """The first clean rows that the model takes, of rows of which some are clean; a single one
     twice: no batch has one.
     """
-    clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
-    taken = _taken(forward, [t.to(device) for t in (*rows.inputs, *rows.forward_args)], clean, most)
-    index = torch.tensor(taken * 2 if len(taken) == 1 else taken)
     baselines = baseline_tensors(spec, shapes, rows, counted)
-    target = None if rows.target is None else rows.target[index]
-    found = RowTensors(rows.inputs, baselines, rows.forward_args).take(index)
-    return replace(found, target=target).to(device)
+    every = RowTensors(rows.inputs, baselines, rows.forward_args).to(device)
+    clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
+    taken = _taken(forward, every.arguments, clean, most)
+    index = torch.tensor(taken * 2 if len(taken) == 1 else taken)
+    target = None if rows.target is None else rows.target[index].to(device)
+    return replace(every.take(index.to(device)), target=target)
 
 
 def one_target(sample: RowTensors) -> RowTensors:
@@ -178,27 +175,23 @@ def one_target(sample: RowTensors) -> RowTensors:
 
 def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most: int) -> list[int]:
     """The first clean rows, without those on which the model raises; with them where it raises on
-    each, as is told later.
+    each, as is said later.
     """
 
     def attempt(part: slice) -> list[int]:
         on_copies(forward, *(a[clean[part]] for a in arguments))
         return clean[part]
 
+    def accepted(start: int, stop: int) -> list[int]:
+        found = isolate(attempt, lambda error: [], slice(start, stop))
+        return list(chain.from_iterable(found))
+
     if len(clean) == 1:
         return clean
     with real_rows(forward, arguments), torch.no_grad():
-        found = [
-            row
-            for rows in isolate(attempt, lambda error: [], slice(0, min(most, len(clean))))
-            for row in rows
-        ]
+        found = accepted(0, min(most, len(clean)))
         if not found and len(clean) > most:
-            found = [
-                row
-                for rows in isolate(attempt, lambda error: [], slice(most, len(clean)))
-                for row in rows
-            ][:most]
+            found = accepted(most, len(clean))[:most]
     return found or clean[:most]
 
 

@@ -35,7 +35,8 @@ def activation_bytes(
     The rows given are tried once and twice over: parameters and other tensors without rows cancel
     out.
     """
-    once, twice = (_kept(forward, inputs, forward_args, times) for times in (1, 2))
+    once = _kept(forward, inputs, forward_args, 1)
+    twice = _kept(forward, inputs, forward_args, 2)
     own = sum(x.numel() * x.element_size() for x in inputs)
     return max(1, (twice - once + 2 * own) // inputs[0].shape[0])
 

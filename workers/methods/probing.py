@@ -108,10 +108,14 @@ def probe(call: Call, *, gradients: bool = True) -> None:
 
 def _check_outputs(call: Call, out: object, size: int) -> None:
     target = call.tensors.target
-    for table in [None] if target is None else target.unbind(1):
-        some = None if table is None else table[torch.arange(size) % call.rows]
-        found = check_output(out, size, some)
-        check_output(found.detach()[:1].expand(call.rows, *found.shape[1:]), call.rows, table)
+    if target is None:
+        check_output(out, size, None)
+        return
+    index = torch.arange(size) % call.rows
+    for table in target.unbind(1):
+        found = check_output(out, size, table[index]).detach()
+        every = found[:1].expand(call.rows, *found.shape[1:])
+        check_output(every, call.rows, table)
 
 
 def unused_inputs(out: Tensor, inputs: Sequence[Tensor]) -> list[int]:
@@ -226,8 +230,8 @@ def _other_dtype(call: Call, error: Exception) -> SpecError:
 
 def one_line(error: BaseException) -> str:
     """What an error says, in one line; of a long one its end, where TorchScript puts the cause."""
-    told = " ".join(str(error).split())
-    return told if len(told) <= 300 else f"{told[:100]} … {told[-200:]}"
+    line = " ".join(str(error).split())
+    return line if len(line) <= 300 else f"{line[:100]} … {line[-200:]}"
 
 
 def _shapes(arguments: Sequence[Tensor]) -> list[list[int]]:
