@@ -11,7 +11,8 @@ from integrand.service.pools.base import Pool
 from integrand.service.progress import Listener, Notice, Tally
 from integrand.service.running.folder import OpenRun
 from integrand.service.running.kind import OneManifest, OnePlan, OneTotals
-from integrand.service.running.runner import Dispatch, Ledger, read_ledger
+from integrand.service.running.ledger import Ledger, read_ledger
+from integrand.service.running.runner import Dispatch
 from integrand.service.running.sidecars import Sidecars
 from integrand.service.runs.footers import Held
 from integrand.service.runs.manifest import (

@@ -18,7 +18,7 @@ from integrand.service.running.finish import finish
 from integrand.service.running.folder import OpenRun, open_stored
 from integrand.service.running.jobs import printed_unless
 from integrand.service.running.kinds import kind_of_run
-from integrand.service.running.runner import Ledger, read_ledger
+from integrand.service.running.ledger import Ledger, read_ledger
 from integrand.service.runs.finding import resolve_run
 from integrand.service.runs.manifest import PARTIAL, load_record
 from integrand.workers.storage.store import Store

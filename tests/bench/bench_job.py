@@ -40,7 +40,8 @@ from integrand.service.pools.ray import RayPool
 from integrand.service.running.folder import create_folder, open_folder
 from integrand.service.running.jobs import run_job
 from integrand.service.running.kinds import ATTRIBUTION
-from integrand.service.running.runner import Dispatch, Ledger, read_ledger
+from integrand.service.running.ledger import Ledger, read_ledger
+from integrand.service.running.runner import Dispatch
 from integrand.service.runs.manifest import without_shards
 from integrand.service.runs.query import open_run
 from integrand.service.runs.totals import Committed

@@ -69,6 +69,12 @@ def test_ray_is_never_asked_how_a_job_is():
     ] == []
 
 
+def test_drivers_load_ray_only_once_a_job_goes_there():
+    modules = "integrand.service.running.jobs, integrand.service.running.retry"
+    loaded = run_python(f"import sys, {modules}; print('ray' in sys.modules)")
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "False"), loaded.stderr
+
+
 def test_drivers_and_workers_start_without_pandas():
     """A tenth of a driver's memory, which is bounded."""
     modules = (

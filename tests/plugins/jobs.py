@@ -23,7 +23,7 @@ from integrand.schemas.uris import Uri
 from integrand.service.cluster import Cluster
 from integrand.service.operator import Operator
 from integrand.service.running.jobs import plan_job, run_job
-from integrand.service.running.runner import Ledger, read_ledger
+from integrand.service.running.ledger import Ledger, read_ledger
 from integrand.service.runs.manifest import read_quarantined
 from integrand.workers.storage.store import Store
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from integrand.schemas.errors import IntegrityError
-from integrand.service.running.runner import read_ledger
+from integrand.service.running.ledger import read_ledger
 from integrand.service.runs.manifest import load_plan
 from integrand.workers.storage.store import Store
 from tests.plugins.tampering import Tampered, findings_text, verify_alone

@@ -16,8 +16,8 @@ from integrand.service.checks.verify import verify_run
 from integrand.service.cluster import Cluster
 from integrand.service.operator import Operator
 from integrand.service.running.jobs import run_job
+from integrand.service.running.ledger import read_ledger
 from integrand.service.running.retry import retry_quarantined
-from integrand.service.running.runner import read_ledger
 from integrand.service.runs.manifest import load_plan
 from integrand.workers.storage.store import Store
 from tests.plugins.jobs import JobFolder

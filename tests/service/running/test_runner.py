@@ -22,7 +22,8 @@ from integrand.service.pools.base import Outcome
 from integrand.service.pools.failures import Failure, FailureKind
 from integrand.service.progress import Tally
 from integrand.service.running.kinds import ATTRIBUTION
-from integrand.service.running.runner import UNCHARGED_IN_A_ROW, Dispatch, Ledger, read_ledger
+from integrand.service.running.ledger import Ledger, read_ledger
+from integrand.service.running.runner import UNCHARGED_IN_A_ROW, Dispatch
 from integrand.service.runs.totals import Committed, merge, stats_of
 from integrand.workers.storage.store import Store
 from integrand.workers.task_workers import WorkerSetup
