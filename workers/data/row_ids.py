@@ -42,12 +42,12 @@ class _Column:
         """Where some rows lie, their ids, and which of the rows could be parsed."""
         for rows, table in read_parts(self.store, self.files, [self.name, BAD]):
             ids = row_ids(self.files, [rows], table, self.name)
-            bad = (
-                table.column(BAD).combine_chunks()
-                if BAD in table.column_names
-                else pa.nulls(rows.rows)
-            )
-            yield rows, ids.cast(self.kind, safe=False) if self.kind else ids, bad.is_null()
+            if self.kind:
+                ids = ids.cast(self.kind, safe=False)
+            bad = pa.nulls(rows.rows)
+            if BAD in table.column_names:
+                bad = table.column(BAD).combine_chunks()
+            yield rows, ids, bad.is_null()
 
     def place(self, rows: Slice, position: int) -> str:
         one = Slice(file=rows.file, start=rows.start + position, stop=rows.start + position + 1)
@@ -80,20 +80,24 @@ def check_row_ids(store: Store, files: Sequence[SourceFile], column: str) -> Non
     """
     ids = _Column(store, files, column)
     seen = [_look(ids, rows, values, there) for rows, values, there in ids.parts()]
-    nulls, garbled = sum(s.nulls for s in seen), next((s.garbled for s in seen if s.garbled), None)
-    if nulls:
-        first = next(s.null for s in seen if s.null)
-        raise ids.wrong(
-            "an id in every row, which no null and no NaN is", f"{nulls} null, the first at {first}"
-        )
-    if garbled:
-        raise ids.wrong("ids in UTF-8", f"other bytes at {garbled}")
+    _check_known(ids, seen)
     kinds = {s.kind for s in seen if len(s.hashes)}
     hashes = [s.hashes for s in seen]
     if len(kinds) > 1:  # 7 is 7 whether as int32 or as int64, but hashes differ
         ids = _Column(store, files, column, _common(kinds))
         hashes = [hash_ids(values) for _, values, _ in ids.parts()]
     _check_unique(ids, np.concatenate([np.empty(0, np.uint64), *hashes]))
+
+
+def _check_known(ids: _Column, seen: Sequence[_Seen]) -> None:
+    nulls = sum(s.nulls for s in seen)
+    if nulls:
+        first = next(s.null for s in seen if s.null)
+        expected = "an id in every row, which no null and no NaN is"
+        raise ids.wrong(expected, f"{nulls} null, the first at {first}")
+    garbled = [s.garbled for s in seen if s.garbled]
+    if garbled:
+        raise ids.wrong("ids in UTF-8", f"other bytes at {garbled[0]}")
 
 
 def _look(ids: _Column, rows: Slice, values: pa.Array, there: pa.Array) -> _Seen:
@@ -121,19 +125,16 @@ def hash_ids(ids: pa.Array) -> Hashes:
     import pandas as pd
 
     known = ids.drop_null()
-    known = known.cast(pa.uint8()) if pa.types.is_boolean(known.type) else known
+    if pa.types.is_boolean(known.type):
+        known = known.cast(pa.uint8())
     if not len(known):
         return np.empty(0, np.uint64)
     if pa.types.is_primitive(known.type) and known.type.bit_width <= 64:
         return pd.util.hash_array(known.view(f"uint{known.type.bit_width}").to_numpy())
-    bare = (
-        known.view(pa.binary(known.type.bit_width // 8))
-        if pa.types.is_decimal(known.type)
-        else known
-    )
-    return pd.util.hash_array(
-        bare.cast(pa.large_binary()).to_numpy(zero_copy_only=False), categorize=False
-    )
+    if pa.types.is_decimal(known.type):
+        known = known.view(pa.binary(known.type.bit_width // 8))
+    values = known.cast(pa.large_binary()).to_numpy(zero_copy_only=False)
+    return pd.util.hash_array(values, categorize=False)
 
 
 def _first_garbled(ids: pa.Array) -> int | None:
@@ -145,11 +146,8 @@ def _first_garbled(ids: pa.Array) -> int | None:
     try:
         ids.validate(full=True)
     except pa.ArrowInvalid:
-        return next(
-            i
-            for i, value in enumerate(ids.cast(pa.large_binary()).to_pylist())
-            if not _is_utf8(value)
-        )
+        values = ids.cast(pa.large_binary()).to_pylist()
+        return next(i for i, value in enumerate(values) if not _is_utf8(value))
     return None
 
 
@@ -162,7 +160,7 @@ def _is_utf8(value: bytes | None) -> bool:
 
 
 def _check_unique(ids: _Column, hashes: Hashes) -> None:
-    """Two ids may share a hash: what is told to be there twice has been read again and compared."""
+    """Two ids may share a hash: what is said to be there twice has been read again and compared."""
     hashes.sort()
     twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     for first in range(0, len(twice), _SUSPECTS):

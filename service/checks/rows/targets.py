@@ -13,13 +13,16 @@ from integrand.workers.shards.output import repeated_targets
 def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
     if not shard.has_planned_rows:
         return
-    where = f"{shard.where} column target"
-    times, targets = shard.plan.targets_per_row, shard.results.target.to_pylist()
-    expected = _planned_targets(shard.plan)
-    if expected is not None and targets != expected * (len(targets) // times):
-        row = next(i for i, t in enumerate(targets) if t != expected[i % times])
-        yield Finding(where, f"{expected[row % times]!r} in row {row}", repr(targets[row]))
-    pairs = [(i // times, t) for i, t in enumerate(targets) if t is not None]
+    where, times = f"{shard.where} column target", shard.plan.targets_per_row
+    targets = shard.results.target.to_pylist()
+    planned = _planned_targets(shard.plan)
+    if planned is not None:
+        expected = planned * (len(targets) // times)
+        wrong = [row for row, target in enumerate(targets) if target != expected[row]]
+        if wrong:
+            row = wrong[0]
+            yield Finding(where, f"{expected[row]!r} in row {row}", repr(targets[row]))
+    pairs = [(i // times, target) for i, target in enumerate(targets) if target is not None]
     twice = len(pairs) - len(set(pairs))
     if twice:
         yield Finding(where, "each target of a row once", f"{twice} twice")
