@@ -42,7 +42,7 @@ from integrand.workers.task_workers import Beat
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a worker is told at its start: the plan without its shards, which come one by one, and
+    """What a worker is made from: the plan without its shards, which come one by one, and
     where it is stored.
     """
 
@@ -78,11 +78,7 @@ class Worker:
         """
         shard = task.task if isinstance(task, Trial) else task
         reach("shard.begun")
-        ahead = self._ahead.pop(shard.id, None)
-        self._ahead.clear()
-        self._waiting = True
-        table, read_s = ahead.result() if ahead else self._read(shard)
-        self._waiting = False
+        table, read_s = self._table(shard)
         reach("shard.read")
         self._tick()
         if prefetch is not None:
@@ -98,9 +94,19 @@ class Worker:
     def close(self) -> None:
         self._reader.shutdown(wait=False, cancel_futures=True)
 
+    def _table(self, shard: Shard) -> tuple[pa.Table, float]:
+        """The shard's source rows, read ahead or now, and the seconds that took."""
+        ahead = self._ahead.pop(shard.id, None)
+        self._ahead.clear()
+        self._waiting = True
+        found = ahead.result() if ahead else self._read(shard)
+        self._waiting = False
+        return found
+
     def _read(self, shard: Shard) -> tuple[pa.Table, float]:
         started = time.perf_counter()
-        return read_shard(self.job, shard, self._tick_of_reading), time.perf_counter() - started
+        table = read_shard(self.job, shard, self._tick_of_reading)
+        return table, time.perf_counter() - started
 
     def _tick(self) -> None:
         self.ticks += 1
