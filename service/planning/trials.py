@@ -15,8 +15,10 @@ from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Quantiles
 from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.service.planning.sample import one_target
-from integrand.workers.engine.evaluator import Evaluator, Problem, lifted, step_gradients
+from integrand.workers.engine.evaluator import Evaluator, lifted
 from integrand.workers.engine.prepared import Prepared
+from integrand.workers.engine.problem import Problem
+from integrand.workers.engine.steps import step_gradients
 from integrand.workers.methods.explaining import explain
 from integrand.workers.methods.fixed import FixedMethod
 from integrand.workers.models.row_tensors import RowTensors

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from integrand.workers.engine.evaluator import Evaluator, Floats
+from integrand.workers.engine.evaluator import Evaluator
+from integrand.workers.engine.problem import Floats
 from integrand.workers.models.outputs import Forward
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

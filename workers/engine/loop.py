@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from integrand.workers.engine.evaluator import Evaluator, Floats, Integers, Step
+from integrand.workers.engine.evaluator import Evaluator
+from integrand.workers.engine.problem import Floats, Integers
+from integrand.workers.engine.steps import Step
 
 Statuses = NDArray[np.object_]
 """RowStatus by track."""

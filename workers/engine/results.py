@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.evaluator import Floats, Problem
 from integrand.workers.engine.loop import Verdicts
+from integrand.workers.engine.problem import Floats, Problem
 from integrand.workers.engine.row_results import NUMBERS, RowResults
 
 Tensors = Tensor | tuple[Tensor, ...]

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from integrand.workers.engine.evaluator import Evaluator, Floats, Integers, Problem
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import Judge, Stage, TrackGroup
+from integrand.workers.engine.problem import Floats, Integers, Problem
 
 
 def live_rows(batch_rows: int, nodes: int) -> int:

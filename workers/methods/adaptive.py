@@ -12,9 +12,10 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.recognition import ShallowNetwork
 from integrand.workers.engine.autocast import measure_rounding
 from integrand.workers.engine.batching import KEPT_BYTES_PER_ELEMENT
-from integrand.workers.engine.evaluator import Evaluator, Floats
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared
+from integrand.workers.engine.problem import Floats
 from integrand.workers.methods.base import Settle
 from integrand.workers.methods.exact import find_network, integrate_network
 from integrand.workers.methods.paths import PathMethod

@@ -16,9 +16,10 @@ from torch import Tensor
 from integrand.schemas.specs.part import Part
 from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.recognition import ShallowNetwork
-from integrand.workers.engine.evaluator import Evaluator, Floats
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared
+from integrand.workers.engine.problem import Floats
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.flops import Work, fixed_work

@@ -14,9 +14,10 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.integral import ExactIntegral, integrate_exactly
 from integrand.workers.closed_form.recognition import ShallowNetwork
 from integrand.workers.engine.batching import KEPT_BYTES_PER_ELEMENT
-from integrand.workers.engine.evaluator import Evaluator, Floats, Problem
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared, closed_form
+from integrand.workers.engine.problem import Floats, Problem
 from integrand.workers.methods.base import Method, Settle
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors, shared_or_taken

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from integrand.workers.engine.evaluator import Evaluator, Problem
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.prepared import Prepared
+from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.results import Explained, Report
 from integrand.workers.methods.base import Method
 from integrand.workers.models.row_tensors import RowTensors

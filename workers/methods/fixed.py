@@ -10,8 +10,9 @@ from torch import Tensor
 
 from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.evaluator import Evaluator, Floats, Integers
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import GradientStore, Loop, Stage, TrackGroup, Verdicts
+from integrand.workers.engine.problem import Floats, Integers
 from integrand.workers.engine.tracks import Tracks, attributions, live_rows, masked
 from integrand.workers.methods.paths import PathMethod
 from integrand.workers.quadrature.rules import QuadratureRule, plain_rule

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from integrand.workers.engine.evaluator import Evaluator, Floats, Integers
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import GradientStore, Stage
+from integrand.workers.engine.problem import Floats, Integers
 from integrand.workers.engine.tracks import attributions, in_parts, masked
 from integrand.workers.methods.pieces import Pieces
 from integrand.workers.methods.verdicts import Criteria, Flags, Judged, Next, judged

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from integrand.workers.engine.evaluator import Evaluator, Floats, endpoint_values, lifted
+from integrand.workers.engine.endpoints import endpoint_values
+from integrand.workers.engine.evaluator import Evaluator, lifted
 from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared
+from integrand.workers.engine.problem import Floats
 from integrand.workers.methods.base import Kind, Method, Settle
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from integrand.schemas.specs.accuracy import Adaptive
-from integrand.workers.engine.evaluator import Evaluator, Floats, Integers
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import Loop, Stage, TrackGroup, Verdicts
+from integrand.workers.engine.problem import Floats, Integers
 from integrand.workers.engine.tracks import Tracks, live_rows
 from integrand.workers.methods.grids import Grids, least_grid
 from integrand.workers.methods.nested import Nested, affordable_levels

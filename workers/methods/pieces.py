@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from integrand.workers.engine.evaluator import Floats, Integers
+from integrand.workers.engine.problem import Floats, Integers
 from integrand.workers.engine.tracks import Tracks
 from integrand.workers.methods.verdicts import Judged, judged
 from integrand.workers.quadrature.rules import patterson

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.autocast import PROBING
-from integrand.workers.engine.evaluator import Floats, Integers
 from integrand.workers.engine.loop import Statuses, Verdicts
+from integrand.workers.engine.problem import Floats, Integers
 from integrand.workers.engine.tracks import Tracks
 
 Flags = NDArray[np.bool_]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from integrand.schemas.tables import RowStatus
 from integrand.workers.data.tensors import Rows
-from integrand.workers.engine.evaluator import Evaluator, Problem
+from integrand.workers.engine.evaluator import Evaluator
+from integrand.workers.engine.problem import Problem
 from integrand.workers.isolation import Raised, isolate
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.targets.base import Choice, TargetRows

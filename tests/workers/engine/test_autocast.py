@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.autocast import HALVES, LEAST, PROBING, measure_rounding
-from integrand.workers.engine.evaluator import Evaluator, Problem, lifted
+from integrand.workers.engine.evaluator import Evaluator, lifted
 from integrand.workers.engine.prepared import Prepared, stepping
+from integrand.workers.engine.problem import Problem
 from integrand.workers.methods.attribution import Attribution
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.hoisting import hoist

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
-from integrand.workers.engine.evaluator import Evaluator, Problem, Step
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import GradientStore, Loop, Stage, TrackGroup
+from integrand.workers.engine.problem import Problem
+from integrand.workers.engine.steps import Step
 from integrand.workers.engine.tracks import Tracks, live_rows
 from integrand.workers.methods.attribution import Attribution
 from integrand.workers.models.row_tensors import RowTensors

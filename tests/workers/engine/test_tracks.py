@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from integrand.workers.engine.evaluator import Evaluator, Problem
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import GradientStore, Stage, TrackGroup
+from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.tracks import Tracks, attributions, live_rows, masked
 from integrand.workers.models.row_tensors import RowTensors
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from integrand.workers.engine.evaluator import Problem
 from integrand.workers.engine.loop import GradientStore, Stage
+from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.tracks import Tracks
 from integrand.workers.methods.pieces import Pieces
 from integrand.workers.methods.verdicts import Judged, judged

@@ -16,9 +16,11 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSteps
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.evaluator import Evaluator, Floats, endpoint_values
+from integrand.workers.engine.endpoints import endpoint_values
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared
+from integrand.workers.engine.problem import Floats
 from integrand.workers.methods import table
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.methods.base import Method, Settle

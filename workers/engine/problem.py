@@ -1,0 +1,115 @@
+"""What one call is about: a model, the tensors of its rows, and how its step batches run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from integrand.workers.models.gradients import SideBySide
+from integrand.workers.models.outputs import Forward
+from integrand.workers.models.row_tensors import RowTensors, one_each
+from integrand.workers.rewriting.hoisting import Hoisted
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What one call is about.
+
+    tensors    validated; its target is `[rows, targets, depth]`, None for scalar outputs
+    lift       where inputs and baselines are hidden tensors of a hoisted prefix: the problem in
+               features
+    step       what step batches run in place of `forward`: compiled, or under autocast to `half`
+    rounding   relative L1 error of attributions under autocast, as measured, `[rows, targets]`
+    """
+
+    forward: Forward
+    tensors: RowTensors
+    batch_rows: int
+    tick: Callable[[], None] = lambda: None
+    lift: Lift | None = None
+    step: Forward | None = None
+    half: torch.dtype | None = None
+    rounding: Floats | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.tensors.inputs
+
+    @property
+    def baselines(self) -> tuple[Tensor, ...]:
+        return self.tensors.baselines
+
+    @property
+    def forward_args(self) -> tuple[Tensor, ...]:
+        return self.tensors.forward_args
+
+    @property
+    def targets(self) -> Tensor | None:
+        return self.tensors.target
+
+    @property
+    def rows(self) -> int:
+        return self.tensors.rows
+
+    @property
+    def targets_per_row(self) -> int:
+        return 1 if self.targets is None else self.targets.shape[1]
+
+    @property
+    def elements(self) -> int:
+        return self.tensors.elements
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensors.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of gradients: the widest of the inputs."""
+        return reduce(torch.promote_types, [x.dtype for x in self.inputs])
+
+    @property
+    def epsilon(self) -> float:
+        """Rounding of one gradient, relative: that of the narrowest input, or of autocast."""
+        dtypes = [x.dtype for x in self.inputs] if self.half is None else [self.half]
+        return max(float(torch.finfo(dtype).eps) for dtype in dtypes)
+
+    def arguments(self, rows: Tensor) -> list[Tensor]:
+        return [a[rows] for a in self.forward_args]
+
+    def baseline(self, rows: Tensor) -> list[Tensor]:
+        return [one_each(b, rows) for b in self.baselines]
+
+    def table(self, rows: Tensor, target: int) -> Tensor | None:
+        """Output indices of one target of some rows, `[rows, depth]`."""
+        return None if self.targets is None else one_each(self.targets, rows)[:, target]
+
+    def difference(self, rows: Tensor) -> Floats:
+        """x − x' of some rows, all inputs side by side: [rows, elements] float64."""
+        ends = zip(self.inputs, self.baseline(rows), strict=True)
+        parts = [x[rows].double() - b.double() for x, b in ends]
+        return np.ascontiguousarray(SideBySide.join(parts).cpu().numpy())
+
+    @property
+    def features(self) -> Problem:
+        """The problem whose inputs are attributed."""
+        return self.lift.problem if self.lift else self
+
+
+@dataclass(frozen=True, eq=False)
+class Lift:
+    """How hidden gradients become feature gradients: the problem in features, and its model's
+    affine prefix.
+    """
+
+    problem: Problem
+    hoisted: Hoisted
