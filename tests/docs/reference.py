@@ -1,5 +1,5 @@
-"""The generated parts of the documentation: spec fields, output columns and commands, from the
-code that defines them.
+"""The generated parts of the documentation: spec fields, output columns, commands and checks, from
+the code that defines them.
 
 `python tests/docs/reference.py` writes them between their markers; test_readme.py fails when they
 are stale.
@@ -17,6 +17,10 @@ from typer.main import get_command
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.specs.part import Part, branches_of
 from integrand.schemas.tables import COLUMNS
+from integrand.service.checks.rows.columns import CHECK as COLUMN_CHECK
+from integrand.service.checks.rows.footer import CHECK as FOOTER
+from integrand.service.checks.rows.table import ROW_CHECKS
+from integrand.service.checks.table import CHECKS
 from integrand.service.cli.commands import app
 
 ROOT = Path(__file__).parents[2]
@@ -121,9 +125,16 @@ def _commands(group: Any, path: tuple[str, ...]) -> list[tuple[str, Any]]:
     return found
 
 
+def check_table() -> str:
+    """What `verify` asks of a run, and of the rows of each of its shards."""
+    asked = [*CHECKS, FOOTER, COLUMN_CHECK, *ROW_CHECKS]
+    rows = [f"| `{check.name}` | {_cell(check.description)} |" for check in asked]
+    return "\n".join(["| check | what it holds a run to |", "|---|---|", *rows])
+
+
 GENERATED = {
     "schemas/README.md": {"spec": spec_tables, "columns": column_table},
-    "service/README.md": {"commands": command_table},
+    "service/README.md": {"commands": command_table, "checks": check_table},
 }
 """What is generated, by document and by the name in its marker."""
 
