@@ -203,6 +203,11 @@ Input = Annotated[
 ]
 
 
+def ids_of(inputs: tuple[Input, ...]) -> tuple[IdsInput, ...]:
+    """Those of the inputs that are ids, in order."""
+    return tuple(one for one in inputs if isinstance(one, IdsInput))
+
+
 class ForwardArg(Part):
     """What is passed to the model after the inputs and not attributed: masks, lengths,
     categories.

@@ -10,7 +10,7 @@ from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive
 from integrand.schemas.specs.baselines import Baseline, ZeroBaseline
 from integrand.schemas.specs.compute import Compute
-from integrand.schemas.specs.inputs import ForwardArg, IdsInput, Input
+from integrand.schemas.specs.inputs import ForwardArg, IdsInput, Input, ids_of
 from integrand.schemas.specs.messages import explain
 from integrand.schemas.specs.models import Model
 from integrand.schemas.specs.part import Name, Part
@@ -135,7 +135,7 @@ class AttributeSpec(Part):
     @property
     def ids_inputs(self) -> tuple[IdsInput, ...]:
         """The inputs that are ids, in order."""
-        return tuple(i for i in self.inputs if isinstance(i, IdsInput))
+        return ids_of(self.inputs)
 
     @property
     def baselines(self) -> tuple[Baseline, ...]:

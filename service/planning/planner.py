@@ -200,7 +200,7 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     )
     loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device)
     second = build_again(spec.model, loaded) if rebuild else None
-    forward = through_embeddings(loaded.forward, spec)
+    forward = through_embeddings(loaded.forward, spec.inputs)
     tried, rows = find_rows(
         spec, shapes, looks(store, spec, dataset), device, forward, estimated=dataset.estimated
     )
@@ -274,7 +274,7 @@ def _outputs(spec: AttributeSpec, job: Survey) -> tuple[float, ...] | None:
 
 
 def _outputs_on_sample(spec: AttributeSpec, job: Survey, model: Forward) -> object:
-    forward = in_portions(through_embeddings(model, spec), job.portion)
+    forward = in_portions(through_embeddings(model, spec.inputs), job.portion)
     arguments = (*job.sample.inputs, *job.sample.forward_args)
     with real_rows(forward, arguments), torch.no_grad():
         return on_copies(forward, *arguments)

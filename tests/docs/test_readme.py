@@ -140,7 +140,8 @@ def test_every_block_of_code_is_tried_here():
 
 def test_every_part_of_a_spec_is_in_the_reference():
     """Parts that no other part is made of are what a user may write."""
-    parts = {p for p in subclasses(Part) if not p.__subclasses__()}
+    ours = {p for p in subclasses(Part) if p.__module__.startswith("integrand.")}
+    parts = {p for p in ours if not ours.intersection(p.__subclasses__())}
     assert {p.__name__ for p in parts} == {p.__name__ for p in load_reference().sections().values()}
 
 

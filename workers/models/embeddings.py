@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, SpecError
-from integrand.schemas.specs.inputs import IdsInput
-from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.inputs import IdsInput, Input, ids_of
 from integrand.workers.data.inputs.ids import PADDING
 from integrand.workers.models.outputs import Forward, on_copies
 
@@ -270,9 +269,10 @@ class IdsModel(nn.Module):
     Raises SpecError like `at_embedding`, and where a module does not give one vector per id.
     """
 
-    def __init__(self, model: nn.Module, spec: AttributeSpec) -> None:
+    def __init__(self, model: nn.Module, inputs: tuple[Input, ...]) -> None:
         super().__init__()
-        self.model, self.inputs, self.ids_inputs = model, spec.inputs, spec.ids_inputs
+        self.model = model
+        self.inputs, self.ids_inputs = inputs, ids_of(inputs)
         self.places = {
             module: _Place(i, j if isinstance(one.embedding, tuple) else None)
             for i, one in enumerate(self.ids_inputs)
@@ -325,7 +325,7 @@ class IdsModel(nn.Module):
                 or f"{self._input_of(name)} holds {seen}: expected {self._known_ids(name)}"
             )
         for name, _, seen in ids_outside(
-            self.model, self._moored(), self._arguments(*split, at_baseline=True)
+            self.model, self._with_baseline_id(), self._arguments(*split, at_baseline=True)
         ):
             raise SpecError(
                 f"baseline of input `{self._input_of(name)}`",
@@ -370,14 +370,14 @@ class IdsModel(nn.Module):
         self, inputs: Sequence[Tensor], ids: Sequence[Tensor], forward_args: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """Embeddings of the baseline ids, for those modules that have one."""
-        named = self._moored()
+        named = self._with_baseline_id()
         return (
             look_up(self.model, named, self._arguments(inputs, ids, forward_args, at_baseline=True))
             if named
             else {}
         )
 
-    def _moored(self) -> dict[str, nn.Module]:
+    def _with_baseline_id(self) -> dict[str, nn.Module]:
         """The modules whose input has a baseline id."""
         return {
             name: module
@@ -386,11 +386,11 @@ class IdsModel(nn.Module):
         }
 
 
-def through_embeddings(forward: Forward, spec: AttributeSpec) -> Forward:
-    """What attributes the spec's inputs: the model itself, or an IdsModel around it. Raises
+def through_embeddings(forward: Forward, inputs: tuple[Input, ...]) -> Forward:
+    """What attributes these inputs: the model itself, or an IdsModel around it. Raises
     SpecError like that.
     """
-    if not spec.ids_inputs:
+    if not ids_of(inputs):
         return forward
     if not isinstance(forward, nn.Module):
         raise SpecError(
@@ -399,4 +399,4 @@ def through_embeddings(forward: Forward, spec: AttributeSpec) -> Forward:
             seen=type(forward).__name__,
             next_step="use a model of kind factory",
         )
-    return IdsModel(forward, spec)
+    return IdsModel(forward, inputs)

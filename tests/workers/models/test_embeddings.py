@@ -247,7 +247,9 @@ def test_one_number_per_id_is_the_sum_over_its_embedding(constant: int | None) -
     baseline = {"kind": "zero"} if constant is None else {"kind": "constant", "value": constant}
     opened = IdsModel(
         model,
-        spec({"name": "x", "ids": "x", "embedding": "tokens", "pad": 0, "baseline": baseline}),
+        spec(
+            {"name": "x", "ids": "x", "embedding": "tokens", "pad": 0, "baseline": baseline}
+        ).inputs,
     )
     found = attribute(
         opened, torch.ones(3, 5, dtype=F64), target=1, forward_args=(ids, mask), accuracy=GAUSS
@@ -285,7 +287,7 @@ def test_padding_earns_exactly_nothing(constant: int | None) -> None:
     )
     for kind, agrees in ((Text, True), (Careless, False)):
         found = attribute(
-            IdsModel(made(kind), job),
+            IdsModel(made(kind), job.inputs),
             real.to(F64),
             target=1,
             forward_args=(padded, real),
@@ -297,7 +299,7 @@ def test_padding_earns_exactly_nothing(constant: int | None) -> None:
             found.f_input, made(kind)(padded.masked_fill(padded < 0, 3), real)[:, 1]
         )
         alone = attribute(
-            IdsModel(made(kind), job),
+            IdsModel(made(kind), job.inputs),
             mask.to(F64),
             target=1,
             forward_args=(ids, mask),
@@ -322,7 +324,7 @@ def test_columns_with_a_module_each_beside_others() -> None:
     plan, region, pair = torch.tensor([0, 4]), torch.tensor([6, 1]), torch.tensor([[3, 5], [0, 0]])
     amounts = torch.tensor([[1.5, -2], [0.3, 4]], dtype=F64)
     one = torch.ones(2, 1, dtype=F64)
-    opened = through_embeddings(model, job)
+    opened = through_embeddings(model, job.inputs)
     found = attribute(
         opened,
         (one, amounts, one, one.expand(2, 2)),
@@ -357,12 +359,12 @@ def test_ids_that_the_module_does_not_know_are_named_by_row() -> None:
         torch.ones(3, 3, dtype=torch.int64),
     )
     x = {"name": "x", "ids": "x", "embedding": "tokens", "pad": 0}
-    reasons = IdsModel(made(Text), spec(x)).unknown_ids(mask.to(F64), ids, mask)
+    reasons = IdsModel(made(Text), spec(x).inputs).unknown_ids(mask.to(F64), ids, mask)
     known = "expected ids from 0 to 19 at `tokens`"
     assert reasons == [None, f"x holds 20: {known}", f"x holds 25: {known}"]
     wrong = spec(x | {"baseline": {"kind": "constant", "value": 20}})
     with pytest.raises(SpecError, match=r"(?s)baseline of input `x`.*from 0 to 19.*seen: 20"):
-        IdsModel(made(Text), wrong).unknown_ids(mask.to(F64), ids, mask)
+        IdsModel(made(Text), wrong.inputs).unknown_ids(mask.to(F64), ids, mask)
 
 
 def test_a_model_that_hashes_its_ids_takes_any() -> None:
@@ -372,7 +374,7 @@ def test_a_model_that_hashes_its_ids_takes_any() -> None:
 
     ids, mask = torch.tensor([[1, 2, 300]]), torch.ones(1, 3, dtype=torch.int64)
     opened = IdsModel(
-        made(Hashing), spec({"name": "x", "ids": "x", "embedding": "tokens", "pad": 0})
+        made(Hashing), spec({"name": "x", "ids": "x", "embedding": "tokens", "pad": 0}).inputs
     )
     assert opened.unknown_ids(mask.to(F64), ids, mask) == [None]
 
@@ -386,10 +388,11 @@ def test_a_module_must_give_one_vector_per_id() -> None:
         def forward(self, ids: Tensor) -> Tensor:
             return self.bag(ids).sum(1)
 
-    opened = IdsModel(Bag().eval(), spec({"name": "x", "ids": "x", "embedding": "bag", "pad": 0}))
+    job = spec({"name": "x", "ids": "x", "embedding": "bag", "pad": 0})
+    opened = IdsModel(Bag().eval(), job.inputs)
     with pytest.raises(
         SpecError, match=r"(?s)one vector for each id: \[2, 4, 'dim'\].*seen: shape \[2, 3\]"
     ):
         opened(torch.ones(2, 4), torch.ones(2, 4, dtype=torch.int64))
     with pytest.raises(SpecError, match=r"(?s)for inputs of ids.*kind factory"):
-        through_embeddings(lambda ids: ids, spec({"name": "x", "ids": "x", "embedding": "bag"}))
+        through_embeddings(lambda ids: ids, job.inputs)
