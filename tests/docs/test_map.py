@@ -26,7 +26,7 @@ MAP, RECIPES = (
     for title in ("The map, in reading order", "Recipes")
 )
 ROWS = [line.split("|")[1:3] for line in MAP.splitlines() if line.startswith("| `")]
-PARAGRAPHS = [" ".join(text.split()) for text in RECIPES.split("\n\n") if text.strip()]
+PARAGRAPHS = [" ".join(t.split()) for t in RECIPES.split("\n\n") if t.startswith("**")]
 CODE = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(r"[\w.*][\w./*-]*\.(?:py|toml|txt|lock|html|md)")
 FOLDER = re.compile(rf"(?:{'|'.join(FOLDERS)})/[\w/]*")
@@ -83,5 +83,8 @@ def test_what_a_recipe_names_stands_in_a_file_that_it_names(recipe: str):
 
 
 @pytest.mark.parametrize("recipe", PARAGRAPHS, ids=lambda recipe: recipe[2:30])
-def test_a_recipe_is_short(recipe: str):
+def test_a_recipe_is_short_and_ends_with_its_test(recipe: str):
     assert len(re.findall(r"\.(?: |$)", recipe)) <= 3
+    how, test = recipe.split(" Test: ")
+    assert paths_in(how)
+    assert any(name.startswith("tests/") for name in paths_in(test))
