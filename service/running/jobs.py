@@ -77,8 +77,8 @@ def run_job(
         allow_mixed=allow_mixed,
         logical_date=logical_date,
     )
-    with printed_unless(listen) as told:
-        return running.run(request, told)
+    with printed_unless(listen) as listening:
+        return running.run(request, listening)
 
 
 @contextmanager

@@ -29,12 +29,12 @@ class Ledger:
     attempts: dict[str, list[Attempt]] = field(default_factory=dict)
     quarantined: dict[str, Quarantined] = field(default_factory=dict)
 
-    def record(self, task: Task, failure: Failure, *, alone: bool, beside: bool) -> Attempt:
+    def record(self, task: Task, failure: Failure, *, alone: bool, accompanied: bool) -> Attempt:
         """Store one failed attempt. Charged is what a task did itself, and memory that ran out
         with nothing beside.
         """
         charged = failure.kind in ("raised", "killed_worker", "stalled") or (
-            failure.kind == "memory" and not beside
+            failure.kind == "memory" and not accompanied
         )
         rows = task.only if isinstance(task, Trial) else None
         attempt = Attempt(

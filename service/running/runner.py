@@ -117,7 +117,7 @@ class Dispatch(Generic[OneTotals]):
     def _settle(self, outcome: Outcome) -> None:
         task = self.in_flight.pop(outcome.worker)
         alone, self.alone = self.alone is not None, None
-        beside = outcome.worker in self.accompanied
+        accompanied = outcome.worker in self.accompanied
         self.accompanied.discard(outcome.worker)
         if outcome.result is None:  # a trial that lost nobody
             assert isinstance(task, Trial)
@@ -132,7 +132,7 @@ class Dispatch(Generic[OneTotals]):
         failure = outcome.result
         if isinstance(failure.error, IntegrityError):
             raise failure.error
-        attempt = self.ledger.record(task, failure, alone=alone, beside=beside)
+        attempt = self.ledger.record(task, failure, alone=alone, accompanied=accompanied)
         self.uncharged[task.id] = 0 if attempt.charged else self.uncharged[task.id] + 1
         self._requeue(task, failure)
 

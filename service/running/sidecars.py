@@ -43,7 +43,7 @@ class Sidecars:
         self._threads = ThreadPoolExecutor(2, "sidecars")
         self._folding: Future[None] | None = None
         self._telling: Future[None] | None = None
-        self._told = 0.0
+        self._last_beat = 0.0
         self._interrupted = False
 
     def __enter__(self) -> Sidecars:
@@ -70,8 +70,8 @@ class Sidecars:
 
     def beat(self, tally: Tally) -> None:
         """Every few seconds, leave a tally for `integrand status`."""
-        if time.monotonic() - self._told >= PROGRESS_EVERY_S and _free(self._telling):
-            self._told = time.monotonic()
+        if time.monotonic() - self._last_beat >= PROGRESS_EVERY_S and _free(self._telling):
+            self._last_beat = time.monotonic()
             self._telling = self._threads.submit(self._write_heartbeat, tally)
 
     def _fold(self) -> None:
@@ -88,7 +88,7 @@ class Sidecars:
                 return
 
     def _write_heartbeat(self, tally: Tally) -> None:
-        told = DriverProgress(
+        progress = DriverProgress(
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             shards_done=tally.shards_done,
             shards_planned=tally.shards_planned,
@@ -96,7 +96,7 @@ class Sidecars:
             eta_s=tally.eta_s,
         )
         with suppress(TransientError):  # the next beat tries again
-            self._folder.store.replace(self._folder.uri.child(PROGRESS), dump(told))
+            self._folder.store.replace(self._folder.uri.child(PROGRESS), dump(progress))
 
 
 def _free(last: Future[None] | None) -> bool:

@@ -211,7 +211,7 @@ def test_stored_shards_are_not_run_again(ledger: Ledger):
 def test_what_is_charged(ledger: Ledger, event: FailureKind, beside: bool, charged: bool):
     shard = ledger.plan.shards[0]
     found = ledger.record(
-        shard, Failure(event, "why", "Traceback: x", "node-1"), alone=False, beside=beside
+        shard, Failure(event, "why", "Traceback: x", "node-1"), alone=False, accompanied=beside
     )
     assert (found.charged, found.outcome, found.reason, found.detail, found.node) == (
         charged,
@@ -457,7 +457,7 @@ def interrupted(pool: ScriptedPool, ledger: Ledger, after: int) -> None:
 def test_a_suspect_of_an_earlier_driver_is_tried_alone_after_the_others(ledger: Ledger):
     shard = ledger.plan.shards[0]
     for _ in range(2):
-        ledger.record(shard, Failure("killed_worker", "died"), alone=False, beside=True)
+        ledger.record(shard, Failure("killed_worker", "died"), alone=False, accompanied=True)
     again, pool = (
         read_ledger(ledger.store, ledger.run, ledger.plan),
         ScriptedPool({"00000": ["killed_worker"] * 2}, workers=2),
@@ -478,8 +478,8 @@ def test_quarantined_shards_stay_given_up(ledger: Ledger):
 
 def test_two_drivers_keep_each_others_records(ledger: Ledger):
     shard, other = ledger.plan.shards[0], Ledger(ledger.store, ledger.run, ledger.plan)
-    ledger.record(shard, Failure("raised", "first"), alone=False, beside=False)
-    other.record(shard, Failure("raised", "second"), alone=False, beside=False)
+    ledger.record(shard, Failure("raised", "first"), alone=False, accompanied=False)
+    other.record(shard, Failure("raised", "second"), alone=False, accompanied=False)
     found = read_ledger(ledger.store, ledger.run, ledger.plan)
     assert [a.reason for a in found.attempts[shard.id]] == ["first", "second"]
 
@@ -491,7 +491,7 @@ def test_attempts_are_read_back_in_order_past_ten(ledger: Ledger):
             shard,
             Failure("storage" if number < 11 else "raised", str(number)),
             alone=False,
-            beside=False,
+            accompanied=False,
         )
     found = read_ledger(ledger.store, ledger.run, ledger.plan)
     assert [a.reason for a in found.attempts[shard.id]] == [str(n) for n in range(12)]
