@@ -89,19 +89,21 @@ class _Conductor:
     def _judge(self, phase: Phase, index: int, slots: Integers) -> None:
         for known in phase.judge(index, slots):
             for step in phase.follow:
-                self._go(step, phase, index, known.take(known.next == step))
+                chosen = known.next == step
+                if step in (Next.DONE, Next.END):
+                    self._end(known.take(chosen))
+                else:
+                    self._go(step, phase, index, known.slots[chosen])
 
-    def _go(self, step: Next, phase: Phase, index: int, known: Judged) -> None:
-        if not len(known.slots):
+    def _go(self, step: Next, phase: Phase, index: int, slots: Integers) -> None:
+        if not len(slots):
             return
         if step is Next.FINER:
-            self._evaluate(phase, index + 1, known.slots)
+            self._evaluate(phase, index + 1, slots)
         elif step is Next.CUT:
-            self._start_pieces(known.slots)
-        elif step is Next.GRID:
-            self._start(self.grids, known.slots)
+            self._start_pieces(slots)
         else:
-            self._end(known)
+            self._start(self.grids, slots)
 
     def _start(self, phase: Phase, slots: Integers) -> None:
         phase.start(slots)
@@ -121,7 +123,7 @@ class _Conductor:
     def _end(self, known: Judged) -> None:
         """Verdicts of whole paths; a piece is put aside until all pieces of its track are done."""
         cut = self.pieces.cut[known.slots]
-        self._release(known.take(~cut))
+        self._release(known.take(~cut) if cut.any() else known)
         for i in np.flatnonzero(cut):
             piece = known.take(np.array([i]))
             whole = self.pieces.judge(piece)
