@@ -95,7 +95,7 @@ def crafted(mark: Path, rows: int, storage: pa.Array) -> pa.Array:
 def write_crafted(job: JobFolder, mark: Path) -> Path:
     """Twenty rows with a hostile column that no spec names, and one of features."""
     lists = pa.array([[float(i), 1.0, 2.0] for i in range(20)], pa.list_(pa.float32()))
-    place = job.write_rows(accompanied=crafted(mark, 20, lists), tensor=crafted(mark, 20, lists))
+    place = job.write_rows(beside=crafted(mark, 20, lists), tensor=crafted(mark, 20, lists))
     mark.unlink(missing_ok=True)
     return place
 
