@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from integrand.schemas.specs.part import _MOST, Part, Read
 
@@ -53,6 +53,12 @@ class IndexTarget(TargetPart):
     index: (
         Annotated[int, Field(ge=0, le=_MOST)] | tuple[Annotated[int, Field(ge=0, le=_MOST)], ...]
     ) = Field(description="Output index, from 0; a list for tensor outputs.")
+
+    @model_validator(mode="after")
+    def _names_an_output(self) -> IndexTarget:
+        if self.index == ():
+            raise ValueError("`index` names no output: give at least one, or use `scalar`")
+        return self
 
     def places(self, outputs: int | None) -> tuple[Place, ...]:
         return (self.index if isinstance(self.index, tuple) else (self.index,),)

@@ -323,6 +323,7 @@ def test_an_unknown_kind_is_named_with_the_nearest(change: dict[str, Any], messa
         ({"inputs": [{"name": "x", "columns": ["a"], "std": [1, 0]}]}, "must not be 0"),
         ({"model": {"kind": "factory", "entrypoint": "no_colon"}}, "model.entrypoint: "),
         ({"target": {"kind": "index", "index": -1}}, "target.index: "),
+        ({"target": {"kind": "index", "index": []}}, "`index` names no output"),
         ({"accuracy": {"kind": "adaptive", "tolerance": 0}}, "accuracy.tolerance: "),
         ({"accuracy": {"kind": "adaptive", "tolerance": float("nan")}}, "accuracy.tolerance: "),
         ({"accuracy": {"kind": "fixed", "rule": "simpson"}}, "accuracy.rule: "),
