@@ -41,6 +41,7 @@ pytest_plugins = [
     "tests.plugins.strictness",
     "tests.plugins.jobs",
     "tests.plugins.listener",
+    "tests.plugins.local_ray",
     "tests.plugins.proxy",
     "tests.plugins.seaweed",
 ]

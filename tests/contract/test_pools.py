@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,6 @@ Run = Callable[..., RunManifest]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """One Ray for the module; its address makes run_job leave it alone at the end."""
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
     """Seventy rows in two files, some of them marked. Every test writes to a place of its own."""
     made = JobFolder(tmp_path_factory.mktemp("pools"))
@@ -59,13 +49,13 @@ def undisturbed(folder: JobFolder) -> RunManifest:
 @pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
 def run(request: pytest.FixtureRequest, folder: JobFolder, tmp_path: Path) -> Run:
     """Run the job of `folder` on one kind of pool."""
-    address = request.getfixturevalue("cluster") if request.param == "ray" else None
+    address = request.getfixturevalue("local_ray") if request.param == "ray" else None
     return job_on(folder, tmp_path, request.param, address)
 
 
 @pytest.fixture
-def ray_run(folder: JobFolder, tmp_path: Path, cluster: str) -> Run:
-    return job_on(folder, tmp_path, "ray", cluster)
+def ray_run(folder: JobFolder, tmp_path: Path, local_ray: str) -> Run:
+    return job_on(folder, tmp_path, "ray", local_ray)
 
 
 def job_on(folder: JobFolder, out: Path, pool: str, address: str | None) -> Run:
@@ -332,7 +322,7 @@ def test_too_few_workers_are_told_with_what_the_cluster_has(ray_run: Run):
     ids=["parameters", "a number of Python's"],
 )
 def test_a_factory_that_builds_another_model_in_each_process_is_refused(
-    job: JobFolder, tmp_path: Path, cluster: str, change: tuple[str, str]
+    job: JobFolder, tmp_path: Path, local_ray: str, change: tuple[str, str]
 ):
     """Planning calls it twice and sees one model; a worker sees another, and says so before a row
     is computed.
@@ -342,7 +332,7 @@ def test_a_factory_that_builds_another_model_in_each_process_is_refused(
     assert change[0] in place.read_text()
     place.write_text(place.read_text().replace(*change))
     with pytest.raises(IntegrityError, match="the factory built another model here"):
-        job.run("ray", address=cluster, output={"uri": str(tmp_path)})
+        job.run("ray", address=local_ray, output={"uri": str(tmp_path)})
     assert not list(tmp_path.glob("*/data/*"))
 
 
@@ -354,7 +344,7 @@ def test_workers_of_a_cluster_get_the_kernels_that_were_planned(ray_run: Run, tm
 
 
 @pytest.mark.ray
-def test_a_ray_that_the_caller_started_is_used_and_stays_up(cluster: str):
+def test_a_ray_that_the_caller_started_is_used_and_stays_up(local_ray: str):
     """A notebook's own Ray went down with the first job."""
     import ray
 
@@ -362,7 +352,7 @@ def test_a_ray_that_the_caller_started_is_used_and_stays_up(cluster: str):
     assert pool.map(str, [1, 2]) == ["1", "2"]
     pool.close()
     assert ray.is_initialized()
-    assert ray.get_runtime_context().gcs_address == cluster
+    assert ray.get_runtime_context().gcs_address == local_ray
 
 
 # --- the pool that is chosen once a job is planned ---------------------------------------------

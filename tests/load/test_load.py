@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,19 +25,10 @@ SLACK = 10
 """Of bounds on time: this machine may be busy."""
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
 @pytest.mark.ray
-def test_a_driver_of_many_shards_is_quick_and_does_not_grow(cluster: str, tmp_path: Path):
+def test_a_driver_of_many_shards_is_quick_and_does_not_grow(local_ray: str, tmp_path: Path):
     """About 15 s, half of them Ray's start: enough shards for two blocks of footers."""
-    load = Load(tmp_path, SHARDS, workers=2, address=cluster)
+    load = Load(tmp_path, SHARDS, workers=2, address=local_ray)
     prepare(load)
     first = drive(load, SHARDS - HELD_BACK)
     assert not first.complete

@@ -4,7 +4,6 @@ taken up again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,22 +128,13 @@ def test_a_run_taken_up_again_has_the_same_digest(
     assert (again.run_id, again.digest) == (first.run_id, plain.digest)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
 @pytest.mark.ray
 @pytest.mark.parametrize(("shards", "source"), [(7, "shuffled"), (64, "data")])
 def test_two_workers_leave_the_digest(
     folder: JobFolder,
     plain: RunManifest,
     accuracy: dict[str, Any],
-    cluster: str,
+    local_ray: str,
     shards: int,
     source: str,
     tmp_path: Path,
@@ -156,6 +146,6 @@ def test_two_workers_leave_the_digest(
         source=source,
         accuracy=accuracy,
         workers=2,
-        address=cluster,
+        address=local_ray,
     )
     assert (found.complete, found.digest) == (True, plain.digest)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -17,21 +15,14 @@ from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.records import SourceFile
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
-from integrand.workers.data.inspection import inspect_file
 from integrand.workers.data.prepasses import base
 from integrand.workers.data.prepasses.base import Scan, place_of, read_arrays, write_arrays
 from integrand.workers.data.prepasses.means import Means, Partial
 from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.storage.store import Store
+from tests.toys import put
 
 STORE, MEANS = Store(), Means()
-
-
-def put(root: Path, path: str, table: pa.Table, group: int = 10) -> SourceFile:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=group)
-    (root / path).write_bytes(sink.getvalue())
-    return inspect_file(STORE, STORE.info(Uri("file", str(root / path))), path)[0]
 
 
 def spec(**fields: Any) -> AttributeSpec:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from integrand.schemas.errors import DataError
-from integrand.schemas.records import SourceFile
-from integrand.schemas.uris import Uri
 from integrand.workers.data import row_ids as identity
-from integrand.workers.data.inspection import inspect_file
 from integrand.workers.data.reading import CONTENT
 from integrand.workers.data.row_ids import check_row_ids, hash_ids
 from integrand.workers.storage.store import Access, Store
+from tests.toys import put
 
 STORE = Store()
-
-
-def put(root: Path, path: str, table: pa.Table, group: int = 10) -> SourceFile:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=group)
-    (root / path).write_bytes(sink.getvalue())
-    return inspect_file(STORE, STORE.info(Uri("file", str(root / path))), path)[0]
 
 
 def test_row_ids_that_are_null_or_twice(tmp_path: Path) -> None:

@@ -18,16 +18,13 @@ from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import Attribution, attribute
 from tests.plugins.explaining import attribute_untried
+from tests.toys import rows
 
 F64 = torch.float64
 Model = Callable[[Tensor], Tensor]
 WEIGHTS = torch.tensor([1.0, 2.0, -0.5], dtype=F64)
 ONE = torch.tensor([[1.0, 0.5, -0.4]], dtype=F64)
 DIAGNOSTICS = ("attributions", "f_input", "f_baseline", "gap", "error_estimate", "evaluations")
-
-
-def rows(count: int, features: int = 3, seed: int = 0) -> Tensor:
-    return torch.randn(count, features, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def network(

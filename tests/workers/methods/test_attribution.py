@@ -21,40 +21,11 @@ from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.quadrature.rules import PLAIN
+from tests.toys import mlp, rows
 
 F64 = torch.float64
 RULES = [*PLAIN]
 Model = Callable[..., Tensor]
-
-
-def rows(count: int, features: int = 3, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
-    return torch.randn(
-        count, features, generator=torch.Generator().manual_seed(seed), dtype=F64
-    ).to(dtype)
-
-
-def mlp(
-    activation: type[nn.Module] = nn.GELU,
-    features: int = 3,
-    outputs: int = 2,
-    *,
-    seed: int = 0,
-    gain: float = 1.5,
-    dtype: torch.dtype = F64,
-) -> nn.Sequential:
-    net = nn.Sequential(
-        nn.Linear(features, 32),
-        activation(),
-        nn.Linear(32, 32),
-        activation(),
-        nn.Linear(32, outputs),
-    )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            width = math.sqrt(p.shape[-1]) if p.ndim > 1 else 3.0
-            p.copy_(gain * torch.randn(p.shape, generator=generator) / width)
-    return net.to(dtype).eval()
 
 
 def opaque(net: nn.Module) -> Model:

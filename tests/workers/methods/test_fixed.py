@@ -13,13 +13,10 @@ from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.quadrature.rules import PLAIN, plain_rule
 from tests.plugins.explaining import attribute_untried
+from tests.toys import rows
 
 F64 = torch.float64
 RULES = [*PLAIN]
-
-
-def rows(count: int) -> Tensor:
-    return torch.randn(count, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
 
 
 def forward(v: Tensor) -> Tensor:

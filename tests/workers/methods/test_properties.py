@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import attribute
+from tests.toys import rows
 
 F64 = torch.float64
 Model = Callable[[Tensor], Tensor]
@@ -29,10 +30,6 @@ STEPS = st.sampled_from(
         FixedSteps(rule="trapezoid", steps=9),
     ]
 )
-
-
-def points(rows: int, features: int, seed: int) -> Tensor:
-    return torch.randn(rows, features, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def network(kind: type[nn.Module], features: int, seed: int, outputs: int = 1) -> nn.Sequential:
@@ -63,8 +60,8 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
 def test_completeness(kind: type[nn.Module], features: int, seed: int) -> None:
     net, x, baseline = (
         network(kind, features, seed),
-        points(5, features, seed + 1),
-        points(5, features, seed + 2),
+        rows(5, features, seed + 1),
+        rows(5, features, seed + 2),
     )
     found = attribute(net, x, baselines=baseline, accuracy=Adaptive(tolerance=1e-8))
     change = (net(x) - net(baseline)).detach().squeeze(1)
@@ -79,7 +76,7 @@ def test_completeness(kind: type[nn.Module], features: int, seed: int) -> None:
 def test_the_gap_is_reported_as_measured(
     kind: type[nn.Module], features: int, seed: int, steps: FixedSteps
 ) -> None:
-    net, x = network(kind, features, seed), points(5, features, seed + 1)
+    net, x = network(kind, features, seed), rows(5, features, seed + 1)
     found = attribute(net, x, accuracy=steps)
     close(found.gap, found.attributions.sum(1) - (net(x) - net(0 * x)).detach().squeeze(1), 1e-13)
 
@@ -89,7 +86,7 @@ def test_the_gap_is_reported_as_measured(
 def test_certified_rows_of_kinked_networks_add_up(
     kind: type[nn.Module], features: int, seed: int
 ) -> None:
-    net, x = network(kind, features, seed), points(5, features, seed + 1)
+    net, x = network(kind, features, seed), rows(5, features, seed + 1)
     found = attribute(net, x, accuracy=Adaptive(tolerance=1e-2))
     certified = torch.tensor([s == RowStatus.ok for s in found.status])
     assert (found.gap.abs() <= 1e-2 * found.attributions.abs().sum(1) + 1e-13)[certified].all()
@@ -112,7 +109,7 @@ def test_linearity(
     f, g, x = (
         network(one, features, seed),
         network(two, features, seed + 1),
-        points(4, features, seed + 2),
+        rows(4, features, seed + 2),
     )
     both = attribute(lambda v: a * f(v) + b * g(v), x, accuracy=steps)
     parts = [attribute(net, x, accuracy=steps).attributions for net in (f, g)]
@@ -124,7 +121,7 @@ def test_linearity(
 def test_symmetric_features_with_equal_values_get_equal_credit(
     kind: type[nn.Module], seed: int, steps: FixedSteps
 ) -> None:
-    net, x = network(kind, 2, seed), points(4, 3, seed + 1)
+    net, x = network(kind, 2, seed), rows(4, 3, seed + 1)
     x[:, 1] = x[:, 0]
     found = attribute(
         lambda v: net(torch.stack([v[:, 0] + v[:, 1], v[:, 2]], 1)), x, accuracy=steps
@@ -139,8 +136,8 @@ def test_renamed_features_keep_their_credit(
 ) -> None:
     net, x, baseline = (
         network(kind, features, seed),
-        points(4, features, seed + 1),
-        points(1, features, seed + 2),
+        rows(4, features, seed + 1),
+        rows(1, features, seed + 2),
     )
     order = torch.randperm(features, generator=torch.Generator().manual_seed(seed))
     plain = attribute(net, x, baselines=baseline, accuracy=steps)
@@ -166,7 +163,7 @@ def test_a_dummy_gets_exactly_nothing(
     dummy, net, x = (
         seed % features,
         network(kind, features - 1, seed),
-        points(4, features, seed + 1),
+        rows(4, features, seed + 1),
     )
     others = [i for i in range(features) if i != dummy]
     found = attribute(lambda v: net(v[:, others]), x, accuracy=accuracy)
@@ -182,7 +179,7 @@ def test_a_dummy_gets_exactly_nothing(
 def test_separate_functions_share_nothing(seed: int, features: int) -> None:
     """f(v) = Σ g_i(v_i): each feature gets g_i(x_i) − g_i(x'_i)."""
     nets = [network(nn.Tanh, 1, seed + i) for i in range(features)]
-    x, baseline = points(4, features, seed), points(4, features, seed + 1)
+    x, baseline = rows(4, features, seed), rows(4, features, seed + 1)
     found = attribute(
         lambda v: sum(g(v[:, i : i + 1]) for i, g in enumerate(nets)),
         x,
@@ -224,8 +221,8 @@ def test_implementation_invariance(
 ) -> None:
     net, x, baseline = (
         network(kind, features, seed),
-        points(4, features, seed + 1),
-        points(1, features, seed + 2),
+        rows(4, features, seed + 1),
+        rows(1, features, seed + 2),
     )
     twin = rebuilt(net, kind, seed)
     torch.testing.assert_close(twin(x), net(x))
@@ -243,7 +240,7 @@ def test_implementation_invariance_of_what_is_certified(
     """Another arithmetic may stop at another level; both are within the tolerance of the same
     numbers.
     """
-    net, x = network(kind, features, seed), points(4, features, seed + 1)
+    net, x = network(kind, features, seed), rows(4, features, seed + 1)
     one, other = (
         attribute(f, x, accuracy=Adaptive(tolerance=1e-6)).attributions
         for f in (net, rebuilt(net, kind, seed))
@@ -272,7 +269,7 @@ def test_features_equal_to_their_baseline_get_exactly_nothing(
     accuracy: FixedSteps | Adaptive,
 ) -> None:
     net = network(kind, features, seed).to(dtype)
-    x, baseline = (points(6, features, seed + i).to(dtype) for i in (1, 2))
+    x, baseline = (rows(6, features, seed + i).to(dtype) for i in (1, 2))
     same = torch.rand(6, features, generator=torch.Generator().manual_seed(seed)) < 0.5
     found = attribute(net, torch.where(same, baseline, x), baselines=baseline, accuracy=accuracy)
     assert not found.attributions[same].any()
@@ -301,8 +298,8 @@ def test_units_by_powers_of_two_leave_every_bit(
     """
     net, x, baseline = (
         network(kind, features, seed),
-        points(4, features, seed + 1),
-        points(1, features, seed + 2),
+        rows(4, features, seed + 1),
+        rows(1, features, seed + 2),
     )
     units, factor = torch.tensor([2.0**e for e in exponents[:features]], dtype=F64), 2.0**of_output
     plain = attribute(lambda v: net(v), x, baselines=baseline, accuracy=accuracy)
@@ -324,10 +321,10 @@ def test_affine_changes_of_variables_do_not_matter(
     """
     net, x, baseline = (
         network(kind, features, seed),
-        points(4, features, seed + 1),
-        points(1, features, seed + 2),
+        rows(4, features, seed + 1),
+        rows(1, features, seed + 2),
     )
-    scale, shift = points(2, features, seed + 3).exp().sub(3.1)
+    scale, shift = rows(2, features, seed + 3).exp().sub(3.1)
     plain = attribute(net, x, baselines=baseline, accuracy=steps)
     moved = attribute(
         lambda u: net((u - shift) / scale),
@@ -343,7 +340,7 @@ def test_affine_changes_of_variables_do_not_matter(
 def test_a_constant_added_to_the_output_changes_nothing(
     kind: type[nn.Module], features: int, seed: int, steps: FixedSteps, constant: float
 ) -> None:
-    net, x = network(kind, features, seed), points(4, features, seed + 1)
+    net, x = network(kind, features, seed), rows(4, features, seed + 1)
     one, other = (
         attribute(f, x, accuracy=steps).attributions for f in (net, lambda v: net(v) + constant)
     )
@@ -358,8 +355,8 @@ def test_input_and_baseline_exchanged_change_the_sign(
     """Every rule here is symmetric about the middle of the path."""
     net, x, baseline = (
         network(kind, features, seed),
-        points(4, features, seed + 1),
-        points(4, features, seed + 2),
+        rows(4, features, seed + 1),
+        rows(4, features, seed + 2),
     )
     there, back = (
         attribute(net, a, baselines=b, accuracy=steps) for a, b in ((x, baseline), (baseline, x))
@@ -373,7 +370,7 @@ def test_input_and_baseline_exchanged_change_the_sign(
 def test_step_batches_change_no_more_than_rounding(
     batch_rows: int, kind: type[nn.Module], features: int, seed: int
 ) -> None:
-    net, x = network(kind, features, seed), points(5, features, seed + 1)
+    net, x = network(kind, features, seed), rows(5, features, seed + 1)
     one, other = (
         attribute(net, x, accuracy=FixedSteps(steps=6), batch_rows=rows)
         for rows in (64, batch_rows)
