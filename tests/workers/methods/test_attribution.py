@@ -1,4 +1,4 @@
-"""`attribute` against closed forms in float64, the peers' cases, the axioms, and what it refuses.
+"""`attribute`: the peers' cases, targets and baselines of every form, and what becomes of a row.
 
 Peer cases are numbered as in Captum's, Alibi's and PAIR saliency's own suites; expected values are
 closed forms.
@@ -10,141 +10,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from integrand.schemas.errors import IntegrandError
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.quadrature.rules import PLAIN
-from tests.toys import mlp, rows
+from tests.toys import close, mlp, opaque, rows
 
 F64 = torch.float64
 RULES = [*PLAIN]
 Model = Callable[..., Tensor]
-
-
-def opaque(net: nn.Module) -> Model:
-    """The same function, whose layers nobody can read: no closed form applies."""
-    return lambda *arguments: net(*arguments)
-
-
-def close(actual: Tensor, expected: Any, **tolerances: float) -> None:
-    torch.testing.assert_close(
-        actual.double(),
-        torch.as_tensor(expected, dtype=F64),
-        check_device=False,
-        **({"rtol": 1e-12, "atol": 1e-12} | tolerances),
-    )
-
-
-# --- closed forms ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "accuracy", [Adaptive(), *(FixedSteps(rule=rule, steps=4) for rule in RULES)], ids=str
-)
-def test_linear_models_are_exact_under_every_rule(accuracy: Any) -> None:
-    weights, x, baseline = torch.tensor([2.0, -1, 0.5], dtype=F64), rows(5), rows(1, seed=1)
-    found = attribute(lambda v: v @ weights + 7, x, baselines=baseline, accuracy=accuracy)
-    close(found.attributions, weights * (x - baseline))
-    close(found.gap, torch.zeros(5))
-    close(found.f_input, x @ weights + 7)
-    close(found.f_baseline, (baseline @ weights + 7).expand(5))
-
-
-@pytest.mark.parametrize(
-    "accuracy",
-    [
-        Adaptive(tolerance=1e-10),
-        *(FixedSteps(rule=r, steps=1) for r in ("midpoint", "trapezoid", "gauss_legendre")),
-    ],
-    ids=str,
-)
-def test_quadratic_models_are_exact_from_degree_1_on(accuracy: Any) -> None:
-    """f = x'Ax/2: the gradient is linear along the path, so a_i = d_i (A(x + x')/2)_i."""
-    matrix = rows(3, seed=2) + rows(3, seed=2).T
-    x, baseline = rows(6), rows(6, seed=1)
-    found = attribute(
-        lambda v: ((v @ matrix) * v).sum(1) / 2, x, baselines=baseline, accuracy=accuracy
-    )
-    close(found.attributions, (x - baseline) * ((x + baseline) / 2 @ matrix))
-
-
-def test_sensitivity_where_the_gradient_has_vanished() -> None:
-    """F = 1 − ReLU(1 − x) at x = 2 against 0: gradient 0, attribution 1. Sundararajan et al. 2017,
-    §2.1.
-    """
-    found = attribute(b1, torch.tensor([[2.0]], dtype=F64), accuracy=Adaptive(max_evaluations=511))
-    close(found.attributions, [[1.0]], atol=1e-2)
-    assert found.status == ("ok",)
-
-
-@pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh, nn.SiLU])
-def test_completeness(activation: type[nn.Module]) -> None:
-    net, x, baseline = mlp(activation, 5), rows(20, 5), rows(20, 5, seed=1)
-    found = attribute(net, x, baselines=baseline, target=1, accuracy=Adaptive(tolerance=1e-9))
-    assert set(found.status) == {RowStatus.ok}
-    close(found.attributions.sum(1), (net(x) - net(baseline))[:, 1].detach(), rtol=0, atol=1e-7)
-    close(found.gap, found.attributions.sum(1) - (found.f_input - found.f_baseline), rtol=0)
-
-
-# --- axioms ------------------------------------------------------------------------------------
-
-
-def test_equal_functions_get_equal_attributions() -> None:
-    """Hidden units permuted, scaled and split: another network, the same function."""
-    net = mlp(nn.ReLU, gain=1.0)
-    first, last = net[0], net[4]
-    twin = (
-        nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2))
-        .double()
-        .eval()
-    )
-    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        twin[0].weight.copy_(torch.cat([first.weight * 3, first.weight]))
-        twin[0].bias.copy_(torch.cat([first.bias * 3, first.bias]))
-        twin[2].weight.copy_(torch.cat([net[2].weight / 6, net[2].weight / 2], 1)[order])
-        twin[2].bias.copy_(net[2].bias[order])
-        twin[4].weight.copy_(last.weight[:, order])
-        twin[4].bias.copy_(last.bias)
-    x = rows(10)
-    one, other = (attribute(f, x, target=0, accuracy=FixedSteps(steps=20)) for f in (net, twin))
-    close(one.attributions, other.attributions, rtol=1e-9, atol=1e-12)
-
-
-def test_a_feature_that_the_model_ignores_gets_nothing() -> None:
-    net = mlp(features=2)
-    found = attribute(lambda v: net(v[:, [0, 2]]), rows(8), target=1)
-    assert torch.equal(found.attributions[:, 1], torch.zeros(8, dtype=F64))
-    assert found.attributions[:, [0, 2]].all()
-
-
-def test_symmetric_features_get_the_same() -> None:
-    x = rows(6)
-    x[:, 1] = x[:, 0]
-    found = attribute(lambda v: torch.tanh(v[:, 0] + v[:, 1]) * v[:, 2].exp(), x)
-    close(found.attributions[:, 0], found.attributions[:, 1])
-
-
-def test_a_constant_baseline_is_blind_to_features_equal_to_it() -> None:
-    x = rows(6)
-    x[2:, 0] = 0.25
-    found = attribute(mlp(), x, baselines=0.25, target=0)
-    assert torch.equal(found.attributions[:, 0] == 0, torch.tensor([False] * 2 + [True] * 4))
-
-
-def test_linearity() -> None:
-    one, other, x = mlp(seed=1), mlp(nn.Tanh, seed=2), rows(5)
-    accuracy = FixedSteps(steps=30)
-    both = attribute(lambda v: 2 * one(v) - 3 * other(v), x, target=0, accuracy=accuracy)
-    parts = [attribute(f, x, target=0, accuracy=accuracy).attributions for f in (one, other)]
-    close(both.attributions, 2 * parts[0] - 3 * parts[1], rtol=1e-9)
 
 
 # --- peers' cases ------------------------------------------------------------------------------
@@ -160,6 +38,15 @@ def b2(v: Tensor) -> Tensor:
 
 def b3(v: Tensor) -> Tensor:
     return ((v[:, 0] - 1).relu() - v[:, 1].relu()).relu()
+
+
+def test_sensitivity_where_the_gradient_has_vanished() -> None:
+    """F = 1 − ReLU(1 − x) at x = 2 against 0: gradient 0, attribution 1. Sundararajan et al. 2017,
+    §2.1.
+    """
+    found = attribute(b1, torch.tensor([[2.0]], dtype=F64), accuracy=Adaptive(max_evaluations=511))
+    close(found.attributions, [[1.0]], atol=1e-2)
+    assert found.status == ("ok",)
 
 
 def multilayer(v: Tensor) -> Tensor:
@@ -523,81 +410,6 @@ def test_the_precision_floor_is_told_apart() -> None:
     assert all("rounding" in str(found.reason[i]) for i in at_floor)
 
 
-# --- the promise -------------------------------------------------------------------------------
-
-
-def reference(forward: Model, x: Tensor, panels: int = 256) -> Tensor:
-    """Composite 8-point Gauss-Legendre rule against 0, independent of the package's rules: `[rows,
-    features]`.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(8)
-    alphas = torch.from_numpy(((np.arange(panels)[:, None] + (nodes + 1) / 2) / panels).ravel())
-    weights = torch.from_numpy(np.tile(weights / 2 / panels, panels))
-    total = torch.zeros_like(x)
-    for alpha, weight in zip(alphas.split(64), weights.split(64), strict=True):
-        points = (alpha[:, None, None] * x).reshape(-1, x.shape[1]).requires_grad_()
-        (gradients,) = torch.autograd.grad(forward(points).sum(), points)
-        total += (weight[:, None, None] * gradients.reshape(len(alpha), *x.shape)).sum(0)
-    return total * x
-
-
-NETS = [(1.0, 0), (2.0, 1), (4.0, 2)]
-"""Gain of the weights and seed: nearly linear, curved, and steep."""
-
-
-def errors(
-    activation: type[nn.Module], probability: bool, accuracy: Adaptive
-) -> tuple[Tensor, Tensor, list[str]]:
-    """True and estimated relative L1 errors of 300 rows, a hundred for each of three nets, and
-    their statuses.
-    """
-    true, estimated, status = [], [], []
-    for gain, seed in NETS:
-        net = mlp(activation, 8, 3, seed=seed, gain=gain)
-        forward = opaque(nn.Sequential(net, nn.Softmax(1)).eval() if probability else net)
-        x = rows(100, 8, seed=seed)
-        exact = reference(lambda v, forward=forward: forward(v)[:, 1], x)
-        found = attribute(forward, x, target=1, accuracy=accuracy, batch_rows=512)
-        assert isinstance(found.attributions, Tensor)
-        true.append((found.attributions - exact).abs().sum(1) / exact.abs().sum(1))
-        estimated.append(found.error_estimate)
-        status += found.status
-    return torch.cat(true), torch.cat(estimated), status
-
-
-@pytest.mark.parametrize(("tolerance", "most"), [(1e-2, 512), (1e-4, 2048)])
-@pytest.mark.parametrize("probability", [False, True], ids=["logit", "probability"])
-@pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh])
-def test_no_false_certificate_on_smooth_nets(
-    activation: type[nn.Module], probability: bool, tolerance: float, most: int
-) -> None:
-    """Every row is certified, and rightly; at 1e-4 six of the 1,200, all of the steepest net, take
-    more than 512.
-    """
-    true, estimated, status = errors(
-        activation, probability, Adaptive(tolerance=tolerance, max_evaluations=most)
-    )
-    assert set(status) == {RowStatus.ok}
-    assert (true <= tolerance).all()
-    assert (estimated >= true / 2).all()
-
-
-@pytest.mark.parametrize("probability", [False, True], ids=["logit", "probability"])
-def test_kinked_nets_keep_the_promise(probability: bool) -> None:
-    """No certified row misses its tolerance, the estimate is never below half the error, and where
-    the evaluations do not suffice it stays within twenty times of the error.
-    tests/bench/bench_certificate.py holds ten thousand rows to this.
-    """
-    true, estimated, status = errors(nn.ReLU, probability, Adaptive(tolerance=1e-2))
-    certified = torch.tensor([s == "ok" for s in status])
-    assert certified.float().mean() > 0.9
-    assert (true[certified] <= 1e-2).all()
-    assert (estimated >= true / 2).all()
-    assert set(status) == {RowStatus.ok, RowStatus.not_converged}
-    assert (estimated[~certified] > 1e-2).all()
-    assert 1 < (estimated[~certified] / true[~certified]).median() < 20
-
-
 # --- the caller's world is left as it was ------------------------------------------------------
 
 
@@ -634,84 +446,3 @@ def test_the_model_is_not_touched() -> None:
     assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
     assert not net.training
-
-
-# --- refused -----------------------------------------------------------------------------------
-
-X = rows(4)
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "half": ({"inputs": X.half()}, r"float32 or float64(.|\n)*float16"),
-    "integers": ({"inputs": X.long()}, r"int64(.|\n)*embedding"),
-    "a list": ({"inputs": [[1.0, 2.0]]}, r"tensor(.|\n)*list"),
-    "nothing": ({"inputs": ()}, "empty tuple"),
-    "no rows": ({"inputs": X[:0]}, r"at least one row(.|\n)*\[0, 3\]"),
-    "no features": ({"inputs": X[:, :0]}, "at least one element"),
-    "no dimension": ({"inputs": torch.tensor(1.0)}, "at least one row"),
-    "rows that differ": ({"inputs": (X, X[:2])}, r"inputs\[1\](.|\n)*4 rows(.|\n)*2 rows"),
-    "train mode": (
-        {"forward": nn.Sequential(nn.Linear(3, 2), nn.Dropout())},
-        r"eval mode(.|\n)*model\.eval",
-    ),
-    "a submodule in train mode": (
-        {
-            "forward": (
-                nn.Sequential(nn.Linear(3, 2).eval(), nn.Dropout()).eval().append(nn.BatchNorm1d(2))
-            )
-        },
-        "train mode in 2",
-    ),
-    "negative target": ({"target": -1}, r"target of row 0(.|\n)*0 to 1(.|\n)*-1"),
-    "target too large": ({"target": 2}, r"0 to 1(.|\n)*2"),
-    "a row's target too large": ({"target": torch.tensor([0, 1, 2, 0])}, "target of row 2"),
-    "targets of another length": ({"target": torch.tensor([0, 1])}, r"4 entries(.|\n)*\[2\]"),
-    "float targets": ({"target": torch.ones(4)}, r"float32(.|\n)*long"),
-    "no targets": ({"target": []}, r"a list of targets of one kind(.|\n)*\[\]"),
-    "targets of two kinds": ({"target": [0, (0, 1)]}, "a list of targets of one kind"),
-    "a target and none": ({"target": [0, None]}, "a list of targets of one kind"),
-    "one of several targets too large": (
-        {"target": [0, 2]},
-        r"target of row 0(.|\n)*0 to 1(.|\n)*2",
-    ),
-    "target too deep": ({"target": (0, 1)}, r"1 indices(.|\n)*2"),
-    "no target": ({"target": None}, r"no target and output shape \[rows, 2\]"),
-    "a target for a scalar": ({"forward": lambda v: v.sum(1)}, "scalar output takes no target"),
-    "baseline without rows": (
-        {"baselines": torch.zeros(3)},
-        r"\[1, 3\](.|\n)*\[3\](.|\n)*baseline\[None\]",
-    ),
-    "baselines of other rows": ({"baselines": torch.zeros(2, 3)}, r"\[4, 3\](.|\n)*\[2, 3\]"),
-    "too many baselines": ({"baselines": (X, X)}, "one per input"),
-    "a named baseline": ({"baselines": "zero"}, r"baselines(.|\n)*str"),
-    "forward_args of other rows": (
-        {"forward_args": torch.ones(3)},
-        r"forward_args\[0\](.|\n)*4 rows(.|\n)*\[3\]",
-    ),
-    "no gradient path": ({"forward": lambda v: mlp()(v.detach())}, "no gradient path"),
-    "no gradient at all": ({"forward": lambda v: v.detach()}, "no gradient path"),
-    "integer output": ({"forward": lambda v: mlp()(v).argmax(1, keepdim=True)}, "floating point"),
-    "one output for all rows": ({"forward": lambda v: v.sum(0)}, r"one entry per row(.|\n)*\[3\]"),
-    "one number": ({"forward": lambda v: v.sum()}, "one entry per row"),
-    "a tuple of outputs": ({"forward": lambda v: (mlp()(v),)}, r"one tensor(.|\n)*tuple"),
-    "a batch of no rows": ({"batch_rows": 0}, r"batch_rows(.|\n)*0"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused(name: str) -> None:
-    changed, message = REFUSED[name]
-    arguments: dict[str, Any] = {"forward": mlp(), "inputs": X, "target": 0} | changed
-    with pytest.raises(IntegrandError, match=message) as refused:
-        attribute(arguments.pop("forward"), arguments.pop("inputs"), **arguments)
-    assert isinstance(refused.value, ValueError)
-    assert all(
-        [refused.value.where, refused.value.expected, refused.value.seen, refused.value.next_step]
-    )
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**16))
-def test_quadratics_of_any_size(count: int, features: int, seed: int) -> None:
-    x, baseline = rows(count, features, seed), rows(count, features, seed + 1)
-    found = attribute(lambda v: v.square().sum(1) + v.prod(1) * 0, x, baselines=baseline)
-    close(found.attributions, x**2 - baseline**2)
-    assert found.evaluations.tolist() == [7] * count
