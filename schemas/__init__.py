@@ -1,5 +1,5 @@
-"""The nouns of Integrand: job specs, plans, shards, manifests and their Arrow tables. Needs
-pydantic and pyarrow alone.
+"""The nouns of Integrand: job specs, plans, shards, manifests and their Arrow tables. Loads neither
+torch nor Ray.
 """
 
 import lazy_loader
