@@ -88,12 +88,15 @@ def _joined(parts: Sequence[Attributed]) -> Attributed:
 
 def _failed(rows: RowTensors, error: Raised) -> RowResults:
     """One row that the model raises on."""
-    failed = _nothing(1 if rows.target is None else rows.target.shape[1], rows)
+    targets = 1 if rows.target is None else rows.target.shape[1]
+    said = redact(str(error))[:300]
+    failed = _nothing(targets, rows)
     failed.status.fill(RowStatus.failed)
-    failed.reason.fill(f"the model raised {type(error).__name__}: {redact(str(error))[:300]}")
+    failed.reason.fill(f"the model raised {type(error).__name__}: {said}")
     return failed
 
 
 def _nothing(count: int, rows: RowTensors) -> RowResults:
     shapes = [tuple(x.shape[1:]) for x in rows.inputs]
-    return RowResults.empty((count,), shapes, [numpy_dtype(x) for x in rows.inputs])
+    dtypes = [numpy_dtype(x) for x in rows.inputs]
+    return RowResults.empty((count,), shapes, dtypes)

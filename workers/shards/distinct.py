@@ -47,10 +47,14 @@ def distinct_rows(tensors: Iterable[Tensor], rows: Tensor) -> Distinct:
         if place == len(first):
             first.append(row)
         copied.append(place)
-    first_rows, places_among = (torch.tensor(found, dtype=torch.int64) for found in (first, copied))
-    return Distinct(rows, first_rows, places_among)
+    return Distinct(
+        rows,
+        first=torch.tensor(first, dtype=torch.int64),
+        copied=torch.tensor(copied, dtype=torch.int64),
+    )
 
 
 def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    flat = np.ascontiguousarray(tensor.numpy()).reshape(len(tensor), -1)
+    rows = np.ascontiguousarray(tensor.numpy())
+    flat = rows.reshape(len(tensor), -1)
     return flat.view(np.uint8)

@@ -20,19 +20,22 @@ def shard_digest(results: Results) -> str:
     reasons.
     """
     rows = results.rows
-    numbers = np.stack([rows.f_input, rows.f_baseline, rows.gap, rows.error_estimate], 1)
+    columns = [rows.f_input, rows.f_baseline, rows.gap, rows.error_estimate]
+    numbers = np.stack(columns, 1)
     numbers[np.isnan(numbers)] = np.nan  # which NaN it is, a stored null does not tell
-    names = [repr(v).encode() for v in plain_values(results.row_id)]
-    targets = [repr(v).encode() for v in results.target.to_pylist()]
+    names = plain_values(results.row_id)
+    targets = results.target.to_pylist()
     there = rows.attributed
 
     def row(i: int) -> bytes:
-        values = b"".join(a.tobytes() for a in results.values(i)) if there[i] else b""
-        status, evaluations = str(rows.status[i]), str(rows.evaluations[i])
-        head = (names[i], targets[i], status.encode(), evaluations.encode())
-        return b"\0".join([*head, numbers[i].tobytes() + values])
+        tail: bytes = numbers[i].tobytes()
+        if there[i]:
+            tail += b"".join(values.tobytes() for values in results.values(i))
+        status, evaluations = rows.status[i], rows.evaluations[i]
+        head = f"{names[i]!r}\0{targets[i]!r}\0{status}\0{evaluations}\0"
+        return head.encode() + tail
 
-    return digest_rows(row(i) for i in range(len(names)))
+    return digest_rows(map(row, range(len(names))))
 
 
 def shard_footer(
@@ -47,9 +50,12 @@ def shard_footer(
 ) -> ShardFooter:
     """What the object says of itself; folded into the manifest later."""
     rows = results.rows
-    gap, error = np.abs(rows.gap[rows.attributed]), rows.error_estimate[rows.attributed]
+    there = rows.attributed
+    gap = np.abs(rows.gap[there])
+    error = rows.error_estimate[there]
     error = error[~np.isnan(error)]
-    gap_histogram, error_histogram = histogram(gap), histogram(error)
+    gap_histogram = histogram(gap)
+    error_histogram = histogram(error)
     lowered = _lowered(plan, results, same_build=same_build)
     return ShardFooter(
         run_id=plan.run_id,
@@ -91,10 +97,15 @@ def histogram(values: Floats) -> dict[str, int]:
     """
     with np.errstate(divide="ignore"):
         exponents = np.ceil(10 * np.log10(np.abs(values)))
-    counts = Counter(int(max(-400, min(400, e))) for e in exponents.tolist())
+    counts: Counter[int] = Counter()
+    for exponent in exponents.tolist():
+        bounded = max(-400, min(400, exponent))
+        counts[int(bounded)] += 1
     return {str(k): counts[k] for k in sorted(counts)}
 
 
 def _quantiles(counts: dict[str, int], values: Floats) -> Quantiles:
-    largest = float(values.max()) if len(values) and math.isfinite(values.max()) else None
+    largest = float(values.max()) if len(values) else None
+    if largest is not None and not math.isfinite(largest):
+        largest = None
     return histogram_quantiles(counts, largest)

@@ -55,32 +55,39 @@ class Features(Layout):
     def columns(
         self, values: Values, lengths: Lengths | None, there: NDArray[np.bool_]
     ) -> list[pa.Array]:
-        features = [np.ascontiguousarray(values[:, i]) for i in range(values.shape[1])]
-        return [pa.array(feature, mask=~there) for feature in features]
+        absent = ~there
+        by_feature = np.ascontiguousarray(values.T)
+        return [pa.array(feature, mask=absent) for feature in by_feature]
 
     def read(self, columns: Iterator[pa.Array]) -> tuple[Values, Lengths | None]:
-        return np.stack([to_numpy(next(columns)) for _ in self.shape.columns], 1), None
+        features = [to_numpy(next(columns)) for _ in self.shape.columns]
+        return np.stack(features, 1), None
 
 
 class Tensors(Layout):
     """One column of fixed-size lists."""
 
     def fields(self, value: pa.DataType) -> list[pa.Field]:
-        return [tensor_field(self.shape.name, self.shape.shape, value)]
+        field = tensor_field(self.shape.name, self.shape.shape, value)
+        return [field]
 
     def columns(
         self, values: Values, lengths: Lengths | None, there: NDArray[np.bool_]
     ) -> list[pa.Array]:
         flat = values.reshape(len(there), -1)
-        filled = pa.array(np.where(there[:, None], flat, 0).astype(flat.dtype).reshape(-1))
-        lists = pa.FixedSizeListArray.from_arrays(filled, flat.shape[1], mask=pa.array(~there))
+        filled = np.where(there[:, None], flat, 0)
+        numbers = filled.astype(flat.dtype).reshape(-1)
+        absent = pa.array(~there)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers), flat.shape[1], mask=absent)
         return [lists]
 
     def read(self, columns: Iterator[pa.Array]) -> tuple[Values, Lengths | None]:
         lists = next(columns)
         flat = to_numpy(lists.flatten())
-        full = np.full((len(lists), *self.shape.shape), np.nan, flat.dtype)
-        full[to_numpy(lists.is_valid())] = flat.reshape(-1, *self.shape.shape)
+        shape = self.shape.shape
+        full = np.full((len(lists), *shape), np.nan, flat.dtype)
+        there = to_numpy(lists.is_valid())
+        full[there] = flat.reshape(-1, *shape)
         return full, None
 
 
@@ -95,18 +102,28 @@ class Lists(Layout):
     ) -> list[pa.Array]:
         assert lengths is not None
         kept = np.where(there, lengths, 0)
-        flat = values[np.arange(values.shape[1]) < kept[:, None]]
-        offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int32)
-        lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), mask=pa.array(~there))
+        flat = values[_own(values, kept)]
+        ends = np.cumsum(kept)
+        offsets = np.concatenate([[0], ends]).astype(np.int32)
+        absent = pa.array(~there)
+        lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), mask=absent)
         return [lists]
 
     def read(self, columns: Iterator[pa.Array]) -> tuple[Values, Lengths | None]:
         lists = next(columns)
         flat = to_numpy(lists.flatten())
-        lengths = np.asarray(pc.list_value_length(lists).fill_null(0), np.int64)
-        padded = np.zeros((len(lists), int(lengths.max(initial=0))), flat.dtype)
-        padded[np.arange(padded.shape[1]) < lengths[:, None]] = flat
+        known = pc.list_value_length(lists).fill_null(0)
+        lengths = np.asarray(known, np.int64)
+        longest = int(lengths.max(initial=0))
+        padded = np.zeros((len(lists), longest), flat.dtype)
+        padded[_own(padded, lengths)] = flat
         return padded, lengths
+
+
+def _own(values: Values, lengths: Lengths) -> NDArray[np.bool_]:
+    """Which elements of varying rows, `[rows, longest]`, are the row's own."""
+    places = np.arange(values.shape[1])
+    return np.asarray(places < lengths[:, None])
 
 
 def layout_of(shape: InputShape) -> Layout:

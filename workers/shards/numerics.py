@@ -25,16 +25,22 @@ def pin_numerics(threads: int) -> None:
 
 def versions(device: str) -> dict[str, str]:
     """Of everything beside the plan that chooses the kernels, and with them the last bits."""
-    packages = {name: version(name) for name in ("integrand", "pyarrow", "numpy")}
-    return {"torch": torch.__version__, **packages, "processor": processor(device)}
+    found: dict[str, str] = {"torch": torch.__version__}
+    for name in ("integrand", "pyarrow", "numpy"):
+        found[name] = version(name)
+    found["processor"] = processor(device)
+    return found
 
 
 def processor(device: str) -> str:
     """The CPU's architecture and kernels, and its vendor where they go by it; any CUDA device."""
     found = kernels.in_force()
-    cpu = ["" if found.portable else _cpu_vendor(), platform.machine(), str(found)]
-    name = " ".join(part for part in cpu if part)
-    return f"{name} with {torch.cuda.get_device_name()}" if device == "cuda" else name
+    vendor = "" if found.portable else _cpu_vendor()
+    cpu = [vendor, platform.machine(), str(found)]
+    name = " ".join(filter(None, cpu))
+    if device == "cuda":
+        return f"{name} with {torch.cuda.get_device_name()}"
+    return name
 
 
 def _cpu_vendor() -> str:

@@ -28,19 +28,21 @@ ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
 def attribution_fields(plan: Plan) -> list[pa.Field]:
     """Output fields of every input, in order."""
     value = ARROW_TYPES[plan.numerics.precision]
-    return [field for shape in plan.inputs for field in layout_of(shape).fields(value)]
+    fields = []
+    for shape in plan.inputs:
+        fields += layout_of(shape).fields(value)
+    return fields
 
 
 def results_table(plan: Plan, results: Results) -> pa.Table:
     """The output table of a shard, columns as documented in `schemas.tables`."""
     rows = results.rows
-    made = {name: _numbers(getattr(rows, name)) for name in NUMBERS} | {
-        "row_id": results.row_id,
-        "target": results.target,
-        "status": pa.array([str(status) for status in rows.status]),
-        "reason": pa.array(rows.reason.tolist(), pa.string()),
-        "attribution_sum": _numbers(_sums(results)),
-    }
+    made = {name: _numbers(getattr(rows, name)) for name in NUMBERS}
+    made["row_id"] = results.row_id
+    made["target"] = results.target
+    made["status"] = pa.array([str(status) for status in rows.status])
+    made["reason"] = pa.array(rows.reason.tolist(), pa.string())
+    made["attribution_sum"] = _numbers(_sums(results))
     columns = [made[name] for name in COLUMNS]
     there = rows.attributed
     for shape, values, lengths in zip_longest(plan.inputs, rows.attributions, results.lengths):
@@ -66,7 +68,9 @@ def repeated_targets(places: Sequence[Place], rows: int) -> pa.Array:
     """The `target` column of so many output rows, where every source row has the same targets."""
     if not places[0]:
         return target_array(None, np.zeros(rows, bool))
-    table = np.tile(np.array(places), (rows // len(places), 1))
+    of_one_row = np.array(places)
+    source_rows = rows // len(places)
+    table = np.tile(of_one_row, (source_rows, 1))
     return target_array(table, np.ones(rows, bool))
 
 
@@ -75,11 +79,13 @@ def results_of(plan: Plan, table: pa.Table) -> Results:
     its schema.
     """
     columns = {name: table[name].combine_chunks() for name in COLUMNS}
-    attributed = iter([column.combine_chunks() for column in table.columns[len(COLUMNS) :]])
+    behind = table.columns[len(COLUMNS) :]
+    attributed = iter([column.combine_chunks() for column in behind])
     values = [layout_of(shape).read(attributed) for shape in plan.inputs]
     numbers = {name: to_numpy(columns[name]) for name in NUMBERS}
+    statuses = [RowStatus(s) for s in columns["status"].to_pylist()]
     rows = RowResults(
-        status=np.array([RowStatus(s) for s in columns["status"].to_pylist()], object),
+        status=np.array(statuses, object),
         reason=np.array(columns["reason"].to_pylist(), object),
         attributions=tuple(v for v, _ in values),
         **numbers,
@@ -95,17 +101,23 @@ def results_of(plan: Plan, table: pa.Table) -> Results:
 def _sums(results: Results) -> Floats:
     """Σ attributions of each row, of all inputs, in float64."""
     pairs = zip_longest(results.rows.attributions, results.lengths)
-    return np.asarray(np.sum([_input_sums(values, own) for values, own in pairs], axis=0))
+    by_input = [_input_sums(values, lengths) for values, lengths in pairs]
+    return np.asarray(np.sum(by_input, axis=0))
 
 
 def _input_sums(values: Values, lengths: Lengths | None) -> Floats:
     """Of one input. Of varying rows the exact sum: numpy's rounds by the width of all."""
     if lengths is None:
-        return np.asarray(values.reshape(len(values), -1).astype(np.float64).sum(1))
-    pairs = zip(values, lengths, strict=True)
-    return np.array([math.fsum(row[:own]) if own else np.nan for row, own in pairs], np.float64)
+        flat = values.reshape(len(values), -1)
+        return np.asarray(flat.astype(np.float64).sum(1))
+    sums = np.full(len(values), np.nan)
+    for row, own in enumerate(lengths):
+        if own:
+            sums[row] = math.fsum(values[row, :own])
+    return sums
 
 
 def _numbers(values: NDArray[Any]) -> pa.Array:
     """Null where a float is NaN."""
-    return pa.array(values, mask=np.isnan(values) if values.dtype.kind == "f" else None)
+    absent = np.isnan(values) if values.dtype.kind == "f" else None
+    return pa.array(values, mask=absent)

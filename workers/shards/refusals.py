@@ -44,12 +44,14 @@ def refusals(job: Job, rows: Rows, culprits: Mapping[int, str]) -> Refusals:
     refuse_targets(job, rows, reasons)
     lost = {row: reason for row, reason in culprits.items() if reasons[row] is None}
     if isinstance(job.forward, IdsModel):
-        _refuse_ids(job.forward, job.device, rows, reasons, _numbers(reasons, lost))
+        clean = _numbers(reasons, lost)
+        _refuse_ids(job.forward, job.device, rows, reasons, clean)
     return Refusals(tuple(reasons), lost)
 
 
 def _numbers(reasons: list[str | None], lost: Mapping[int, str]) -> Tensor:
-    clean = [row for row, reason in enumerate(reasons) if reason is None and row not in lost]
+    good = [row for row, reason in enumerate(reasons) if reason is None]
+    clean = [row for row in good if row not in lost]
     return torch.tensor(clean, dtype=torch.int64)
 
 
@@ -62,7 +64,8 @@ def _refuse_ids(
     arguments = [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)]
 
     def attempt(part: slice) -> list[str | None]:
-        return model.unknown_ids(*(a[part] for a in arguments))
+        some = [a[part] for a in arguments]
+        return model.unknown_ids(*some)
 
     def failed(error: Raised) -> list[str | None]:
         return [None]

@@ -36,8 +36,12 @@ class Results:
 
     def values(self, row: int) -> list[NDArray[np.floating[Any]]]:
         """Each input's attributions of one row, flat and without padding."""
-        flat = [a[row].reshape(-1) for a in self.rows.attributions]
-        return [a if n is None else a[: n[row]] for a, n in zip_longest(flat, self.lengths)]
+        found = []
+        for attributions, lengths in zip_longest(self.rows.attributions, self.lengths):
+            flat = attributions[row].reshape(-1)
+            own = flat.size if lengths is None else lengths[row]
+            found.append(flat[:own])
+        return found
 
     def take(self, index: NDArray[np.integer[Any]]) -> Results:
         """Some of the rows, in the order of `index`; what was counted is of all of them still."""
@@ -69,8 +73,9 @@ def merge(parts: Sequence[tuple[NDArray[np.int64], Results]]) -> Results:
     """Results of parts of a shard as one, given the numbers of each part's output rows."""
     if len(parts) == 1:
         return parts[0][1]
-    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-    return Results.concat([results for _, results in parts]).take(order)
+    numbers = np.concatenate([rows for rows, _ in parts])
+    below = Results.concat([results for _, results in parts])
+    return below.take(np.argsort(numbers))
 
 
 def _joined(lengths: Sequence[NDArray[np.int64] | None]) -> NDArray[np.int64] | None:

@@ -22,7 +22,8 @@ from integrand.workers.shards.table import attribute_table
 
 def read_shard(job: Job, shard: Shard, tick: Callable[[], None] = lambda: None) -> pa.Table:
     """The shard's source columns; safe to call ahead of time from another thread."""
-    return read_slices(job.store, job.plan.files, shard.slices, job.plan.source_columns, tick)
+    plan = job.plan
+    return read_slices(job.store, plan.files, shard.slices, plan.source_columns, tick)
 
 
 def run_shard(

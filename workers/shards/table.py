@@ -110,13 +110,17 @@ def _batch_rows(job: Job, shapes: Sequence[InputShape]) -> int:
 
 
 def _varying_length(shapes: Sequence[InputShape]) -> int:
-    return sum(shape.shape[0] for shape in shapes if shape.varying)
+    lengths = [shape.shape[0] for shape in shapes if shape.varying]
+    return sum(lengths)
 
 
 def _culprits_within(bucket: Bucket, culprits: Mapping[int, str]) -> dict[int, str]:
     """The culprits in a bucket, by their numbers there."""
-    numbers = enumerate(bucket.rows.tolist())
-    return {place: culprits[row] for place, row in numbers if row in culprits}
+    found = {}
+    for place, row in enumerate(bucket.rows.tolist()):
+        if row in culprits:
+            found[place] = culprits[row]
+    return found
 
 
 # --- what the model gets -------------------------------------------------------------------------
@@ -146,7 +150,11 @@ def _on_device(job: Job, tensors: RowTensors, distinct: Distinct) -> RowTensors:
 
 
 def _pinned(tensors: Sequence[Tensor], device: str) -> tuple[Tensor, ...]:
-    return tuple(t.pin_memory().to(device, non_blocking=True) for t in tensors)
+    placed = []
+    for tensor in tensors:
+        pinned = tensor.pin_memory()
+        placed.append(pinned.to(device, non_blocking=True))
+    return tuple(placed)
 
 
 # --- everything in its place ---------------------------------------------------------------------
@@ -154,7 +162,9 @@ def _pinned(tensors: Sequence[Tensor], device: str) -> tuple[Tensor, ...]:
 
 def _output_rows(rows: NDArray[np.int64], per_row: int) -> NDArray[np.int64]:
     """Numbers of the output rows of source rows, all targets of one after the other."""
-    return (rows[:, None] * per_row + np.arange(per_row)).reshape(-1)
+    firsts = rows[:, None] * per_row
+    numbers = firsts + np.arange(per_row)
+    return numbers.reshape(-1)
 
 
 def _in_places(
@@ -189,18 +199,24 @@ def _targets_in_places(
 ) -> pa.Array:
     """The target column; a target that is known without the model stays where the row is lost."""
     per_row = job.plan.targets_per_row
-    copies = None if targets is None else targets[distinct.copied.to(targets.device)].flatten(0, 1)
+    copies = None
+    if targets is not None:
+        origin = distinct.copied.to(targets.device)
+        copies = targets[origin].flatten(0, 1)
     places = _output_rows(distinct.rows.numpy(), per_row)
     column = target_column(job, copies, places, results.status.tolist())
     if rows.target is None or not refused.lost:
         return column
-    chosen = enumerate(rows.target.tolist())
-    known = [int(target) if row in refused.lost else None for row, target in chosen]
+    chosen = rows.target.tolist()
+    known: list[int | None] = [None] * len(chosen)
+    for row in refused.lost:
+        known[row] = int(chosen[row])
     return pc.coalesce(column, pa.array(known, column.type))
 
 
 def _repeated_ids(ids: pa.Array, per_row: int) -> pa.Array:
-    return ids.take(pa.array(np.arange(len(ids)).repeat(per_row)))
+    numbers = np.arange(len(ids)).repeat(per_row)
+    return ids.take(pa.array(numbers))
 
 
 def _lengths(part: SameLength, per_row: int) -> tuple[NDArray[np.int64] | None, ...]:

@@ -50,7 +50,8 @@ def row_targets(
         return _chosen(problem, choice, job.plan.targets_per_row)
 
     target = job.plan.spec.target
-    asked = TargetRows(tensors.rows, job.plan.numerics.outputs, job.device, column, choose)
+    outputs = job.plan.numerics.outputs
+    asked = TargetRows(tensors.rows, outputs, job.device, column, choose)
     return kind_of_target(target).of_rows(target, asked)
 
 
@@ -63,10 +64,13 @@ def _chosen(problem: Problem, choice: Choice, targets: int) -> Tensor:
     index = torch.arange(problem.rows, device=problem.inputs[0].device)
 
     def attempt(rows: slice) -> Tensor:
-        return choice(Evaluator(problem).outputs(problem.inputs, index[rows], check=False))
+        evaluator = Evaluator(problem)
+        out = evaluator.outputs(problem.inputs, index[rows], check=False)
+        return choice(out)
 
     def failed(error: Raised) -> Tensor:
-        return torch.arange(targets, device=index.device)[None]
+        firsts = torch.arange(targets, device=index.device)
+        return firsts[None]
 
     return torch.cat(isolate(attempt, failed, slice(0, problem.rows)))
 
@@ -77,13 +81,16 @@ def target_column(
     """Targets by output row. Those that all rows share stand in bad rows too; the others have none
     there.
     """
-    target, out = job.plan.spec.target, len(status)
+    target = job.plan.spec.target
+    count = len(status)
     same = target.places(job.plan.numerics.outputs)
     if same is not None:
-        return repeated_targets(same, out)
+        return repeated_targets(same, count)
     assert table is not None
-    full, present = np.zeros((out, table.shape[1]), np.int64), np.zeros(out, bool)
-    full[places], present[places] = table.cpu().numpy(), True
+    full = np.zeros((count, table.shape[1]), np.int64)
+    full[places] = table.cpu().numpy()
+    present = np.zeros(count, bool)
+    present[places] = True
     if not kind_of_target(target).known_without_model:
         present &= np.array(status) != RowStatus.failed
     return target_array(full, present)
