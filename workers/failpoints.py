@@ -95,7 +95,8 @@ def arm(text: str) -> None:
     """Let these strikes take the place of those of this process. ValueError for an unknown point or
     action.
     """
-    found = dict(map(_parsed, filter(None, text.split(";"))))
+    strikes = filter(None, text.split(";"))
+    found = dict(map(_parsed, strikes))
     _visits.clear()
     _strikes.clear()
     _strikes.update(found)
@@ -137,12 +138,19 @@ def _parsed(text: str) -> tuple[str, Strike]:
     found = _STRIKE.fullmatch(text.strip())
     if not found or found["action"] not in ACTIONS or found["name"] not in (*NAMES, ANY):
         raise ValueError(f"{VARIABLE}: {text!r} is no strike at a known point")
-    visit = int(found["visit"]) if found["visit"] else None
-    return found["name"], Strike(found["action"], found["file"] or "", visit, found["token"])
+    strike = Strike(
+        action=found["action"],
+        file=found["file"] or "",
+        visit=int(found["visit"]) if found["visit"] else None,
+        token=found["token"],
+    )
+    return found["name"], strike
 
 
 def _asked(setting: str) -> str:
-    return Path(setting[1:]).read_text() if setting.startswith("@") else setting
+    if not setting.startswith("@"):
+        return setting
+    return Path(setting[1:]).read_text()
 
 
 arm(_asked(os.environ.get(VARIABLE, "")))

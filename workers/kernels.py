@@ -76,16 +76,20 @@ class Kernels:
     @property
     def portable(self) -> bool:
         """Whether these are the kernels that any x86 processor with AVX2 has."""
-        return self.mkl == PORTABLE[MKL] and self.aten == "AVX2" and self.onednn == PORTABLE[ONEDNN]
+        return self == _PORTABLE_KERNELS
 
     def __str__(self) -> str:
-        limit = f"oneDNN up to {self.onednn}" if self.onednn else ""
-        named = [
-            f"MKL {self.mkl}" if self.mkl else "",
-            limit,
-            self.aten if self.aten != "DEFAULT" else "",
-        ]
-        return " ".join(part for part in named if part)
+        named = []
+        if self.mkl:
+            named.append(f"MKL {self.mkl}")
+        if self.onednn:
+            named.append(f"oneDNN up to {self.onednn}")
+        if self.aten and self.aten != "DEFAULT":
+            named.append(self.aten)
+        return " ".join(named)
+
+
+_PORTABLE_KERNELS = Kernels(PORTABLE[MKL], "AVX2", PORTABLE[ONEDNN])
 
 
 def ask() -> None:
@@ -112,7 +116,11 @@ def ask_portable() -> Kernels:
 
 def asked() -> dict[str, str]:
     """What this process asks for: for the environment of workers elsewhere."""
-    return {name: os.environ[name] for name in (MKL, ATEN, ONEDNN) if name in os.environ}
+    settings = {}
+    for name in (MKL, ATEN, ONEDNN):
+        if name in os.environ:
+            settings[name] = os.environ[name]
+    return settings
 
 
 def in_force() -> Kernels:
@@ -127,8 +135,9 @@ def _branch(torch_file: str) -> str:
     """MKL's branch in its own words; where it cannot be read, what was asked for, and that."""
     for name in _LIBRARIES:
         beside = Path(torch_file).parent / "lib" / name
+        place = str(beside) if beside.exists() else name
         try:
-            library = ctypes.CDLL(str(beside) if beside.exists() else name)
+            library = ctypes.CDLL(place)
         except OSError:
             continue
         reader = next((getattr(library, r) for r in _READERS if hasattr(library, r)), None)
@@ -138,12 +147,13 @@ def _branch(torch_file: str) -> str:
 
 
 def _told(code: int) -> str:
-    branch = _BRANCHES.get(code & ~_STRICT, f"branch {code & ~_STRICT}")
+    number = code & ~_STRICT
+    branch = _BRANCHES.get(number, f"branch {number}")
     return f"{branch},STRICT" if code & _STRICT else branch
 
 
 def portable_name() -> str:
-    return str(Kernels(PORTABLE[MKL], "AVX2", PORTABLE[ONEDNN]))
+    return str(_PORTABLE_KERNELS)
 
 
 def objection(found: Kernels) -> str | None:

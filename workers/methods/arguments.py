@@ -120,12 +120,15 @@ def _baselines(xs: tuple[Tensor, ...], baselines: Baselines) -> tuple[Tensor, ..
 
 
 def _is_number(value: object) -> TypeGuard[float | None]:
-    return value is None or (isinstance(value, Real | np.number) and not isinstance(value, bool))
+    if isinstance(value, bool):
+        return False
+    return value is None or isinstance(value, Real | np.number)
 
 
 def _filled(value: float | None, x: Tensor) -> Tensor:
     """One row of a number, or of zeros for None."""
-    return torch.full_like(x[:1], float(value or 0))
+    number = float(value or 0)
+    return torch.full_like(x[:1], number)
 
 
 def _forward_args(forward_args: Tensors, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:

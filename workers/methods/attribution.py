@@ -120,5 +120,7 @@ def _notebook_batch(forward: Forward, rows: RowTensors, method: Method[Any]) -> 
     """The planned size, or less where all rows together ask for less in their first pass."""
     few = rows.take(slice(2))
     row_bytes = activation_bytes(forward, few.inputs, few.forward_args)
-    wanted = -(-rows.rows * method.first_evaluations // SMALLEST) * SMALLEST
-    return min(max(SMALLEST, wanted), step_batch_rows(row_bytes, NOTEBOOK_MEMORY))
+    first_pass = rows.rows * method.first_evaluations
+    wanted = -(-first_pass // SMALLEST) * SMALLEST
+    planned = step_batch_rows(row_bytes, NOTEBOOK_MEMORY)
+    return min(max(SMALLEST, wanted), planned)

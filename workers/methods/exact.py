@@ -110,8 +110,9 @@ def integrate_network(
     """
     targets = range(problem.targets_per_row)
     found = [_integrate(network, problem, rows, target) for target in targets]
-    f_input, f_baseline = ([f.f_input for f in found], [f.f_baseline for f in found])
-    settle(rows, np.stack(f_input, 1), np.stack(f_baseline, 1))
+    f_input = np.stack([integral.f_input for integral in found], 1)
+    f_baseline = np.stack([integral.f_baseline for integral in found], 1)
+    settle(rows, f_input, f_baseline)
     for target, integral in zip(targets, found, strict=True):
         yield _verdicts(problem, rows, target, integral, tolerance)
 
@@ -135,15 +136,24 @@ def _verdicts(
     """Of all rows; those with x = x' are settled already, and settled again the same way: zeros,
     gap 0, error 0.
     """
-    total, size = found.attributions.sum(1), np.abs(found.attributions).sum(1)
+    values = found.attributions
+    total = values.sum(1)
+    size = np.abs(values).sum(1)
     with np.errstate(invalid="ignore"):
         gap = total - (found.f_input - found.f_baseline)
     error = _errors(gap, size, ROUNDING * problem.epsilon)
     finite = np.isfinite(gap) & np.isfinite(size)
-    statuses = STATUSES[np.select([~finite, error <= tolerance], [0, 1], 2)]
+    places = np.select([~finite, error <= tolerance], [0, 1], 2)
     zeros = np.zeros(len(rows), np.int64)
     return Verdicts(
-        rows.cpu().numpy(), zeros + target, statuses, found.attributions, gap, error, zeros, zeros
+        rows=rows.cpu().numpy(),
+        targets=zeros + target,
+        statuses=STATUSES[places],
+        attributions=values,
+        gap=gap,
+        error=error,
+        evaluations=zeros,
+        needed=zeros,
     )
 
 
@@ -153,4 +163,5 @@ def _errors(gap: Floats, size: Floats, rounding: float) -> Floats:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.abs(gap) / size + rounding
-    return np.where((size == 0) & (gap == 0), 0.0, relative)
+    nothing = (size == 0) & (gap == 0)
+    return np.where(nothing, 0.0, relative)

@@ -30,7 +30,8 @@ class FixedMethod(PathMethod[FixedSteps]):
     def integrate(
         self, evaluator: Evaluator, rows: Tensor, f_input: Floats, f_baseline: Floats
     ) -> Iterator[Verdicts]:
-        return integrate_fixed(evaluator, plain_rule(self.accuracy), rows, f_input, f_baseline)
+        rule = plain_rule(self.accuracy)
+        return integrate_fixed(evaluator, rule, rows, f_input, f_baseline)
 
 
 def integrate_fixed(
@@ -39,23 +40,25 @@ def integrate_fixed(
     """Verdicts in order of completion. `rows` [n] are row numbers of the problem; f_* [n, targets]
     belong to them.
     """
-    problem, count = evaluator.problem, len(rule.nodes)
-    tracks = Tracks(problem, rows, f_input, f_baseline, live_rows(problem.batch_rows, count))
+    problem = evaluator.problem
+    count = len(rule.nodes)
+    live = live_rows(problem.batch_rows, count)
+    tracks = Tracks(problem, rows, f_input, f_baseline, live)
     store = GradientStore(tracks.slots, 1, problem.elements, torch.float64, problem.device)
     stage = Stage(rule.nodes, np.zeros(count, np.int64), store, rule.weights[-1])
     finished: list[Verdicts] = []
 
     def judge(slots: Integers) -> None:
         difference = tracks.difference(slots)
-        found = attributions(
-            evaluator, tracks, slots, masked(store.read(slots, 1), difference), difference, count
-        )[:, 0]
-        finished.append(_verdicts(tracks, slots, found, count))
+        sums = masked(store.read(slots, 1), difference)
+        found = attributions(evaluator, tracks, slots, sums, difference, count)
+        finished.append(_verdicts(tracks, slots, found[:, 0], count))
         store.clear(slots)
         tracks.release(slots)
 
     def admit(room: int) -> TrackGroup | None:
-        return tracks.admit(-(-room // count), stage, judge)
+        new = -(-room // count)
+        return tracks.admit(new, stage, judge)
 
     for _ in Loop(evaluator, admit).run():
         yield from finished

@@ -35,8 +35,10 @@ resolved.
 
 def least_grid(most: int) -> int:
     """Evaluations of the first grid that may certify; more than `most` if there is none."""
-    counts = (stage.count for stage in grid_stages(most) if stage.cells >= JUDGED)
-    return next(counts, most + 1)
+    for stage in grid_stages(most):
+        if stage.cells >= JUDGED:
+            return stage.count
+    return most + 1
 
 
 class Grids:
@@ -66,12 +68,21 @@ class Grids:
 
     def stage(self, index: int) -> Stage:
         stage = self.stages[index]
-        columns = zip(stage.edges, (FIRST_EDGE, LAST_EDGE), strict=True)
-        edges = tuple((node, column) for node, column in columns if node is not None)
-        return Stage(stage.nodes, stage.columns, self.sums, np.ones(len(stage.nodes)), edges)
+        edges = []
+        for node, column in zip(stage.edges, (FIRST_EDGE, LAST_EDGE), strict=True):
+            if node is not None:
+                edges.append((node, column))
+        return Stage(
+            nodes=stage.nodes,
+            columns=stage.columns,
+            store=self.sums,
+            weights=np.ones(len(stage.nodes)),
+            edges=tuple(edges),
+        )
 
     def judge(self, index: int, slots: Integers) -> Iterator[Judged]:
-        for part in in_parts(slots, 2 * COLUMNS * self.evaluator.problem.elements):
+        numbers = 2 * COLUMNS * self.evaluator.problem.elements
+        for part in in_parts(slots, numbers):
             yield self._judge(index, part)
 
     def _judge(self, index: int, slots: Integers) -> Judged:
@@ -81,17 +92,20 @@ class Grids:
         difference = tracks.difference(slots)
         sums = masked(self.sums.read(slots, COLUMNS), difference)
         alone = self._estimate(stage, slots, sums, difference)
-        careful = np.maximum(alone.deviation, MEMORY * self.carried[slots] / stage.cells)
+        remembered = MEMORY * self.carried[slots] / stage.cells
+        careful = np.maximum(alone.deviation, remembered)
         self.carried[slots] = alone.deviation * stage.cells
         known = replace(alone, deviation=careful)
         settled = self.criteria.settled(known, certify=stage.cells >= JUDGED)
         known.next[settled] = Next.DONE
         open_ = np.flatnonzero(~settled)
         known.needed[open_] = self._needed(stage, alone.take(open_))
-        finer = open_[self._fits(index + 1, slots[open_]) & (known.needed[open_] == 0)]
+        within_reach = known.needed[open_] == 0
+        finer = open_[self._fits(index + 1, slots[open_]) & within_reach]
         known.next[finer] = Next.FINER
         if len(finer) and self.stages[index + 1].fold:
-            self.sums.write(slots[finer], class_sums(sums[finer]))
+            folded = class_sums(sums[finer])
+            self.sums.write(slots[finer], folded)
         return known
 
     def _estimate(
@@ -102,14 +116,18 @@ class Grids:
         combined = np.vstack([stage.weights, stage.contrasts]) @ sums
         new = len(stage.nodes)
         found = attributions(self.evaluator, tracks, slots, combined, difference, new)
-        gap = found[:, 0].sum(1) - (tracks.f_end[slots] - tracks.f_start[slots])
-        return judged(slots, found[:, 0], estimate_kinked(stage, found, gap))
+        integral = found[:, 0]
+        change = tracks.f_end[slots] - tracks.f_start[slots]
+        gap = integral.sum(1) - change
+        deviation = estimate_kinked(stage, found, gap)
+        return judged(slots, integral, deviation)
 
     def _fits(self, index: int, slots: Integers) -> Flags:
         """Whether there is such a stage, and room for it."""
         if index == len(self.stages):
             return np.zeros(len(slots), bool)
-        return self.pieces.room(slots) >= len(self.stages[index].nodes)
+        new = len(self.stages[index].nodes)
+        return self.pieces.room(slots) >= new
 
     def _needed(self, stage: GridStage, known: Judged) -> Integers:
         """Evaluations that the tolerance would take, where that is out of reach; 0 elsewhere.
@@ -120,13 +138,16 @@ class Grids:
         if not stage.full:
             return needed
         accuracy = self.criteria.accuracy
+        before = self.doubled[known.slots]
         with np.errstate(divide="ignore", invalid="ignore"):
-            order = np.fmax(np.log2(self.doubled[known.slots] / known.deviation), 1.0)
-            ratio = np.fmax(known.deviation / self.criteria.allowed(known), 1.0)
+            allowed = self.criteria.allowed(known)
+            order = np.fmax(np.log2(before / known.deviation), 1.0)
+            ratio = np.fmax(known.deviation / allowed, 1.0)
             foreseen = np.minimum(stage.count * ratio ** (1 / order), 1e15)
         self.doubled[known.slots] = known.deviation
         late = stage.cells >= 2 * JUDGED and accuracy.on_unreachable == "stop"
         resolved = known.deviation < RESOLVED * known.size
-        hopeless = late & resolved & (foreseen > HOPELESS * accuracy.max_evaluations)
+        beyond = foreseen > HOPELESS * accuracy.max_evaluations
+        hopeless = late & resolved & beyond
         needed[hopeless] = foreseen[hopeless]
         return needed

@@ -33,7 +33,8 @@ WIDE = 1 << 16
 def affordable_levels(most: int, elements: int) -> tuple[SpectralLevel, ...]:
     """Nested levels within the evaluations, and within the gradients that may be kept of a row."""
     kept = 31 if elements >= WIDE else 63
-    return tuple(level for level in spectral_levels() if level.count <= min(most, kept))
+    affordable = min(most, kept)
+    return tuple(level for level in spectral_levels() if level.count <= affordable)
 
 
 class Nested:
@@ -66,7 +67,8 @@ class Nested:
 
     def stage(self, index: int) -> Stage:
         columns = np.arange(self._before(index), self.levels[index].count)
-        return Stage(patterson().nodes[columns], columns, self.gradients)
+        nodes = patterson().nodes[columns]
+        return Stage(nodes, columns, self.gradients)
 
     def judge(self, index: int, slots: Integers) -> Iterator[Judged]:
         numbers = self.levels[index].count * self.evaluator.problem.elements
@@ -80,11 +82,15 @@ class Nested:
         known.next[settled] = Next.DONE
         open_ = np.flatnonzero(~settled)
         if len(open_):
-            known.next[open_] = self._next(index, slots[open_], estimate.converging[open_])
-        return replace(known, deviation=np.where(settled, estimate.deviation, estimate.likely))
+            converging = estimate.converging[open_]
+            known.next[open_] = self._next(index, slots[open_], converging)
+        deviation = np.where(settled, estimate.deviation, estimate.likely)
+        return replace(known, deviation=deviation)
 
     def _estimate(self, index: int, slots: Integers) -> SmoothEstimate:
-        level, tracks, new = self.levels[index], self.tracks, self._new(index)
+        tracks = self.tracks
+        level = self.levels[index]
+        new = self._new(index)
         tracks.spent[slots] += new
         difference = tracks.difference(slots)
         gradients = masked(self.gradients.read(slots, level.count), difference)
@@ -94,8 +100,10 @@ class Nested:
         values = self._values(index, slots)
         ends = tracks.f_start[slots], tracks.f_end[slots]
         estimate = estimate_smooth(level, found, slopes, values, *ends)
-        tracks.gaps[slots] = level.count + 1 + 2 * cancellation(estimate.attributions)
-        tracks.integrand[slots] = np.maximum(tracks.integrand[slots], estimate.integrand)
+        cancelled = cancellation(estimate.attributions)
+        tracks.gaps[slots] = level.count + 1 + 2 * cancelled
+        seen = tracks.integrand[slots]
+        tracks.integrand[slots] = np.maximum(seen, estimate.integrand)
         return estimate
 
     def _next(self, index: int, slots: Integers, converging: Flags) -> Integers:
@@ -104,10 +112,12 @@ class Nested:
         """
         room = self.pieces.room(slots)
         grids = room >= self.least_grid
-        pays = (self.levels[index].count < SEEN) | converging | ~grids
+        early = self.levels[index].count < SEEN
+        pays = early | converging | ~grids
         finer = self._fits(index + 1, room) & pays
+        other = ~finer
         cut = np.zeros(len(slots), bool)
-        cut[~finer] = self._divided(index, slots[~finer], converging[~finer])
+        cut[other] = self._divided(index, slots[other], converging[other])
         return np.select([finer, cut, grids], [Next.FINER, Next.CUT, Next.GRID], Next.END)
 
     def _fits(self, index: int, room: Integers) -> Flags:
@@ -117,13 +127,15 @@ class Nested:
         return room >= self._new(index)
 
     def _divided(self, index: int, slots: Integers, converging: Flags) -> list[bool]:
+        level = self.levels[index]
         values = self._values(index, slots)
         tracks = zip(slots.tolist(), values, converging.tolist(), strict=True)
-        return [self.pieces.divide(self.levels[index], *track) for track in tracks]
+        return [self.pieces.divide(level, *track) for track in tracks]
 
     def _values(self, index: int, slots: Integers) -> Floats:
         """f at the level's nodes, [slots, nodes]."""
-        return self.gradients.values[slots, : self.levels[index].count]
+        count = self.levels[index].count
+        return self.gradients.values[slots, :count]
 
     def _new(self, index: int) -> int:
         """Nodes that a level adds."""

@@ -71,8 +71,11 @@ class _Conductor:
         nested: Nested,
         grids: Grids,
     ) -> None:
-        self.criteria, self.tracks = criteria, criteria.tracks
-        self.pieces, self.nested, self.grids = pieces, nested, grids
+        self.criteria = criteria
+        self.tracks = criteria.tracks
+        self.pieces = pieces
+        self.nested = nested
+        self.grids = grids
         self.finished: list[Verdicts] = []
         self.loop = Loop(evaluator, self._admit)
 
@@ -82,9 +85,10 @@ class _Conductor:
             self.finished.clear()
 
     def _admit(self, room: int) -> TrackGroup | None:
-        rows = -(-room // self.nested.levels[0].count)
-        judge = partial(self._judge, self.nested, 0)
-        return self.tracks.admit(rows, self.nested.stage(0), judge)
+        nested = self.nested
+        rows = -(-room // nested.levels[0].count)
+        judge = partial(self._judge, nested, 0)
+        return self.tracks.admit(rows, nested.stage(0), judge)
 
     def _judge(self, phase: Phase, index: int, slots: Integers) -> None:
         for known in phase.judge(index, slots):
@@ -116,14 +120,17 @@ class _Conductor:
             self._start(self.nested, np.array([slot]))
 
     def _evaluate(self, phase: Phase, index: int, slots: Integers) -> None:
+        stage = phase.stage(index)
         judge = partial(self._judge, phase, index)
-        grouped = self.tracks.grouped(slots)
-        self.loop.queue.append(self.tracks.group(grouped, phase.stage(index), judge))
+        by_row = self.tracks.grouped(slots)
+        group = self.tracks.group(by_row, stage, judge)
+        self.loop.queue.append(group)
 
     def _end(self, known: Judged) -> None:
         """Verdicts of whole paths; a piece is put aside until all pieces of its track are done."""
         cut = self.pieces.cut[known.slots]
-        self._release(known.take(~cut) if cut.any() else known)
+        whole_paths = known.take(~cut) if cut.any() else known
+        self._release(whole_paths)
         for i in np.flatnonzero(cut):
             piece = known.take(np.array([i]))
             whole = self.pieces.judge(piece)

@@ -63,8 +63,10 @@ class Pieces:
 
     def room(self, slots: Integers) -> Integers:
         """Evaluations that tracks may still spend, less what their waiting pieces need at least."""
-        waiting = np.array([self._waiting(slot) for slot in slots.tolist()], np.int64)
-        return self.most - self.tracks.spent[slots] - self.levels[0].count * waiting
+        counts = [self._waiting(slot) for slot in slots.tolist()]
+        waiting = np.array(counts, np.int64)
+        left = self.most - self.tracks.spent[slots]
+        return left - self.levels[0].count * waiting
 
     def divide(self, level: SpectralLevel, slot: int, values: Floats, converging: bool) -> bool:
         """Cut a track where f moves in a small part of the path; where the last level converges but
@@ -73,7 +75,10 @@ class Pieces:
         `values` [level's nodes] are f at the nodes.
         """
         depth = self._parts[slot].depth if slot in self._parts else 0
-        if depth >= DEEPEST or self.room(np.array([slot]))[0] < 3 * self.levels[-1].count:
+        if depth >= DEEPEST:
+            return False
+        room = self.room(np.array([slot]))
+        if room[0] < 3 * self.levels[-1].count:
             return False
         window = self._window(level, slot, values, converging)
         if window is None:
@@ -112,16 +117,19 @@ class Pieces:
         return whole
 
     def _waiting(self, slot: int) -> int:
-        return len(self._parts[slot].waiting) if slot in self._parts else 0
+        parts = self._parts.get(slot)
+        return len(parts.waiting) if parts else 0
 
     def _window(
         self, level: SpectralLevel, slot: int, values: Floats, converging: bool
     ) -> tuple[int, int] | None:
         """Positions among the sorted nodes between which the track's f moves, or its middle."""
-        f_start, f_end = self.tracks.f_start[slot], self.tracks.f_end[slot]
+        f_start = self.tracks.f_start[slot]
+        f_end = self.tracks.f_end[slot]
         window = moving_window(level, values, f_start, f_end)
         if window is None and converging and level is self.levels[-1]:
-            return level.count // 2, level.count // 2
+            middle = level.count // 2
+            return middle, middle
         return window
 
     def _pieces(
@@ -134,12 +142,15 @@ class Pieces:
     ) -> list[Piece]:
         """The window and what lies beside it, from the start of the track's path to its end."""
         tracks = self.tracks
-        nodes = np.concatenate([[0.0], patterson().nodes[level.order], [1.0]])
-        known = np.concatenate([[tracks.f_start[slot]], values[level.order], [tracks.f_end[slot]]])
-        ends = sorted({0, window[0] + 1, window[1] + 1, len(nodes) - 1})
-        start, width = tracks.start[slot], tracks.width[slot]
+        inner = patterson().nodes[level.order]
+        nodes = np.concatenate([[0.0], inner, [1.0]])
+        f_start, f_end = tracks.f_start[slot], tracks.f_end[slot]
+        known = np.concatenate([[f_start], values[level.order], [f_end]])
+        first, last = window
+        ends = sorted({0, first + 1, last + 1, len(nodes) - 1})
         pieces = []
         for a, b in pairwise(ends):
-            first, length = start + width * nodes[a], width * (nodes[b] - nodes[a])
-            pieces.append(Piece(first, length, known[a], known[b], depth))
+            start = tracks.start[slot] + tracks.width[slot] * nodes[a]
+            width = tracks.width[slot] * (nodes[b] - nodes[a])
+            pieces.append(Piece(start, width, known[a], known[b], depth))
         return pieces

@@ -201,12 +201,15 @@ def _particular(call: Call, size: int, error: Exception) -> SpecError:
 
 def _sizes(call: Call, size: int) -> list[int]:
     """Numbers of rows to try, in order."""
-    return sorted({*SIZES, min(call.rows, MOST_ROWS), size})
+    all_rows = min(call.rows, MOST_ROWS)
+    return sorted({*SIZES, all_rows, size})
 
 
 def _numbers(values: Sequence[int]) -> str:
-    shown = [*values[:4], "…", values[-1]] if len(values) > 6 else values
-    return ", ".join(map(str, shown))
+    shown = [str(value) for value in values]
+    if len(shown) > 6:
+        shown[4:-1] = ["…"]
+    return ", ".join(shown)
 
 
 def _other_dtype(call: Call, error: Exception) -> SpecError:
@@ -231,7 +234,9 @@ def _other_dtype(call: Call, error: Exception) -> SpecError:
 def one_line(error: BaseException) -> str:
     """What an error says, in one line; of a long one its end, where TorchScript puts the cause."""
     line = " ".join(str(error).split())
-    return line if len(line) <= 300 else f"{line[:100]} … {line[-200:]}"
+    if len(line) <= 300:
+        return line
+    return f"{line[:100]} … {line[-200:]}"
 
 
 def _shapes(arguments: Sequence[Tensor]) -> list[list[int]]:

@@ -72,7 +72,8 @@ class Judged:
     next: Integers
 
     def take(self, which: Flags | Integers) -> Judged:
-        return Judged(**{name: column[which] for name, column in vars(self).items()})
+        chosen = {name: column[which] for name, column in vars(self).items()}
+        return Judged(**chosen)
 
 
 def judged(slots: Integers, attributions: Floats, deviation: Floats) -> Judged:
@@ -98,9 +99,11 @@ class Criteria:
 
     def allowed(self, known: Judged) -> Floats:
         """The deviation that the tolerance allows each track, or its piece."""
-        change = np.abs(self.tracks.change[known.slots])
-        piece = SHARE * np.maximum(known.size, change)
-        return self._tolerance(known.slots) * np.where(self.cut[known.slots], piece, known.size)
+        slots = known.slots
+        change = np.abs(self.tracks.change[slots])
+        of_piece = SHARE * np.maximum(known.size, change)
+        size = np.where(self.cut[slots], of_piece, known.size)
+        return self._tolerance(slots) * size
 
     def settled(self, known: Judged, *, certify: bool = True) -> Flags:
         """Whether the deviation is allowed, or is what rounding leaves, or nothing is finite."""
@@ -113,11 +116,15 @@ class Criteria:
         """Whether rounding alone may cause the deviation: of f, once for every gap seen, or of an
         integrand that cancels.
         """
-        tracks, slots = self.tracks, known.slots
+        tracks = self.tracks
+        slots = known.slots
         carried = tracks.magnitude[slots] + tracks.integrand[slots] + known.size
+        gaps = 1 + tracks.gaps[slots] / 16
+        unit: Floats | float = FLOOR * tracks.problem.epsilon
         measured = self._measured(slots)
-        unit = FLOOR * tracks.problem.epsilon if measured is None else HALF_FLOOR * measured
-        return np.asarray(known.deviation <= (1 + tracks.gaps[slots] / 16) * unit * carried)
+        if measured is not None:
+            unit = HALF_FLOOR * measured
+        return np.asarray(known.deviation <= gaps * unit * carried)
 
     def verdicts(self, known: Judged) -> Verdicts:
         """Verdicts of whole paths."""
@@ -136,17 +143,23 @@ class Criteria:
 
     def _statuses(self, known: Judged) -> Statuses:
         tolerance = self._tolerance(known.slots)
-        ok = (known.deviation <= tolerance * known.size) & (tolerance > 0)
-        places = np.select([~self._finite(known), ok, self.at_floor(known)], [0, 1, 2], 3)
+        within = known.deviation <= tolerance * known.size
+        ok = within & (tolerance > 0)
+        nonfinite = ~self._finite(known)
+        at_floor = self.at_floor(known)
+        places = np.select([nonfinite, ok, at_floor], [0, 1, 2], 3)
         return np.asarray(STATUSES[places])
 
     def _finite(self, known: Judged) -> Flags:
-        return np.isfinite(known.total + self.tracks.change[known.slots])
+        change = self.tracks.change[known.slots]
+        return np.isfinite(known.total + change)
 
     def _tolerance(self, slots: Integers) -> Floats | float:
         """What the tolerance leaves for the quadrature: under autocast, rounding has its share."""
         measured = self._measured(slots)
-        return self.accuracy.tolerance - (0.0 if measured is None else measured)
+        if measured is None:
+            return self.accuracy.tolerance
+        return self.accuracy.tolerance - measured
 
     def _rounding(self, known: Judged) -> Floats:
         """Relative error of attributions by rounding alone."""
@@ -157,8 +170,11 @@ class Criteria:
 
     def _measured(self, slots: Integers) -> Floats | None:
         """Relative rounding error of tracks under autocast."""
-        tracks, rounding = self.tracks, self.tracks.problem.rounding
-        return None if rounding is None else rounding[tracks.row[slots], tracks.target[slots]]
+        tracks = self.tracks
+        rounding = tracks.problem.rounding
+        if rounding is None:
+            return None
+        return rounding[tracks.row[slots], tracks.target[slots]]
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
