@@ -112,8 +112,8 @@ def _plain(console: Console) -> Callable[[Tally], None]:
         news = (tally.shards_done, tally.searched or searched) != (shards, searched)
         if ended or (news and time.monotonic() - at >= PLAIN_EVERY_S):
             shown = time.monotonic(), tally.shards_done, tally.searched or searched
-            told = f"{tally.shards_done:,}/{tally.shards_planned:,} shards, {describe(tally)}"
-            console.print(told, highlight=False, soft_wrap=True)
+            line = f"{tally.shards_done:,}/{tally.shards_planned:,} shards, {describe(tally)}"
+            console.print(line, highlight=False, soft_wrap=True)
 
     return show
 

@@ -95,7 +95,8 @@ class DemoFolder:
 def fill_spec(template: str, folder: DemoFolder, *, source: str, weights: str) -> str:
     """A spec's YAML with its places {source}, {weights} and {out} filled in, quoted."""
     places = {"source": folder.uri(source), "weights": folder.uri(weights), "out": folder.out}
-    return template.format(**{name: json.dumps(str(uri)) for name, uri in places.items()})
+    quoted = {name: json.dumps(str(uri)) for name, uri in places.items()}
+    return template.format(**quoted)
 
 
 def read_spec(text: str) -> AttributeSpec:

@@ -97,7 +97,8 @@ def split_digits(digits: Digits) -> tuple[Digits, Digits]:
     """
     held = np.zeros(len(digits.labels), dtype=bool)
     for label in range(10):
-        held[np.flatnonzero(digits.labels == label)[-HELD_OUT_PER_CLASS:]] = True
+        of_class = np.flatnonzero(digits.labels == label)
+        held[of_class[-HELD_OUT_PER_CLASS:]] = True
     return digits.take(~held), digits.take(held)
 
 
@@ -128,23 +129,29 @@ def vary(images: Tensor) -> Tensor:
     moving in, and noisy.
     """
     rows = len(images)
-    angle = (2 * torch.rand(rows) - 1) * math.radians(12)
-    zoom = 1 + (2 * torch.rand(rows, 1, 1) - 1) * 0.1
-    shift = (2 * torch.rand(rows, 2, 1) - 1) * 1.5 * (2 / SIDE)
-    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).reshape(
-        rows, 2, 2
-    )
+    angle = _either_way(rows) * math.radians(12)
+    zoom = 1 + _either_way(rows, 1, 1) * 0.1
+    shift = _either_way(rows, 2, 1) * 1.5 * (2 / SIDE)
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.stack([cos, -sin, sin, cos], dim=1).reshape(rows, 2, 2)
     affine = torch.cat([turn * zoom, shift], dim=2)
     grid = nn.functional.affine_grid(affine, list(images.shape), align_corners=False)
-    varied = nn.functional.grid_sample(images + 1, grid, align_corners=False) - 1
-    return varied + torch.randn_like(varied) * torch.rand(rows, 1, 1, 1) * NOISE
+    moved = nn.functional.grid_sample(images + 1, grid, align_corners=False) - 1
+    noise = torch.randn_like(moved) * torch.rand(rows, 1, 1, 1) * NOISE
+    return moved + noise
+
+
+def _either_way(*shape: int) -> Tensor:
+    """Numbers uniform in [−1, 1)."""
+    return 2 * torch.rand(*shape) - 1
 
 
 def scale(pixels: npt.NDArray[np.uint8]) -> Tensor:
     """What the model receives: `[rows, 1, 28, 28]` float32 in [−1, 1], as the spec scales `[rows,
     784]`.
     """
-    return (torch.from_numpy(pixels).float().reshape(-1, 1, SIDE, SIDE) / 255 - 0.5) / 0.5
+    images = torch.from_numpy(pixels).float().reshape(-1, 1, SIDE, SIDE)
+    return (images / 255 - 0.5) / 0.5
 
 
 def predict(model: nn.Module, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
@@ -219,8 +226,9 @@ def explain(rows: pd.DataFrame, folder: DemoFolder) -> Outcome:
 
 def choose_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Per class, the row with the highest f_input among those predicted right."""
-    right = rows[rows["predicted"] == rows["label"]].sort_values("f_input")
-    return right.groupby("label").tail(1).sort_values("label")
+    right = rows[rows["predicted"] == rows["label"]]
+    highest = right.sort_values("f_input").groupby("label").tail(1)
+    return highest.sort_values("label")
 
 
 def attribute_from_grey(model: nn.Module, rows: pd.DataFrame) -> pd.DataFrame:
@@ -287,9 +295,10 @@ def ink_shares(rows: pd.DataFrame, *, reach: int) -> tuple[float, float]:
     """(mean share of |attribution| within `reach` pixels of a pixel that is not black, share of
     area this is).
     """
-    ink = torch.from_numpy(np.stack(list(rows["image"])) > 0).float().reshape(-1, 1, SIDE, SIDE)
-    near = (
-        nn.functional.max_pool2d(ink, 2 * reach + 1, stride=1, padding=reach).flatten(1).numpy() > 0
-    )
+    not_black = np.stack(list(rows["image"])) > 0
+    ink = torch.from_numpy(not_black).float().reshape(-1, 1, SIDE, SIDE)
+    spread = nn.functional.max_pool2d(ink, 2 * reach + 1, stride=1, padding=reach)
+    near = spread.flatten(1).numpy() > 0
     mass = np.abs(np.stack(list(rows[ATTRIBUTION])))
-    return float(((mass * near).sum(axis=1) / mass.sum(axis=1)).mean()), float(near.mean())
+    shares = (mass * near).sum(axis=1) / mass.sum(axis=1)
+    return float(shares.mean()), float(near.mean())

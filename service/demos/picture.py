@@ -46,7 +46,8 @@ def colour_values(values: Floats, limit: float) -> Bytes:
     """Diverging colours of values in [−limit, limit], clipped: `[..., 3]` uint8, white at 0."""
     scaled = np.clip(values / limit, -1, 1)
     channels = [np.interp(scaled, STOPS, COLOURS[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
+    colours = np.stack(channels, axis=-1)
+    return colours.round().astype(np.uint8)
 
 
 def colour_limit(values: Floats) -> float:
@@ -115,9 +116,11 @@ def fitted(draw: ImageDraw.ImageDraw, note: str, width: int) -> str:
 
 
 def _draw_colour_bar(canvas: Image.Image, top: int, *, width: int = 320, height: int = 14) -> None:
-    left, draw = (canvas.width - width) // 2, ImageDraw.Draw(canvas)
+    draw = ImageDraw.Draw(canvas)
+    left = (canvas.width - width) // 2
     ramp = colour_values(np.linspace(-1, 1, width), 1)
-    canvas.paste(Image.fromarray(np.repeat(ramp[None], height, axis=0)), (left, top))
+    bar = np.repeat(ramp[None], height, axis=0)
+    canvas.paste(Image.fromarray(bar), (left, top))
     draw.rectangle((left - 1, top - 1, left + width, top + height), outline=RULE)
     for share, text in ((0.0, "-limit"), (0.5, "0"), (1.0, "+limit")):
         draw.text((left + share * width, top + height + 7), text, QUIET, font(14), anchor="ma")

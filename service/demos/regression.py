@@ -66,7 +66,8 @@ Floats = npt.NDArray[np.float64]
 
 def draw_rows(rows: int = ROWS, *, seed: int = 1) -> npt.NDArray[np.float32]:
     """Features uniform in [−1, 1], `[rows, 96]` float32."""
-    drawn = np.random.Generator(np.random.PCG64(seed)).uniform(-1, 1, (rows, len(COEFFICIENTS)))
+    generator = np.random.Generator(np.random.PCG64(seed))
+    drawn = generator.uniform(-1, 1, (rows, len(COEFFICIENTS)))
     return drawn.astype(np.float32)
 
 
@@ -82,7 +83,9 @@ def train_regressor(*, seed: int = 0) -> nn.Module:
         for _ in range(STEPS):
             features = torch.rand(BATCH, len(truth)) * 2 - 1
             optimizer.zero_grad()
-            torch.autograd.backward(nn.functional.mse_loss(model(features)[:, 0], features @ truth))
+            predicted = model(features)[:, 0]
+            loss = nn.functional.mse_loss(predicted, features @ truth)
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     return model.eval()
@@ -90,9 +93,11 @@ def train_regressor(*, seed: int = 0) -> nn.Module:
 
 def r_squared(model: nn.Module, features: npt.NDArray[np.float32]) -> float:
     """Share of the target's variance that the model explains."""
+    target = features @ COEFFICIENTS
     with torch.no_grad():
-        missed = model(torch.from_numpy(features))[:, 0].numpy() - features @ COEFFICIENTS
-    return float(1 - missed.var() / (features @ COEFFICIENTS).var())
+        predicted = model(torch.from_numpy(features))[:, 0].numpy()
+    missed = predicted - target
+    return float(1 - missed.var() / target.var())
 
 
 def prepare(folder: DemoFolder) -> tuple[AttributeSpec, Facts]:
@@ -114,8 +119,9 @@ def prepare(folder: DemoFolder) -> tuple[AttributeSpec, Facts]:
 
 def source_table(features: npt.NDArray[np.float32]) -> pa.Table:
     """Column row_id (0, 1, …), then one column per feature."""
-    columns = {"row_id": pa.array(range(len(features)), pa.int64())}
-    return pa.table(columns | {name: features[:, i] for i, name in enumerate(FEATURES)})
+    row_ids = pa.array(range(len(features)), pa.int64())
+    columns = {name: features[:, i] for i, name in enumerate(FEATURES)}
+    return pa.table({"row_id": row_ids, **columns})
 
 
 def explain(rows: pd.DataFrame, folder: DemoFolder) -> Outcome:
@@ -139,10 +145,8 @@ def draw_agreement(features: Floats, measured: Floats) -> bytes:
     """
     from integrand.service.demos import picture, scatter
 
-    expected, slopes = (
-        features * COEFFICIENTS,
-        (measured * features).sum(axis=0) / np.square(features).sum(axis=0),
-    )
+    expected = features * COEFFICIENTS
+    slopes = (measured * features).sum(axis=0) / np.square(features).sum(axis=0)
     numbers = np.arange(len(FEATURES), dtype=np.float64)
     kinds = (
         ("32 raise the target", picture.RED, slice(0, 32)),
@@ -183,5 +187,7 @@ def agreement(expected: Floats, measured: Floats) -> tuple[float, float]:
     96]`.
     """
     signal, noise = measured[:, :SIGNAL], measured[:, SIGNAL:]
-    correlation = np.corrcoef(expected[:, :SIGNAL].ravel(), signal.ravel())[0, 1]
-    return float(correlation), float(np.abs(noise).mean() / np.abs(signal).mean())
+    truth = expected[:, :SIGNAL]
+    correlation = np.corrcoef(truth.ravel(), signal.ravel())[0, 1]
+    leak = np.abs(noise).mean() / np.abs(signal).mean()
+    return float(correlation), float(leak)

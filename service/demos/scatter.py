@@ -49,9 +49,17 @@ class Panel:
 
     def place(self, x: Floats, y: Floats) -> Floats:
         """Pixels `[points, 2]` inside the panel's box of WIDTH × HEIGHT, from its top left."""
-        across = _share(x, self.x_ticks)
-        up = _share(y, self.y_ticks)
-        return np.stack(np.broadcast_arrays(across * WIDTH, (1 - up) * HEIGHT), axis=-1)
+        from_left = _share(x, self.x_ticks) * WIDTH
+        from_top = (1 - _share(y, self.y_ticks)) * HEIGHT
+        return np.stack(np.broadcast_arrays(from_left, from_top), axis=-1)
+
+    def x_places(self) -> Floats:
+        """Pixels `[ticks, 2]` of the ticks along x."""
+        return self.place(np.array(self.x_ticks), np.zeros(1))
+
+    def y_places(self) -> Floats:
+        """Pixels `[ticks, 2]` of the ticks along y."""
+        return self.place(np.zeros(1), np.array(self.y_ticks))
 
 
 def _share(values: Floats, ticks: tuple[float, ...]) -> Floats:
@@ -59,17 +67,21 @@ def _share(values: Floats, ticks: tuple[float, ...]) -> Floats:
     end.
     """
     span = ticks[-1] - ticks[0]
-    return (values - ticks[0] + PADDING * span) / (span * (1 + 2 * PADDING))
+    length = span * (1 + 2 * PADDING)
+    return (values - ticks[0] + PADDING * span) / length
 
 
 def draw_panels(panels: Sequence[Panel], heading: str, remark: str) -> Image.Image:
     """The panels side by side on white, under a heading."""
     width = 2 * MARGIN + LEFT + len(panels) * (WIDTH + BETWEEN) - BETWEEN
-    canvas = Image.new("RGB", (width, TOP + HEIGHT + BOTTOM + MARGIN // 2), WHITE)
-    write_header(ImageDraw.Draw(canvas), heading, remark)
-    _write_key(ImageDraw.Draw(canvas), panels[0], right=width - MARGIN, top=MARGIN + 27)
+    height = TOP + HEIGHT + BOTTOM + MARGIN // 2
+    canvas = Image.new("RGB", (width, height), WHITE)
+    draw = ImageDraw.Draw(canvas)
+    write_header(draw, heading, remark)
+    _write_key(draw, panels[0], right=width - MARGIN, top=MARGIN + 27)
     for number, panel in enumerate(panels):
-        _draw_panel(canvas, panel, (MARGIN + LEFT + number * (WIDTH + BETWEEN), TOP))
+        left = MARGIN + LEFT + number * (WIDTH + BETWEEN)
+        _draw_panel(canvas, panel, (left, TOP))
     return canvas
 
 
@@ -81,13 +93,9 @@ def _draw_panel(canvas: Image.Image, panel: Panel, corner: tuple[int, int]) -> N
     draw.text((x, y - 26), panel.title, INK, font(17))
     draw.text((x + WIDTH / 2, y + HEIGHT + 34), panel.x_title, QUIET, font(15), anchor="ma")
     _write_sideways(canvas, panel.y_title, (x - LEFT - 6, y + HEIGHT // 2))
-    for tick, (left, _) in zip(
-        panel.x_ticks, panel.place(np.array(panel.x_ticks), np.zeros(1)), strict=True
-    ):
+    for tick, (left, _) in zip(panel.x_ticks, panel.x_places(), strict=True):
         draw.text((x + left, y + HEIGHT + 10), f"{tick:g}", QUIET, font(14), anchor="ma")
-    for tick, (_, top) in zip(
-        panel.y_ticks, panel.place(np.zeros(1), np.array(panel.y_ticks)), strict=True
-    ):
+    for tick, (_, top) in zip(panel.y_ticks, panel.y_places(), strict=True):
         draw.text((x - 8, y + top), f"{tick:g}", QUIET, font(14), anchor="rm")
 
 
@@ -95,13 +103,13 @@ def _draw_marks(panel: Panel) -> Image.Image:
     """Grid, points and the true line of a panel, smoothed."""
     large = Image.new("RGB", (WIDTH * FINE, HEIGHT * FINE), WHITE)
     draw = ImageDraw.Draw(large)
-    for left, _ in panel.place(np.array(panel.x_ticks), np.zeros(1)) * FINE:
+    for left, _ in panel.x_places() * FINE:
         draw.line((left, 0, left, large.height), GRID, FINE)
-    for _, top in panel.place(np.zeros(1), np.array(panel.y_ticks)) * FINE:
+    for _, top in panel.y_places() * FINE:
         draw.line((0, top, large.width, top), GRID, FINE)
-    draw.line(
-        [tuple(point) for point in panel.place(*np.array(panel.truth).T) * FINE], LINE, FINE + 1
-    )
+    x, y = np.array(panel.truth).T
+    truth = [tuple(point) for point in panel.place(x, y) * FINE]
+    draw.line(truth, LINE, FINE + 1)
     for point, colour, radius in _mixed_points(panel):
         draw.circle(tuple(point * FINE), radius * FINE, fill=colour)
     return large.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
@@ -109,8 +117,12 @@ def _draw_marks(panel: Panel) -> Image.Image:
 
 def _mixed_points(panel: Panel) -> Iterator[tuple[Floats, Colour, float]]:
     """Every point of every series in a mixed order, so that no series hides another."""
-    marks = [(point, s.colour, s.radius) for s in panel.series for point in panel.place(s.x, s.y)]
-    for number in np.random.Generator(np.random.PCG64(0)).permutation(len(marks)):
+    marks: list[tuple[Floats, Colour, float]] = []
+    for series in panel.series:
+        points = panel.place(series.x, series.y)
+        marks += [(point, series.colour, series.radius) for point in points]
+    generator = np.random.Generator(np.random.PCG64(0))
+    for number in generator.permutation(len(marks)):
         yield marks[number]
 
 
@@ -123,8 +135,10 @@ def _write_key(draw: ImageDraw.ImageDraw, panel: Panel, *, right: int, top: int)
 
 
 def _write_sideways(canvas: Image.Image, text: str, middle: tuple[int, int]) -> None:
-    right, bottom = (int(edge) + 2 for edge in font(15).getbbox(text)[2:])
-    label = Image.new("RGB", (right, bottom), WHITE)
+    _, _, right, bottom = font(15).getbbox(text)
+    size = (int(right) + 2, int(bottom) + 2)
+    label = Image.new("RGB", size, WHITE)
     ImageDraw.Draw(label).text((0, 0), text, QUIET, font(15))
     upright = label.rotate(90, expand=True)
-    canvas.paste(upright, (middle[0], middle[1] - upright.height // 2))
+    left, centre = middle
+    canvas.paste(upright, (left, centre - upright.height // 2))

@@ -60,7 +60,8 @@ def status_lines(manifest: RunManifest) -> Lines:
 
 def reason_lines(rows: pd.DataFrame) -> Lines:
     """The first few rows without attributions, and why."""
-    bad = rows[rows["status"].isin([str(status) for status in WITHOUT_ATTRIBUTION])].head(BAD_SHOWN)
+    without = [str(status) for status in WITHOUT_ATTRIBUTION]
+    bad = rows[rows["status"].isin(without)].head(BAD_SHOWN)
     return tuple(
         (f"row {row_id}", str(reason))
         for row_id, reason in zip(bad["row_id"], bad["reason"], strict=True)
@@ -71,7 +72,8 @@ def error_lines(rows: pd.DataFrame, tolerance: float) -> Lines:
     """Shares of attributed rows within bounds about the tolerance, and quantiles of error_estimate
     and |gap|.
     """
-    errors, gaps = rows["error_estimate"].dropna(), rows["gap"].dropna().abs()
+    errors = rows["error_estimate"].dropna()
+    gaps = rows["gap"].dropna().abs()
     bounds = {
         f"{10 * tolerance:g}": 10 * tolerance,
         f"{tolerance:g}, as asked": tolerance,

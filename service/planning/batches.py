@@ -144,17 +144,22 @@ def keeps_order(prepared: Prepared, sample: RowTensors) -> bool:
     """Whether rows in closed form are the same in reverse order: the sample's, over and over."""
     rows = sample.repeat(3 * BLOCK // 4)
     order = np.arange(rows.rows)[::-1].copy()
-    there, back = (
-        explain(prepared, one_target(one), ExactMethod(Exact()), batch_rows=FEWEST).results
-        for one in (rows, rows.take(torch.from_numpy(order).to(rows.device)))
-    )
+    turned = rows.take(torch.from_numpy(order).to(rows.device))
+    there = _in_closed_form(prepared, rows)
+    back = _in_closed_form(prepared, turned)
     pairs = zip(_columns(there), _columns(back.take(order)), strict=True)
     return all(np.array_equal(one, other, equal_nan=True) for one, other in pairs)
 
 
+def _in_closed_form(prepared: Prepared, rows: RowTensors) -> RowResults:
+    method = ExactMethod(Exact())
+    return explain(prepared, one_target(rows), method, batch_rows=FEWEST).results
+
+
 def _columns(found: RowResults) -> list[NDArray[Any]]:
     """Attributions, and the diagnostics in float64 of which they may be rounded."""
-    return [*found.attributions, *(getattr(found, name) for name in NUMBERS)]
+    diagnostics = [getattr(found, name) for name in NUMBERS]
+    return [*found.attributions, *diagnostics]
 
 
 def _smaller(asked: Question, size: int) -> StepBatch | None:
@@ -231,9 +236,12 @@ def _measured(asked: Question, form: Form, size: int) -> Repeatability | None:
 
 def path_points(sample: RowTensors) -> RowTensors:
     """Each row at three places between its baseline and itself, where step batches will be."""
-    ends = list(zip(sample.inputs, sample.baselines, strict=True))
-    points = [torch.cat([torch.lerp(b, x, at) for at in (1.0, 0.5, 0.25)]) for x, b in ends]
-    return replace(sample.repeat(3 * sample.rows), inputs=tuple(points))
+    points = []
+    for x, baseline in zip(sample.inputs, sample.baselines, strict=True):
+        places = [torch.lerp(baseline, x, at) for at in (1.0, 0.5, 0.25)]
+        points.append(torch.cat(places))
+    thrice = sample.repeat(3 * sample.rows)
+    return replace(thrice, inputs=tuple(points))
 
 
 # --- numbers of rows that a model takes --------------------------------------------------------

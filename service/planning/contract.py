@@ -31,7 +31,8 @@ def first_pass(
     """The sample with its targets, the width of the model's output where it has one, and what is
     doubtful about both.
     """
-    out, warnings = _try_model(spec, transformed(model, spec.target.transform), sample)
+    forward = transformed(model, spec.target.transform)
+    out, warnings = _try_model(spec, forward, sample)
     kind = kind_of_target(spec.target)
     kind.check(spec.target, out)
     table = kind.of_sample(spec.target, sample.rows, out, sample.target)

@@ -51,10 +51,12 @@ def evaluations_per_row(
 ) -> float:
     """The mean, tried on the sample where that is quick and rows differ in it; else the most."""
     most = method.most_evaluations
-    if not method.varies or sample.rows * most / batch_rows * batch_s > TRIAL_S:
+    trial_s = sample.rows * most / batch_rows * batch_s
+    if not method.varies or trial_s > TRIAL_S:
         return float(most)
     found = explain(prepared, one_target(sample), method, batch_rows=batch_rows)
-    return max(1.0, float(found.results.evaluations.mean(dtype=float)))
+    mean = float(found.results.evaluations.mean(dtype=float))
+    return max(1.0, mean)
 
 
 def seconds_per_row(evaluations: float, batch_rows: int, batch_s: float) -> float:
@@ -66,5 +68,6 @@ def worker_bytes(method: Method[Any], sample: RowTensors, row_bytes: int, batch_
     """The process as it is now, one step batch, and what is kept of live rows."""
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     live = live_rows(batch_rows, method.first_evaluations)
-    kept = live * sample.elements * method.kept_bytes
-    return int(process + 2 * row_bytes * batch_rows + kept)
+    batch_bytes = 2 * row_bytes * batch_rows
+    live_bytes = live * sample.elements * method.kept_bytes
+    return int(process + batch_bytes + live_bytes)

@@ -5,7 +5,6 @@ together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.ids import shard_id
@@ -41,8 +40,10 @@ def _pieces(files: Sequence[SourceFile], rows: int) -> Iterator[Slice]:
         start = 0
         for count in file.row_groups:
             parts = -(-count // rows)
-            edges = [start + count * p // parts for p in range(parts + 1)] if parts else []
-            yield from (Slice(file=number, start=a, stop=b) for a, b in pairwise(edges))
+            for part in range(parts):
+                first = start + count * part // parts
+                stop = start + count * (part + 1) // parts
+                yield Slice(file=number, start=first, stop=stop)
             start += count
 
 
@@ -90,8 +91,10 @@ def check_decoded(shards: Sequence[Shard], row_bytes: int, most: int) -> None:
 
 def rows_by_bytes(files: Sequence[SourceFile], shard_bytes: int) -> int:
     """Rows whose stored input takes about `shard_bytes`."""
-    per_row = sum(f.size for f in files) / max(1, sum(f.rows for f in files))
-    return max(1, int(shard_bytes / max(1.0, per_row)))
+    stored = sum(f.size for f in files)
+    rows = sum(f.rows for f in files)
+    row_bytes = max(1.0, stored / max(1, rows))
+    return max(1, int(shard_bytes / row_bytes))
 
 
 def auto_rows(total: int, workers: int, output_row_bytes: int, row_s: float) -> int:
@@ -100,6 +103,10 @@ def auto_rows(total: int, workers: int, output_row_bytes: int, row_s: float) -> 
     A small job is cut finer, so that every worker has several shards, but not below about 2 s each:
     a shard costs a dispatch, a create and a footer.
     """
-    largest = min(OUTPUT_BYTES // max(1, output_row_bytes), int(SECONDS / max(row_s, 1e-9)))
+    row_s = max(row_s, 1e-9)
+    by_bytes = OUTPUT_BYTES // max(1, output_row_bytes)
+    by_time = int(SECONDS / row_s)
     fair = -(-total // (SHARDS_PER_WORKER * workers))
-    return max(1, min(largest, max(fair, int(SHORTEST_S / max(row_s, 1e-9)))))
+    shortest = int(SHORTEST_S / row_s)
+    rows = min(by_bytes, by_time, max(fair, shortest))
+    return max(1, rows)

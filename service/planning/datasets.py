@@ -76,7 +76,8 @@ def prepare_dataset(
         return _text_dataset(store, spec, listing, output, pool, ingest)
     files, schemas = read_footers(store, listing)
     schema = source_schema(files, schemas, declared_columns(spec))
-    return Dataset(files, schema, tuple((f.path, f.size, f.fingerprint) for f in files))
+    identity = tuple((f.path, f.size, f.fingerprint) for f in files)
+    return Dataset(files, schema, identity)
 
 
 def _text_dataset(

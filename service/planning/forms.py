@@ -69,7 +69,9 @@ def _form(
     *,
     exact: bool = False,
 ) -> Form:
-    transform, compute = spec.target.transform, spec.compute
+    transform = spec.target.transform
+    compute = spec.compute
     found = assemble(model, transform, savings, sample.inputs, sample.forward_args, exact=exact)
     device = sample.device.type
-    return Form(stepping(found, compute.autocast, device, compile=compute.compile), savings)
+    prepared = stepping(found, compute.autocast, device, compile=compute.compile)
+    return Form(prepared, savings)

@@ -103,7 +103,8 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     dataset, shapes, facts = job.dataset, job.shapes, job.facts
     numerics = _numerics(spec, job, findings)
     shards = _cut(spec, dataset, shapes, findings, store.access.decoded_bytes)
-    code, state = (facts.code_sha256, facts.code.digest), job.loaded.state
+    code = (facts.code_sha256, facts.code.digest)
+    state = job.loaded.state
     roughly, exactly = (state.roughly, state.exactly) if state else (None, None)
     plan = Plan(
         run_id=run_id(
@@ -208,7 +209,8 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     forward = in_portions(forward, _portion(spec, forward, loaded, rows, device))
     wanted = [PREPASSES[name] for name in prepasses_of(spec.baselines)]
     counted = {one.name: one.stand_in(tried) for one in wanted}
-    sample, prepasses = sample_rows(spec, tried, rows, counted, device, forward), {}
+    sample = sample_rows(spec, tried, rows, counted, device, forward)
+    prepasses: dict[str, PrepassFile] = {}
     if wanted and request.ingest and not dataset.estimated:
         # over rows that are not bad, which a target can be to this model alone
         outputs = column_outputs(spec, forward, sample)
@@ -259,9 +261,8 @@ def _portion(
     if not len(clean) or isinstance(forward, IdsModel):
         return None
     asked = [n for n in (spec.compute.batch_rows, loaded.rows) if isinstance(n, int)]
-    return find_portion(
-        forward, [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)], asked
-    )
+    arguments = [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)]
+    return find_portion(forward, arguments, asked)
 
 
 def _outputs(spec: AttributeSpec, job: Survey) -> tuple[float, ...] | None:
@@ -284,8 +285,10 @@ def _kernel_warnings(findings: PlanFacts) -> tuple[str, ...]:
     """That kernels were asked for which may round rows by their place, where the trial has not
     shown it already.
     """
-    told = kernels.objection(kernels.in_force())
-    return () if told is None or findings.lowered else (told,)
+    warning = kernels.objection(kernels.in_force())
+    if warning is None or findings.lowered:
+        return ()
+    return (warning,)
 
 
 def _device_warnings(spec: AttributeSpec, device: str) -> tuple[str, ...]:
@@ -336,12 +339,15 @@ def _refuse_lengths(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
 
 
 def _row_id_type(spec: AttributeSpec, schema: pa.Schema) -> pa.DataType:
-    kind = pa.string() if spec.source.row_id is None else schema.field(spec.source.row_id).type
+    if spec.source.row_id is None:
+        return pa.string()
+    kind = schema.field(spec.source.row_id).type
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _thread_count(spec: AttributeSpec) -> int:
-    return spec.compute.threads or max(1, math.floor(spec.compute.cpus_per_worker))
+    compute = spec.compute
+    return compute.threads or max(1, math.floor(compute.cpus_per_worker))
 
 
 @contextmanager
@@ -380,7 +386,8 @@ def _cut(
     most: int,
 ) -> tuple[Shard, ...]:
     """The shards of a dataset, none of which decodes to more than `most` bytes."""
-    compute, files, width = spec.compute, dataset.files, row_bytes(dataset.schema, shapes)
+    compute, files = spec.compute, dataset.files
+    width = row_bytes(dataset.schema, shapes)
     if compute.shard_bytes is not None:
         rows = rows_by_bytes(files, compute.shard_bytes)
     elif compute.shard_rows != "auto":
@@ -402,7 +409,8 @@ def _cut(
 
 def _output_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:
     width = 4 if spec.compute.storage == "float32" else 8
-    return sum(math.prod(s.shape) for s in shapes) * width + 100
+    attributions = sum(math.prod(s.shape) for s in shapes)
+    return attributions * width + 100
 
 
 def _projection(

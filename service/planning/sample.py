@@ -96,12 +96,13 @@ def find_rows(
     Raises DataError with the first reason if every row that was looked at is bad; of text that is
     not split yet (`estimated`) these are few.
     """
-    seen, first = 0, ""
+    seen = 0
+    first = ""
     for look in found:
         lengths = _of_lengths(spec, shapes, look.table, device, forward)
-        best = max(reversed(lengths), key=lambda one: int(one[2].clean.sum()))
-        if best[2].clean.any():
-            return best[1], best[2]
+        _, padded, rows = max(reversed(lengths), key=lambda one: int(one[2].clean.sum()))
+        if rows.clean.any():
+            return padded, rows
         seen = look.seen
         first = first or _first_reason(look, lengths)
         if seen >= MOST_LOOKED_AT:
@@ -144,7 +145,9 @@ def _first_reason(look: Look, lengths: Sequence[_Length]) -> str:
     """Why the first row is bad. What ingest says begins with the number of its line."""
     firsts = (rows.reasons[0] for numbers, _, rows in lengths if len(numbers) and numbers[0] == 0)
     reason = next(firsts, None) or ""
-    return reason if reason.startswith("line ") else f"{look.first}: {reason}"
+    if reason.startswith("line "):
+        return reason
+    return f"{look.first}: {reason}"
 
 
 def sample_rows(
@@ -161,16 +164,24 @@ def sample_rows(
     """
     baselines = baseline_tensors(spec, shapes, rows, counted)
     every = RowTensors(rows.inputs, baselines, rows.forward_args).to(device)
-    clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
-    taken = _taken(forward, every.arguments, clean, most)
-    index = torch.tensor(taken * 2 if len(taken) == 1 else taken)
+    taken = _taken(forward, every.arguments, _clean(rows), most)
+    if len(taken) == 1:
+        taken = taken * 2
+    index = torch.tensor(taken)
     target = None if rows.target is None else rows.target[index].to(device)
-    return replace(every.take(index.to(device)), target=target)
+    sample = every.take(index.to(device))
+    return replace(sample, target=target)
+
+
+def _clean(rows: Rows) -> list[int]:
+    """Numbers of the rows without a reason against them."""
+    return [i for i, reason in enumerate(rows.reasons) if reason is None]
 
 
 def one_target(sample: RowTensors) -> RowTensors:
     """The sample as rows of a call, whose target is `[rows, targets, depth]`."""
-    return replace(sample, target=None if sample.target is None else sample.target[:, None])
+    target = None if sample.target is None else sample.target[:, None]
+    return replace(sample, target=target)
 
 
 def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most: int) -> list[int]:
@@ -197,12 +208,13 @@ def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most
 
 def _judge_ids(forward: Forward, rows: Rows, device: str) -> list[str | None]:
     """The rows' reasons, with those of ids that the model does not know."""
-    clean = [i for i, reason in enumerate(rows.reasons) if reason is None]
+    clean = _clean(rows)
     if not isinstance(forward, IdsModel) or not clean:
         return rows.reasons
     arguments = [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)]
     with real_rows(forward, arguments):
-        unknown = dict(zip(clean, forward.unknown_ids(*arguments), strict=True))
+        found = forward.unknown_ids(*arguments)
+        unknown = dict(zip(clean, found, strict=True))
     return [reason or unknown.get(i) for i, reason in enumerate(rows.reasons)]
 
 

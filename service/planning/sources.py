@@ -36,9 +36,9 @@ def list_source(store: Store, source: Source, base: str) -> Listing:
     roots = [store.parse(text, base) for text in source.uris]
     found = {str(entry.uri): entry for root in roots for entry in _expand(store, root)}
     formats = {entry: entry_format(source, entry.uri) for entry in found.values()}
-    kept = [entry for entry, form in formats.items() if form is not None]
+    readable = [entry for entry, form in formats.items() if form is not None]
     known = {form.name: form for form in formats.values() if form is not None}
-    if not kept:
+    if not readable:
         raise _no_data(source, list(found.values()))
     if len(known) > 1:
         raise DataError(
@@ -47,11 +47,11 @@ def list_source(store: Store, source: Source, base: str) -> Listing:
             seen=", ".join(sorted(known)),
             next_step="narrow source.uri with a glob such as table/*.parquet",
         )
-    _check_distinct(kept)
-    top = _root(roots, kept)
+    _check_distinct(readable)
+    top = _root(roots, readable)
     (form,) = known.values()
-    paths = [entry.uri.path.removeprefix(top).lstrip("/") for entry in kept]
-    return Listing(form, tuple(zip(kept, paths, strict=True)))
+    paths = [entry.uri.path.removeprefix(top).lstrip("/") for entry in readable]
+    return Listing(form, tuple(zip(readable, paths, strict=True)))
 
 
 def _no_data(source: Source, others: Sequence[Entry]) -> DataError:

@@ -39,13 +39,16 @@ class StepTrial:
         """Gradients or outputs `[rows, numbers]`, rows spread over their paths; `turned`: the last
         one first.
         """
-        problem, count = self.problem, self.problem.batch_rows
+        problem = self.problem
+        count = problem.batch_rows
         rows = torch.arange(count, device=problem.device)
         order = rows.flip(0) if turned else rows
         if not self.gradients:
-            return Evaluator(problem).outputs(problem.inputs, order).reshape(count, -1)
+            outputs = Evaluator(problem).outputs(problem.inputs, order)
+            return outputs.reshape(count, -1)
         alphas = torch.linspace(0, 1, count, dtype=torch.float64, device=problem.device)
-        return step_gradients(problem, order, alphas[order])[0].gradients
+        (found,) = step_gradients(problem, order, alphas[order])
+        return found.gradients
 
 
 def step_trial(
@@ -77,7 +80,8 @@ def seconds_per_batch(trial: StepTrial) -> float:
 def repeats_bits(trial: StepTrial) -> bool:
     """Whether what a row gets is the same once more, and at the other end of the batch."""
     found = trial.run().nan_to_num()
-    again, turned = trial.run(), trial.run(turned=True).flip(0)
+    again = trial.run()
+    turned = trial.run(turned=True).flip(0)
     return all(torch.equal(found, other.nan_to_num()) for other in (again, turned))
 
 
@@ -99,9 +103,11 @@ def rounding_seen(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Qu
     the same nodes.
     """
     half = _attributions(prepared, sample, batch_rows)
-    plain = _attributions(replace(prepared, step=None, half=None), sample, batch_rows)
+    in_float32 = replace(prepared, step=None, half=None)
+    plain = _attributions(in_float32, sample, batch_rows)
     size = plain.abs().sum(1)
-    distances = ((half - plain).abs().sum(1) / size)[size > 0].nan_to_num(torch.inf)
+    moved = (half - plain).abs().sum(1)
+    distances = (moved / size)[size > 0].nan_to_num(torch.inf)
     if not len(distances):
         return Quantiles()
     asked = torch.tensor([0.5, 0.9, 0.99], dtype=torch.float64)
@@ -112,5 +118,6 @@ def rounding_seen(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Qu
 def _attributions(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Tensor:
     method = FixedMethod(JUDGED_AT)
     found = explain(prepared, one_target(sample), method, batch_rows=batch_rows).results
-    values = [torch.from_numpy(a).reshape(sample.rows, -1) for a in found.attributions]
-    return torch.cat([v.double() for v in values], 1)
+    flat = [torch.from_numpy(a).reshape(sample.rows, -1) for a in found.attributions]
+    doubles = [a.double() for a in flat]
+    return torch.cat(doubles, 1)

@@ -49,15 +49,16 @@ class Tuning:
 
     def lines(self) -> list[str]:
         """A `compute` for the fastest trial with each number of threads, as YAML."""
-        best = [
-            min((t for t in self.trials if t.threads == n), key=lambda t: t.seconds)
-            for n in sorted({t.threads for t in self.trials})
-        ]
+        best: dict[int, Timing] = {}
+        for trial in self.trials:
+            fastest = best.setdefault(trial.threads, trial)
+            if trial.seconds < fastest.seconds:
+                best[trial.threads] = trial
         return [
             f"compute: {{batch_rows: {t.batch_rows}, threads: {t.threads}, cpus_per_worker:"
             f" {t.threads}, savings: {t.savings}}}  # {1 / t.seconds:.4g} evaluations/s in each"
             " worker"
-            for t in best
+            for _, t in sorted(best.items())
         ]
 
 
@@ -87,7 +88,8 @@ def tune_job(
             form = choose_form(asked, job.forward, sample)
             if form.exact:
                 return Tuning(job.device, (), exact=True)
-            trials += [t for n in threads for t in _trials(asked, form.prepared, sample, n)]
+            for count in threads:
+                trials += _trials(asked, form.prepared, sample, count)
             if not form.savings.names:  # then `none` is the same
                 break
     return Tuning(job.device, tuple(trials))

@@ -68,8 +68,9 @@ def _page(run: Run, top: int) -> Page:
 
 def _features(run: Run, top: int) -> Sheet:
     frame = run.top_features(top)
-    largest = max(frame["mean_abs"].max() if len(frame) else 0.0, 1e-300)
-    bars = tuple(float(value / largest) for value in frame["mean_abs"])
+    means = frame["mean_abs"]
+    largest = max(means.max() if len(frame) else 0.0, 1e-300)
+    bars = tuple(float(value / largest) for value in means)
     return _sheet("Top features", frame, bars)
 
 
@@ -81,9 +82,10 @@ def _worst(run: Run, top: int) -> Sheet:
 
 
 def _sheet(title: str, frame: pd.DataFrame, bars: tuple[float, ...] = ()) -> Sheet:
-    rows = tuple(tuple(cell(v) for v in values) for values in frame.itertuples(index=False))
+    columns = tuple(map(str, frame.columns))
     numeric = tuple(pd.api.types.is_numeric_dtype(frame[c]) for c in frame.columns)
-    return Sheet(title, tuple(map(str, frame.columns)), numeric, rows, bars)
+    rows = tuple(tuple(map(cell, values)) for values in frame.itertuples(index=False))
+    return Sheet(title, columns, numeric, rows, bars)
 
 
 def _shown(value: object) -> object:

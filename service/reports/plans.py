@@ -68,8 +68,9 @@ def _costs(plan: Plan) -> Facts:
 
 
 def _evaluations(plan: Plan) -> str:
-    exact, mean = plan.numerics.exact, plan.projection.evaluations_per_row
-    return "no gradient evaluation" if exact else f"{mean:,.1f} evaluations"
+    if plan.numerics.exact:
+        return "no gradient evaluation"
+    return f"{plan.projection.evaluations_per_row:,.1f} evaluations"
 
 
 def _determinism(plan: Plan) -> str:
@@ -91,7 +92,8 @@ def _step_batch(chosen: Numerics) -> Facts:
 def _precision(chosen: Numerics) -> str:
     """In words, as in `float32 under bfloat16 autocast, compiled`."""
     autocast = f" under {chosen.autocast} autocast" if chosen.autocast else ""
-    return chosen.precision + autocast + (", compiled," if chosen.compile else "")
+    compiled = ", compiled," if chosen.compile else ""
+    return f"{chosen.precision}{autocast}{compiled}"
 
 
 def _integral(plan: Plan) -> Facts:

@@ -59,8 +59,10 @@ def show_rows(console: Console, frame: pd.DataFrame, title: str, most: int) -> N
 
 def columns_with_values(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns of output rows that fit a page and hold a value."""
-    there = [name for name in ROW_COLUMNS if name in frame.columns]
-    return frame[[name for name in there if frame.empty or frame[name].notna().any()]]
+    shown = [name for name in ROW_COLUMNS if name in frame.columns]
+    if not frame.empty:
+        shown = [name for name in shown if frame[name].notna().any()]
+    return frame[shown]
 
 
 def show_row(console: Console, run: Run, row_id: str, most: int) -> None:
@@ -89,7 +91,8 @@ def largest_attributions(run: Run, record: pd.Series[Any]) -> pd.DataFrame:
     features, values = [], []
     for field in run.schema:
         if field.name.startswith(PREFIX):
-            values.append(np.atleast_1d(np.asarray(record[field.name], float)).ravel())
-            features += feature_names(field, len(values[-1]))
+            flat = np.atleast_1d(np.asarray(record[field.name], float)).ravel()
+            values.append(flat)
+            features += feature_names(field, len(flat))
     found = pd.DataFrame({"feature": features, "attribution": np.concatenate(values)})
     return found.sort_values("attribution", key=abs, ascending=False, kind="stable")

@@ -41,4 +41,6 @@ def _cell(value: object) -> object:
     spreadsheets hide.
     """
     text = json.dumps(value) if isinstance(value, list) else value
-    return f"'{text}" if isinstance(text, str) and text.startswith(_FORMULA) else text
+    if isinstance(text, str) and text.startswith(_FORMULA):
+        return f"'{text}"
+    return text

@@ -35,6 +35,8 @@ def show_frame(console: Console, frame: pd.DataFrame, title: str, most: int) -> 
 
 def cell(value: object) -> str:
     """A value for people: four digits, a dash for none."""
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value is pd.NA:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return "-" if math.isnan(value) else f"{value:.4g}"
