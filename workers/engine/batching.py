@@ -38,7 +38,8 @@ def activation_bytes(
     once = _kept(forward, inputs, forward_args, 1)
     twice = _kept(forward, inputs, forward_args, 2)
     own = sum(x.numel() * x.element_size() for x in inputs)
-    return max(1, (twice - once + 2 * own) // inputs[0].shape[0])
+    rows = inputs[0].shape[0]
+    return max(1, (twice - once + 2 * own) // rows)
 
 
 def _kept(
@@ -72,8 +73,8 @@ def step_batch_rows(row_bytes: int, memory: int) -> int:
     memory budget.
     """
     fits = max(1, memory // (2 * row_bytes))
-    wanted = min(LARGEST, max(SMALLEST, CACHE_BYTES // row_bytes))
-    return 1 << (min(fits, wanted).bit_length() - 1)
+    cached = max(SMALLEST, CACHE_BYTES // row_bytes)
+    return _power_of_two(min(fits, cached, LARGEST))
 
 
 def rows_of_length(batch_rows: int, planned: int, length: int) -> int:
@@ -83,10 +84,20 @@ def rows_of_length(batch_rows: int, planned: int, length: int) -> int:
     Activations grow at least in proportion to the length and at most, by attention, with its
     square: so many rows take no more memory than was planned, unless that would be fewer than 16.
     """
-    wanted = min(LARGEST, batch_rows * planned // length, batch_rows * planned**2 // length**2)
-    return 1 << (max(min(batch_rows, SMALLEST), wanted).bit_length() - 1)
+    in_proportion = batch_rows * planned // length
+    with_square = batch_rows * planned**2 // length**2
+    fits = min(LARGEST, in_proportion, with_square)
+    fewest = min(batch_rows, SMALLEST)
+    return _power_of_two(max(fewest, fits))
+
+
+def _power_of_two(rows: int) -> int:
+    """The largest that is not more."""
+    return 1 << (rows.bit_length() - 1)
 
 
 def targets_at_once(batch_rows: int, elements: int) -> int:
     """Targets that share forward passes, so that what is kept of live rows stays small."""
-    return max(1, KEPT_BYTES // (live_rows(batch_rows, FIRST) * elements * KEPT_BYTES_PER_ELEMENT))
+    live = live_rows(batch_rows, FIRST)
+    row_bytes = elements * KEPT_BYTES_PER_ELEMENT
+    return max(1, KEPT_BYTES // (live * row_bytes))

@@ -20,7 +20,8 @@ def endpoint_values(evaluator: Evaluator, rows: Tensor) -> tuple[Floats, Floats]
     f_input = _selected(problem, evaluator.outputs(problem.inputs, rows), rows)
     first, which = _distinct(problem, rows)
     out = evaluator.outputs(problem.baselines, rows[first])
-    return f_input, _selected(problem, out[which], rows)
+    f_baseline = _selected(problem, out[which], rows)
+    return f_input, f_baseline
 
 
 def _distinct(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,10 +44,14 @@ def _distinct(problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
     """Of each row, `[rows, bytes]`."""
-    flat = tensor.reshape(len(tensor), -1).cpu().contiguous()
-    return flat.view(torch.uint8).numpy()
+    flat = tensor.reshape(len(tensor), -1)
+    on_host = flat.cpu().contiguous()
+    return on_host.view(torch.uint8).numpy()
 
 
 def _selected(problem: Problem, out: Tensor, rows: Tensor) -> Floats:
-    found = [select(out, problem.table(rows, target)) for target in range(problem.targets_per_row)]
+    found = []
+    for target in range(problem.targets_per_row):
+        table = problem.table(rows, target)
+        found.append(select(out, table))
     return torch.stack(found, 1).double().cpu().numpy()

@@ -38,7 +38,8 @@ class Evaluator:
     @torch.no_grad()
     def outputs(self, points: Sequence[Tensor], rows: Tensor, *, check: bool = True) -> Tensor:
         """Outputs at some rows of `points` (one row where all share it): [rows, ...]."""
-        found = self._batched(rows, partial(self._outputs_at, points, check))
+        run = partial(self._outputs_at, points, check)
+        found = self._batched(rows, run)
         return torch.cat([out[:count] for out, count in found])
 
     def _outputs_at(self, points: Sequence[Tensor], check: bool, rows: Tensor) -> Tensor:
@@ -52,15 +53,19 @@ class Evaluator:
     def gradients(self, rows: Tensor, alphas: Tensor, wanted: Sequence[int]) -> list[Step]:
         """Steps of each wanted target at `alphas` on the rows' paths, one entry per item."""
         items = torch.arange(len(rows), device=rows.device)
-        found = self._batched(items, partial(self._steps_at, rows, alphas, wanted))
+        run = partial(self._steps_at, rows, alphas, wanted)
+        found = self._batched(items, run)
         self.padded += len(found) * self.capacity - len(rows)
-        parts = [[step.part(slice(count)) for step in steps] for steps, count in found]
+        parts = []
+        for steps, count in found:
+            parts.append([step.part(slice(count)) for step in steps])
         return [join(of_target) for of_target in zip(*parts, strict=True)]
 
     def _steps_at(
         self, rows: Tensor, alphas: Tensor, wanted: Sequence[int], items: Tensor
     ) -> list[Step]:
-        return step_gradients(self.problem, rows[items], alphas[items], wanted)
+        some, at = rows[items], alphas[items]
+        return step_gradients(self.problem, some, at, wanted)
 
     def pull(self, rows: Tensor, gradients: Floats, nodes: int) -> Floats:
         """Combinations of gradients `[rows, k, elements]` with respect to features: the transposed
@@ -79,29 +84,35 @@ class Evaluator:
         owners = rows.repeat_interleave(each)
         usual = each * max(1, self.capacity // nodes)
         size = min(self.capacity, -(-usual // 16) * 16)
-        found = self._batched(items, partial(self._pulled, lift.hoisted, flat, owners), size)
+        run = partial(self._pulled, lift.hoisted, flat, owners)
+        found = self._batched(items, run, size)
         pulled = torch.cat([part[:n] for part, n in found])
         return pulled.double().cpu().numpy().reshape(count, each, -1)
 
     def _pulled(self, hoisted: Hoisted, flat: Tensor, owners: Tensor, items: Tensor) -> Tensor:
         cotangents = SideBySide.like(self.problem.inputs).split(flat[items])
-        return SideBySide.join(hoisted.pull(cotangents, self.problem.arguments(owners[items])))
+        arguments = self.problem.arguments(owners[items])
+        return SideBySide.join(hoisted.pull(cotangents, arguments))
 
     @torch.no_grad()
     def hidden(self, hoisted: Hoisted, points: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The prefix at every row of `points`, or at the one row that all share."""
         problem = self.problem
         shared = all(p.shape[0] == 1 for p in points) and not problem.forward_args
-        rows = torch.arange(1 if shared else problem.rows, device=problem.device)
-        batches = self._batched(rows, partial(self._hidden_at, hoisted, points))
-        found = [[h[:count] for h in hidden] for hidden, count in batches]
+        count = 1 if shared else problem.rows
+        rows = torch.arange(count, device=problem.device)
+        run = partial(self._hidden_at, hoisted, points)
+        found = []
+        for hidden, real in self._batched(rows, run):
+            found.append([h[:real] for h in hidden])
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def _hidden_at(
         self, hoisted: Hoisted, points: Sequence[Tensor], rows: Tensor
     ) -> tuple[Tensor, ...]:
         at = [one_each(p, rows) for p in points]
-        return hoisted.prefix(*at, *self.problem.arguments(rows))
+        arguments = self.problem.arguments(rows)
+        return hoisted.prefix(*at, *arguments)
 
     def absorb(self, other: Evaluator) -> None:
         """Count what another evaluator has padded for this one's rows, and take over to what it had
@@ -158,5 +169,8 @@ def batches(rows: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
     """
     for start in range(0, len(rows), size):
         piece = rows[start : start + size]
-        missing = size - len(piece)
-        yield (torch.cat([piece, piece[-1:].expand(missing)]) if missing else piece), len(piece)
+        count = len(piece)
+        if count < size:
+            padding = piece[-1:].expand(size - count)
+            piece = torch.cat([piece, padding])
+        yield piece, count

@@ -69,7 +69,9 @@ class GradientStore:
     def __init__(
         self, slots: int, columns: int, elements: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.shape, self.dtype, self.device = (slots, columns, elements), dtype, device
+        self.shape = (slots, columns, elements)
+        self.dtype = dtype
+        self.device = device
         self.values = np.zeros((slots, columns))
         self._tensor: Tensor | None = None
 
@@ -84,28 +86,34 @@ class GradientStore:
 
     def keep(self, slots: Integers, columns: Integers, step: Step) -> None:
         """Store gradients and values of f, each in its own place."""
-        self.tensor[self._index(slots), self._index(columns)] = step.gradients.to(self.dtype)
+        at = self._index(slots), self._index(columns)
+        self.tensor[at] = step.gradients.to(self.dtype)
         self.values[slots, columns] = step.values.double().cpu().numpy()
 
     def add(self, slots: Integers, columns: Integers, gradients: Tensor) -> None:
         """index_add_ adds item after item, so the order within a slot is node order wherever
         batches were cut.
         """
-        flat = self.tensor.view(-1, self.shape[2])
-        flat.index_add_(0, self._index(slots * self.shape[1] + columns), gradients)
+        _, each, elements = self.shape
+        flat = self.tensor.view(-1, elements)
+        places = self._index(slots * each + columns)
+        flat.index_add_(0, places, gradients)
 
     def put(self, slots: Integers, column: int, gradients: Tensor) -> None:
         self.tensor[self._index(slots), column] = gradients
 
     def read(self, slots: Integers, columns: int) -> Floats:
         """The first columns of some slots, [slots, columns, elements] float64."""
-        return self.tensor[self._index(slots), :columns].double().cpu().numpy()
+        found = self.tensor[self._index(slots), :columns]
+        return found.double().cpu().numpy()
 
     def write(self, slots: Integers, sums: Floats) -> None:
-        self.tensor[self._index(slots)] = torch.from_numpy(sums).to(self.device, self.dtype)
+        values = torch.from_numpy(sums)
+        self.tensor[self._index(slots)] = values.to(self.device, self.dtype)
 
     def _index(self, numbers: Integers) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(numbers)).to(self.device)
+        contiguous = np.ascontiguousarray(numbers)
+        return torch.from_numpy(contiguous).to(self.device)
 
 
 Judge = Callable[[Integers], None]
@@ -144,7 +152,8 @@ class TrackGroup:
         """The next items, `most` of them at most."""
         first = self.cursor
         self.cursor = min(self.items, first + most)
-        row, node = np.divmod(np.arange(first, self.cursor), len(self.stage.nodes))
+        items = np.arange(first, self.cursor)
+        row, node = np.divmod(items, len(self.stage.nodes))
         return Take(self, row, node)
 
 
@@ -170,14 +179,17 @@ class Take:
     def alphas(self) -> Floats:
         """Places on the rows' paths."""
         group = self.group
-        return group.start[self.row] + group.width[self.row] * group.stage.nodes[self.node]
+        nodes = group.stage.nodes[self.node]
+        return group.start[self.row] + group.width[self.row] * nodes
 
 
 class Loop:
     """Groups in turn, until none is left and no row is waiting."""
 
     def __init__(self, evaluator: Evaluator, admit: Callable[[int], TrackGroup | None]) -> None:
-        self.evaluator, self.problem, self.admit = evaluator, evaluator.problem, admit
+        self.evaluator = evaluator
+        self.problem = evaluator.problem
+        self.admit = admit
         self.queue: deque[TrackGroup] = deque()
 
     def run(self) -> Iterator[None]:
@@ -222,9 +234,10 @@ class Loop:
 
     def _wanted(self, takes: list[Take]) -> list[int]:
         """Targets that any of the groups is about."""
-        groups = [take.group for take in takes]
-        targets = range(self.problem.targets_per_row)
-        return [t for t in targets if any((group.slots[:, t] >= 0).any() for group in groups)]
+        wanted = np.zeros(self.problem.targets_per_row, bool)
+        for take in takes:
+            wanted |= (take.group.slots >= 0).any(0)
+        return np.flatnonzero(wanted).tolist()
 
 
 def _store(take: Take, target: int, step: Step) -> None:
@@ -247,7 +260,7 @@ def _add(stage: Stage, weights: Floats, slots: Integers, node: Integers, gradien
     for edge, column in stage.edges:
         at = np.flatnonzero(node == edge)
         if len(at):
-            edges = gradients[torch.from_numpy(at).to(gradients.device)]
-            stage.store.put(slots[at], column, edges)
+            items = torch.from_numpy(at).to(gradients.device)
+            stage.store.put(slots[at], column, gradients[items])
     factors = torch.from_numpy(weights).to(gradients.device)
     stage.store.add(slots, stage.columns[node], gradients * factors[:, None])

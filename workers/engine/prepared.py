@@ -68,21 +68,22 @@ def assemble(
             )
         return Prepared(forward, network=network)
     rewritten = apply(forward, savings, inputs, forward_args)
+    whole = transformed(rewritten.forward, transform)
     hoisted = rewritten.hoisted
-    return Prepared(
-        transformed(rewritten.forward, transform),
-        None if hoisted is None else replace(hoisted, tail=transformed(hoisted.tail, transform)),
-    )
+    if hoisted is not None:
+        tail = transformed(hoisted.tail, transform)
+        hoisted = replace(hoisted, tail=tail)
+    return Prepared(whole, hoisted)
 
 
 def prepare_planned(
     forward: Forward, spec: AttributeSpec, shapes: Sequence[InputShape], numerics: Numerics
 ) -> Prepared:
     """What a worker runs: the plan's choices on rows of zeros, which tell ranks and dtypes."""
-    savings = Savings(
-        numerics.savings, tuple(Pair(*pair) for pair in numerics.folded), numerics.frontier
-    )
-    dtype, device = DTYPES[numerics.precision], numerics.device
+    folded = tuple(Pair(*pair) for pair in numerics.folded)
+    savings = Savings(numerics.savings, folded, numerics.frontier)
+    dtype = DTYPES[numerics.precision]
+    device = numerics.device
     inputs = [torch.zeros(2, *shape.shape, dtype=dtype, device=device) for shape in shapes]
     found = assemble(forward, spec.target.transform, savings, inputs, (), exact=numerics.exact)
     return stepping(found, numerics.autocast, device, compile=numerics.compile)
@@ -107,9 +108,8 @@ def _compiled(forward: Forward) -> Forward:
     """For one shape of step batch, and for several backward passes through one forward pass."""
     from torch._functorch import config  # with much else behind it
 
-    config.donated_buffer = (
-        False  # a buffer given away by the first backward pass would be missing in the second
-    )
+    # a buffer given away by the first backward pass would be missing in the second
+    config.donated_buffer = False
     return torch.compile(forward, dynamic=False, options={"deterministic": True})
 
 

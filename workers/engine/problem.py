@@ -75,13 +75,15 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         """Of gradients: the widest of the inputs."""
-        return reduce(torch.promote_types, [x.dtype for x in self.inputs])
+        dtypes = [x.dtype for x in self.inputs]
+        return reduce(torch.promote_types, dtypes)
 
     @property
     def epsilon(self) -> float:
         """Rounding of one gradient, relative: that of the narrowest input, or of autocast."""
-        dtypes = [x.dtype for x in self.inputs] if self.half is None else [self.half]
-        return max(float(torch.finfo(dtype).eps) for dtype in dtypes)
+        if self.half is not None:
+            return float(torch.finfo(self.half).eps)
+        return max(float(torch.finfo(x.dtype).eps) for x in self.inputs)
 
     def arguments(self, rows: Tensor) -> list[Tensor]:
         return [a[rows] for a in self.forward_args]
@@ -91,13 +93,16 @@ class Problem:
 
     def table(self, rows: Tensor, target: int) -> Tensor | None:
         """Output indices of one target of some rows, `[rows, depth]`."""
-        return None if self.targets is None else one_each(self.targets, rows)[:, target]
+        if self.targets is None:
+            return None
+        return one_each(self.targets, rows)[:, target]
 
     def difference(self, rows: Tensor) -> Floats:
         """x − x' of some rows, all inputs side by side: [rows, elements] float64."""
         ends = zip(self.inputs, self.baseline(rows), strict=True)
         parts = [x[rows].double() - b.double() for x, b in ends]
-        return np.ascontiguousarray(SideBySide.join(parts).cpu().numpy())
+        joined = SideBySide.join(parts)
+        return np.ascontiguousarray(joined.cpu().numpy())
 
     @property
     def features(self) -> Problem:

@@ -80,7 +80,8 @@ def as_attribution(found: Explained, inputs: Tensors, *, several: bool) -> Attri
 
 def numpy_dtype(tensor: Tensor) -> np.dtype[np.floating[Any]]:
     """Of the array that a tensor is on the host."""
-    return torch.empty(0, dtype=tensor.dtype).numpy().dtype
+    nothing = torch.empty(0, dtype=tensor.dtype)
+    return nothing.numpy().dtype
 
 
 Reason = Callable[[Verdicts, int], str | None]
@@ -105,11 +106,13 @@ class Report:
         clean = torch.ones(self.problem.rows, dtype=torch.bool)
         for kind, tensors in (("input", self.problem.inputs), ("baseline", self.problem.baselines)):
             for i, tensor in enumerate(tensors):
-                finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
-                finite = finite.cpu().expand(self.problem.rows)
-                self.results.reason[(~finite & clean).numpy()] = f"{kind} {i} holds NaN or inf"
+                elements = torch.isfinite(tensor).reshape(len(tensor), -1)
+                finite = elements.all(1).cpu().expand(self.problem.rows)
+                bad = ~finite & clean
+                self.results.reason[bad.numpy()] = f"{kind} {i} holds NaN or inf"
                 clean &= finite
-        return clean.nonzero().flatten().to(self.problem.device)
+        numbers = clean.nonzero().flatten()
+        return numbers.to(self.problem.device)
 
     def settle(self, rows: Tensor, f_input: Floats, f_baseline: Floats) -> NDArray[np.bool_]:
         """Take f at both ends, and settle rows with x = x' (all zeros) and with a non-finite f;
@@ -124,7 +127,8 @@ class Report:
         self.results.gap[places] = values
         self.results.error_estimate[places] = values
         for column in self.results.attributions:
-            column[places] = values.reshape(*values.shape, *[1] * (column.ndim - 2))
+            ones = [1] * (column.ndim - values.ndim)
+            column[places] = values.reshape(*values.shape, *ones)
         return np.asarray(finite.any(1) & moved)
 
     def take(self, verdicts: Iterator[Verdicts], reason: Reason) -> None:
@@ -142,10 +146,10 @@ class Report:
 
     def _set_nonfinite(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The rows' status by f at both ends; which targets have both finite."""
-        f_input, f_baseline = self.results.f_input[places], self.results.f_baseline[places]
-        finite = np.isfinite(f_input) & np.isfinite(f_baseline)
+        finite_input = np.isfinite(self.results.f_input[places])
+        finite = finite_input & np.isfinite(self.results.f_baseline[places])
         for row, target in np.argwhere(~finite):
-            where = "the baseline" if np.isfinite(f_input[row, target]) else "x"
+            where = "the baseline" if finite_input[row, target] else "x"
             reason = f"the model's output at {where} is NaN or inf"
             self.results.reason[places[row], target] = reason
         statuses = np.array([RowStatus.nonfinite, RowStatus.ok], object)
@@ -154,8 +158,11 @@ class Report:
 
     def _moved(self, rows: Tensor) -> NDArray[np.bool_]:
         """Which rows differ from their baselines in any element."""
-        parts = torch.split(rows, _ROWS_AT_ONCE)
-        return np.concatenate([np.any(self.problem.difference(part) != 0, 1) for part in parts])
+        moved = []
+        for part in torch.split(rows, _ROWS_AT_ONCE):
+            difference = self.problem.difference(part)
+            moved.append(np.any(difference != 0, 1))
+        return np.concatenate(moved)
 
     def _put(self, verdict: Verdicts) -> None:
         """Status and costs of all, numbers of those that have some."""
@@ -166,8 +173,10 @@ class Report:
         there = verdict.rows[known], verdict.targets[known]
         self.results.gap[there] = verdict.gap[known]
         self.results.error_estimate[there] = verdict.error[known]
-        values, end = verdict.attributions[known], 0
+        values = verdict.attributions[known]
+        end = 0
         for column in self.results.attributions:
             shape = column.shape[2:]
             start, end = end, end + math.prod(shape)
-            column[there] = values[:, start:end].reshape(-1, *shape)
+            own = values[:, start:end]
+            column[there] = own.reshape(-1, *shape)

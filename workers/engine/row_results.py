@@ -71,7 +71,8 @@ class RowResults:
     def attributed(self) -> NDArray[np.bool_]:
         """Which rows have attributions."""
         there = [status not in WITHOUT_ATTRIBUTION for status in self.status.flat]
-        return np.array(there, bool).reshape(self.status.shape)
+        flags = np.array(there, bool)
+        return flags.reshape(self.status.shape)
 
     def take(self, index: Index) -> RowResults:
         """Some of the rows, in the order of `index`."""
@@ -84,18 +85,26 @@ class RowResults:
 
     def flat(self) -> RowResults:
         """`[rows, targets]` as `[rows × targets]`, target by target."""
-        leading, count = self.status.ndim, self.status.size
-        return _each([self], lambda same: same[0].reshape(count, *same[0].shape[leading:]))
+        leading = self.status.ndim
+
+        def below(same: list[NDArray[Any]]) -> NDArray[Any]:
+            column = same[0]
+            return column.reshape(self.status.size, *column.shape[leading:])
+
+        return _each([self], below)
 
     @classmethod
     def concat(cls, parts: Sequence[RowResults], axis: int = 0) -> RowResults:
         """Rows below each other, or with axis 1 the targets of the same rows side by side. Shorter
         attributions get zeros behind them.
         """
-        return parts[0] if len(parts) == 1 else _each(parts, lambda same: _joined(same, axis))
+        if len(parts) == 1:
+            return parts[0]
+        return _each(parts, lambda same: _joined(same, axis))
 
     def _arrays(self) -> list[NDArray[Any]]:
-        return [*(getattr(self, name) for name in FILLS), *self.attributions]
+        columns = [getattr(self, name) for name in FILLS]
+        return [*columns, *self.attributions]
 
 
 FILLS = {f.name: f.metadata[_FILL] for f in fields(RowResults) if _FILL in f.metadata}
@@ -104,7 +113,8 @@ NUMBERS = tuple(name for name, fill in FILLS.items() if isinstance(fill, np.numb
 
 
 def _column(shape: tuple[int, ...], fill: object) -> NDArray[Any]:
-    made: NDArray[Any] = np.empty(shape, fill.dtype if isinstance(fill, np.generic) else object)
+    dtype: DTypeLike = fill.dtype if isinstance(fill, np.generic) else object
+    made: NDArray[Any] = np.empty(shape, dtype)
     made.fill(fill)  # np.full would make a status a plain string
     return made
 
@@ -113,9 +123,12 @@ def _each(
     parts: Sequence[RowResults], make: Callable[[list[NDArray[Any]]], NDArray[Any]]
 ) -> RowResults:
     """One array for each column, made of that column of all parts."""
-    columns = {name: make([getattr(part, name) for part in parts]) for name in FILLS}
+    columns = {}
+    for name in FILLS:
+        columns[name] = make([getattr(part, name) for part in parts])
     inputs = zip(*(part.attributions for part in parts), strict=True)
-    return RowResults(attributions=tuple(make(list(same)) for same in inputs), **columns)
+    attributions = [make(list(same)) for same in inputs]
+    return RowResults(attributions=tuple(attributions), **columns)
 
 
 def _joined(arrays: list[NDArray[Any]], axis: int) -> NDArray[Any]:

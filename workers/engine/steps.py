@@ -72,11 +72,14 @@ def _backward(
     *,
     last: bool,
 ) -> Step:
-    values = select(out, problem.table(rows, target))
+    table = problem.table(rows, target)
+    values = select(out, table)
     found = gradients_of(values.sum(), points, keep_graph=not last, required=True)
     return Step(SideBySide.join(found), values.detach())
 
 
 def _between(baseline: Tensor, x: Tensor, alphas: Tensor) -> Tensor:
-    alpha = alphas.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    return (baseline + alpha * (x - baseline)).detach()
+    ones = [1] * (x.ndim - 1)
+    alpha = alphas.to(x.dtype).reshape(-1, *ones)
+    point = baseline + alpha * (x - baseline)
+    return point.detach()

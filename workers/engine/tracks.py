@@ -17,7 +17,8 @@ def live_rows(batch_rows: int, nodes: int) -> int:
     """Rows that may be under way: one step batch of first nodes, and another one while the last of
     these is judged.
     """
-    return 2 * -(-batch_rows // nodes) + 1
+    at_once = -(-batch_rows // nodes)
+    return 2 * at_once + 1
 
 
 class Tracks:
@@ -83,7 +84,14 @@ class Tracks:
         piece of the path.
         """
         one = slots.max(1)
-        return TrackGroup(self.row[one], slots, self.start[one], self.width[one], stage, judge)
+        return TrackGroup(
+            rows=self.row[one],
+            slots=slots,
+            start=self.start[one],
+            width=self.width[one],
+            stage=stage,
+            judge=judge,
+        )
 
     def grouped(self, slots: Integers) -> Integers:
         """Slots of whole paths by row and target, `[rows, targets]` with −1 for none, rows in order
@@ -101,13 +109,15 @@ class Tracks:
         self.free.extend(slots.tolist())
 
     def rows_of(self, slots: Integers) -> Tensor:
-        return torch.from_numpy(self.row[slots]).to(self.problem.device)
+        rows = torch.from_numpy(self.row[slots])
+        return rows.to(self.problem.device)
 
     def difference(self, slots: Integers) -> Floats:
         """The piece's part of x − x', or of h(x) − h(x') behind a hoisted prefix: [slots, elements]
         float64.
         """
-        return self.problem.difference(self.rows_of(slots)) * self.width[slots, None]
+        whole = self.problem.difference(self.rows_of(slots))
+        return whole * self.width[slots, None]
 
 
 def attributions(
@@ -127,7 +137,8 @@ def attributions(
     problem = tracks.problem
     if problem.lift is not None:
         rows = tracks.rows_of(slots)
-        difference = problem.lift.problem.difference(rows) * tracks.width[slots, None]
+        whole = problem.lift.problem.difference(rows)
+        difference = whole * tracks.width[slots, None]
         combined = evaluator.pull(rows, combined, nodes)
     combined *= difference[:, None, :]
     return combined
@@ -146,4 +157,5 @@ def masked(gradients: Floats, difference: Floats) -> Floats:
     """
     if np.isfinite(gradients).all():
         return gradients
-    return np.where(difference[:, None, :] == 0, 0.0, gradients)
+    unmoved = difference[:, None, :] == 0
+    return np.where(unmoved, 0.0, gradients)
