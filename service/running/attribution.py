@@ -74,9 +74,11 @@ class Attribution(JobKind[Plan, Stats, RunManifest]):
         )
 
     def read_from(self, plan: Plan, tasks: Collection[str]) -> Iterable[str]:
-        shards = (shard for shard in plan.shards if shard.id in tasks)
-        files = (plan.files[s.file].uri for shard in shards for s in shard.slices)
-        return [*(a.uri for a in plan.artefacts), *files]
+        places = [artefact.uri for artefact in plan.artefacts]
+        for shard in plan.shards:
+            if shard.id in tasks:
+                places += [plan.files[part.file].uri for part in shard.slices]
+        return places
 
     def held(self, run: RunFolder, seen: Collection[str] = ()) -> Held[Stats]:
         return read_committed(run, seen)

@@ -66,4 +66,5 @@ def _parts(rows: Range, lost: Collection[Range]) -> Iterator[Range]:
 
 def reason_of(attempt: Attempt) -> str:
     """Why a row ends as `failed`, for its output row; the attempts have the details."""
-    return f"{_REASONS.get(attempt.outcome, attempt.reason)} (see _attempts/{attempt.shard})"
+    reason = _REASONS.get(attempt.outcome, attempt.reason)
+    return f"{reason} (see _attempts/{attempt.shard})"

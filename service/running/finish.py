@@ -96,8 +96,9 @@ def _seal(
 
 
 def _point(run: OpenRun[Any, Any, Any], date: str) -> None:
-    pointer = Pointer(run_id=run.plan.run_id, logical_date=date, written=_now())
-    point_latest(run.store, run.root, run.plan.spec.name, pointer)
+    plan = run.plan
+    pointer = Pointer(run_id=plan.run_id, logical_date=date, written=_now())
+    point_latest(run.store, run.root, plan.spec.name, pointer)
 
 
 def _now() -> str:

@@ -72,5 +72,6 @@ def open_stored(
 ) -> OpenRun[OnePlan, OneTotals, OneManifest]:
     """The run as it is stored, under the compute and the limits that it was planned with."""
     plan, plan_sha256 = load_plan_of(kind.plan, store, uri)
-    root = Uri(uri.scheme, uri.path.rsplit("/", 1)[0])
+    parent, _ = uri.path.rsplit("/", 1)
+    root = Uri(uri.scheme, parent)
     return OpenRun(store, uri, plan, plan_sha256, root, kind)

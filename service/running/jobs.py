@@ -44,7 +44,8 @@ def plan_job(
     ingest    split text sources and count statistics now, instead of estimating
     """
     request = Request(spec, base, Store(operator.access), operator.trusted, salt, ingest)
-    return make_plan(request, LocalPool())[0]
+    plan, _ = make_plan(request, LocalPool())
+    return plan
 
 
 def run_job(
@@ -161,7 +162,8 @@ def _settle(pool: Pool | Undecided, begin: Begin[Any], listen: Listener) -> Pool
 
 def _work_s(plan: JobPlan[Any]) -> float:
     """Projected seconds in one process."""
-    return float(plan.projection.seconds * plan.spec.compute.worker_range.max)
+    workers = plan.spec.compute.worker_range.max
+    return float(plan.projection.seconds * workers)
 
 
 def _announce(plan: JobPlan[Any], listen: Listener) -> None:

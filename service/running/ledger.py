@@ -88,23 +88,23 @@ class Ledger:
         """The attempts at a task since it was last released."""
         known = self.attempts.get(task.id, [])
         released = [n for n, a in enumerate(known, 1) if a.outcome == "released"]
-        return known[released[-1] if released else 0 :]
+        start = released[-1] if released else 0
+        return known[start:]
 
     def condemned(self, task: Task) -> bool:
         """Not to be tried whole again: raised as often as allowed, or lost while it ran alone."""
         known = [a for a in self.counted(task) if a.rows is None]
         lost_alone = any(a.alone and a.charged and a.outcome in UNEXPLAINED for a in known)
-        return (
-            lost_alone
-            or sum(a.outcome == "raised" for a in known) >= self.plan.spec.compute.attempts
-        )
+        raised = sum(a.outcome == "raised" for a in known)
+        return lost_alone or raised >= self.plan.spec.compute.attempts
 
     def suspect(self, task: Task) -> bool:
         """To be tried alone, as the last of its attempts: its worker was lost twice beside other
         work.
         """
         losses = sum(a.outcome in UNEXPLAINED for a in self.counted(task))
-        return losses >= max(1, min(2, self.plan.spec.compute.attempts - 1)) or self.condemned(task)
+        most = max(1, min(2, self.plan.spec.compute.attempts - 1))
+        return losses >= most or self.condemned(task)
 
     def quarantine(self, task: Task) -> None:
         last = self.attempts[task.id][-1]

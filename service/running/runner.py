@@ -42,8 +42,10 @@ class Dispatch(Generic[OneTotals]):
     beat_s: float = 0.5
 
     def __post_init__(self) -> None:
-        self.done, self.stats = set(self.stored.shards), self.stored.stats
-        self.rows_here, self.rows_planned = 0, self.plan.rows
+        self.done = set(self.stored.shards)
+        self.stats = self.stored.stats
+        self.rows_planned = self.plan.rows
+        self.rows_here = 0
         waiting = [
             s
             for s in self.plan.shards
@@ -62,20 +64,22 @@ class Dispatch(Generic[OneTotals]):
 
     def run(self) -> Set[str]:
         """Ids of every shard that is done. Raises what ends a run; resume picks up from storage."""
-        while (
-            self.waiting or self.suspects or self.in_flight
-        ) and not self._too_many_quarantined():
+        while self._unfinished() and not self._too_many_quarantined():
             self._dispatch()
             for outcome in self.pool.wait(self.beat_s):
                 self._settle(outcome)
             self.on_change(self.tally())
         return self.done
 
+    def _unfinished(self) -> bool:
+        return bool(self.waiting or self.suspects or self.in_flight)
+
     def _dispatch(self) -> None:
         for worker in self.pool.idle():
             if self.waiting:
                 task = self.waiting.popleft()
-                self._submit(worker, task, self.waiting[0] if self.waiting else None)
+                prefetch = self.waiting[0] if self.waiting else None
+                self._submit(worker, task, prefetch)
             elif self.suspects and not self.in_flight:
                 if self.alone in (None, worker):
                     self._try_alone(worker)
@@ -88,7 +92,8 @@ class Dispatch(Generic[OneTotals]):
         # rows/s and ETA leave out how long workers took to start
         self.started = self.started or time.monotonic()
         self.in_flight[worker] = task
-        self.accompanied |= set(self.in_flight) if len(self.in_flight) > 1 else set()
+        if len(self.in_flight) > 1:
+            self.accompanied |= set(self.in_flight)
         self.pool.submit(worker, task, prefetch)
         reach("shard.dispatched")
 
@@ -116,7 +121,8 @@ class Dispatch(Generic[OneTotals]):
 
     def _settle(self, outcome: Outcome) -> None:
         task = self.in_flight.pop(outcome.worker)
-        alone, self.alone = self.alone is not None, None
+        alone = self.alone is not None
+        self.alone = None
         accompanied = outcome.worker in self.accompanied
         self.accompanied.discard(outcome.worker)
         if outcome.result is None:  # a trial that lost nobody
@@ -163,7 +169,11 @@ class Dispatch(Generic[OneTotals]):
 
     def _too_many_quarantined(self) -> bool:
         most = self.plan.spec.limits.max_quarantined
-        return most is not None and len(self.ledger.quarantined.keys() - self.done) > most
+        return most is not None and self._quarantined() > most
+
+    def _quarantined(self) -> int:
+        """Shards given up that no driver has committed since."""
+        return len(self.ledger.quarantined.keys() - self.done)
 
     def tally(self) -> Tally:
         return Tally(
@@ -172,7 +182,7 @@ class Dispatch(Generic[OneTotals]):
             shards_done=len(self.done),
             rows_done=self.stats.rows_in,
             rows_here=self.rows_here,
-            quarantined=len(self.ledger.quarantined.keys() - self.done),
+            quarantined=self._quarantined(),
             seconds=time.monotonic() - self.started if self.started else 0.0,
             highlights=self.kind.highlights(self.stats),
             searched=next((s.id for s in self.in_flight.values() if isinstance(s, Trial)), None),

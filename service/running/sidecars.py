@@ -38,7 +38,9 @@ class Sidecars:
         loose: Iterable[str] = (),
         shards: int = BLOCK_SHARDS,
     ) -> None:
-        self._folder, self._loose, self._shards = folder, deque(loose), shards
+        self._folder = folder
+        self._loose = deque(loose)
+        self._shards = shards
         self._write_block = write_block
         self._threads = ThreadPoolExecutor(2, "sidecars")
         self._folding: Future[None] | None = None
@@ -59,7 +61,8 @@ class Sidecars:
         self._interrupted = kind is not None
         self._threads.shutdown()
         if kind is None:
-            _free(self._folding), _free(self._telling)
+            _free(self._folding)
+            _free(self._telling)
 
     def committed(self, shard: str) -> None:
         """Take note of a shard; whenever enough came together, their stored footers are folded into
@@ -70,12 +73,14 @@ class Sidecars:
 
     def beat(self, tally: Tally) -> None:
         """Every few seconds, leave a tally for `integrand status`."""
-        if time.monotonic() - self._last_beat >= PROGRESS_EVERY_S and _free(self._telling):
+        due = time.monotonic() - self._last_beat >= PROGRESS_EVERY_S
+        if due and _free(self._telling):
             self._last_beat = time.monotonic()
             self._telling = self._threads.submit(self._write_heartbeat, tally)
 
     def _fold(self) -> None:
-        if len(self._loose) >= self._shards and _free(self._folding):
+        enough = len(self._loose) >= self._shards
+        if enough and _free(self._folding):
             self._folding = self._threads.submit(self._write_blocks)
 
     def _write_blocks(self) -> None:

@@ -46,7 +46,8 @@ def check_columns(asked: Sequence[str], known: Sequence[str]) -> None:
 def _near(name: str, known: Sequence[str]) -> Sequence[str]:
     bare = {column: column.removeprefix(PREFIX) for column in known}
     near = difflib.get_close_matches(name, list(bare.values()), 1, 0.5)
-    return [column for column in known if bare[column] in near] or known[:10]
+    alike = [column for column in known if bare[column] in near]
+    return alike or known[:10]
 
 
 def filter_expression(filters: Filters | None) -> ds.Expression | None:

@@ -39,18 +39,19 @@ def resolve_run(
 def _pointed(store: Store, root: Uri) -> list[str]:
     """Names of the jobs that have a complete run under this root."""
     entries = store.list(root.child(LATEST), depth=1)
-    return [e.uri.name.removesuffix(".json") for e in entries if e.uri.name.endswith(".json")]
+    names = [entry.uri.name for entry in entries]
+    return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
 
 def _only_run(store: Store, root: Uri, name: str | None) -> Uri:
     plans = [e.uri for e in store.list(root, depth=2) if e.uri.name == PLAN]
     runs = [Uri(plan.scheme, plan.path.removesuffix(f"/{PLAN}")) for plan in plans]
-    runs = [run for run in runs if name is None or load_head(store, run).spec.name == name]
+    if name is not None:
+        runs = [run for run in runs if load_head(store, run).spec.name == name]
     if len(runs) != 1:
         known = [str(run) for run in runs] or _pointed(store, root)
-        raise _unclear(
-            root, f"a run of `{name}`" if name else "a run folder or an output root", known
-        )
+        expected = f"a run of `{name}`" if name else "a run folder or an output root"
+        raise _unclear(root, expected, known)
     return runs[0]
 
 

@@ -82,13 +82,18 @@ def list_shards(store: Store, run: Uri) -> dict[str, Member]:
     IntegrityError if a Parquet object there is not a shard's: readers that go by the folder would
     take its rows for the run's.
     """
-    named = ((_shard_of(run, entry), entry) for entry in store.walk(run.child("data")))
-    return {shard: member_of(entry, shard) for shard, entry in named if shard is not None}
+    members = {}
+    for entry in store.walk(run.child("data")):
+        shard = _shard_of(run, entry)
+        if shard is not None:
+            members[shard] = member_of(entry, shard)
+    return members
 
 
 def member_of(entry: Entry, shard: str) -> Member:
     """What identifies a stored object."""
-    return Member(shard, entry.size, entry.etag or str(entry.mtime_ns or ""))
+    version = entry.etag or str(entry.mtime_ns or "")
+    return Member(shard, entry.size, version)
 
 
 @overload
@@ -125,8 +130,10 @@ def read_footers(
     with ThreadPoolExecutor(THREADS) as threads:
         for batch in batches(ids, _BATCH):
             ends = threads.map(lambda shard: _end(store, run, shard, listed.get(shard)), batch)
-            there = (end for end in ends if end is not None)
-            yield from ((member, _footer(kind, run, member.shard, tail)) for member, tail in there)
+            for end in ends:
+                if end is not None:
+                    member, tail = end
+                    yield member, _footer(kind, run, member.shard, tail)
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -210,7 +217,8 @@ def _footer(kind: type[SomeFooter], run: Uri, shard_id: str, tail: bytes) -> Som
 
 
 def _not_ours(place: Uri, expected: str, seen: str) -> IntegrityError:
-    return IntegrityError(str(place), expected=expected, seen=seen.split("\n")[0], next_step=_REDO)
+    first_line = seen.split("\n")[0]
+    return IntegrityError(str(place), expected=expected, seen=first_line, next_step=_REDO)
 
 
 def _listed(values: Sequence[object]) -> str:

@@ -61,7 +61,8 @@ def largest_rows(table: pa.Table, column: str, k: int) -> pa.Table:
     """The `k` rows of largest |value|, nulls left out; earlier rows first among equals."""
     values = np.abs(table[column].to_numpy().astype(np.float64))
     order = np.argsort(-values, kind="stable")[:k]
-    return table.take(order[~np.isnan(values[order])])
+    valued = ~np.isnan(values[order])
+    return table.take(order[valued])
 
 
 def attribution_matrix(table: pa.Table) -> NDArray[np.float64]:

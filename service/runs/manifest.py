@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -33,7 +34,7 @@ from integrand.schemas.stats import COUNTERS, Stats
 from integrand.schemas.uris import Uri
 from integrand.service.runs.footers import THREADS, Held
 from integrand.workers.failpoints import reach
-from integrand.workers.storage.store import Store
+from integrand.workers.storage.store import Entry, Store
 
 PLAN, MANIFEST, PARTIAL, LATEST = "_plan.json", "_manifest.json", "_partial.json", "_latest"
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -50,12 +51,14 @@ def load_plan(store: Store, run: Uri) -> tuple[Plan, str]:
 def load_plan_of(kind: type[SomePlan], store: Store, run: Uri) -> tuple[SomePlan, str]:
     """The same of a job of another kind."""
     stored = read_plan(store, run)
-    return parse_record(kind, stored, run.child(PLAN)), hashlib.sha256(stored).hexdigest()
+    plan = parse_record(kind, stored, run.child(PLAN))
+    return plan, hashlib.sha256(stored).hexdigest()
 
 
 def load_head(store: Store, run: Uri) -> PlanHead:
     """What kind of job a run folder is of, and its name."""
-    return parse_record(PlanHead, read_plan(store, run), run.child(PLAN))
+    stored = read_plan(store, run)
+    return parse_record(PlanHead, stored, run.child(PLAN))
 
 
 def read_plan(store: Store, run: Uri) -> bytes:
@@ -77,7 +80,8 @@ def parse_plan(stored: bytes, run: Uri) -> tuple[Plan, str]:
     By way of Python objects, whose memory Python takes again: what pydantic parses 100,000 shards
     with stays lost.
     """
-    return parse_record(Plan, stored, run.child(PLAN)), hashlib.sha256(stored).hexdigest()
+    plan = parse_record(Plan, stored, run.child(PLAN))
+    return plan, hashlib.sha256(stored).hexdigest()
 
 
 def load_manifest(store: Store, run: Uri) -> RunManifest | None:
@@ -95,18 +99,23 @@ def load_partial(store: Store, run: Uri) -> RunManifest | None:
 def read_quarantined(store: Store, run: Uri) -> tuple[Quarantined, ...]:
     """Every shard ever given up, by id; some may have been committed since."""
     entries = store.list(run.child("_quarantine"), depth=1)
-    places = [e.uri for e in entries if e.uri.name.endswith(".json")]
+    load = partial(load_record, Quarantined, store)
     with ThreadPoolExecutor(THREADS) as threads:
-        found = list(threads.map(lambda place: load_record(Quarantined, store, place), places))
+        found = list(threads.map(load, _records(entries)))
     return tuple(q for q in found if q is not None)
 
 
 def read_attempts(store: Store, run: Uri) -> Iterator[Attempt]:
     """Every failed attempt, by shard and in the order in which they were recorded."""
-    places = [e.uri for e in store.list(run.child("_attempts")) if e.uri.name.endswith(".json")]
+    places = _records(store.list(run.child("_attempts")))
     with ThreadPoolExecutor(THREADS) as threads:
-        for data, place in zip(threads.map(store.read, places), places, strict=True):
+        stored = threads.map(store.read, places)
+        for data, place in zip(stored, places, strict=True):
             yield parse_record(Attempt, data, place)
+
+
+def _records(entries: Iterable[Entry]) -> list[Uri]:
+    return [entry.uri for entry in entries if entry.uri.name.endswith(".json")]
 
 
 # --- manifest ----------------------------------------------------------------------------------

@@ -212,10 +212,12 @@ class Run:
         f), and share: mean_abs over the sum of mean_abs of all features. Reads one shard at a time.
         """
         columns = [n for n in self.schema.names if n.startswith(PREFIX)]
-        names = np.array(
-            [name for column in columns for name in feature_names(self.schema.field(column))]
-        )
-        total, absolute = np.zeros(len(names)), np.zeros(len(names))
+        features: list[str] = []
+        for column in columns:
+            features += feature_names(self.schema.field(column))
+        names = np.array(features)
+        total = np.zeros(len(names))
+        absolute = np.zeros(len(names))
         count = 0
         for shard in self.shards:
             values = attribution_matrix(self._read(shard, columns))
@@ -223,9 +225,14 @@ class Run:
             absolute += np.abs(values).sum(0)
             count += len(values)
         top = np.argsort(-absolute, kind="stable")[:k]
-        means = {"mean_abs": absolute[top] / max(1, count), "mean": total[top] / max(1, count)}
-        share = absolute[top] / (absolute.sum() or 1.0)
-        return self._frame(pa.table({"feature": names[top], **means, "share": share}))
+        rows = max(1, count)
+        found = {
+            "feature": names[top],
+            "mean_abs": absolute[top] / rows,
+            "mean": total[top] / rows,
+            "share": absolute[top] / (absolute.sum() or 1.0),
+        }
+        return self._frame(pa.table(found))
 
     def _object(self, shard: Shard) -> Uri:
         return self.uri.child(shard_object(shard.id))

@@ -46,13 +46,19 @@ def merge(parts: Iterable[Stats]) -> Stats:
     neutral.
     """
     found = list(parts)
-    added = {name: rule.add([getattr(s, name) for s in found]) for name, rule in COUNTERS.items()}
+    added = {}
+    for name, rule in COUNTERS.items():
+        values = [getattr(stats, name) for stats in found]
+        added[name] = rule.add(values)
     return Stats(**added)
 
 
 def alike(one: Stats, other: Stats) -> bool:
     """Whether two sums are the same, in whatever order they were added up."""
-    return all(r.alike(getattr(one, n), getattr(other, n)) for n, r in COUNTERS.items())
+    for name, rule in COUNTERS.items():
+        if not rule.alike(getattr(one, name), getattr(other, name)):
+            return False
+    return True
 
 
 # --- what a run holds --------------------------------------------------------------------------
@@ -115,8 +121,9 @@ def read_committed(folder: RunFolder, seen: Collection[str] = ()) -> Committed:
 
 def _held(folder: RunFolder, block: Block, listed: Mapping[str, Member]) -> list[str]:
     """Members that are listed as the block knows them, by the plan's own copies of their ids."""
-    planned = (m for m in block.members if m.shard in folder.shards)
-    return [folder.shards[m.shard].id for m in planned if m.version and listed.get(m.shard) == m]
+    planned = [m for m in block.members if m.shard in folder.shards]
+    unchanged = [m for m in planned if m.version and listed.get(m.shard) == m]
+    return [folder.shards[m.shard].id for m in unchanged]
 
 
 # --- blocks ------------------------------------------------------------------------------------
