@@ -47,7 +47,11 @@ def _block_remarks(run: Evidence, entry: Entry) -> Iterator[Remark]:
 def _valid(run: Evidence, block: Block) -> bool:
     """Every member is still the object that it was."""
     there = run.listing.shards
-    return all(m.shard in there and member_of(there[m.shard], m.shard) == m for m in block.members)
+    for member in block.members:
+        entry = there.get(member.shard)
+        if entry is None or member_of(entry, member.shard) != member:
+            return False
+    return True
 
 
 def _sum(run: Evidence, block: Block) -> Stats | None:

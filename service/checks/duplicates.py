@@ -37,7 +37,8 @@ CHECK = Check("duplicates", "no row id stands in two places", _remarks)
 
 def _suspects(run: Evidence) -> NDArray[np.uint64]:
     """Hashes that come twice: they only tell which ids to look at."""
-    every = np.concatenate([np.empty(0, np.uint64), *run.counted.hashes.values()])
+    none = np.empty(0, np.uint64)
+    every = np.concatenate([none, *run.counted.hashes.values()])
     hashes, times = np.unique(every, return_counts=True)
     return hashes[times > 1]
 
@@ -45,7 +46,8 @@ def _suspects(run: Evidence) -> NDArray[np.uint64]:
 def _occurrences(run: Evidence, suspects: NDArray[np.uint64]) -> Counter[object]:
     folder = run.folder
     seen: Counter[object] = Counter()
-    for shard in [shard for shard, own in run.counted.hashes.items() if len(own)]:
+    shards = [shard for shard, hashes in run.counted.hashes.items() if len(hashes)]
+    for shard in shards:
         data = folder.store.read(folder.uri.child(shard_object(shard)))
         ids = decoded(data).table["row_id"].combine_chunks()
         ids = ids[:: folder.plan.targets_per_row].drop_null()

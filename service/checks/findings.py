@@ -60,7 +60,9 @@ def finding_of(error: IntegrandError) -> Finding:
 
 def reason(error: IntegrandError) -> str:
     """An error in one line, as the reason why something was not checked."""
-    return ", ".join(part for part in (error.where, error.seen and f"seen: {error.seen}") if part)
+    seen = f"seen: {error.seen}" if error.seen else ""
+    parts = [part for part in (error.where, seen) if part]
+    return ", ".join(parts)
 
 
 def listed(values: Sequence[object]) -> str:

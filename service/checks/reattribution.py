@@ -110,23 +110,25 @@ def _drawn(
 
 def _compared(job: Job, folder: RunFolder, shard: Shard, rows: list[int]) -> Again:
     """Some rows of a shard as they are stored, and as they come out here."""
-    place, times = folder.uri.child(shard_object(shard.id)), job.plan.targets_per_row
+    place = folder.uri.child(shard_object(shard.id))
+    times = job.plan.targets_per_row
     footer, table = _stored(folder, place)
-    failed = {
-        i // times for i, s in enumerate(table["status"].to_pylist()) if s == RowStatus.failed
-    }
-    kept = [row for row in rows if row not in failed]
-    if not kept:
+    statuses = enumerate(table["status"].to_pylist())
+    failed = {i // times for i, status in statuses if status == RowStatus.failed}
+    chosen = [row for row in rows if row not in failed]
+    if not chosen:
         return Again(0, 0, ())
-    numbers = (np.array(kept)[:, None] * times + np.arange(times)).reshape(-1)
+    numbers = (np.array(chosen)[:, None] * times + np.arange(times)).reshape(-1)
     then = results_of(job.plan, table.take(pa.array(numbers)))
-    now = _attributed(job, Shard(id=shard.id, slices=tuple(_row(shard, row) for row in kept)))
+    slices = tuple(_row(shard, row) for row in chosen)
+    now = _attributed(job, Shard(id=shard.id, slices=slices))
     exactly = _comes_out_bitwise(job, footer)
     tolerance = TOLERANCE[job.plan.numerics.precision]
     same = _same_bits if exactly else partial(_close, tolerance=tolerance)
     differ = [i for i in range(len(numbers)) if not same(then, now, i)]
     remarks = tuple(_finding(str(place), then, now, i) for i in differ)
-    return Again(len(kept), len(kept) if exactly else 0, remarks)
+    bitwise = len(chosen) if exactly else 0
+    return Again(len(chosen), bitwise, remarks)
 
 
 def _stored(folder: RunFolder, place: Uri) -> tuple[ShardFooter, pa.Table]:
@@ -139,14 +141,16 @@ def _stored(folder: RunFolder, place: Uri) -> tuple[ShardFooter, pa.Table]:
 def _attributed(job: Job, shard: Shard) -> Results:
     """The rows of a shard as they come out here."""
     source = read_shard(job, shard)
-    ids = row_ids(job.plan.files, shard.slices, source, job.plan.spec.source.row_id)
+    plan = job.plan
+    ids = row_ids(plan.files, shard.slices, source, plan.spec.source.row_id)
     return attribute_table(job, source, ids, lambda: None)
 
 
 def _comes_out_bitwise(job: Job, footer: ShardFooter) -> bool:
     """Whether a shard was computed as it would be here, in every bit."""
-    here = footer.environment == environment(job.versions)
-    return job.plan.lowered is None and footer.determinism == "bitwise" and here
+    made_alike = footer.environment == environment(job.versions)
+    promised = job.plan.lowered is None and footer.determinism == "bitwise"
+    return promised and made_alike
 
 
 def _row(shard: Shard, row: int) -> Slice:
@@ -167,27 +171,34 @@ def _bits(results: Results, row: int) -> list[object]:
     for.
     """
     rows = results.rows
-    numbers = np.array([getattr(rows, name)[row] for name in NUMBERS], np.float64)
+    diagnostics = [getattr(rows, name)[row] for name in NUMBERS]
+    numbers = np.array(diagnostics, np.float64)
     numbers[np.isnan(numbers)] = np.nan
-    values = [v.tobytes() for v in results.values(row)] if rows.attributed[row] else []
-    return [rows.status[row], results.target[row].as_py(), numbers.tobytes(), *values]
+    target = results.target[row].as_py()
+    found: list[object] = [rows.status[row], target, numbers.tobytes()]
+    if rows.attributed[row]:
+        found += [values.tobytes() for values in results.values(row)]
+    return found
 
 
 def _close(then: Results, now: Results, row: int, *, tolerance: float) -> bool:
     """Attributions within the tolerance and both error estimates, relative to their L1 norm, where
     bits may differ.
     """
-    stored, found = then.rows.take(np.array([row])), now.rows.take(np.array([row]))
+    number = np.array([row])
+    stored, found = then.rows.take(number), now.rows.take(number)
     if not (stored.attributed[0] and found.attributed[0]):
         return bool(stored.attributed[0] == found.attributed[0])
     # another output is the largest by a hair: not the same question
     if then.target[row] != now.target[row]:
         return np.allclose(stored.f_input, found.f_input, rtol=tolerance, atol=tolerance)
-    one, other = (np.concatenate(r.values(row)).astype(np.float64) for r in (then, now))
+    one = np.concatenate(then.values(row)).astype(np.float64)
+    other = np.concatenate(now.values(row)).astype(np.float64)
     estimates = np.nan_to_num([stored.error_estimate[0], found.error_estimate[0]])
     allowed = tolerance + estimates[0] + estimates[1]
     norm = max(np.abs(one).sum(), np.abs(other).sum(), np.finfo(np.float32).tiny)
-    return bool(np.abs(one - other).sum() <= allowed * norm)
+    distance = np.abs(one - other).sum()
+    return bool(distance <= allowed * norm)
 
 
 def _finding(place: str, then: Results, now: Results, row: int) -> Finding:

@@ -45,7 +45,8 @@ def _unlike(where: str, planned: list[str], seen: list[str]) -> Finding:
     """
     missing = [field for field in planned if field not in seen]
     instead = [field for field in seen if field not in planned] if missing else seen
-    return Finding(where, f"columns as planned: {listed(missing or planned)}", listed(instead))
+    expected = f"columns as planned: {listed(missing or planned)}"
+    return Finding(where, expected, listed(instead))
 
 
 def _described(field: pa.Field) -> str:

@@ -43,9 +43,10 @@ def _counted(shard: ShardEvidence) -> ShardFooter:
 def _quantile_remarks(
     where: str, name: str, expected: Quantiles, seen: Quantiles
 ) -> Iterator[Remark]:
-    names = Quantiles.model_fields
-    if not all(_close(getattr(expected, n), getattr(seen, n)) for n in names):
-        yield Finding(f"{where} footer, {name}", str(expected), str(seen))
+    for field in Quantiles.model_fields:
+        if not _close(getattr(expected, field), getattr(seen, field)):
+            yield Finding(f"{where} footer, {name}", str(expected), str(seen))
+            return
 
 
 def _close(one: float | None, other: float | None) -> bool:

@@ -40,5 +40,6 @@ CHECK = Check("encoding", "rows and footer, written again, are the same bytes", 
 
 
 def _arrow_schema(data: bytes) -> str:
-    metadata = open_parquet(pa.BufferReader(data)).metadata.metadata
-    return str(metadata[ARROW_SCHEMA.encode()].decode())
+    parquet = open_parquet(pa.BufferReader(data))
+    schema = parquet.metadata.metadata[ARROW_SCHEMA.encode()]
+    return str(schema.decode())

@@ -40,10 +40,12 @@ CHECK = Check("row_ids", "row ids are those of the source, in its order", _remar
 
 
 def _source_ids(shard: ShardEvidence) -> pa.Array:
-    column, files, slices = shard.plan.spec.source.row_id, shard.plan.files, shard.planned.slices
+    files, slices = shard.plan.files, shard.planned.slices
+    column = shard.plan.spec.source.row_id
     if column is None:
         return row_ids(files, slices, pa.table({}), None)
-    return row_ids(files, slices, read_slices(shard.folder.store, files, slices, [column]), column)
+    source = read_slices(shard.folder.store, files, slices, [column])
+    return row_ids(files, slices, source, column)
 
 
 def _differ(seen: pa.Array, expected: pa.Array) -> NDArray[np.bool_]:

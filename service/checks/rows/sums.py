@@ -48,8 +48,9 @@ def _rounding(rows: RowResults) -> tuple[Floats, Floats]:
     """What sums of each row may be off by: taken in float64, and of values rounded to the type of
     their columns.
     """
-    flat = [np.abs(a.reshape(len(a), -1)).astype(np.float64) for a in rows.attributions]
-    size = np.sum([a.sum(1) for a in flat], axis=0)
+    flat = [a.reshape(len(a), -1) for a in rows.attributions]
+    sizes = [np.abs(a).astype(np.float64).sum(1) for a in flat]
+    size = np.sum(sizes, axis=0)
     count = float(sum(a.shape[1] for a in flat))
     ends = np.abs(rows.f_input) + np.abs(rows.f_baseline)
     widest = max(np.finfo(a.dtype).eps for a in rows.attributions)

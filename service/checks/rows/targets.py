@@ -34,4 +34,7 @@ CHECK = Check("targets", "each row has its targets, each of them once", _remarks
 def _planned_targets(plan: Plan) -> list[object] | None:
     """The targets of each input row; None where the rows or the model choose them."""
     places = plan.spec.target.places(plan.numerics.outputs)
-    return None if places is None else list(repeated_targets(places, len(places)).to_pylist())
+    if places is None:
+        return None
+    targets = repeated_targets(places, len(places))
+    return list(targets.to_pylist())
