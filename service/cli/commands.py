@@ -22,7 +22,6 @@ from integrand.schemas.errors import DataError, IntegrandError, IntegrityError
 from integrand.service.cli.operator import load_operator
 from integrand.service.cluster import Cluster, PoolKind
 from integrand.service.operator import Operator
-from integrand.service.progress import shown_on
 from integrand.service.terminal import Terminal
 from integrand.workers import kernels
 
@@ -154,6 +153,7 @@ def run(
 ) -> None:
     """Run a job to its end. Run again to resume: only missing shards are computed."""
     from integrand.service.cli.specfile import load_spec
+    from integrand.service.progress import shown_on
     from integrand.service.running.jobs import run_job
     from integrand.workers.storage.store import Store
 
@@ -186,6 +186,7 @@ def retry_quarantined(
     """Run the shards again that a partial run gave up, from its folder alone; what else is missing,
     too.
     """
+    from integrand.service.progress import shown_on
     from integrand.service.running.retry import retry_quarantined as retry
 
     operator = _operator(trust, open_ray)
