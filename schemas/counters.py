@@ -55,20 +55,25 @@ def counters(kind: type[BaseModel]) -> dict[str, Adds[Any]]:
 
 def add_by_key(counts: Sequence[Mapping[str, Number]]) -> dict[str, Number]:
     """Sum of several counters, keys sorted."""
-    keys = sorted({k for c in counts for k in c})
-    return {k: sum(c.get(k, 0) for c in counts) for k in keys}
+    total: dict[str, Number] = {}
+    for key in sorted(set().union(*counts)):
+        total[key] = sum(count.get(key, 0) for count in counts)
+    return total
 
 
 def largest(values: Iterable[float | None]) -> float | None:
     """The largest of those that there are."""
-    return max((v for v in values if v is not None), default=None)
+    known = [value for value in values if value is not None]
+    return max(known, default=None)
 
 
 def first(most: int) -> Callable[[Iterable[tuple[str, ...]]], tuple[str, ...]]:
     """Different names, sorted, the first `most` of them alone: sums must not grow with the run."""
 
     def add(parts: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-        return tuple(sorted({name for names in parts for name in names})[:most])
+        different: set[str] = set()
+        different.update(*parts)
+        return tuple(sorted(different)[:most])
 
     return add
 

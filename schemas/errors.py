@@ -20,24 +20,26 @@ class IntegrandError(Exception):
     def __init__(
         self, where: str, *, expected: str = "", seen: str = "", next_step: str = ""
     ) -> None:
-        self.where, self.expected, self.seen, self.next_step = (
-            redact(where),
-            expected,
-            redact(seen),
-            next_step,
-        )
+        self.where = redact(where)
+        self.expected = expected
+        self.seen = redact(seen)
+        self.next_step = next_step
         super().__init__(self.where, expected, self.seen, next_step)
 
     def __str__(self) -> str:
         parts = [self.where]
-        parts += [f"expected: {self.expected}"] if self.expected else []
-        parts += [f"seen: {self.seen}"] if self.seen else []
-        parts += [f"next: {self.next_step}"] if self.next_step else []
+        if self.expected:
+            parts.append(f"expected: {self.expected}")
+        if self.seen:
+            parts.append(f"seen: {self.seen}")
+        if self.next_step:
+            parts.append(f"next: {self.next_step}")
         return "\n  ".join(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling between a Ray worker and the driver."""
-        return _rebuild, (type(self), self.where, self.expected, self.seen, self.next_step)
+        words = (self.where, self.expected, self.seen, self.next_step)
+        return _rebuild, (type(self), *words)
 
 
 def _rebuild(

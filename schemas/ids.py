@@ -53,12 +53,20 @@ _MODULUS = 1 << 256
 
 def add_digests(digests: Iterable[str]) -> str:
     """Order-independent digest of the union of disjoint row sets, from their own digests (hex)."""
-    return f"{sum(int(d, 16) for d in digests) % _MODULUS:064x}"
+    return _folded(int(digest, 16) for digest in digests)
 
 
 def digest_rows(rows: Iterable[bytes]) -> str:
     """Logical digest of a set of canonical rows: equal for any order, as if they were sorted by
     identity.
     """
-    total = sum(int.from_bytes(hashlib.sha256(row).digest(), "big") for row in rows)
-    return f"{total % _MODULUS:064x}"
+    return _folded(_number(row) for row in rows)
+
+
+def _number(row: bytes) -> int:
+    digest = hashlib.sha256(row).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _folded(hashes: Iterable[int]) -> str:
+    return f"{sum(hashes) % _MODULUS:064x}"

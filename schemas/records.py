@@ -390,15 +390,18 @@ class RunManifest(JobManifest):
 
     @property
     def evaluations_per_row(self) -> float:
-        return self.evaluations / max(1, self.rows_out - self.count(*WITHOUT_ATTRIBUTION))
+        attributed = self.rows_out - self.count(*WITHOUT_ATTRIBUTION)
+        return self.evaluations / max(1, attributed)
 
     @property
     def converged_share(self) -> float:
-        return self.count(*CONVERGED) / max(1, self.rows_out)
+        converged = self.count(*CONVERGED)
+        return converged / max(1, self.rows_out)
 
     def count(self, *statuses: str) -> int:
         """Rows with any of these statuses."""
-        return sum(self.statuses.get(str(s), 0) for s in statuses)
+        counts = [self.statuses.get(str(status), 0) for status in statuses]
+        return sum(counts)
 
 
 class SpecHead(Record):

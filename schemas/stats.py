@@ -22,8 +22,10 @@ def _lowered(footer: ShardFooter) -> bool:
 
 
 def _lowered_reasons(footer: ShardFooter) -> tuple[str, ...]:
-    why = f"shard {footer.shard} {footer.lowered or 'says so'}"
-    return (why,) if _lowered(footer) else ()
+    if not _lowered(footer):
+        return ()
+    why = footer.lowered or "says so"
+    return (f"shard {footer.shard} {why}",)
 
 
 class Stats(Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from enum import StrEnum
 from itertools import product
 
@@ -50,9 +51,8 @@ def output_schema(
         "reason": pa.string(),
         "evaluations": pa.int32(),
     }
-    return pa.schema(
-        [pa.field(name, types.get(name, pa.float64())) for name in COLUMNS] + attributions
-    )
+    fields = [pa.field(name, types.get(name, pa.float64())) for name in COLUMNS]
+    return pa.schema(fields + attributions)
 
 
 def feature_fields(features: tuple[str, ...], value: pa.DataType) -> list[pa.Field]:
@@ -62,12 +62,9 @@ def feature_fields(features: tuple[str, ...], value: pa.DataType) -> list[pa.Fie
 
 def tensor_field(name: str, shape: tuple[int, ...], value: pa.DataType) -> pa.Field:
     """One fixed-size-list column for a whole input; its shape is in the field's metadata."""
-    size = 1
-    for extent in shape:
-        size *= extent
-    return pa.field(
-        PREFIX + name, pa.list_(value, size), metadata={"shape": json.dumps(list(shape))}
-    )
+    lists = pa.list_(value, math.prod(shape))
+    metadata = {"shape": json.dumps(list(shape))}
+    return pa.field(PREFIX + name, lists, metadata=metadata)
 
 
 def list_field(name: str, value: pa.DataType) -> pa.Field:
@@ -78,7 +75,9 @@ def list_field(name: str, value: pa.DataType) -> pa.Field:
 def tensor_shape(field: pa.Field) -> tuple[int, ...] | None:
     """Shape that a tensor column declares, or None for a plain column."""
     metadata = field.metadata or {}
-    return tuple(json.loads(metadata[b"shape"])) if b"shape" in metadata else None
+    if b"shape" not in metadata:
+        return None
+    return tuple(json.loads(metadata[b"shape"]))
 
 
 def feature_names(field: pa.Field, length: int | None = None) -> list[str]:
@@ -93,4 +92,8 @@ def feature_names(field: pa.Field, length: int | None = None) -> list[str]:
     if not pa.types.is_fixed_size_list(field.type):
         return [name]
     shape = tensor_shape(field) or (field.type.list_size,)
-    return [f"{name}[{','.join(map(str, index))}]" for index in product(*map(range, shape))]
+    names = []
+    for index in product(*map(range, shape)):
+        place = ",".join(map(str, index))
+        names.append(f"{name}[{place}]")
+    return names

@@ -24,14 +24,18 @@ class Uri:
     path: str
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.path}" if self.scheme != "file" else self.path
+        if self.scheme == "file":
+            return self.path
+        return f"{self.scheme}://{self.path}"
 
     def child(self, *names: str) -> Uri:
-        return Uri(self.scheme, "/".join([self.path.rstrip("/"), *names]))
+        folder = self.path.rstrip("/")
+        return Uri(self.scheme, "/".join([folder, *names]))
 
     @property
     def name(self) -> str:
-        return self.path.rstrip("/").rsplit("/", 1)[-1]
+        path = self.path.rstrip("/")
+        return path.rsplit("/", 1)[-1]
 
 
 def parse_uri(text: str, *, base: str = "/", schemes: tuple[str, ...] = SCHEMES) -> Uri:
@@ -84,7 +88,8 @@ def parse_uri(text: str, *, base: str = "/", schemes: tuple[str, ...] = SCHEMES)
 
 def _tidy(path: str) -> str:
     """Without repeated slashes and `.`; `..` stays, as it may follow a symbolic link."""
-    return "/" + str(PurePosixPath(path)).lstrip("/")
+    plain = str(PurePosixPath(path))
+    return "/" + plain.lstrip("/")
 
 
 def _encodable(text: str) -> bool:

@@ -142,11 +142,11 @@ def _branch(torch_file: str) -> str:
             continue
         reader = next((getattr(library, r) for r in _READERS if hasattr(library, r)), None)
         if reader is not None:
-            return _told(reader(_ALL))
+            return _branch_named(reader(_ALL))
     return f"{os.environ.get(MKL, 'OFF')} as asked"
 
 
-def _told(code: int) -> str:
+def _branch_named(code: int) -> str:
     number = code & ~_STRICT
     branch = _BRANCHES.get(number, f"branch {number}")
     return f"{branch},STRICT" if code & _STRICT else branch
@@ -178,6 +178,6 @@ def objection(found: Kernels) -> str | None:
 @cache
 def warn_once() -> None:
     """Say in a notebook what `objection` says, the first time."""
-    told = objection(in_force())
-    if told:
-        warnings.warn(told, stacklevel=3)
+    reason = objection(in_force())
+    if reason:
+        warnings.warn(reason, stacklevel=3)

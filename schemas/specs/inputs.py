@@ -128,10 +128,10 @@ class IdsInput(InputPart):
     def _fitting(self) -> IdsInput:
         columns = self.columns
         twice = sorted({c for c in columns if columns.count(c) > 1})
-        if twice or not columns:
-            raise ValueError(
-                f"columns named twice: {', '.join(twice)}" if twice else "`ids` names no column"
-            )
+        if twice:
+            raise ValueError(f"columns named twice: {', '.join(twice)}")
+        if not columns:
+            raise ValueError("`ids` names no column")
         if isinstance(self.embedding, tuple) and len(self.embedding) != len(columns):
             raise ValueError(
                 f"{len(self.embedding)} modules for {len(columns)} columns: name one, or one for"
@@ -149,13 +149,12 @@ class IdsInput(InputPart):
     def baseline_id(self) -> int | None:
         """The id whose embedding is the baseline; None for a zero vector."""
         given = self.baseline
-        if (
-            not isinstance(given, ConstantBaseline)
-            or isinstance(given.value, tuple)
-            or given.units == "raw"
-        ):
+        if not isinstance(given, ConstantBaseline) or given.units == "raw":
             return None
-        return int(given.value) if given.value >= 0 and given.value.is_integer() else None
+        value = given.value
+        if isinstance(value, tuple) or value < 0 or not value.is_integer():
+            return None
+        return int(value)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -190,7 +189,8 @@ _FIELDS = tuple(branches_of(_Forms))
 
 def _form_of(value: Any) -> str | None:
     fields = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
-    return next((form for form in _FIELDS if form in fields), None)
+    forms = (form for form in _FIELDS if form in fields)
+    return next(forms, None)
 
 
 Input = Annotated[
@@ -233,7 +233,8 @@ class ForwardArg(Part):
 
     @model_validator(mode="after")
     def _one_form(self) -> ForwardArg:
-        if [bool(self.columns), self.column is not None, self.mask_of is not None].count(True) != 1:
+        given = [bool(self.columns), self.column is not None, self.mask_of is not None]
+        if given.count(True) != 1:
             raise ValueError("give one of `column`, `columns` and `mask_of`")
         if self.mask_of is not None and self.shape:
             raise ValueError("a mask has the shape of its ids: leave out `shape`")

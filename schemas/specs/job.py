@@ -175,4 +175,6 @@ def parse_spec(fields: object, *, where: str = "spec") -> AttributeSpec:
 def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return tuple(_tuples(v) for v in value)
+    return value

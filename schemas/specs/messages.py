@@ -23,11 +23,13 @@ def explain(problem: ErrorDetails, spec: type[Part]) -> str:
     """
     place = _find(problem["loc"], spec)
     if problem["type"] == "extra_forbidden":
+        field = str(problem["loc"][-1])
         fields = [name for part in place.parts for name in part.model_fields]
-        return f"{place}: unknown field{_nearest(str(problem['loc'][-1]), fields, spec)}"
+        return f"{place}: unknown field{_nearest(field, fields, spec)}"
     if problem["type"] == "union_tag_invalid":
         tag = str(problem["ctx"]["tag"])
-        return f"{place}: unknown kind `{tag}`{_nearest(tag, list(place.branches), spec)}"
+        kinds = list(place.branches)
+        return f"{place}: unknown kind `{tag}`{_nearest(tag, kinds, spec)}"
     if problem["type"] == "union_tag_not_found":
         return f"{place}: needs `kind`: one of {', '.join(place.branches)}"
     got = "" if problem["type"] == "missing" else f" (got {problem.get('input')!r:.80})"
@@ -77,8 +79,12 @@ def _below(parts: dict[str, type[Part]], field: str) -> dict[str, type[Part]]:
 def _nearest(word: str, known: list[str], spec: type[Part]) -> str:
     """The closest known word, else all of them; a field of another part where it fits no better."""
     near = difflib.get_close_matches(word, known, 1, 0.5)
-    near = near or difflib.get_close_matches(word, sorted(_all_fields(spec)), 1, 0.75)
-    return f"; did you mean `{near[0]}`?" if near else f"; known here: {', '.join(known)}"
+    if not near:
+        anywhere = sorted(_all_fields(spec))
+        near = difflib.get_close_matches(word, anywhere, 1, 0.75)
+    if near:
+        return f"; did you mean `{near[0]}`?"
+    return f"; known here: {', '.join(known)}"
 
 
 def _all_fields(part: type[Part]) -> set[str]:

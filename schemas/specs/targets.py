@@ -61,7 +61,8 @@ class IndexTarget(TargetPart):
         return self
 
     def places(self, outputs: int | None) -> tuple[Place, ...]:
-        return (self.index if isinstance(self.index, tuple) else (self.index,),)
+        place = self.index if isinstance(self.index, tuple) else (self.index,)
+        return (place,)
 
 
 class ColumnTarget(TargetPart):
@@ -97,7 +98,8 @@ class AllTargets(TargetPart):
     kind: Literal["all"] = "all"
 
     def places(self, outputs: int | None) -> tuple[Place, ...]:
-        return tuple((index,) for index in range(self.per_row(outputs)))
+        count = self.per_row(outputs)
+        return tuple((index,) for index in range(count))
 
     def per_row(self, outputs: int | None) -> int:
         return outputs or 1
