@@ -129,10 +129,9 @@ def _manifests(folder: RunFolder) -> Manifests:
 def _listing(folder: RunFolder) -> Listing:
     planned = {folder.uri.child(shard_object(s)): s for s in folder.shards}
     entries = folder.store.list(folder.uri.child("data"))
-    return Listing(
-        shards={planned[e.uri]: e for e in entries if e.uri in planned},
-        foreign=tuple(e for e in entries if e.uri not in planned),
-    )
+    shards = {planned[e.uri]: e for e in entries if e.uri in planned}
+    foreign = tuple(e for e in entries if e.uri not in planned)
+    return Listing(shards=shards, foreign=foreign)
 
 
 def _counted(folder: RunFolder, listing: Listing) -> Counted:

@@ -42,8 +42,8 @@ def _after_releases(run: Evidence) -> RunManifest | None:
     if partial is None:
         return None
     released = run.releases.shards - {q.shard for q in run.quarantine.records}
-    kept = tuple(q for q in partial.quarantined if q.shard not in released)
-    return partial.model_copy(update={"quarantined": kept})
+    quarantined = tuple(q for q in partial.quarantined if q.shard not in released)
+    return partial.model_copy(update={"quarantined": quarantined})
 
 
 def _missing(run: Evidence) -> list[str]:

@@ -35,11 +35,13 @@ def _run_id_remarks(plan: Plan) -> Iterator[Remark]:
 
 
 def _shard_remarks(plan: Plan) -> Iterator[Remark]:
-    if len({s.id for s in plan.shards}) < len(plan.shards):
+    ids = {shard.id for shard in plan.shards}
+    if len(ids) < len(plan.shards):
         yield Finding("_plan.json shards", "different ids", "some twice", _RESTORE)
     taken: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for rows in (rows for shard in plan.shards for rows in shard.slices):
-        taken[rows.file].append((rows.start, rows.stop))
+    for shard in plan.shards:
+        for rows in shard.slices:
+            taken[rows.file].append((rows.start, rows.stop))
     for i, file in enumerate(plan.files):
         cuts = sorted(taken[i])
         starts = [start for start, _ in cuts]

@@ -15,8 +15,10 @@ from integrand.service.runs.manifest import LATEST, MANIFEST, instant, read_poin
 
 
 def _remarks(run: Evidence) -> Iterator[Remark]:
-    folder, manifest = run.folder, run.manifests.complete
-    root = Uri(folder.uri.scheme, folder.uri.path.rsplit("/", 1)[0])
+    folder = run.folder
+    manifest = run.manifests.complete
+    parent, _ = folder.uri.path.rsplit("/", 1)
+    root = Uri(folder.uri.scheme, parent)
     entries = folder.store.list(root.child(LATEST), depth=1)
     names = [e.uri.name.removesuffix(".json") for e in entries]
     for name in names:

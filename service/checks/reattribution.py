@@ -211,7 +211,8 @@ def _finding(place: str, then: Results, now: Results, row: int) -> Finding:
 
 
 def _described(results: Results, row: int) -> str:
-    rows, values = results.rows, results.values(row)
+    rows = results.rows
+    values = results.values(row)
     total = sum(float(v.sum(dtype=np.float64)) for v in values)
     size = sum(float(np.abs(v).sum(dtype=np.float64)) for v in values)
     return (

@@ -45,7 +45,8 @@ def recount(folder: RunFolder, planned: Shard, where: str, data: bytes) -> Recou
         broken = Finding(where, "a shard's Parquet object, as it was committed", seen)
         return Recount(None, remarks=(broken,))
     shard = ShardEvidence(folder=folder, planned=planned, where=where, data=data, stored=stored)
-    footer, columns = tuple(FOOTER.remarks(shard)), tuple(COLUMNS.remarks(shard))
+    footer = tuple(FOOTER.remarks(shard))
+    columns = tuple(COLUMNS.remarks(shard))
     if columns:
         return Recount(stored.footer, remarks=(*footer, *columns))
     rows = tuple(remark for check in ROW_CHECKS for remark in check.remarks(shard))

@@ -75,8 +75,9 @@ class DemoFolder:
         """Cut a table into Parquet files `<name>/part-<n>.parquet` of nearly equal size."""
         size = -(-table.num_rows // files)
         for number in range(files):
+            part = table.slice(number * size, size)
             sink = io.BytesIO()
-            pq.write_table(table.slice(number * size, size), sink, compression="zstd")
+            pq.write_table(part, sink, compression="zstd")
             self.write(f"{name}/part-{number}.parquet", sink.getvalue())
 
     def facts(self, recipe: int) -> Facts | None:

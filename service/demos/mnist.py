@@ -86,9 +86,9 @@ def load_digits() -> Digits:
     with files(__package__).joinpath("digits.parquet").open("rb") as file:
         table = pq.read_table(file)
     pixels = table["pixels"].combine_chunks().flatten().to_numpy().reshape(-1, SIDE * SIDE)
-    return Digits(
-        np.array(table["row_id"].to_pylist()), table["label"].to_numpy().astype(np.int64), pixels
-    )
+    row_ids = np.array(table["row_id"].to_pylist())
+    labels = table["label"].to_numpy().astype(np.int64)
+    return Digits(row_ids, labels, pixels)
 
 
 def split_digits(digits: Digits) -> tuple[Digits, Digits]:
@@ -194,11 +194,10 @@ def source_table(digits: Digits) -> pa.Table:
     schema = pa.schema(
         [("row_id", pa.string()), ("label", pa.int8()), ("pixels", pa.list_(pa.float32()))]
     )
-    columns = zip(*rows, strict=True)
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)],
-        schema=schema,
-    )
+    arrays = []
+    for field, column in zip(schema, zip(*rows, strict=True), strict=True):
+        arrays.append(pa.array(column, field.type))
+    return pa.table(arrays, schema=schema)
 
 
 def explain(rows: pd.DataFrame, folder: DemoFolder) -> Outcome:
@@ -299,6 +298,7 @@ def ink_shares(rows: pd.DataFrame, *, reach: int) -> tuple[float, float]:
     ink = torch.from_numpy(not_black).float().reshape(-1, 1, SIDE, SIDE)
     spread = nn.functional.max_pool2d(ink, 2 * reach + 1, stride=1, padding=reach)
     near = spread.flatten(1).numpy() > 0
-    mass = np.abs(np.stack(list(rows[ATTRIBUTION])))
+    attributions = np.stack(list(rows[ATTRIBUTION]))
+    mass = np.abs(attributions)
     shares = (mass * near).sum(axis=1) / mass.sum(axis=1)
     return float(shares.mean()), float(near.mean())

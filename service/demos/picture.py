@@ -68,38 +68,30 @@ def draw_strips(strips: Sequence[Strip], heading: str, remark: str) -> Image.Ima
     """
     height, width = (extent * SCALE for extent in strips[0].pictures[0].shape[:2])
     down = STRIP_TITLE + height + STRIP_NOTE
-    size = (
-        2 * MARGIN + len(strips[0].pictures) * (width + GAP) - GAP,
-        MARGIN + HEADER + len(strips) * down + FOOTER,
-    )
-    canvas = Image.new("RGB", size, WHITE)
+    across = 2 * MARGIN + len(strips[0].pictures) * (width + GAP) - GAP
+    bottom = MARGIN + HEADER + len(strips) * down
+    canvas = Image.new("RGB", (across, bottom + FOOTER), WHITE)
     write_header(ImageDraw.Draw(canvas), heading, remark)
     for line, strip in enumerate(strips):
         _draw_strip(canvas, strip, MARGIN + HEADER + line * down)
-    _draw_colour_bar(canvas, top=size[1] - FOOTER)
+    _draw_colour_bar(canvas, top=bottom)
     return canvas
 
 
 def _draw_strip(canvas: Image.Image, strip: Strip, top: int) -> None:
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, top), strip.title, INK, font(18))
-    draw.text(
-        (MARGIN + draw.textlength(strip.title, font(18)) + GAP, top + 3),
-        strip.remark,
-        QUIET,
-        font(15),
-    )
+    after_title = MARGIN + draw.textlength(strip.title, font(18)) + GAP
+    draw.text((after_title, top + 3), strip.remark, QUIET, font(15))
     x, y = MARGIN, top + STRIP_TITLE
     for pixels, note in zip(strip.pictures, strip.notes, strict=True):
         height, width = (extent * SCALE for extent in pixels.shape[:2])
-        large = (
-            Image.fromarray(pixels).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
-        )
+        small = Image.fromarray(pixels).convert("RGB")
+        large = small.resize((width, height), Image.Resampling.NEAREST)
         canvas.paste(large, (x, y))
         draw.rectangle((x - 1, y - 1, x + width, y + height), outline=RULE)
-        draw.multiline_text(
-            (x, y + height + 5), fitted(draw, note, width), QUIET, font(NOTE), spacing=2
-        )
+        text = fitted(draw, note, width)
+        draw.multiline_text((x, y + height + 5), text, QUIET, font(NOTE), spacing=2)
         x += width + GAP
 
 

@@ -146,8 +146,8 @@ def keeps_order(prepared: Prepared, sample: RowTensors) -> bool:
     order = np.arange(rows.rows)[::-1].copy()
     turned = rows.take(torch.from_numpy(order).to(rows.device))
     there = _in_closed_form(prepared, rows)
-    back = _in_closed_form(prepared, turned)
-    pairs = zip(_columns(there), _columns(back.take(order)), strict=True)
+    back = _in_closed_form(prepared, turned).take(order)
+    pairs = zip(_columns(there), _columns(back), strict=True)
     return all(np.array_equal(one, other, equal_nan=True) for one, other in pairs)
 
 

@@ -65,8 +65,9 @@ def _merge(slices: Sequence[Slice]) -> tuple[Slice, ...]:
     """Adjacent slices of one file as one."""
     merged: list[Slice] = []
     for s in slices:
-        if merged and merged[-1].file == s.file and merged[-1].stop == s.start:
-            merged[-1] = Slice(file=s.file, start=merged[-1].start, stop=s.stop)
+        last = merged[-1] if merged else None
+        if last is not None and last.file == s.file and last.stop == s.start:
+            merged[-1] = Slice(file=s.file, start=last.start, stop=s.stop)
         else:
             merged.append(s)
     return tuple(merged)

@@ -88,13 +88,15 @@ def _text_dataset(
     pool: Mapper,
     split: bool,
 ) -> Dataset:
-    roles, form = roles_of(spec), listing.format.name
-    folder = output.child("_ingest", ingest_digest([e for e, _ in listing.files], roles))
+    roles = roles_of(spec)
+    form = listing.format.name
+    entries = [entry for entry, _ in listing.files]
+    folder = output.child("_ingest", ingest_digest(entries, roles))
     identity = tuple((path, e.size, e.etag or f"mtime:{e.mtime_ns}") for e, path in listing.files)
     if not split and load_ingested(store, folder) is None:
         first, path = listing.files[0]
         sample = head(store, first, path, form, roles)
-        rows = sum(estimate_rows(store, e, form) for e, _ in listing.files)
+        rows = sum(estimate_rows(store, entry, form) for entry in entries)
         return Dataset(
             (),
             sample.schema,
@@ -106,13 +108,10 @@ def _text_dataset(
         )
     tasks = [IngestTask(e, path, form, folder, roles) for e, path in listing.files]
     pieces = ingest(store, tasks, pool.map)
-    found = Listing(
-        FORMATS["parquet"], tuple((store.info(store.parse(p.uri)), p.path) for p in pieces)
-    )
-    _, schemas = read_footers(store, found)
-    return Dataset(
-        pieces, source_schema(pieces, schemas, declared_columns(spec)), identity, split=True
-    )
+    files = tuple((store.info(store.parse(p.uri)), p.path) for p in pieces)
+    _, schemas = read_footers(store, Listing(FORMATS["parquet"], files))
+    schema = source_schema(pieces, schemas, declared_columns(spec))
+    return Dataset(pieces, schema, identity, split=True)
 
 
 def _heads(store: Store, listing: Listing, roles: Roles) -> Iterator[pa.Table]:

@@ -196,17 +196,16 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     check_baselines(spec, shapes)
     pool.prepare()
     facts = _model_facts(request)
-    device: Literal["cpu", "cuda"] = (
-        "cuda" if spec.compute.gpus_per_worker and torch.cuda.is_available() else "cpu"
-    )
+    on_gpu = spec.compute.gpus_per_worker and torch.cuda.is_available()
+    device: Literal["cpu", "cuda"] = "cuda" if on_gpu else "cpu"
     loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device)
     second = build_again(spec.model, loaded) if rebuild else None
     forward = through_embeddings(loaded.forward, spec.inputs)
-    tried, rows = find_rows(
-        spec, shapes, looks(store, spec, dataset), device, forward, estimated=dataset.estimated
-    )
+    found = looks(store, spec, dataset)
+    tried, rows = find_rows(spec, shapes, found, device, forward, estimated=dataset.estimated)
     _refuse_lengths(spec, tried)
-    forward = in_portions(forward, _portion(spec, forward, loaded, rows, device))
+    portion = _portion(spec, forward, loaded, rows, device)
+    forward = in_portions(forward, portion)
     wanted = [PREPASSES[name] for name in prepasses_of(spec.baselines)]
     counted = {one.name: one.stand_in(tried) for one in wanted}
     sample = sample_rows(spec, tried, rows, counted, device, forward)
@@ -220,8 +219,10 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
         sample = sample_rows(spec, tried, rows, counted, device, forward)
     job = Survey(dataset, tried, facts, prepasses, device, loaded, forward, sample)
     if second is not None:
-        check_outputs(spec.model, loaded, second, partial(_outputs_on_sample, spec, job))
-    return replace(job, loaded=replace(loaded, build=None))
+        outputs_of = partial(_outputs_on_sample, spec, job)
+        check_outputs(spec.model, loaded, second, outputs_of)
+    built = replace(loaded, build=None)
+    return replace(job, loaded=built)
 
 
 def settle_kernels(spec: AttributeSpec) -> None:
@@ -261,7 +262,8 @@ def _portion(
     if not len(clean) or isinstance(forward, IdsModel):
         return None
     asked = [n for n in (spec.compute.batch_rows, loaded.rows) if isinstance(n, int)]
-    arguments = [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)]
+    tensors = (*rows.inputs, *rows.forward_args)
+    arguments = [t[clean].to(device) for t in tensors]
     return find_portion(forward, arguments, asked)
 
 
@@ -275,7 +277,8 @@ def _outputs(spec: AttributeSpec, job: Survey) -> tuple[float, ...] | None:
 
 
 def _outputs_on_sample(spec: AttributeSpec, job: Survey, model: Forward) -> object:
-    forward = in_portions(through_embeddings(model, spec.inputs), job.portion)
+    embedded = through_embeddings(model, spec.inputs)
+    forward = in_portions(embedded, job.portion)
     arguments = (*job.sample.inputs, *job.sample.forward_args)
     with real_rows(forward, arguments), torch.no_grad():
         return on_copies(forward, *arguments)

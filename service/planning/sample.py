@@ -62,13 +62,14 @@ def looks(store: Store, spec: AttributeSpec, dataset: Dataset) -> Iterator[Look]
         return
     columns = declared_columns(spec)
     filled = [(i, f) for i, f in enumerate(dataset.files) if f.rows]
-    chosen = filled[:: max(1, len(filled) // SAMPLE_FILES)][:SAMPLE_FILES]
+    stride = max(1, len(filled) // SAMPLE_FILES)
+    chosen = filled[::stride][:SAMPLE_FILES]
     for place in (0.0, 0.5):
-        starts = [(i, int(place * f.rows), f.rows) for i, f in chosen]
-        slices = [
-            Slice(file=i, start=start, stop=min(rows, start + SAMPLE_ROWS))
-            for i, start, rows in starts
-        ]
+        slices = []
+        for number, file in chosen:
+            start = int(place * file.rows)
+            stop = min(file.rows, start + SAMPLE_ROWS)
+            slices.append(Slice(file=number, start=start, stop=stop))
         table = read_slices(store, dataset.files, slices, columns)
         yield Look(_name(dataset, slices[0]), table, table.num_rows)
     seen = 0
@@ -211,7 +212,8 @@ def _judge_ids(forward: Forward, rows: Rows, device: str) -> list[str | None]:
     clean = _clean(rows)
     if not isinstance(forward, IdsModel) or not clean:
         return rows.reasons
-    arguments = [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)]
+    tensors = (*rows.inputs, *rows.forward_args)
+    arguments = [t[clean].to(device) for t in tensors]
     with real_rows(forward, arguments):
         found = forward.unknown_ids(*arguments)
         unknown = dict(zip(clean, found, strict=True))

@@ -59,19 +59,23 @@ def _state(manifest: RunManifest) -> str:
 
 def _statuses(manifest: RunManifest) -> Facts:
     rows = max(1, manifest.rows_out)
-    counts = manifest.statuses.items()
-    return [(f"  {status}", f"{count:,} ({count / rows:.1%})") for status, count in counts]
+    facts = []
+    for status, count in manifest.statuses.items():
+        share = count / rows
+        facts.append((f"  {status}", f"{count:,} ({share:.1%})"))
+    return facts
 
 
 def show_verification(console: Console, found: Verification) -> None:
     """What does not hold first, then what could not be checked."""
+    count = len(found.findings)
     for finding in found.findings[:MOST_FINDINGS]:
         console.print(str(finding), style="red", highlight=False)
-    if len(found.findings) > MOST_FINDINGS:
-        console.print(f"and {len(found.findings) - MOST_FINDINGS} more findings", style="red")
+    if count > MOST_FINDINGS:
+        console.print(f"and {count - MOST_FINDINGS} more findings", style="red")
     for unchecked in found.unchecked:
         console.print(f"not checked: {unchecked}", style="yellow", highlight=False)
-    held = "holds" if found.holds else f"does not hold: {len(found.findings)} findings"
+    held = "holds" if found.holds else f"does not hold: {count} findings"
     console.print(f"{found.state} run {found.run}: what was checked {held}", highlight=False)
     console.print(
         f"{found.rows:,} output rows in {found.shards:,} shards were read; {found.sampled:,} input"

@@ -23,13 +23,15 @@ def show_facts(console: Console, title: str, facts: Facts) -> None:
 
 def show_frame(console: Console, frame: pd.DataFrame, title: str, most: int) -> None:
     """A frame's first rows as a table."""
-    shown = f"{most} of {len(frame)}" if len(frame) > most else str(len(frame))
-    table = Table(title=f"{title} ({shown})", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    rows = len(frame)
+    shown = f"{most} of {rows}" if rows > most else str(rows)
+    heading = f"{title} ({shown})"
+    table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in frame.columns:
         justify: JustifyMethod = "left" if frame[column].dtype == object else "right"
         table.add_column(str(column), overflow="fold", justify=justify)
     for values in frame.head(most).itertuples(index=False):
-        table.add_row(*(cell(v) for v in values))
+        table.add_row(*map(cell, values))
     console.print(table)
 
 

@@ -78,8 +78,8 @@ def run_job(
         allow_mixed=allow_mixed,
         logical_date=logical_date,
     )
-    with printed_unless(listen) as listening:
-        return running.run(request, listening)
+    with printed_unless(listen) as listener:
+        return running.run(request, listener)
 
 
 @contextmanager
@@ -88,8 +88,8 @@ def printed_unless(listen: Listener | None) -> Iterator[Listener]:
     if listen is not None:
         yield listen
         return
-    with progress.shown_on(Terminal(soft_wrap=True)) as printing:
-        yield printing
+    with progress.shown_on(Terminal(soft_wrap=True)) as printer:
+        yield printer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,18 +178,13 @@ def _announce(plan: JobPlan[Any], listen: Listener) -> None:
 
 def limits_exceeded(spec: AttributeSpec, manifest: RunManifest) -> list[str]:
     """Which of the spec's limits a run is above, in words."""
-    limits, total = spec.limits, max(1, manifest.rows_out)
+    limits = spec.limits
+    total = max(1, manifest.rows_out)
+    bad = manifest.count("bad_input", "nonfinite", "failed") / total
+    uncertified = manifest.count("not_converged") / total
     shares = [
-        (
-            "max_bad_share",
-            limits.max_bad_share,
-            manifest.count("bad_input", "nonfinite", "failed") / total,
-        ),
-        (
-            "max_uncertified_share",
-            limits.max_uncertified_share,
-            manifest.count("not_converged") / total,
-        ),
+        ("max_bad_share", limits.max_bad_share, bad),
+        ("max_uncertified_share", limits.max_uncertified_share, uncertified),
         ("max_quarantined", limits.max_quarantined, len(manifest.quarantined)),
     ]
     return [

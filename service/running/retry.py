@@ -44,8 +44,8 @@ def retry_quarantined(
     store = Store(operator.access)
     place = resolve_run(uri, store=store, name=name)
     run = open_stored(kind_of_run(store, place), store, place)
-    with printed_unless(listen) as listening:
-        manifest: RunManifest | None = _retry(run, operator, cluster, listening)
+    with printed_unless(listen) as listener:
+        manifest: RunManifest | None = _retry(run, operator, cluster, listener)
     return manifest
 
 

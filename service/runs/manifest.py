@@ -197,18 +197,23 @@ def _lowered(plan: Plan, stats: Stats) -> tuple[str, ...]:
     """Why the run is not bitwise: it was planned so, its shards were made in unlike environments,
     or say so themselves.
     """
-    environments, said = stats.environments, stats.lowered_reasons
-    mixed = [f"its rows come from {len(environments)} environments: {'; '.join(environments)}"]
-    more = [f"and {stats.lowered - len(said)} more shards"] if stats.lowered > len(said) else []
-    planned = [plan.lowered] if plan.lowered else []
+    environments = stats.environments
+    reasons = [plan.lowered] if plan.lowered else []
     kernels = plan.numerics.kernels
     tried = environment({"torch": plan.numerics.torch_build, "processor": kernels or ""})
     if kernels and len(environments) == 1 and environments[0] != tried:
-        planned.append(
+        reasons.append(
             f"its rows come from {environments[0]}, whose kernels were not tried: it was planned on"
             f" {kernels}"
         )
-    return (*planned, *(mixed if len(environments) > 1 else []), *said, *more)
+    if len(environments) > 1:
+        listed = "; ".join(environments)
+        reasons.append(f"its rows come from {len(environments)} environments: {listed}")
+    reasons += stats.lowered_reasons
+    unnamed = stats.lowered - len(stats.lowered_reasons)
+    if unnamed > 0:
+        reasons.append(f"and {unnamed} more shards")
+    return tuple(reasons)
 
 
 def _check_same(run: Uri, ours: JobManifest, stored: JobManifest | None) -> None:

@@ -193,16 +193,17 @@ class Run:
         `worst_by` says which of the two; a row may be in both.
         """
         columns = [n for n in self.schema.names if not n.startswith(PREFIX)]
-        best = {key: self.schema.empty_table().select(columns) for key in ("error_estimate", "gap")}
+        none = self.schema.empty_table().select(columns)
+        best = {"error_estimate": none, "gap": none}
         for shard in self.shards:
             table = self._read(shard, columns)
-            best = {
-                key: largest_rows(pa.concat_tables([top, table]), key, k)
-                for key, top in best.items()
-            }
-        marked = [
-            t.append_column("worst_by", pa.repeat(key, t.num_rows)) for key, t in best.items()
-        ]
+            for key, top in best.items():
+                candidates = pa.concat_tables([top, table])
+                best[key] = largest_rows(candidates, key, k)
+        marked = []
+        for key, top in best.items():
+            worst_by = pa.repeat(key, top.num_rows)
+            marked.append(top.append_column("worst_by", worst_by))
         return self._frame(pa.concat_tables(marked))
 
     def top_features(self, k: int = 10) -> pd.DataFrame:
@@ -254,7 +255,8 @@ class Run:
         """A shard's rows are those of its slices, in order, each repeated for every target."""
         output = self._read(shard)
         source = read_slices(self.store, self.plan.files, shard.slices, None)
-        repeated = source.take(np.repeat(np.arange(source.num_rows), self.plan.targets_per_row))
+        numbers = np.repeat(np.arange(source.num_rows), self.plan.targets_per_row)
+        repeated = source.take(numbers)
         if repeated.num_rows != output.num_rows:
             raise IntegrityError(
                 str(self._object(shard)),

@@ -121,9 +121,12 @@ def read_committed(folder: RunFolder, seen: Collection[str] = ()) -> Committed:
 
 def _held(folder: RunFolder, block: Block, listed: Mapping[str, Member]) -> list[str]:
     """Members that are listed as the block knows them, by the plan's own copies of their ids."""
-    planned = [m for m in block.members if m.shard in folder.shards]
-    unchanged = [m for m in planned if m.version and listed.get(m.shard) == m]
-    return [folder.shards[m.shard].id for m in unchanged]
+    held = []
+    for member in block.members:
+        shard = folder.shards.get(member.shard)
+        if shard is not None and member.version and listed.get(member.shard) == member:
+            held.append(shard.id)
+    return held
 
 
 # --- blocks ------------------------------------------------------------------------------------

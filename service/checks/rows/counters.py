@@ -14,8 +14,10 @@ from integrand.workers.shards.footer import shard_footer
 
 
 def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
-    stored, counted = shard.stored.footer, _counted(shard)
-    for name in [name for name, rule in COUNTERS.items() if rule.recounted]:
+    stored = shard.stored.footer
+    counted = _counted(shard)
+    recounted = [name for name, rule in COUNTERS.items() if rule.recounted]
+    for name in recounted:
         expected, seen = getattr(stored, name), getattr(counted, name)
         if expected != seen:
             yield Finding(

@@ -13,7 +13,8 @@ from integrand.workers.shards.output import repeated_targets
 def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
     if not shard.has_planned_rows:
         return
-    where, times = f"{shard.where} column target", shard.plan.targets_per_row
+    where = f"{shard.where} column target"
+    times = shard.plan.targets_per_row
     targets = shard.results.target.to_pylist()
     planned = _planned_targets(shard.plan)
     if planned is not None:
