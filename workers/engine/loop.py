@@ -88,7 +88,8 @@ class GradientStore:
         """Store gradients and values of f, each in its own place."""
         at = self._index(slots), self._index(columns)
         self.tensor[at] = step.gradients.to(self.dtype)
-        self.values[slots, columns] = step.values.double().cpu().numpy()
+        values = step.values.double().cpu()
+        self.values[slots, columns] = values.numpy()
 
     def add(self, slots: Integers, columns: Integers, gradients: Tensor) -> None:
         """index_add_ adds item after item, so the order within a slot is node order wherever

@@ -150,8 +150,8 @@ class Report:
         finite = finite_input & np.isfinite(self.results.f_baseline[places])
         for row, target in np.argwhere(~finite):
             where = "the baseline" if finite_input[row, target] else "x"
-            reason = f"the model's output at {where} is NaN or inf"
-            self.results.reason[places[row], target] = reason
+            place = places[row], target
+            self.results.reason[place] = f"the model's output at {where} is NaN or inf"
         statuses = np.array([RowStatus.nonfinite, RowStatus.ok], object)
         self.results.status[places] = statuses[finite.astype(int)]
         return finite

@@ -40,14 +40,15 @@ class Tracks:
         self.problem = problem
         self.rows: Integers = rows.cpu().numpy()
         self.f_input, self.f_baseline = f_input, f_baseline
-        self.slots = min(live, max(len(self.rows), 1)) * problem.targets_per_row
+        at_once = min(live, max(len(self.rows), 1))
+        self.slots = at_once * problem.targets_per_row
         self.row, self.target = np.zeros((2, self.slots), np.int64)
         self.start, self.width = np.zeros((2, self.slots))
         self.f_start, self.f_end = np.zeros((2, self.slots))
         self.change, self.magnitude = np.zeros((2, self.slots))
         self.integrand = np.zeros(self.slots)
         self.spent, self.gaps = np.zeros((2, self.slots), np.int64)
-        self.free = list(range(self.slots))[::-1]
+        self.free = list(reversed(range(self.slots)))
         self.waiting = 0
 
     def admit(self, most: int, stage: Stage, judge: Judge) -> TrackGroup | None:
@@ -67,7 +68,8 @@ class Tracks:
 
     def _enter(self, slots: Integers, places: Integers) -> None:
         """Hand slots `[places, targets]` over to the rows at some places of those that wait."""
-        f_input, f_baseline = self.f_input[places], self.f_baseline[places]
+        f_input = self.f_input[places]
+        f_baseline = self.f_baseline[places]
         self.row[slots] = self.rows[places][:, None]
         self.target[slots] = np.arange(slots.shape[1])
         self.start[slots] = 0

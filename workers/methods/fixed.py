@@ -70,12 +70,12 @@ def _verdicts(tracks: Tracks, slots: Integers, found: Floats, count: int) -> Ver
     statuses = STATUSES[np.isfinite(total).astype(np.int64)]
     zeros = np.zeros(len(slots), np.int64)
     return Verdicts(
-        tracks.row[slots],
-        tracks.target[slots],
-        statuses,
-        found,
-        total - tracks.change[slots],
-        np.full(len(slots), np.nan),
-        zeros + count,
-        zeros,
+        rows=tracks.row[slots],
+        targets=tracks.target[slots],
+        statuses=statuses,
+        attributions=found,
+        gap=total - tracks.change[slots],
+        error=np.full(len(slots), np.nan),
+        evaluations=zeros + count,
+        needed=zeros,
     )

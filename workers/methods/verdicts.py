@@ -130,15 +130,16 @@ class Criteria:
         """Verdicts of whole paths."""
         tracks, slots = self.tracks, known.slots
         probed = 0 if tracks.problem.rounding is None else PROBING
+        error = _ratio(known.deviation, known.size) + self._rounding(known)
         return Verdicts(
-            tracks.row[slots],
-            tracks.target[slots],
-            self._statuses(known),
-            known.attributions,
-            known.total - tracks.change[slots],
-            _ratio(known.deviation, known.size) + self._rounding(known),
-            tracks.spent[slots] + probed,
-            known.needed,
+            rows=tracks.row[slots],
+            targets=tracks.target[slots],
+            statuses=self._statuses(known),
+            attributions=known.attributions,
+            gap=known.total - tracks.change[slots],
+            error=error,
+            evaluations=tracks.spent[slots] + probed,
+            needed=known.needed,
         )
 
     def _statuses(self, known: Judged) -> Statuses:

@@ -47,7 +47,8 @@ def results_table(plan: Plan, results: Results) -> pa.Table:
     there = rows.attributed
     for shape, values, lengths in zip_longest(plan.inputs, rows.attributions, results.lengths):
         columns += layout_of(shape).columns(values, lengths, there)
-    schema = output_schema(results.row_id.type, results.target.type, attribution_fields(plan))
+    fields = attribution_fields(plan)
+    schema = output_schema(results.row_id.type, results.target.type, fields)
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -81,10 +81,12 @@ def try_rows(job: Job, trial: Trial[Shard], table: pa.Table, tick: Callable[[], 
     count = stop - start
     if count > 0:
         ids = _ids(job, trial.task, table).slice(start, count)
-        attribute_table(job, table.slice(start, count), ids, tick)
+        some = table.slice(start, count)
+        attribute_table(job, some, ids, tick)
 
 
 def _ids(job: Job, shard: Shard, table: pa.Table) -> pa.Array:
-    ids = row_ids(job.plan.files, shard.slices, table, job.plan.spec.source.row_id)
+    column = job.plan.spec.source.row_id
+    ids = row_ids(job.plan.files, shard.slices, table, column)
     # files may differ: int32 here, int64 there
     return ids.cast(job.row_id_type) if job.row_id_type else ids
