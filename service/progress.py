@@ -109,9 +109,10 @@ def _plain(console: Console) -> Callable[[Tally], None]:
         nonlocal shown
         at, shards, searched = shown
         ended = tally.shards_done == tally.shards_planned and shards != tally.shards_done
-        news = (tally.shards_done, tally.searched or searched) != (shards, searched)
+        latest = tally.searched or searched
+        news = (tally.shards_done, latest) != (shards, searched)
         if ended or (news and time.monotonic() - at >= PLAIN_EVERY_S):
-            shown = time.monotonic(), tally.shards_done, tally.searched or searched
+            shown = time.monotonic(), tally.shards_done, latest
             line = f"{tally.shards_done:,}/{tally.shards_planned:,} shards, {describe(tally)}"
             console.print(line, highlight=False, soft_wrap=True)
 

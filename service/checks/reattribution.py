@@ -119,7 +119,8 @@ def _compared(job: Job, folder: RunFolder, shard: Shard, rows: list[int]) -> Aga
     if not chosen:
         return Again(0, 0, ())
     numbers = (np.array(chosen)[:, None] * times + np.arange(times)).reshape(-1)
-    then = results_of(job.plan, table.take(pa.array(numbers)))
+    chosen_rows = table.take(pa.array(numbers))
+    then = results_of(job.plan, chosen_rows)
     slices = tuple(_row(shard, row) for row in chosen)
     now = _attributed(job, Shard(id=shard.id, slices=slices))
     exactly = _comes_out_bitwise(job, footer)

@@ -37,7 +37,8 @@ def first_pass(
     kind.check(spec.target, out)
     table = kind.of_sample(spec.target, sample.rows, out, sample.target)
     check_output(out, sample.rows, table)
-    return replace(sample, target=table), output_width(out), warnings
+    with_targets = replace(sample, target=table)
+    return with_targets, output_width(out), warnings
 
 
 def column_outputs(spec: AttributeSpec, model: Forward, sample: RowTensors) -> int | None:

@@ -126,12 +126,14 @@ def run_prepass(
     """What a pre-pass finds over the clean rows, counted once per dataset and kept under
     `_ingest/`.
     """
-    store, place = scan.store, place_of(prepass, output, scan)
+    store = scan.store
+    place = place_of(prepass, output, scan)
     if store.exists(place):
         stored = stored_arrays(store, place)
     else:
         partials = pool.map(partial(_of_group, prepass, scan), scan.groups)
-        stored = write_arrays(store, place, prepass.merge(partials))
+        merged = prepass.merge(partials)
+        stored = write_arrays(store, place, merged)
     found = read_arrays(store, place, stored.sha256)
     prepass.check(found, scan.shapes)
     return found, stored

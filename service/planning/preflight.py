@@ -111,7 +111,9 @@ def _step_batch(
     asked = Question(spec, form, sample, remedy)
     if spec.compute.compile:
         check_compiled(asked.trial(form, planned))
-    return judge_closed_form(asked, planned) if form.exact else choose_batch(asked, planned)
+    if form.exact:
+        return judge_closed_form(asked, planned)
+    return choose_batch(asked, planned)
 
 
 def _rounding_warnings(

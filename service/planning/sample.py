@@ -56,7 +56,8 @@ def looks(store: Store, spec: AttributeSpec, dataset: Dataset) -> Iterator[Look]
     if dataset.head is not None:
         yield Look("the first row", dataset.head, dataset.head.num_rows)
         seen = 0
-        for table in dataset.longer() if dataset.longer else ():
+        longer = dataset.longer() if dataset.longer else ()
+        for table in longer:
             seen += table.num_rows
             yield Look("the first row", table, seen)
         return
@@ -137,7 +138,8 @@ def _of_lengths(
     found = []
     for bucket in length_buckets(table, spec, shapes):
         rows = to_rows(bucket.of(table), spec, bucket.shapes)
-        judged = replace(rows, reasons=_judge_ids(forward, rows, device))
+        reasons = _judge_ids(forward, rows, device)
+        judged = replace(rows, reasons=reasons)
         found.append((bucket.rows, bucket.shapes, judged))
     return found
 

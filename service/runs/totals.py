@@ -116,7 +116,8 @@ def read_committed(folder: RunFolder, seen: Collection[str] = ()) -> Committed:
     read = read_footers(folder.store, folder.uri, loose, listed)
     rest = add_footers(folder, (footer for _, footer in read))
     shards |= rest.shards
-    return Committed(shards, merge([*parts, rest.stats]), rest.loose)
+    stats = merge([*parts, rest.stats])
+    return Committed(shards, stats, rest.loose)
 
 
 def _held(folder: RunFolder, block: Block, listed: Mapping[str, Member]) -> list[str]:
@@ -183,10 +184,12 @@ def write_block(folder: RunFolder, ids: Collection[str]) -> None:
     """Fold the footers of these shards, as they are stored, into a block."""
     found = list(read_footers(folder.store, folder.uri, ids))
     members = tuple(member for member, _ in found if member.version)
-    stats = add_footers(folder, (footer for _, footer in found)).stats
+    footers = [footer for _, footer in found]
+    stats = add_footers(folder, footers).stats
     block = Block(plan_sha256=folder.plan_sha256, members=members, stats=stats)
     data = dump(block)
-    folder.store.replace(folder.uri.child(STATS, _block_name(data)), data)
+    place = folder.uri.child(STATS, _block_name(data))
+    folder.store.replace(place, data)
     reach("stats.written")
 
 

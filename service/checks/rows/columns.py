@@ -16,14 +16,15 @@ from integrand.workers.shards.output import attribution_fields, repeated_targets
 
 def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
     table = shard.stored.table
-    planned = [_described(field) for field in _planned_schema(shard.plan, table.schema)]
+    schema = _planned_schema(shard.plan, table.schema)
+    planned = [_described(field) for field in schema]
     planned[0] = f"row_id {shard.plan.row_id_type}"
     seen = [_described(field) for field in table.schema]
     if planned != seen:
         yield _unlike(shard.where, planned, seen)
         return
-    statuses = set(map(str, pc.unique(table["status"]).to_pylist()))
-    unknown = sorted(statuses - set(RowStatus))
+    statuses = pc.unique(table["status"]).to_pylist()
+    unknown = sorted(set(map(str, statuses)) - set(RowStatus))
     if unknown:
         yield Finding(shard.where, f"statuses {', '.join(RowStatus)}", ", ".join(unknown))
 

@@ -17,11 +17,13 @@ _SILENT = (RowStatus.ok, RowStatus.unchecked)
 
 
 def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
-    table, statuses = shard.stored.table, shard.results.rows.status
+    table = shard.stored.table
+    statuses = shard.results.rows.status
     for name, rows in _misplaced(shard).items():
         if rows.any():
             row = int(rows.argmax())
-            status, value = statuses[row], table[name][row].as_py()
+            status = statuses[row]
+            value = table[name][row].as_py()
             yield Finding(
                 f"{shard.where} column {name}",
                 "null where the status says so, and nowhere else",

@@ -54,6 +54,8 @@ def _rounding(rows: RowResults) -> tuple[Floats, Floats]:
     count = float(sum(a.shape[1] for a in flat))
     ends = np.abs(rows.f_input) + np.abs(rows.f_baseline)
     widest = max(np.finfo(a.dtype).eps for a in rows.attributions)
-    double = (count + 4) * np.finfo(np.float64).eps * (size + ends)
-    single = widest * size + np.finfo(np.float32).tiny * count
+    epsilon = np.finfo(np.float64).eps
+    tiny = np.finfo(np.float32).tiny
+    double = (count + 4) * epsilon * (size + ends)
+    single = widest * size + tiny * count
     return double, single
