@@ -56,7 +56,9 @@ def baseline_tensors(
 def _tensor(
     spec: AttributeSpec, i: int, shape: InputShape, rows: Rows, counted: Mapping[str, Arrays]
 ) -> Tensor:
-    one, baseline, values = spec.inputs[i], spec.baselines[i], rows.inputs[i]
+    one = spec.inputs[i]
+    baseline = spec.baselines[i]
+    values = rows.inputs[i]
     if one.modules:
         return torch.zeros(1, *shape.shape, dtype=values.dtype)
     kind = kind_of_baseline(baseline)

@@ -16,8 +16,13 @@ _INTEGER = re.compile(r"-?[0-9]{1,19}")
 
 def hive_values(path: str) -> dict[str, str | None]:
     """Keys and percent-decoded values of the `key=value` folders in a relative path."""
-    pairs = (folder.split("=", 1) for folder in path.split("/")[:-1] if "=" in folder[1:])
-    return {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, value in pairs}
+    values: dict[str, str | None] = {}
+    for folder in path.split("/")[:-1]:
+        if "=" not in folder[1:]:
+            continue
+        key, value = folder.split("=", 1)
+        values[unquote(key)] = None if value == _HIVE_NULL else unquote(value)
+    return values
 
 
 def partition_columns(paths: Iterable[str]) -> dict[str, pa.DataType]:
@@ -45,4 +50,6 @@ def with_partitions(table: pa.Table, path: str, types: dict[str, pa.DataType]) -
 
 
 def _is_int64(text: str) -> bool:
-    return _INTEGER.fullmatch(text) is not None and -(2**63) <= int(text) < 2**63
+    if _INTEGER.fullmatch(text) is None:
+        return False
+    return -(2**63) <= int(text) < 2**63

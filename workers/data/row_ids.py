@@ -50,8 +50,10 @@ class _Column:
             yield rows, ids, bad.is_null()
 
     def place(self, rows: Slice, position: int) -> str:
-        one = Slice(file=rows.file, start=rows.start + position, stop=rows.start + position + 1)
-        return str(row_ids(self.files, [one], pa.table({}), None)[0].as_py())
+        start = rows.start + position
+        one = Slice(file=rows.file, start=start, stop=start + 1)
+        ids = row_ids(self.files, [one], pa.table({}), None)
+        return str(ids[0].as_py())
 
     def wrong(self, expected: str, seen: str) -> DataError:
         return DataError(

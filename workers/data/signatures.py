@@ -55,7 +55,10 @@ def _alternates(some: bytes) -> bool:
     """Whether every second byte is zero and no other: letters of UTF-16, whose mark was
     left out.
     """
-    return len(some) == 8 and not any(some[1::2]) and all(some[::2])
+    if len(some) != 8:
+        return False
+    letters, zeros = some[::2], some[1::2]
+    return all(letters) and not any(zeros)
 
 
 def separator(header: str) -> str | None:

@@ -336,7 +336,8 @@ class IdsModel(nn.Module):
         return reasons
 
     def _input_of(self, module: str) -> str:
-        return self.ids_inputs[self.places[module].ids].name
+        place = self.places[module]
+        return self.ids_inputs[place.ids].name
 
     def _known_ids(self, module: str) -> str:
         return _known_ids(module, self.named[module])
@@ -344,7 +345,8 @@ class IdsModel(nn.Module):
     def _split(
         self, arguments: Sequence[Tensor]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-        first, second = len(self.inputs), len(self.inputs) + len(self.ids_inputs)
+        first = len(self.inputs)
+        second = first + len(self.ids_inputs)
         return arguments[:first], arguments[first:second], arguments[second:]
 
     def _arguments(

@@ -28,7 +28,9 @@ class SideBySide:
     @staticmethod
     def join(tensors: Sequence[Tensor]) -> Tensor:
         flat = [t.reshape(len(t), -1) for t in tensors]
-        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+        if len(flat) == 1:
+            return flat[0]
+        return torch.cat(flat, 1)
 
     def split(self, joined: Tensor) -> list[Tensor]:
         sizes = [shape.numel() for shape in self.shapes]

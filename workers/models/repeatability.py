@@ -143,7 +143,9 @@ class _Outcome:
         return _Outcome(self.outputs[index], self.gradients[index])
 
     def distance(self, other: _Outcome) -> tuple[float, float]:
-        return _distance(self.outputs, other.outputs), _distance(self.gradients, other.gradients)
+        outputs = _distance(self.outputs, other.outputs)
+        gradients = _distance(self.gradients, other.gradients)
+        return outputs, gradients
 
 
 def _elsewhere(
@@ -153,7 +155,10 @@ def _elsewhere(
     equal.
     """
     order = torch.arange(base.rows, device=base.inputs[0].device)
-    for index in (order.flip(0), torch.zeros_like(order), torch.full_like(order, base.rows - 1)):
+    backwards = order.flip(0)
+    all_first = torch.zeros_like(order)
+    all_last = torch.full_like(order, base.rows - 1)
+    for index in (backwards, all_first, all_last):
         yield _Outcome.of(forward, base.take(index), gradients), index
 
 

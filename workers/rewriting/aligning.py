@@ -35,7 +35,9 @@ class AlignedLinear(nn.Module):
         self.offset = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.pad(x, (0, self.more)), self.filled, self.offset)[..., : self.outputs]
+        padded = F.pad(x, (0, self.more))
+        out = F.linear(padded, self.filled, self.offset)
+        return out[..., : self.outputs]
 
 
 def alignable(module: nn.Module) -> bool:

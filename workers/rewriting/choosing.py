@@ -77,7 +77,8 @@ def with_alignment(forward: Forward, kept: Savings, rows: RowTensors) -> Savings
 
 
 def _none(reason: str) -> Savings:
-    return Savings(left_out=tuple((saving.name, reason) for saving in CHOICE))
+    left_out = tuple((saving.name, reason) for saving in CHOICE)
+    return Savings(left_out=left_out)
 
 
 def _compared(rows: RowTensors) -> RowTensors | None:
@@ -87,7 +88,9 @@ def _compared(rows: RowTensors) -> RowTensors | None:
     """
     moves = [(x != b).flatten(1).any(1) for x, b in zip(rows.inputs, rows.baselines, strict=True)]
     index = torch.stack(moves).any(0).nonzero().flatten()[: len(ALPHAS)]
-    return rows.take(index).repeat(len(ALPHAS)).expanded() if len(index) else None
+    if not len(index):
+        return None
+    return rows.take(index).repeat(len(ALPHAS)).expanded()
 
 
 def _double(rows: RowTensors) -> RowTensors:
@@ -114,8 +117,10 @@ class _Reference:
 
 
 def _reference(forward: nn.Module, sample: RowTensors) -> _Reference:
-    plain, wide = copy.deepcopy(forward).double(), _double(sample)
-    return _Reference(forward, sample, plain, wide, *_integrand(Rewritten(plain), wide))
+    plain = copy.deepcopy(forward).double()
+    wide = _double(sample)
+    out, integrand = _integrand(Rewritten(plain), wide)
+    return _Reference(forward, sample, plain, wide, out, integrand)
 
 
 def _verified(
@@ -167,7 +172,8 @@ def _try(
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    one_line = " ".join(str(error).split())
+    return f"{type(error).__name__}: {one_line[:200]}"
 
 
 def _disagreement(reference: _Reference, rewritten: Rewritten) -> float:

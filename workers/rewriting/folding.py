@@ -201,7 +201,9 @@ def _pair(layers: dict[int, str], norms: dict[int, str], layer: _Call, norm: _Ca
     """
     owners = [layers[id(t)] for t in layer.reads[1:] if id(t) in layers]
     readers = [norms[id(t)] for t in norm.reads[1:] if id(t) in norms]
-    return Pair(owners[0], readers[0]) if owners and readers else None
+    if not owners or not readers:
+        return None
+    return Pair(owners[0], readers[0])
 
 
 def _fits(module: nn.Module, pair: Pair, between: Tensor) -> bool:

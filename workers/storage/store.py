@@ -372,7 +372,12 @@ def _hidden(name: str) -> bool:
 
 def _visible(folder: Uri, entries: Entries) -> Entries:
     start = len(folder.path.rstrip("/")) + 1
-    return [e for e in entries if not any(_hidden(name) for name in e.uri.path[start:].split("/"))]
+    visible = []
+    for entry in entries:
+        names = entry.uri.path[start:].split("/")
+        if not any(_hidden(name) for name in names):
+            visible.append(entry)
+    return visible
 
 
 def split_glob(pattern: Uri) -> tuple[Uri, list[str]]:

@@ -47,15 +47,22 @@ class Scan:
     @property
     def groups(self) -> list[tuple[int, int]]:
         """Every row group, as the numbers of its file and of itself."""
-        return [(i, g) for i, file in enumerate(self.files) for g in range(len(file.row_groups))]
+        found = []
+        for number, file in enumerate(self.files):
+            for row_group in range(len(file.row_groups)):
+                found.append((number, row_group))
+        return found
 
     def blocks(self, file: int, row_group: int) -> Iterator[Rows]:
         """The rows of one row group, in parts of one padded length."""
-        first = sum(self.files[file].row_groups[:row_group])
-        last = first + self.files[file].row_groups[row_group]
+        row_groups = self.files[file].row_groups
+        first = sum(row_groups[:row_group])
+        last = first + row_groups[row_group]
         for start in range(first, last, BLOCK_ROWS):
-            block = Slice(file=file, start=start, stop=min(last, start + BLOCK_ROWS))
-            table = read_slices(self.store, self.files, [block], declared_columns(self.spec))
+            stop = min(last, start + BLOCK_ROWS)
+            block = Slice(file=file, start=start, stop=stop)
+            columns = declared_columns(self.spec)
+            table = read_slices(self.store, self.files, [block], columns)
             for bucket in length_buckets(table, self.spec, self.shapes):
                 yield to_rows(bucket.of(table), self.spec, bucket.shapes)
 
@@ -124,7 +131,9 @@ def write_arrays(store: Store, uri: Uri, found: Arrays) -> PrepassFile:
 
 def stored_arrays(store: Store, uri: Uri) -> PrepassFile:
     """The record of what is there already."""
-    return PrepassFile(uri=str(uri), sha256=hashlib.sha256(store.read(uri)).hexdigest())
+    data = store.read(uri)
+    digest = hashlib.sha256(data).hexdigest()
+    return PrepassFile(uri=str(uri), sha256=digest)
 
 
 def read_arrays(store: Store, uri: Uri, sha256: str) -> Arrays:

@@ -92,4 +92,6 @@ def _placed(module: nn.Module, dtype: torch.dtype, device: str) -> nn.Module:
     """
     held = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     moves = any(t.dtype != dtype or t.device.type != device for t in held)
-    return freeze(copy.deepcopy(module) if moves else module, dtype, device)
+    if moves:
+        module = copy.deepcopy(module)
+    return freeze(module, dtype, device)

@@ -32,6 +32,8 @@ class TopK(TargetKind[TopKTarget]):
     def of_rows(self, target: TopKTarget, rows: TargetRows) -> Tensor:
         def largest(out: Tensor) -> Tensor:
             # topk breaks ties as it likes, argmax takes the first
-            return out.argmax(-1, keepdim=True) if target.k == 1 else out.topk(target.k, -1).indices
+            if target.k == 1:
+                return out.argmax(-1, keepdim=True)
+            return out.topk(target.k, -1).indices
 
         return rows.choose(largest)[:, :, None]
