@@ -31,7 +31,8 @@ class Place:
 
     def to_model_units(self, values: np.ndarray) -> np.ndarray:
         """Raw values `[rows, *shape]` scaled like the input."""
-        return kind_of_input(self.input).to_model_units(self.input, values, self.shape)
+        kind = kind_of_input(self.input)
+        return kind.to_model_units(self.input, values, self.shape)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

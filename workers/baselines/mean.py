@@ -17,4 +17,5 @@ class Mean(BaselineKind[MeanBaseline]):
 
     def tensor(self, part: MeanBaseline, rows: PlaceRows) -> Tensor:
         assert rows.counted is not None, "a kind with a pre-pass is handed what that found"
-        return torch.from_numpy(rows.counted).to(rows.dtype).reshape(1, *rows.shape.shape)
+        means = torch.from_numpy(rows.counted).to(rows.dtype)
+        return means.reshape(1, *rows.shape.shape)

@@ -38,8 +38,12 @@ def _check_draws(shape: InputShape, draws: int) -> None:
 
 def prepasses_of(baselines: Sequence[BaselinePart]) -> tuple[str, ...]:
     """Names of the pre-passes that these baselines need, each once."""
-    names = [kind_of_baseline(one).prepass for one in baselines]
-    return tuple(dict.fromkeys(name for name in names if name is not None))
+    names: list[str] = []
+    for one in baselines:
+        prepass = kind_of_baseline(one).prepass
+        if prepass is not None and prepass not in names:
+            names.append(prepass)
+    return tuple(names)
 
 
 def baseline_tensors(
@@ -50,7 +54,10 @@ def baseline_tensors(
 
     counted  what the pre-passes found, by name
     """
-    return tuple(_tensor(spec, i, shape, rows, counted) for i, shape in enumerate(shapes))
+    tensors = []
+    for i, shape in enumerate(shapes):
+        tensors.append(_tensor(spec, i, shape, rows, counted))
+    return tuple(tensors)
 
 
 def _tensor(
@@ -63,5 +70,6 @@ def _tensor(
         return torch.zeros(1, *shape.shape, dtype=values.dtype)
     kind = kind_of_baseline(baseline)
     found = None if kind.prepass is None else counted[kind.prepass][i]
-    place = PlaceRows(input=one, shape=shape, values=values, read=rows.baselines[i], counted=found)
+    read = rows.baselines[i]
+    place = PlaceRows(input=one, shape=shape, values=values, read=read, counted=found)
     return kind.tensor(baseline, place)

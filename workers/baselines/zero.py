@@ -13,4 +13,5 @@ class Zero(BaselineKind[ZeroBaseline]):
     """One tensor of zeros, shared by all rows."""
 
     def tensor(self, part: ZeroBaseline, rows: PlaceRows) -> Tensor:
-        return torch.zeros(1, *rows.shape.shape, dtype=rows.dtype)
+        shape = rows.shape.shape
+        return torch.zeros(1, *shape, dtype=rows.dtype)

@@ -21,10 +21,13 @@ def declared_columns(spec: AttributeSpec) -> tuple[str, ...]:
     """Every column that a worker reads, each once; the last is `_bad`, which only ingested pieces
     have.
     """
-    names = [] if spec.source.row_id is None else [spec.source.row_id]
+    names: list[str] = []
+    if spec.source.row_id is not None:
+        names.append(spec.source.row_id)
     for part in (*spec.inputs, *spec.baselines, *spec.forward_args, spec.target):
         names += columns_of(part)
-    return tuple(dict.fromkeys([*names, BAD]))
+    names.append(BAD)
+    return tuple(dict.fromkeys(names))
 
 
 def columns_of(part: Part) -> tuple[str, ...]:
@@ -160,7 +163,10 @@ def row_bytes(schema: pa.Schema, shapes: Sequence[InputShape]) -> int:
 
 def list_sizes(kind: pa.DataType, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The length that each list level must have: nested like the shape, else flat."""
-    return shape if len(unnest(kind)[1]) == len(shape) else (prod(shape),)
+    _, levels = unnest(kind)
+    if len(levels) == len(shape):
+        return shape
+    return (prod(shape),)
 
 
 def column_shape(name: str, kind: pa.DataType, declared: tuple[int, ...]) -> tuple[int, ...]:
@@ -201,5 +207,9 @@ def column_shape(name: str, kind: pa.DataType, declared: tuple[int, ...]) -> tup
 
 
 def _permuted(kind: pa.DataType) -> bool:
-    order = kind.permutation if isinstance(kind, pa.FixedShapeTensorType) else None
-    return order is not None and list(order) != sorted(order)
+    if not isinstance(kind, pa.FixedShapeTensorType):
+        return False
+    order = kind.permutation
+    if order is None:
+        return False
+    return list(order) != sorted(order)

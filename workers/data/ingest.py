@@ -70,8 +70,12 @@ def ingest_digest(entries: Sequence[Entry], roles: Roles) -> str:
     """Names the folder of the pieces: changes with any file's place, size or version, and with the
     roles.
     """
-    files = [[str(e.uri), e.size, e.etag or e.mtime_ns] for e in entries]
-    return digest_json([INGEST_VERSION, files, astuple(roles)])[:32]
+    files = []
+    for entry in entries:
+        version = entry.etag or entry.mtime_ns
+        files.append([str(entry.uri), entry.size, version])
+    digest = digest_json([INGEST_VERSION, files, astuple(roles)])
+    return digest[:32]
 
 
 # --- the whole source --------------------------------------------------------------------------
@@ -99,7 +103,8 @@ def ingest(store: Store, tasks: Sequence[IngestTask], run: Mapped = map) -> tupl
 
 def finish_ingest(store: Store, folder: Uri, pieces: Sequence[SourceFile]) -> None:
     """Record that all pieces are there; created last."""
-    record = {"format_version": INGEST_VERSION, "files": [piece.model_dump() for piece in pieces]}
+    files = [piece.model_dump() for piece in pieces]
+    record = {"format_version": INGEST_VERSION, "files": files}
     with suppress(FileExistsError):
         store.create(_record(folder), canonical_json(record) + b"\n")
 
@@ -123,7 +128,8 @@ def load_ingested(store: Store, folder: Uri) -> tuple[SourceFile, ...] | None:
 
 def _moved(piece: SourceFile, folder: Uri) -> SourceFile:
     name = piece.uri.rpartition("/")[2]
-    return piece.model_copy(update={"uri": str(folder.child(name))})
+    uri = folder.child(name)
+    return piece.model_copy(update={"uri": str(uri)})
 
 
 def _record(folder: Uri) -> Uri:
@@ -141,25 +147,30 @@ def ingest_file(store: Store, task: IngestTask) -> tuple[SourceFile, ...]:
     with _opened(store, task) as stream:
         found = text_format(task.format).table(stream, task.source.uri, _wanted(task))
         types = _types(found.names, declared)
-        batches = record_batches(found.lines, found.names, types, dict(task.roles.lists))
-        most, rows = store.access.decoded_bytes, _piece_rows(task.roles)
+        shapes = dict(task.roles.lists)
+        batches = record_batches(found.lines, found.names, types, shapes)
+        most = store.access.decoded_bytes
+        rows = _piece_rows(task.roles)
         pieces: list[SourceFile] = []
         for table in _regrouped(batches, rows, most, task.source.uri):
-            first_row = sum(p.rows for p in pieces)
-            pieces.append(_write_piece(store, task, table, len(pieces), first_row))
+            first_row = sum(piece.rows for piece in pieces)
+            piece = _write_piece(store, task, table, len(pieces), first_row)
+            pieces.append(piece)
     _check_unchanged(store, task)
     return tuple(pieces)
 
 
 def has_integer_ids(store: Store, task: IngestTask) -> bool:
     """Whether every id of the file is a whole number."""
-    row_id, form = task.roles.row_id, text_format(task.format)
+    row_id = task.roles.row_id
+    form = text_format(task.format)
     alone = replace(task, roles=Roles(row_id=row_id))
     with _opened(store, alone) as stream:
         found = form.table(stream, task.source.uri, _wanted(alone))
         if row_id not in found.names:
             return True
-        return form.whole_numbers(line.cells[0] for line in found.lines if line.cells is not None)
+        ids = (line.cells[0] for line in found.lines if line.cells is not None)
+        return form.whole_numbers(ids)
 
 
 def head(
@@ -168,7 +179,8 @@ def head(
     """The first rows as ingest would store them, fewer of long ones, to plan with; columns without
     a role are strings.
     """
-    task, form = IngestTask(entry, path, format, entry.uri, roles), text_format(format)
+    task = IngestTask(entry, path, format, entry.uri, roles)
+    form = text_format(format)
     with _opened(store, task) as stream:
         found = form.head(stream, entry.uri, _wanted(task), rows)
         taken = some(found.lines, rows)
@@ -176,18 +188,23 @@ def head(
     if roles.row_id in found.names:
         place = found.names.index(roles.row_id)
         ids = [line.cells[place] for line in taken if line.cells is not None]
-    types = _types(found.names, roles.types(form.whole_numbers(ids)))
-    table = pa.Table.from_batches([record_batch(taken, found.names, types, dict(roles.lists))])
+    declared = roles.types(form.whole_numbers(ids))
+    types = _types(found.names, declared)
+    batch = record_batch(taken, found.names, types, dict(roles.lists))
+    table = pa.Table.from_batches([batch])
     return with_partitions(table, path, partition_columns([path]))
 
 
 def _wanted(task: IngestTask) -> Wanted:
-    return Wanted(tuple(task.roles.types(False)), frozenset(hive_values(task.path)))
+    columns = tuple(task.roles.types(False))
+    partitions = frozenset(hive_values(task.path))
+    return Wanted(columns, partitions)
 
 
 def _types(names: Sequence[str], declared: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
     """A type for each column; one without a role stays as it was written."""
-    return {name: declared.get(name, pa.string()) for name in names}
+    text = pa.string()
+    return {name: declared.get(name, text) for name in names}
 
 
 def estimate_rows(store: Store, entry: Entry, format: FormatName) -> int:
@@ -196,9 +213,16 @@ def estimate_rows(store: Store, entry: Entry, format: FormatName) -> int:
     """
     with store.open(entry.uri, etag=entry.etag) as file:
         sample = io.BufferedReader(file).read(_SAMPLE_BYTES)
-    lines = sum(1 for line in sample.split(b"\n") if line.strip())
-    rows = max(0, lines - text_format(format).header_lines)
-    return rows if len(sample) >= entry.size else max(1, round(rows * entry.size / len(sample)))
+    lines = 0
+    for line in sample.split(b"\n"):
+        if line.strip():
+            lines += 1
+    headers = text_format(format).header_lines
+    rows = max(0, lines - headers)
+    if len(sample) >= entry.size:
+        return rows
+    scaled = round(rows * entry.size / len(sample))
+    return max(1, scaled)
 
 
 def _opened(store: Store, task: IngestTask) -> BinaryIO:
@@ -220,7 +244,8 @@ def _piece_rows(roles: Roles) -> int:
     """Rows of a piece: fewer where rows are wide, and nothing but the roles decides."""
     in_lists = sum(prod(shape) for _, shape in roles.lists)
     width = len(roles.numbers) + len(roles.integers) + in_lists + 1
-    return min(_PIECE_ROWS, max(BATCH_ROWS, _PIECE_VALUES // width))
+    fitting = max(BATCH_ROWS, _PIECE_VALUES // width)
+    return min(_PIECE_ROWS, fitting)
 
 
 def _regrouped(

@@ -50,13 +50,15 @@ def fingerprint(store: Store, entry: Entry) -> str:
     """What pins a Parquet file: `etag:` of an object, `footer:` and the footer's sha256 of a local
     file.
     """
-    return _fingerprint(entry, b"" if entry.etag else _footer(store, entry))
+    footer = b"" if entry.etag else _footer(store, entry)
+    return _fingerprint(entry, footer)
 
 
 def _fingerprint(entry: Entry, footer: bytes) -> str:
-    return (
-        f"etag:{entry.etag}" if entry.etag else f"footer:{hashlib.sha256(footer[:-8]).hexdigest()}"
-    )
+    if entry.etag:
+        return f"etag:{entry.etag}"
+    digest = hashlib.sha256(footer[:-8]).hexdigest()
+    return f"footer:{digest}"
 
 
 def _footer(store: Store, entry: Entry) -> bytes:

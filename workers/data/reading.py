@@ -48,21 +48,34 @@ def read_slices(
     IntegrityError if a file is not what was planned, DataError if it cannot be decoded or lacks a
     column.
     """
-    partitions, parts = partition_columns(f.path for f in files), dict[int, pa.Table]()
+    partitions = partition_columns(file.path for file in files)
+    parts: dict[int, pa.Table] = {}
     left = store.access.decoded_bytes
-    for i in dict.fromkeys(s.file for s in slices):
-        with _opened(store, files[i], columns, tick) as opened:
-            for k in [k for k, s in enumerate(slices) if s.file == i]:
-                where = f"{files[i].uri} rows [{slices[k].start}, {slices[k].stop})"
-                parts[k] = _read_slice(
-                    opened, slices[k], columns, partitions, Budget(where, left, tick)
-                )
+    for number, places in _by_file(slices).items():
+        file = files[number]
+        with _opened(store, file, columns, tick) as opened:
+            for k in places:
+                rows = slices[k]
+                where = f"{file.uri} rows [{rows.start}, {rows.stop})"
+                budget = Budget(where, left, tick)
+                parts[k] = _read_slice(opened, rows, columns, partitions, budget)
                 left -= parts[k].nbytes
-    with readable(", ".join(sorted({files[s.file].uri for s in slices})[:3])):
-        table = join_parts([parts[k] for k in range(len(slices))], lenient=columns is None)
+    uris = sorted({files[rows.file].uri for rows in slices})
+    in_order = [parts[k] for k in range(len(slices))]
+    with readable(", ".join(uris[:3])):
+        table = join_parts(in_order, lenient=columns is None)
     if columns is None:
         return table
-    return table.select([c for c in columns if c in table.column_names])
+    held = [name for name in columns if name in table.column_names]
+    return table.select(held)
+
+
+def _by_file(slices: Sequence[Slice]) -> dict[int, list[int]]:
+    """The places of the slices by their files, so that each file is opened once."""
+    places: dict[int, list[int]] = {}
+    for k, rows in enumerate(slices):
+        places.setdefault(rows.file, []).append(k)
+    return places
 
 
 def read_parts(
@@ -74,8 +87,11 @@ def read_parts(
     Raises what `read_slices` raises.
     """
     partitions = partition_columns(f.path for f in files)
-    for i, file in [(i, f) for i, f in enumerate(files) if f.rows]:
-        start, budget = 0, Budget(file.uri, store.access.decoded_bytes, lambda: None)
+    for i, file in enumerate(files):
+        if not file.rows:
+            continue
+        start = 0
+        budget = Budget(file.uri, store.access.decoded_bytes, lambda: None)
         with _opened(store, file, columns, budget.tick) as opened, readable(file.uri):
             schema, added = _wanted(opened, columns, partitions)
             for part in decode_parts(opened.parquet, file.row_groups, schema, budget):
@@ -92,13 +108,18 @@ def row_ids(
     """
     if row_id is not None:
         ids = table.column(row_id).combine_chunks()
-        return ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
-    return pa.concat_arrays([_positions(files[s.file], s) for s in slices])
+        if pa.types.is_dictionary(ids.type):
+            return ids.dictionary_decode()
+        return ids
+    positions = [_positions(files[rows.file], rows) for rows in slices]
+    return pa.concat_arrays(positions)
 
 
 def _positions(file: SourceFile, rows: Slice) -> pa.Array:
-    numbers = range(file.first_row + rows.start, file.first_row + rows.stop)
-    texts = pa.array(numbers, pa.int64()).cast(pa.string())
+    start = file.first_row + rows.start
+    stop = file.first_row + rows.stop
+    numbers = pa.array(range(start, stop), pa.int64())
+    texts = numbers.cast(pa.string())
     return pc.binary_join_element_wise(file.path, texts, "#")
 
 
@@ -160,7 +181,8 @@ def _data_columns(schema: pa.Schema) -> pa.Schema:
     types = [schema.field(place).type for place in there]
     if CONTENT in (schema.metadata or {}) and types == [pa.string()]:
         return schema
-    return pa.schema([field for field in schema if field.name != BAD])
+    kept = [field for field in schema if field.name != BAD]
+    return pa.schema(kept)
 
 
 @contextmanager
@@ -233,5 +255,6 @@ def _wanted(
             seen=f"columns {', '.join(stored[:8])}",
             next_step="plan again",
         )
-    schema = pa.schema([opened.schema.field(c) for c in wanted if c in stored])
-    return schema, {c: partitions[c] for c in wanted if c in partitions}
+    fields = [opened.schema.field(name) for name in wanted if name in stored]
+    from_path = {name: partitions[name] for name in wanted if name in partitions}
+    return pa.schema(fields), from_path

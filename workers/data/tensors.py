@@ -47,7 +47,8 @@ class Rows:
     @property
     def clean(self) -> NDArray[np.bool_]:
         """`[rows]` bool: which rows have no reason against them."""
-        return np.array([r is None for r in self.reasons], bool)
+        without = [reason is None for reason in self.reasons]
+        return np.array(without, bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,9 @@ class Bucket:
 
     def of(self, table: pa.Table) -> pa.Table:
         """These rows of the table; itself where they are all of it."""
-        return table if len(self.rows) == table.num_rows else table.take(pa.array(self.rows))
+        if len(self.rows) == table.num_rows:
+            return table
+        return table.take(pa.array(self.rows))
 
 
 def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]) -> Rows:
@@ -143,10 +146,12 @@ def _inputs(
 ) -> list[InputArrays]:
     """The arrays of each input, in the order of the spec whatever order they are judged in."""
     kinds = [kind_of_input(part) for part in parts]
+    numbers = range(len(parts))
+    judged = sorted(numbers, key=lambda i: not kinds[i].judged_first)
     found: dict[int, InputArrays] = {}
-    for i in sorted(range(len(parts)), key=lambda i: not kinds[i].judged_first):
+    for i in judged:
         found[i] = kinds[i].read(table, parts[i], shapes[i], dtype, reasons)
-    return [found[i] for i in range(len(parts))]
+    return [found[i] for i in numbers]
 
 
 def _baseline(
@@ -193,7 +198,10 @@ def _argument_source(table: pa.Table, arg: ForwardArg) -> Source:
     if arg.column is None:
         return Source(arg.columns, (len(arg.columns),), False)
     kind = table.schema.field(arg.column).type
-    own = tuple(kind.shape) if isinstance(kind, pa.FixedShapeTensorType) else unnest(kind)[1]
+    if isinstance(kind, pa.FixedShapeTensorType):
+        own = tuple(kind.shape)
+    else:
+        _, own = unnest(kind)
     shape = arg.shape or tuple(n or 0 for n in own)
     return Source((arg.column,), shape, bool(shape))
 

@@ -39,10 +39,12 @@ class Csv(TextFormat):
     id_types = (str, int)
 
     def table(self, stream: BinaryIO, uri: Uri, wanted: Wanted) -> TextTable:
-        return _table(stream, uri, {name: name in wanted.partitions for name in wanted.columns})
+        optional = {name: name in wanted.partitions for name in wanted.columns}
+        return _table(stream, uri, optional)
 
     def head(self, stream: BinaryIO, uri: Uri, wanted: Wanted, rows: int) -> TextTable:
-        found = _table(stream, uri, dict.fromkeys(wanted.columns, True))
+        optional = dict.fromkeys(wanted.columns, True)
+        found = _table(stream, uri, optional)
         held = {*found.names, *wanted.partitions}
         lacking = [name for name in wanted.columns if name not in held]
         if lacking and len(found.names) == 1 and separator(found.names[0]):
@@ -71,7 +73,8 @@ def _table(stream: BinaryIO, uri: Uri, wanted: dict[str, bool]) -> TextTable:
     if repeated:
         raise _wrong_header(uri, columns, f"`{repeated[0]}` once")
     names = [c for c in dict.fromkeys([*wanted, *columns]) if c in places and c != BAD]
-    return TextTable(names, _lines(rows, len(columns), [places[c] for c in names]))
+    picks = [places[name] for name in names]
+    return TextTable(names, _lines(rows, len(columns), picks))
 
 
 def _header(rows: Iterator[Line], uri: Uri) -> list[str]:
@@ -135,7 +138,10 @@ class _Rows:
     """
 
     def __init__(self, text: io.TextIOWrapper, uri: Uri) -> None:
-        self._text, self._uri, self._number, self._size = text, uri, 1, 0
+        self._text = text
+        self._uri = uri
+        self._number = 1
+        self._size = 0
         self._reader = csv.reader(self._lines(), strict=True)
 
     def __iter__(self) -> _Rows:
@@ -143,7 +149,8 @@ class _Rows:
 
     def __next__(self) -> Line:
         while True:
-            self._number, self._size = self._reader.line_num + 1, 0
+            self._number = self._reader.line_num + 1
+            self._size = 0
             try:
                 cells = next(self._reader)
             except csv.Error as error:

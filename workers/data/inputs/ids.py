@@ -67,20 +67,25 @@ class Ids(InputKind[IdsInput]):
         return InputArrays(present.reshape(len(ids), *shape.shape), ids)
 
     def padded_lengths(self, table: pa.Table, part: IdsInput) -> NDArray[np.int64]:
-        lengths = np.clip(_list_lengths(_lists(table, part)), 1, part.max_length)
+        own = _list_lengths(_lists(table, part))
+        lengths = np.clip(own, 1, part.max_length)
         if part.pad is None:
             return lengths
-        return np.minimum(-(-lengths // LENGTH_STEP) * LENGTH_STEP, part.max_length)
+        steps = -(-lengths // LENGTH_STEP)  # rounded up
+        return np.minimum(steps * LENGTH_STEP, part.max_length)
 
 
 def _ids(table: pa.Table, part: IdsInput, shape: InputShape, reasons: Reasons) -> NDArray[np.int64]:
     """`[rows]` of one scalar column, else `[rows, length]`."""
     if shape.varying:
-        return _varying_ids(_lists(table, part), part, shape.shape[0], reasons)
+        lists = _lists(table, part)
+        return _varying_ids(lists, part, shape.shape[0], reasons)
     source = Source(shape.columns, shape.shape, not shape.named)
     values = read_integers(table, source)
     judge(table, source, values < 0, _AN_ID, reasons)
-    return values[:, 0] if shape.named and isinstance(part.ids, str) else values
+    if shape.named and isinstance(part.ids, str):
+        return values[:, 0]
+    return values
 
 
 def _varying_ids(
@@ -90,14 +95,17 @@ def _varying_ids(
     fits.
     """
     lengths = _list_lengths(lists)
+    starts = np.cumsum(lengths) - lengths
     row = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    place = np.arange(len(row)) - np.repeat(starts, lengths)
+    found = integers_of(lists.flatten())
     fits = place < width
-    row, place, found = row[fits], place[fits], integers_of(lists.flatten())[fits]
     values = np.full((len(lengths), width), PADDING, np.int64)
-    values[row, place] = found
-    wrong = values.min(1, where=np.arange(width) < lengths[:, None], initial=0) < 0
-    for i in np.flatnonzero(wrong | (lengths == 0) | (lengths > part.max_length)).tolist():
+    values[row[fits], place[fits]] = found[fits]
+    held = np.arange(width) < lengths[:, None]
+    negative = values.min(1, where=held, initial=0) < 0
+    misshapen = (lengths == 0) | (lengths > part.max_length)
+    for i in np.flatnonzero(negative | misshapen).tolist():
         reasons[i] = reasons[i] or _list_reason(lists[i], values[i], part)
     return values
 
@@ -116,10 +124,14 @@ def _lists(table: pa.Table, part: IdsInput) -> pa.Array:
     """The input's list column in one piece; a file without a single list may hold a column of
     nulls.
     """
-    column = storage_of(table.column(part.columns[0])).combine_chunks()
-    return pa.nulls(len(column), pa.list_(pa.int64())) if pa.types.is_null(column.type) else column
+    name = part.columns[0]
+    column = storage_of(table.column(name)).combine_chunks()
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), pa.list_(pa.int64()))
+    return column
 
 
 def _list_lengths(lists: pa.Array) -> NDArray[np.int64]:
     """Entries of each list, 0 where it is null."""
-    return np.asarray(pc.list_value_length(lists).fill_null(0), np.int64)
+    lengths = pc.list_value_length(lists)
+    return np.asarray(lengths.fill_null(0), np.int64)
