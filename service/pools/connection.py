@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray.util.client import ray as client
+from threadpoolctl import threadpool_limits
 
 from integrand.schemas.errors import IntegrandError, TransientError
 from integrand.service.pools.clusters import RAY_TOKEN, protect_token, require_authentication
@@ -33,6 +34,7 @@ class Connection:
     _heartbeat: ClusterHeartbeat | None = None
     _starter: ThreadPoolExecutor | None = None
     _joining: Future[None] | None = None
+    _single_threaded: threadpool_limits | None = None
     _own_ray: bool = False
 
     def prepare(self) -> None:
@@ -40,9 +42,12 @@ class Connection:
         already.
 
         The thread stays as long as the cluster: Linux kills what was told to die with its parent
-        once the thread ends that made it, and Ray tells its daemons so.
+        once the thread ends that made it, and Ray tells its daemons so. Until they are made, numpy
+        multiplies in one thread: OpenBLAS ends its threads before each fork, and whoever waits for
+        them meanwhile waits for ever.
         """
         if self.address is None and self._joining is None:
+            self._single_threaded = threadpool_limits(1, user_api="blas")
             self._starter = ThreadPoolExecutor(1, "ray")
             self._joining = self._starter.submit(self._initialize)
 
@@ -53,7 +58,7 @@ class Connection:
         if self._joining is None:
             self._initialize()
         else:
-            self._joining.result()
+            self._started().result()
         if self._heartbeat is None and not client.is_connected():  # type: ignore[no-untyped-call]
             node: Any = ray._private.worker._global_node  # Ray has no public name for its socket
             address = ray.get_runtime_context().gcs_address
@@ -71,7 +76,7 @@ class Connection:
     def settle(self) -> None:
         """Wait until a start that was begun has ended, and ask the cluster nothing any more."""
         if self._joining is not None:
-            wait([self._joining])
+            self._started()
         if self._heartbeat is not None:
             self._heartbeat.close()
 
@@ -81,6 +86,17 @@ class Connection:
             ray.shutdown()
         if self._starter is not None:
             self._starter.shutdown()
+
+    def _started(self) -> Future[None]:
+        """The start, once it has ended. OpenBLAS keeps a limit for each thread: whoever set it ends
+        it.
+        """
+        assert self._joining is not None
+        wait([self._joining])
+        if self._single_threaded is not None:
+            self._single_threaded.restore_original_limits()
+            self._single_threaded = None
+        return self._joining
 
     def _initialize(self) -> None:
         if ray.is_initialized():
