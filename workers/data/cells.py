@@ -59,7 +59,8 @@ def record_batches(
 
 def some(lines: Iterator[Taken], rows: int = BATCH_ROWS) -> list[Taken]:
     """The next rows, as many as are held at once."""
-    taken, size = list[Taken](), 0
+    taken: list[Taken] = []
+    size = 0
     for line in islice(lines, rows):
         taken.append(line)
         size += line.size
@@ -79,15 +80,20 @@ def record_batch(
     """
     faults = [None if line.fault is None else f"line {line.number}: {line.fault}" for line in lines]
     blank = [None] * len(names)
-    cells = list(zip(*(line.cells or blank for line in lines), strict=True)) or [()] * len(names)
+    rows = [line.cells or blank for line in lines]
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
     arrays = []
-    for name, column in zip(names, cells, strict=True):
-        values, wrong = _parsed(column, _parser(types[name], shapes.get(name, ())))
+    for name, column in zip(names, columns, strict=True):
+        kind = types[name]
+        parse = _parser(kind, shapes.get(name, ()))
+        values, wrong = _parsed(column, parse)
         for row, fault in wrong.items():
             faults[row] = faults[row] or f"line {lines[row].number}: column {name}: {fault}"
-        arrays.append(pa.array(values, types[name]))
-    schema = pa.schema([(name, types[name]) for name in names] + [(BAD, pa.string())])
-    return pa.record_batch([*arrays, pa.array(faults, pa.string())], schema=schema)
+        arrays.append(pa.array(values, kind))
+    fields = [(name, types[name]) for name in names]
+    fields.append((BAD, pa.string()))
+    arrays.append(pa.array(faults, pa.string()))
+    return pa.record_batch(arrays, schema=pa.schema(fields))
 
 
 def _parsed(cells: Sequence[Any], parse: Parse) -> tuple[list[Any], dict[int, str]]:
@@ -117,7 +123,11 @@ def _plain_numbers(cells: Sequence[Any]) -> list[float]:
 def _parser(kind: pa.DataType, shape: tuple[int, ...]) -> Parse:
     if pa.types.is_list(kind):
         return partial(_numbers, shape=shape)
-    return {pa.float64(): _number, pa.int64(): _integer}.get(kind, _text)
+    if kind == pa.float64():
+        return _number
+    if kind == pa.int64():
+        return _integer
+    return _text
 
 
 def _number(cell: Any) -> float | None:
@@ -149,8 +159,14 @@ def _integer(cell: Any) -> int | None:
 
 def is_integer(cell: Any) -> bool:
     if isinstance(cell, str):
-        return _INTEGER.fullmatch(cell) is not None and -(2**63) <= int(cell) < 2**63
-    return isinstance(cell, int) and not isinstance(cell, bool) and -(2**63) <= cell < 2**63
+        if _INTEGER.fullmatch(cell) is None:
+            return False
+        value = int(cell)
+    elif isinstance(cell, int) and not isinstance(cell, bool):
+        value = cell
+    else:
+        return False
+    return -(2**63) <= value < 2**63
 
 
 def _numbers(cell: Any, shape: tuple[int, ...]) -> list[float | None] | None:
@@ -201,4 +217,6 @@ def is_utf8(text: str) -> bool:
 
 def shown(cell: Any) -> str:
     text = repr(cell)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if len(text) <= 60:
+        return text
+    return text[:57] + "..."

@@ -88,12 +88,13 @@ def check_number(schema: pa.Schema, name: str) -> pa.DataType:
     kind = check_column(schema, name)
     if is_number(kind):
         return kind
-    step = "give it as `column:` with a shape" if unnest(kind)[1] else "encode it as numbers first"
-    step = (
-        "write the struct's fields as columns: pyarrow's table.flatten()"
-        if pa.types.is_struct(kind)
-        else step
-    )
+    _, levels = unnest(kind)
+    if pa.types.is_struct(kind):
+        step = "write the struct's fields as columns: pyarrow's table.flatten()"
+    elif levels:
+        step = "give it as `column:` with a shape"
+    else:
+        step = "encode it as numbers first"
     raise SpecError(f"column `{name}`", expected="a numeric column", seen=str(kind), next_step=step)
 
 
@@ -152,13 +153,14 @@ def unnest(kind: pa.DataType) -> tuple[pa.DataType, tuple[int | None, ...]]:
 
 def row_bytes(schema: pa.Schema, shapes: Sequence[InputShape]) -> int:
     """What the inputs of one row take as they are stored, once they are decoded."""
-    widths = (
-        (unnest(schema.field(name).type)[0].bit_width + 7) // 8
-        for shape in shapes
-        for name in shape.columns
-    )
-    counts = (1 if shape.named else prod(shape.shape) for shape in shapes for _ in shape.columns)
-    return sum(width * count for width, count in zip(widths, counts, strict=True))
+    total = 0
+    for shape in shapes:
+        values = 1 if shape.named else prod(shape.shape)
+        for name in shape.columns:
+            leaf, _ = unnest(schema.field(name).type)
+            width = (leaf.bit_width + 7) // 8
+            total += width * values
+    return total
 
 
 def list_sizes(kind: pa.DataType, shape: tuple[int, ...]) -> tuple[int, ...]:

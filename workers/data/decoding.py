@@ -112,18 +112,24 @@ def decode(
     """
     touched, skip = _touched(row_groups, rows)
     widths = _row_widths(parquet, touched, schema.names)
-    foreseen = ceil(sum(width * held for width, (_, held) in zip(widths, touched, strict=True)))
+    sizes = [width * held for width, (_, held) in zip(widths, touched, strict=True)]
+    foreseen = ceil(sum(sizes))
     if foreseen > budget.most:
         raise _above(budget, rows.rows, foreseen)
-    kept, wanted, taken = list[pa.RecordBatch](), rows.rows, 0
-    for batch in _batches(parquet, [group for group, _ in touched], widths, schema.names):
+    groups = [group for group, _ in touched]
+    kept: list[pa.RecordBatch] = []
+    wanted = rows.rows
+    taken = 0
+    for batch in _batches(parquet, groups, widths, schema.names):
         budget.tick()
         part = batch.slice(skip, wanted)
-        skip, wanted = max(0, skip - batch.num_rows), wanted - part.num_rows
-        taken += sum(_decoded_bytes(part.column(name)) for name in schema.names)
+        skip = max(0, skip - batch.num_rows)
+        wanted -= part.num_rows
+        taken += _batch_bytes(part, schema.names)
         if taken > budget.most:
             raise _above(budget, rows.rows - wanted, taken)
-        kept += [_spelt_out(part, schema)] if part.num_rows else []
+        if part.num_rows:
+            kept.append(_spelt_out(part, schema))
         if not wanted:
             return pa.Table.from_batches(kept, None if kept else schema)
     raise _fewer(budget, rows.rows, wanted)
@@ -135,12 +141,11 @@ def decode_parts(
     """All rows as `decode` gives them, some at a time. Raises DataError for one row that is above
     the budget.
     """
-    touched, lacking = (
-        [(group, held) for group, held in enumerate(row_groups) if held],
-        sum(row_groups),
-    )
+    touched = [(group, held) for group, held in enumerate(row_groups) if held]
+    groups = [group for group, _ in touched]
+    lacking = sum(row_groups)
     widths = _row_widths(parquet, touched, schema.names)
-    for batch in _batches(parquet, [group for group, _ in touched], widths, schema.names):
+    for batch in _batches(parquet, groups, widths, schema.names):
         budget.tick()
         lacking -= batch.num_rows
         for part in _fitting(batch, schema.names, budget):
@@ -153,7 +158,7 @@ def _fitting(
     batch: pa.RecordBatch, columns: Sequence[str], budget: Budget
 ) -> Iterator[pa.RecordBatch]:
     """The batch, halved until each part is no larger than a batch should be."""
-    size = sum(_decoded_bytes(batch.column(name)) for name in columns)
+    size = _batch_bytes(batch, columns)
     if batch.num_rows == 1 and size > budget.most:
         raise _above(budget, 1, size)
     if batch.num_rows == 1 or size <= min(BATCH_BYTES, budget.most):
@@ -211,26 +216,39 @@ def _row_widths(
     """Bytes that a row of each touched group decodes to on average; of a string only its place in a
     dictionary.
     """
-    wanted, flat, nested = tuple(f"{name}." for name in columns), 0, list[tuple[int, int]]()
+    wanted = tuple(f"{name}." for name in columns)
+    flat = 0
+    nested: list[tuple[int, int]] = []
     for i in range(len(parquet.schema)):
         leaf = parquet.schema.column(i)
-        if f"{leaf.path}.".startswith(wanted):
-            width = _WIDTHS.get(leaf.physical_type) or max(4, leaf.length)
-            flat += 0 if leaf.max_repetition_level else width
-            nested += [(i, width)] if leaf.max_repetition_level else []
-    found = (parquet.metadata.row_group(group) for group, _ in touched)
-    return [
-        flat + sum(g.column(i).num_values * width for i, width in nested) / max(1, g.num_rows)
-        for g in found
-    ]
+        if not f"{leaf.path}.".startswith(wanted):
+            continue
+        width = _WIDTHS.get(leaf.physical_type) or max(4, leaf.length)
+        if leaf.max_repetition_level:
+            nested.append((i, width))
+        else:
+            flat += width
+    widths = []
+    for number, _ in touched:
+        group = parquet.metadata.row_group(number)
+        in_lists = sum(group.column(i).num_values * width for i, width in nested)
+        widths.append(flat + in_lists / max(1, group.num_rows))
+    return widths
+
+
+def _batch_bytes(batch: pa.RecordBatch, columns: Sequence[str]) -> int:
+    return sum(_decoded_bytes(batch.column(name)) for name in columns)
 
 
 def _decoded_bytes(column: pa.Array) -> int:
     """What the rows of a column take, dictionaries spelt out."""
-    if not pa.types.is_dictionary(column.type) or not _is_text(column.type.value_type):
+    kind = column.type
+    if not pa.types.is_dictionary(kind) or not _is_text(kind.value_type):
         return int(column.nbytes)
     lengths = pc.binary_length(column.dictionary).take(column.indices)
-    return int(pc.sum(lengths, min_count=0).as_py()) + 4 * len(column)
+    characters = pc.sum(lengths, min_count=0).as_py()
+    offsets = 4 * len(column)
+    return int(characters) + offsets
 
 
 def _spelt_out(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -239,8 +257,10 @@ def _spelt_out(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """
     batch = batch.select(schema.names)
     for i, field in enumerate(schema):
-        if batch.column(i).type != field.type:
-            batch = batch.set_column(i, field, batch.column(i).dictionary_decode().cast(field.type))
+        column = batch.column(i)
+        if column.type != field.type:
+            spelt_out = column.dictionary_decode().cast(field.type)
+            batch = batch.set_column(i, field, spelt_out)
     return batch
 
 

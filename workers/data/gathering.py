@@ -35,12 +35,14 @@ class Source:
 
 def read_floats(table: pa.Table, source: Source, dtype: np.dtype[Any]) -> NDArray[Any]:
     """`[rows, *shape]` of this dtype; NaN where a value is null, misshapen or of another type."""
-    return _Tensor(source, _floats(dtype), np.nan, dtype).of(table)
+    tensor = _Tensor(source, _floats(dtype), np.nan, dtype)
+    return tensor.of(table)
 
 
 def read_integers(table: pa.Table, source: Source) -> NDArray[np.int64]:
     """`[rows, *shape]`; NO_INTEGER where a value is none, misshapen or of another type."""
-    return _Tensor(source, integers_of, NO_INTEGER, np.dtype(np.int64)).of(table)
+    tensor = _Tensor(source, integers_of, NO_INTEGER, np.dtype(np.int64))
+    return tensor.of(table)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +57,11 @@ class _Tensor:
     dtype: np.dtype[Any]
 
     def of(self, table: pa.Table) -> NDArray[Any]:
-        source, rows = self.source, table.num_rows
+        source = self.source
+        rows = table.num_rows
         if source.listed:
-            return self._column(table, source.columns[0]).reshape(rows, *source.shape)
+            values = self._column(table, source.columns[0])
+            return values.reshape(rows, *source.shape)
         values = np.empty((rows, len(source.columns)), self.dtype)
         for j, name in enumerate(source.columns):
             values[:, j] = self._column(table, name)[:, 0]
@@ -69,12 +73,15 @@ class _Tensor:
         """
         column = storage_of(table.column(name))
         sizes = self.source.sizes(column.type)
+        width = prod(sizes)
         if not is_readable(column.type, sizes):
-            return np.full((table.num_rows, prod(sizes)), self.blank, self.dtype)
+            return np.full((table.num_rows, width), self.blank, self.dtype)
         parts = [self._chunk(chunk, sizes) for chunk in column.chunks]
         if not parts:
-            return np.empty((0, prod(sizes)), self.dtype)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            return np.empty((0, width), self.dtype)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts)
 
     def _chunk(self, chunk: pa.Array, sizes: tuple[int, ...]) -> NDArray[Any]:
         shaped = _shaped(chunk, sizes)
@@ -101,7 +108,9 @@ def storage_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def is_readable(kind: pa.DataType, sizes: tuple[int, ...]) -> bool:
     """Whether a type holds numbers, or nothing, within as many levels of lists."""
     leaf, levels = unnest(kind)
-    return len(levels) == len(sizes) and (is_number(leaf) or bool(pa.types.is_null(leaf)))
+    if len(levels) != len(sizes):
+        return False
+    return is_number(leaf) or bool(pa.types.is_null(leaf))
 
 
 def _shaped(lists: pa.Array, sizes: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -121,7 +130,9 @@ def _shaped(lists: pa.Array, sizes: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def _kept(values: pa.Array, mask: NDArray[np.bool_]) -> pa.Array:
-    return values if mask.all() else values.filter(pa.array(mask))
+    if mask.all():
+        return values
+    return values.filter(pa.array(mask))
 
 
 def _floats(dtype: np.dtype[Any]) -> Decode:
@@ -159,7 +170,9 @@ def integers_of(leaves: pa.Array) -> NDArray[np.int64]:
     raw = leaves.fill_null(0).to_numpy(zero_copy_only=False)
     good = leaves.is_valid().to_numpy(zero_copy_only=False)
     if raw.dtype.kind == "f":
-        good = good & (np.abs(raw) < 2.0**63) & (raw == np.trunc(raw))
+        fits = np.abs(raw) < 2.0**63
+        good = good & fits & (raw == np.trunc(raw))
     elif raw.dtype.kind == "u":
         good = good & (raw <= np.iinfo(np.int64).max)
-    return np.where(good, np.where(good, raw, 0).astype(np.int64), NO_INTEGER)
+    values = np.where(good, raw, 0).astype(np.int64)
+    return np.where(good, values, NO_INTEGER)

@@ -34,11 +34,8 @@ def source_schema(
             merged += [_common_field(files, schemas, name)] * times
         else:
             merged.append(first[name])
-    extra = [
-        pa.field(k, t)
-        for k, t in partition_columns(f.path for f in files).items()
-        if k not in names
-    ]
+    partitions = partition_columns(file.path for file in files)
+    extra = [pa.field(name, kind) for name, kind in partitions.items() if name not in names]
     return pa.schema([*merged, *extra])
 
 
@@ -122,7 +119,10 @@ def join_parts(parts: Sequence[pa.Table], *, lenient: bool) -> pa.Table:
 
 
 def _cast(part: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
-    fields = [field.with_type(types.get(field.name, field.type)) for field in part.schema]
+    fields = []
+    for field in part.schema:
+        kind = types.get(field.name, field.type)
+        fields.append(field.with_type(kind))
     return part.cast(pa.schema(fields))
 
 

@@ -19,8 +19,10 @@ def reasons_of_ingest(table: pa.Table) -> Reasons:
     """Reasons that ingest left, None elsewhere. Parquet does not enforce that strings are UTF-8."""
     if BAD not in table.column_names:
         return [None] * table.num_rows
-    told = table.column(BAD).cast(pa.large_binary()).to_pylist()
-    return [None if reason is None else reason.decode(errors="backslashreplace") for reason in told]
+    reasons: Reasons = []
+    for text in table.column(BAD).cast(pa.large_binary()).to_pylist():
+        reasons.append(None if text is None else text.decode(errors="backslashreplace"))
+    return reasons
 
 
 def judge(
@@ -32,12 +34,16 @@ def judge(
     wrong = wrong.reshape(len(reasons), -1)
     columns = {name: storage_of(table.column(name)) for name in source.columns}
     for i in np.flatnonzero(wrong.any(axis=1)):
-        if reasons[i] is None:
-            position = int(wrong[i].argmax())
-            name = source.columns[0 if source.listed else position]
-            sizes = source.sizes(columns[name].type)
-            place = tuple(map(int, np.unravel_index(position, sizes))) if sizes else ()
-            reasons[i] = _reason(columns[name], int(i), name, sizes, place, expected)
+        if reasons[i] is not None:
+            continue
+        position = int(wrong[i].argmax())
+        name = source.columns[0 if source.listed else position]
+        column = columns[name]
+        sizes = source.sizes(column.type)
+        place: tuple[int, ...] = ()
+        if sizes:
+            place = tuple(map(int, np.unravel_index(position, sizes)))
+        reasons[i] = _reason(column, int(i), name, sizes, place, expected)
 
 
 def _reason(
@@ -66,7 +72,9 @@ def value_reason(value: pa.Scalar, name: str, expected: str) -> str:
         return f"{name} is null"
     number = float(value.as_py())
     text = "NaN" if isnan(number) else str(value.as_py())
-    return f"{name} is {text}: {expected}" if isfinite(number) else f"{name} is {text}"
+    if not isfinite(number):
+        return f"{name} is {text}"
+    return f"{name} is {text}: {expected}"
 
 
 def _misshapen(value: pa.Scalar, sizes: tuple[int, ...], name: str) -> str | None:
@@ -78,5 +86,10 @@ def _misshapen(value: pa.Scalar, sizes: tuple[int, ...], name: str) -> str | Non
     items = value.values
     if len(items) != sizes[0]:
         return f"{name} has {len(items)} values, expected {sizes[0]}"
-    inner = range(len(items)) if len(sizes) > 1 else ()
-    return next((m for k in inner if (m := _misshapen(items[k], sizes[1:], f"{name}[{k}]"))), None)
+    if len(sizes) == 1:
+        return None
+    for k in range(len(items)):
+        misshapen = _misshapen(items[k], sizes[1:], f"{name}[{k}]")
+        if misshapen:
+            return misshapen
+    return None

@@ -29,15 +29,13 @@ class Roles:
         """Arrow type of every declared column; a feature keeps its type though it is also target or
         row id.
         """
-        ids = (
-            {} if self.row_id is None else {self.row_id: pa.int64() if integer_ids else pa.string()}
-        )
-        return (
-            ids
-            | dict.fromkeys(self.integers, pa.int64())
-            | dict.fromkeys(self.numbers, pa.float64())
-            | {name: pa.list_(pa.float64()) for name, _ in self.lists}
-        )
+        types: dict[str, pa.DataType] = {}
+        if self.row_id is not None:
+            types[self.row_id] = pa.int64() if integer_ids else pa.string()
+        types |= dict.fromkeys(self.integers, pa.int64())
+        types |= dict.fromkeys(self.numbers, pa.float64())
+        types |= {name: pa.list_(pa.float64()) for name, _ in self.lists}
+        return types
 
 
 def roles_of(spec: AttributeSpec) -> Roles:
@@ -48,8 +46,10 @@ def roles_of(spec: AttributeSpec) -> Roles:
     for read in _reads(spec):
         if read.holds == "list":
             lists[read.column] = read.shape
+        elif read.holds == "integer":
+            integers.append(read.column)
         else:
-            (integers if read.holds == "integer" else numbers).append(read.column)
+            numbers.append(read.column)
     return Roles(
         tuple(dict.fromkeys(numbers)),
         tuple(lists.items()),

@@ -166,7 +166,9 @@ def _check_unique(ids: _Column, hashes: Hashes) -> None:
     hashes.sort()
     twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
     for first in range(0, len(twice), _SUSPECTS):
-        if example := _example(ids, twice[first : first + _SUSPECTS]):
+        suspects = twice[first : first + _SUSPECTS]
+        example = _example(ids, suspects)
+        if example is not None:
             seen = f"{len(twice)} ids used more than once, for instance {example}"
             raise ids.wrong("a different id in every row", seen)
 

@@ -44,7 +44,9 @@ def _check_outputs(shapes: Sequence[InputShape]) -> None:
     """Refuse two attributions of one name; whether `ids` names features is known only with the
     data.
     """
-    names = [n for s in shapes for n in (s.columns if s.named else (s.name,))]
+    names: list[str] = []
+    for shape in shapes:
+        names += shape.columns if shape.named else (shape.name,)
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise SpecError(

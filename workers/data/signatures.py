@@ -63,4 +63,7 @@ def _alternates(some: bytes) -> bool:
 
 def separator(header: str) -> str | None:
     """What separates the names of a header line that holds no comma; None where nothing does."""
-    return next((mark for mark in ("\t", ";", "|") if mark in header), None)
+    for mark in ("\t", ";", "|"):
+        if mark in header:
+            return mark
+    return None

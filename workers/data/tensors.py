@@ -110,13 +110,12 @@ def length_buckets(
         return [Bucket(np.arange(table.num_rows), shapes)]
     lengths = np.stack([_padded_lengths(table, spec.inputs[i]) for i in varying], 1)
     kinds, kind = np.unique(lengths, axis=0, return_inverse=True)
-    return [
-        Bucket(
-            np.flatnonzero(kind.reshape(-1) == k),
-            _of_lengths(shapes, dict(zip(varying, row, strict=True))),
-        )
-        for k, row in enumerate(kinds.tolist())
-    ]
+    buckets = []
+    for k, padded in enumerate(kinds.tolist()):
+        rows = np.flatnonzero(kind.reshape(-1) == k)
+        by_input = dict(zip(varying, padded, strict=True))
+        buckets.append(Bucket(rows, _of_lengths(shapes, by_input)))
+    return buckets
 
 
 def _padded_lengths(table: pa.Table, part: InputPart) -> NDArray[np.int64]:

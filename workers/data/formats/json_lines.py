@@ -50,14 +50,18 @@ class JsonLines(TextFormat):
         known = {*wanted.columns, *wanted.partitions, BAD}
         names = [name for name in wanted.columns if name not in wanted.partitions]
         names += [key for key in keys if key not in known and is_utf8(key)]
-        return TextTable(names, _picked(chain([first] if first else [], objects), names))
+        rows = chain([first] if first else [], objects)
+        return TextTable(names, _picked(rows, names))
 
     def head(self, stream: BinaryIO, uri: Uri, wanted: Wanted, rows: int) -> TextTable:
         """All keys of the first objects."""
         found = some(_json_objects(stream, uri), rows)
-        _check_objects(found[0] if found else None, wanted.columns, uri)
-        keys = (key for row in found if row.found is not None for key in row.found)
-        names = [key for key in dict.fromkeys(keys) if key != BAD and is_utf8(key)]
+        first = found[0] if found else None
+        _check_objects(first, wanted.columns, uri)
+        keys: dict[str, None] = {}
+        for row in found:
+            keys |= dict.fromkeys(row.found or {})
+        names = [key for key in keys if key != BAD and is_utf8(key)]
         check_width(names, uri)
         return TextTable(names, _picked(iter(found), names))
 
@@ -133,9 +137,8 @@ def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise ValueError(
-            f"key {shown(next(key for key in counts if counts[key] > 1))} is given twice"
-        )
+        repeated = next(key for key in counts if counts[key] > 1)
+        raise ValueError(f"key {shown(repeated)} is given twice")
     return found
 
 
@@ -147,14 +150,14 @@ def _json_object(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
         found = _JSON.decode(line.decode())
     except (ValueError, RecursionError) as error:
         return None, f"broken JSON: {error}"[:200]
-    return (
-        (found, None)
-        if isinstance(found, dict)
-        else (None, f"expected an object, seen {shown(found)}")
-    )
+    if not isinstance(found, dict):
+        return None, f"expected an object, seen {shown(found)}"
+    return found, None
 
 
 def _picked(objects: Iterator[_Row], names: list[str]) -> Iterator[Line]:
     for row in objects:
-        cells = None if row.found is None else [row.found.get(name) for name in names]
+        cells = None
+        if row.found is not None:
+            cells = [row.found.get(name) for name in names]
         yield Line(row.number, cells, row.fault, row.size)

@@ -26,7 +26,10 @@ def text_format(name: FormatName) -> TextFormat:
 
 def format_by_extension(extension: str) -> SourceFormat | None:
     """The format whose files' names end so; None for files that are no data."""
-    return next((f for f in FORMATS.values() if extension in f.extensions), None)
+    for form in FORMATS.values():
+        if extension in form.extensions:
+            return form
+    return None
 
 
 def identify(head: bytes) -> Known | None:

@@ -32,7 +32,8 @@ class Scaled(InputKind[Part]):
         reasons: Reasons,
     ) -> InputArrays:
         source = Source(shape.columns, shape.shape, not shape.named)
-        values = scale(read_floats(table, source, dtype), part, shape)
+        values = read_floats(table, source, dtype)
+        values = scale(values, part, shape)
         judge_finite(table, source, values, reasons)
         return InputArrays(values)
 

@@ -14,6 +14,7 @@ class Tensor(Scaled[TensorInput]):
     """`[rows, *shape]`, one output column of lists."""
 
     def resolve(self, schema: pa.Schema, part: TensorInput) -> InputShape:
-        shape = column_shape(part.column, check_column(schema, part.column), part.shape)
+        kind = check_column(schema, part.column)
+        shape = column_shape(part.column, kind, part.shape)
         check_scaling(part, shape)
         return InputShape(name=part.name, columns=(part.column,), shape=shape, named=False)

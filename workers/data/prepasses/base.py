@@ -113,7 +113,8 @@ def place_of(prepass: PrePass[Part], root: Uri, scan: Scan) -> Uri:
     """
     spec = scan.spec
     parts = spec.model_dump(mode="json", include={"inputs", "forward_args", "target", "baseline"})
-    parts |= {} if scan.outputs is None else {"outputs": scan.outputs}
+    if scan.outputs is not None:
+        parts["outputs"] = scan.outputs
     files = [[f.path, f.first_row, f.size, f.fingerprint] for f in scan.files]
     digest = digest_json([NUMERICS_VERSION, spec.compute.storage, parts, files])[:32]
     return root.child("_ingest", digest, f"{prepass.name}-{digest}.safetensors")
@@ -121,7 +122,8 @@ def place_of(prepass: PrePass[Part], root: Uri, scan: Scan) -> Uri:
 
 def write_arrays(store: Store, uri: Uri, found: Arrays) -> PrepassFile:
     """Store what was found, once. IntegrityError if something else is there already."""
-    data = save({f"{i:04d}": np.ascontiguousarray(array) for i, array in enumerate(found)})
+    named = {f"{i:04d}": np.ascontiguousarray(array) for i, array in enumerate(found)}
+    data = save(named)
     digest = hashlib.sha256(data).hexdigest()
     with suppress(FileExistsError):
         store.create(uri, data)

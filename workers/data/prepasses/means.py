@@ -34,7 +34,8 @@ class Means(PrePass[Partial]):
 
     @_summing
     def partial(self, scan: Scan, file: int, row_group: int) -> Partial:
-        count, sums = 0, [np.zeros(s.shape, np.float64) for s in scan.shapes]
+        count = 0
+        sums = [np.zeros(shape.shape, np.float64) for shape in scan.shapes]
         for rows in scan.blocks(file, row_group):
             clean = scan.clean(rows)
             count += int(clean.sum())
