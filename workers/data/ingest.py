@@ -242,8 +242,9 @@ def _opened(store: Store, task: IngestTask) -> BinaryIO:
 
 def _piece_rows(roles: Roles) -> int:
     """Rows of a piece: fewer where rows are wide, and nothing but the roles decides."""
+    scalars = len(roles.numbers) + len(roles.integers)
     in_lists = sum(prod(shape) for _, shape in roles.lists)
-    width = len(roles.numbers) + len(roles.integers) + in_lists + 1
+    width = scalars + in_lists + 1
     fitting = max(BATCH_ROWS, _PIECE_VALUES // width)
     return min(_PIECE_ROWS, fitting)
 

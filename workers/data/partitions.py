@@ -30,22 +30,29 @@ def partition_columns(paths: Iterable[str]) -> dict[str, pa.DataType]:
     else string.
     """
     seen: dict[str, list[str]] = {}
-    for values in map(hive_values, {p.rsplit("/", 1)[0] + "/" for p in paths if "/" in p}):
-        for key, value in values.items():
-            seen.setdefault(key, []).extend([] if value is None else [value])
+    folders = {path.rsplit("/", 1)[0] + "/" for path in paths if "/" in path}
+    for folder in folders:
+        for key, value in hive_values(folder).items():
+            texts = seen.setdefault(key, [])
+            if value is not None:
+                texts.append(value)
     seen.pop(BAD, None)
-    return {
-        k: pa.int64() if v and all(map(_is_int64, v)) else pa.string()
-        for k, v in sorted(seen.items())
-    }
+    types: dict[str, pa.DataType] = {}
+    for key, texts in sorted(seen.items()):
+        integers = texts and all(map(_is_int64, texts))
+        types[key] = pa.int64() if integers else pa.string()
+    return types
 
 
 def with_partitions(table: pa.Table, path: str, types: dict[str, pa.DataType]) -> pa.Table:
     """The table with the partition columns that it does not hold itself, one value throughout."""
     values = hive_values(path)
-    for name in [name for name in types if name not in table.column_names]:
-        value = pa.array([values.get(name)], pa.string()).cast(types[name])[0]
-        table = table.append_column(name, pa.repeat(value, table.num_rows))
+    lacking = [name for name in types if name not in table.column_names]
+    for name in lacking:
+        text = pa.array([values.get(name)], pa.string())
+        value = text.cast(types[name])[0]
+        column = pa.repeat(value, table.num_rows)
+        table = table.append_column(name, column)
     return table
 
 

@@ -86,9 +86,11 @@ def check_row_ids(store: Store, files: Sequence[SourceFile], column: str) -> Non
     kinds = {s.kind for s in seen if len(s.hashes)}
     hashes = [s.hashes for s in seen]
     if len(kinds) > 1:  # 7 is 7 whether as int32 or as int64, but hashes differ
-        ids = _Column(store, files, column, _common(kinds))
+        kind = _common(kinds)
+        ids = _Column(store, files, column, kind)
         hashes = [hash_ids(values) for _, values, _ in ids.parts()]
-    _check_unique(ids, np.concatenate([np.empty(0, np.uint64), *hashes]))
+    none = np.empty(0, np.uint64)
+    _check_unique(ids, np.concatenate([none, *hashes]))
 
 
 def _check_known(ids: _Column, seen: Sequence[_Seen]) -> None:

@@ -64,7 +64,8 @@ class Ids(InputKind[IdsInput]):
     ) -> InputArrays:
         ids = _ids(table, part, shape, reasons)
         present = (ids != PADDING).astype(dtype)
-        return InputArrays(present.reshape(len(ids), *shape.shape), ids)
+        values = present.reshape(len(ids), *shape.shape)
+        return InputArrays(values, ids)
 
     def padded_lengths(self, table: pa.Table, part: IdsInput) -> NDArray[np.int64]:
         own = _list_lengths(_lists(table, part))
@@ -114,8 +115,9 @@ def _list_reason(items: pa.Scalar, values: NDArray[np.int64], part: IdsInput) ->
     name = part.columns[0]
     if not items.is_valid:
         return f"{name} is null"
-    if not 0 < len(items.values) <= part.max_length:
-        return f"{name} has {len(items.values)} ids, expected 1 to {part.max_length}"
+    count = len(items.values)
+    if not 0 < count <= part.max_length:
+        return f"{name} has {count} ids, expected 1 to {part.max_length}"
     first = int((values < 0).argmax())
     return value_reason(items.values[first], f"{name}[{first}]", _AN_ID)
 

@@ -44,7 +44,8 @@ class Scaled(InputKind[Part]):
 def judge_finite(table: pa.Table, source: Source, values: NDArray[Any], reasons: Reasons) -> None:
     """A reason for each row that is not finite."""
     expected = f"not finite as {values.dtype} in model units"
-    judge(table, source, ~np.isfinite(values), expected, reasons)
+    wrong = ~np.isfinite(values)
+    judge(table, source, wrong, expected, reasons)
 
 
 def check_scaling(part: ScaledInput, shape: tuple[int, ...]) -> None:
