@@ -192,7 +192,10 @@ def _flattened(item: Any, shape: tuple[int, ...]) -> list[Any]:
         return [item]
     if not isinstance(item, list) or len(item) != shape[0]:
         raise ValueError(f"expected a list of {shape[0]}, seen {shown(item)}")
-    return [leaf for inner in item for leaf in _flattened(inner, shape[1:])]
+    leaves: list[Any] = []
+    for inner in item:
+        leaves += _flattened(inner, shape[1:])
+    return leaves
 
 
 def _text(cell: Any) -> str | None:

@@ -30,7 +30,9 @@ class Source:
 
     def sizes(self, kind: pa.DataType) -> tuple[int, ...]:
         """The length that each list level of a column of this type must have."""
-        return list_sizes(kind, self.shape) if self.listed else ()
+        if not self.listed:
+            return ()
+        return list_sizes(kind, self.shape)
 
 
 def read_floats(table: pa.Table, source: Source, dtype: np.dtype[Any]) -> NDArray[Any]:

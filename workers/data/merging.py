@@ -31,7 +31,8 @@ def source_schema(
         if name in taken:
             _check_everywhere(files, schemas, name)
             times = max(len(schema.get_all_field_indices(name)) for schema in schemas)
-            merged += [_common_field(files, schemas, name)] * times
+            common = _common_field(files, schemas, name)
+            merged += [common] * times
         else:
             merged.append(first[name])
     partitions = partition_columns(file.path for file in files)

@@ -115,8 +115,9 @@ def place_of(prepass: PrePass[Part], root: Uri, scan: Scan) -> Uri:
     parts = spec.model_dump(mode="json", include={"inputs", "forward_args", "target", "baseline"})
     if scan.outputs is not None:
         parts["outputs"] = scan.outputs
-    files = [[f.path, f.first_row, f.size, f.fingerprint] for f in scan.files]
-    digest = digest_json([NUMERICS_VERSION, spec.compute.storage, parts, files])[:32]
+    files = [[file.path, file.first_row, file.size, file.fingerprint] for file in scan.files]
+    named_by = [NUMERICS_VERSION, spec.compute.storage, parts, files]
+    digest = digest_json(named_by)[:32]
     return root.child("_ingest", digest, f"{prepass.name}-{digest}.safetensors")
 
 
