@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from integrand.schemas.specs.baselines import Baseline, ConstantBaseline, ZeroBaseline
-from integrand.schemas.specs.part import Count, InputName, Numbers, Part, Read, branches_of
+from integrand.schemas.specs.part import (
+    Count,
+    InputName,
+    Numbers,
+    Part,
+    Read,
+    branches_of,
+    repeated,
+)
 
 
 class InputPart(Part):
@@ -62,7 +70,7 @@ class ColumnsInput(ScaledInput):
 
     @model_validator(mode="after")
     def _distinct(self) -> ColumnsInput:
-        twice = sorted({c for c in self.columns if self.columns.count(c) > 1})
+        twice = repeated(self.columns)
         if twice:
             raise ValueError(f"columns named twice: {', '.join(twice)}")
         return self
@@ -127,7 +135,7 @@ class IdsInput(InputPart):
     @model_validator(mode="after")
     def _fitting(self) -> IdsInput:
         columns = self.columns
-        twice = sorted({c for c in columns if columns.count(c) > 1})
+        twice = repeated(columns)
         if twice:
             raise ValueError(f"columns named twice: {', '.join(twice)}")
         if not columns:

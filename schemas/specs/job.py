@@ -13,7 +13,7 @@ from integrand.schemas.specs.compute import Compute
 from integrand.schemas.specs.inputs import ForwardArg, IdsInput, Input, ids_of
 from integrand.schemas.specs.messages import explain
 from integrand.schemas.specs.models import Model
-from integrand.schemas.specs.part import Name, Part
+from integrand.schemas.specs.part import Name, Part, repeated
 from integrand.schemas.specs.source import Source
 from integrand.schemas.specs.targets import (
     ScalarTarget,
@@ -96,11 +96,11 @@ class AttributeSpec(Part):
     @model_validator(mode="after")
     def _unique_names(self) -> AttributeSpec:
         names = [i.name for i in self.inputs] + [a.name for a in self.forward_args]
-        twice = sorted({n for n in names if names.count(n) > 1})
+        twice = repeated(names)
         if twice:
             raise ValueError(f"inputs and forward_args share a name: {', '.join(twice)}")
         outputs = [name for i in self.inputs for name in i.outputs]
-        clash = sorted({name for name in outputs if outputs.count(name) > 1})
+        clash = repeated(outputs)
         if clash:
             raise ValueError(
                 f"output columns would clash: attr.{', attr.'.join(clash)}; rename an input"
@@ -110,7 +110,7 @@ class AttributeSpec(Part):
     @model_validator(mode="after")
     def _embeddings(self) -> AttributeSpec:
         modules = [m for i in self.inputs for m in i.modules]
-        twice = sorted({m for m in modules if modules.count(m) > 1})
+        twice = repeated(modules)
         if twice:
             raise ValueError(
                 f"one embedding for several inputs: {', '.join(twice)}; stack their columns in one"

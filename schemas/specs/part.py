@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -64,3 +66,8 @@ def kind_of(part: type[Part]) -> str | None:
     """The `kind` that a spec names this part by; None of parts that are told apart otherwise."""
     field = part.model_fields.get("kind")
     return None if field is None else str(field.default)
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """Those that stand more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)

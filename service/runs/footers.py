@@ -164,8 +164,8 @@ def check_footer(folder: RunFolder, footer: ShardFooter) -> None:
     if shard is None or seen != expected:
         raise IntegrityError(
             f"run {folder.plan.run_id} shard {footer.shard}",
-            expected="run, plan, rows in, out, by status: " + _listed(expected),
-            seen=_listed(seen) if shard else "a shard that the plan does not have",
+            expected="run, plan, rows in, out, by status: " + listed(expected),
+            seen=listed(seen) if shard else "a shard that the plan does not have",
             next_step=_REDO,
         )
 
@@ -221,5 +221,6 @@ def _not_ours(place: Uri, expected: str, seen: str) -> IntegrityError:
     return IntegrityError(str(place), expected=expected, seen=first_line, next_step=_REDO)
 
 
-def _listed(values: Sequence[object]) -> str:
+def listed(values: Sequence[object]) -> str:
+    """In one line of a message."""
     return ", ".join(str(v) for v in values)

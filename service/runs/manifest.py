@@ -32,7 +32,7 @@ from integrand.schemas.records import (
 )
 from integrand.schemas.stats import COUNTERS, Stats
 from integrand.schemas.uris import Uri
-from integrand.service.runs.footers import THREADS, Held
+from integrand.service.runs.footers import THREADS, Held, listed
 from integrand.workers.failpoints import reach
 from integrand.workers.storage.store import Entry, Store
 
@@ -189,10 +189,6 @@ def conclude(store: Store, run: Uri) -> None:
         store.sweep(folder)
 
 
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(str(v) for v in values)
-
-
 def _lowered(plan: Plan, stats: Stats) -> tuple[str, ...]:
     """Why the run is not bitwise: it was planned so, its shards were made in unlike environments,
     or say so themselves.
@@ -222,8 +218,8 @@ def _check_same(run: Uri, ours: JobManifest, stored: JobManifest | None) -> None
     if seen != expected:
         raise IntegrityError(
             str(run.child(MANIFEST)),
-            expected="run, plan, digest: " + _listed(expected),
-            seen=_listed(seen) or "an object that is gone again",
+            expected="run, plan, digest: " + listed(expected),
+            seen=listed(seen) or "an object that is gone again",
             next_step="find out who else writes to this folder",
         )
 
