@@ -94,14 +94,14 @@ class _Conductor:
         for known in phase.judge(index, slots):
             for step in phase.follow:
                 chosen = known.next == step
+                if not chosen.any():
+                    continue
                 if step in (Next.DONE, Next.END):
                     self._end(known.take(chosen))
                 else:
                     self._go(step, phase, index, known.slots[chosen])
 
     def _go(self, step: Next, phase: Phase, index: int, slots: Integers) -> None:
-        if not len(slots):
-            return
         if step is Next.FINER:
             self._evaluate(phase, index + 1, slots)
         elif step is Next.CUT:
