@@ -44,6 +44,7 @@ pytest_plugins = [
     "tests.plugins.local_ray",
     "tests.plugins.proxy",
     "tests.plugins.seaweed",
+    "tests.plugins.texts",
 ]
 
 

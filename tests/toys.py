@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.records import SourceFile
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.workers.data.inspection import inspect_file
 from integrand.workers.storage.store import Store
@@ -68,10 +69,22 @@ def opaque(net: nn.Module) -> Callable[..., Tensor]:
     return lambda *arguments: net(*arguments)
 
 
-def close(actual: Tensor, expected: Any, **tolerances: float) -> None:
+def assert_close(actual: Tensor, expected: Any, **tolerances: float) -> None:
     torch.testing.assert_close(
         actual.double(),
         torch.as_tensor(expected, dtype=F64),
         check_device=False,
         **({"rtol": 1e-12, "atol": 1e-12} | tolerances),
     )
+
+
+def spec(*inputs: dict[str, Any], **fields: Any) -> AttributeSpec:
+    """The least that a job must say, about these inputs."""
+    least = {
+        "name": "t",
+        "source": {"uri": "/d"},
+        "model": {"kind": "factory", "entrypoint": "m:f"},
+        "inputs": list(inputs),
+        "output": {"uri": "/o"},
+    }
+    return parse_spec(least | fields)

@@ -67,7 +67,7 @@ def seconds_per_row(evaluations: float, batch_rows: int, batch_s: float) -> floa
 def worker_bytes(method: Method[Any], sample: RowTensors, row_bytes: int, batch_rows: int) -> int:
     """The process as it is now, one step batch, and what is kept of live rows."""
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    live = live_rows(batch_rows, method.first_evaluations)
+    live = live_rows(batch_rows, method.needs.first_evaluations)
     batch_bytes = 2 * row_bytes * batch_rows
-    live_bytes = live * sample.elements * method.kept_bytes
+    live_bytes = live * sample.elements * method.needs.kept_bytes
     return int(process + batch_bytes + live_bytes)

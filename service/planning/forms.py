@@ -45,7 +45,7 @@ def stepping_form(spec: AttributeSpec, model: Forward, sample: RowTensors) -> Fo
     """Without the closed form."""
     savings = Savings()
     if spec.compute.savings != "none":
-        savings = choose(model, sample, method_of(spec.accuracy).work)
+        savings = choose(model, sample, method_of(spec.accuracy).needs.work)
         if sample.forward_args:
             savings = without_hoisting(savings, "forward_args differ from row to row")
     return _form(spec, model, sample, savings)

@@ -261,7 +261,8 @@ def shown_commands() -> list[str]:
 def test_every_command_is_understood(command):
     """Its verb is there, and takes these options."""
     verb, *arguments = shlex.split(command)
-    get_command(app).commands[verb].make_context(verb, arguments)
+    understood = get_command(app).commands[verb].make_context(verb, arguments)
+    assert understood.params.keys() >= {p.name for p in understood.command.params if p.expose_value}
 
 
 def test_every_target_of_make_is_there():

@@ -172,7 +172,7 @@ def test_a_store_that_hangs_is_given_up_in_time(
 ) -> None:
     method, call, _ = OPERATIONS[operation]
     proxy.inject(Rule("hang", method, times=None))
-    _gives_up(proxy, lambda: call(hasty, place))
+    assert_given_up(proxy, lambda: call(hasty, place))
 
 
 @pytest.mark.parametrize("operation", ["create", "read", "list"])
@@ -182,10 +182,10 @@ def test_an_answer_that_drips_is_given_up_in_time(
     """A byte every 0.3 s keeps every timeout of a socket from striking."""
     method, call, _ = OPERATIONS[operation]
     proxy.inject(Rule("drip", method, times=None, seconds=0.3))
-    _gives_up(proxy, lambda: call(hasty, place))
+    assert_given_up(proxy, lambda: call(hasty, place))
 
 
-def _gives_up(proxy: Proxy, call: Callable[[], object]) -> None:
+def assert_given_up(proxy: Proxy, call: Callable[[], object]) -> None:
     started = time.monotonic()
     with pytest.raises(TransientError, match="again"):
         call()

@@ -13,25 +13,21 @@ from integrand.workers.methods.attribution import prepared_for
 from integrand.workers.methods.explaining import explain
 from integrand.workers.methods.table import method_of
 from integrand.workers.models.outputs import Forward, TargetLike
+from integrand.workers.models.row_tensors import RowTensors
 
 
 def explained(
     forward: Forward,
     inputs: Tensors,
     *,
+    target: TargetLike,
     batch_rows: int,
-    baselines: Baselines = None,
-    target: TargetLike = None,
-    forward_args: Tensors = (),
     accuracy: Accuracy | None = None,
-    tick: Callable[[], None] = lambda: None,
 ) -> Explained:
-    """Results `[rows, targets]` for the arguments of `attribute`."""
-    method = method_of(accuracy or Adaptive())
+    """Results `[rows, targets]` against zeros, as shards get them."""
     with torch.inference_mode(False):
-        rows = row_tensors(inputs, baselines, forward_args, target)
-        prepared = prepared_for(forward, rows, method)
-        return explain(prepared, rows, method, batch_rows=batch_rows, tick=tick)
+        rows = row_tensors(inputs, None, (), target)
+        return _explain(forward, rows, accuracy, batch_rows, lambda: None)
 
 
 def attribute_untried(
@@ -46,14 +42,19 @@ def attribute_untried(
     tick: Callable[[], None] = lambda: None,
 ) -> Attribution:
     """What `attribute` returns."""
-    found = explained(
-        forward,
-        inputs,
-        batch_rows=batch_rows,
-        baselines=baselines,
-        target=target,
-        forward_args=forward_args,
-        accuracy=accuracy,
-        tick=tick,
-    )
-    return as_attribution(found, inputs, several=isinstance(target, list))
+    with torch.inference_mode(False):
+        rows = row_tensors(inputs, baselines, forward_args, target)
+        found = _explain(forward, rows, accuracy, batch_rows, tick)
+        return as_attribution(found, inputs, several=isinstance(target, list))
+
+
+def _explain(
+    forward: Forward,
+    rows: RowTensors,
+    accuracy: Accuracy | None,
+    batch_rows: int,
+    tick: Callable[[], None],
+) -> Explained:
+    method = method_of(accuracy or Adaptive())
+    prepared = prepared_for(forward, rows, method)
+    return explain(prepared, rows, method, batch_rows=batch_rows, tick=tick)

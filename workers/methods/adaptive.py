@@ -11,19 +11,16 @@ from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.recognition import ShallowNetwork
 from integrand.workers.engine.autocast import measure_rounding
-from integrand.workers.engine.batching import KEPT_BYTES_PER_ELEMENT
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.engine.problem import Floats
-from integrand.workers.methods.base import Settle
+from integrand.workers.methods.base import JUDGED, Needs, Settle
 from integrand.workers.methods.exact import find_network, integrate_network
 from integrand.workers.methods.paths import PathMethod
 from integrand.workers.methods.phases import integrate_adaptively
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors
-from integrand.workers.quadrature.smooth import FIRST
-from integrand.workers.rewriting.flops import JUDGED_WORK, Work
 
 
 class AdaptiveMethod(PathMethod[Adaptive]):
@@ -39,20 +36,12 @@ class AdaptiveMethod(PathMethod[Adaptive]):
         return self.accuracy.max_evaluations
 
     @property
-    def first_evaluations(self) -> int:
-        return FIRST
-
-    @property
-    def kept_bytes(self) -> int:
-        return KEPT_BYTES_PER_ELEMENT
+    def needs(self) -> Needs:
+        return JUDGED
 
     @property
     def tolerance(self) -> float:
         return self.accuracy.tolerance
-
-    @property
-    def work(self) -> Work:
-        return JUDGED_WORK
 
     def closed_form(
         self, forward: Forward, rows: RowTensors, transform: str = "none"

@@ -102,7 +102,7 @@ def prepare(
         if found.network is not None:
             return found
         first = replace(rows, target=None if rows.target is None else rows.target[:, 0])
-        savings = choose(model, first, method.work)
+        savings = choose(model, first, method.needs.work)
         return assemble(model, "none", savings, rows.inputs, rows.forward_args)
 
 
@@ -120,7 +120,7 @@ def _notebook_batch(forward: Forward, rows: RowTensors, method: Method[Any]) -> 
     """The planned size, or less where all rows together ask for less in their first pass."""
     few = rows.take(slice(2))
     row_bytes = activation_bytes(forward, few.inputs, few.forward_args)
-    first_pass = rows.rows * method.first_evaluations
+    first_pass = rows.rows * method.needs.first_evaluations
     wanted = -(-first_pass // SMALLEST) * SMALLEST
     planned = step_batch_rows(row_bytes, NOTEBOOK_MEMORY)
     return min(max(SMALLEST, wanted), planned)

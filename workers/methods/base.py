@@ -16,13 +16,15 @@ from torch import Tensor
 from integrand.schemas.specs.part import Part
 from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.recognition import ShallowNetwork
+from integrand.workers.engine.batching import KEPT_BYTES_PER_ELEMENT
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.engine.problem import Floats
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors
-from integrand.workers.rewriting.flops import Work, fixed_work
+from integrand.workers.quadrature.smooth import FIRST
+from integrand.workers.rewriting.flops import JUDGED_WORK, Work, fixed_work
 
 Kind = TypeVar("Kind", bound=Part)
 Settle = Callable[[Tensor, Floats, Floats], NDArray[np.bool_]]
@@ -31,6 +33,24 @@ that says it all (x = x', or f is not finite), and says which of the rows remain
 """
 SUM_BYTES = 8
 """One float64 sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method takes of a row.
+
+    first_evaluations  those before it is judged for the first time
+    kept_bytes         bytes for each element of a row under way
+    work               what it is taken to cost where savings are weighed
+    """
+
+    first_evaluations: int
+    kept_bytes: int
+    work: Work
+
+
+JUDGED = Needs(first_evaluations=FIRST, kept_bytes=KEPT_BYTES_PER_ELEMENT, work=JUDGED_WORK)
+"""Of methods that judge rows as they go."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +82,18 @@ class Method(ABC, Generic[Kind]):
         """Evaluations that a row may take: of gradients, or of f where it needs none."""
 
     @property
-    def first_evaluations(self) -> int:
-        """Those that it takes before it is judged for the first time."""
-        return self.most_evaluations
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes that are kept for each element of a row under way."""
-        return SUM_BYTES
+    def needs(self) -> Needs:
+        """What is set aside for a row before any is explained."""
+        return Needs(
+            first_evaluations=self.most_evaluations,
+            kept_bytes=SUM_BYTES,
+            work=fixed_work(self.most_evaluations),
+        )
 
     @property
     def tolerance(self) -> float | None:
         """Relative error that rows are held to."""
         return None
-
-    @property
-    def work(self) -> Work:
-        """What a row is taken to cost where savings are weighed."""
-        return fixed_work(self.most_evaluations)
 
     def check(self, forward: Forward, rows: RowTensors) -> None:
         """Raises SpecError for a model, or rows, that the method is not for: seen on a few rows

@@ -13,16 +13,13 @@ from integrand.schemas.specs.accuracy import Exact
 from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.integral import ExactIntegral, integrate_exactly
 from integrand.workers.closed_form.recognition import ShallowNetwork
-from integrand.workers.engine.batching import KEPT_BYTES_PER_ELEMENT
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared, closed_form
 from integrand.workers.engine.problem import Floats, Problem
-from integrand.workers.methods.base import Method, Settle
+from integrand.workers.methods.base import JUDGED, Method, Needs, Settle
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors, shared_or_taken
-from integrand.workers.quadrature.smooth import FIRST
-from integrand.workers.rewriting.flops import JUDGED_WORK, Work
 
 STATUSES = np.array([RowStatus.nonfinite, RowStatus.ok, RowStatus.at_precision_floor], object)
 ROUNDING = 4.0
@@ -44,20 +41,12 @@ class ExactMethod(Method[Exact]):
         return 1
 
     @property
-    def first_evaluations(self) -> int:
-        return FIRST
-
-    @property
-    def kept_bytes(self) -> int:
-        return KEPT_BYTES_PER_ELEMENT
+    def needs(self) -> Needs:
+        return JUDGED
 
     @property
     def tolerance(self) -> float:
         return TOLERANCE
-
-    @property
-    def work(self) -> Work:
-        return JUDGED_WORK
 
     def closed_form(
         self, forward: Forward, rows: RowTensors, transform: str = "none"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from integrand.schemas.errors import DataError, IntegrandError, IntegrityError, TransientError
@@ -47,6 +48,7 @@ _UNUSABLE = (
     getattr(errno, "EREMCHG", errno.EINVAL),
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_PLACE = (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @contextmanager
@@ -78,68 +80,77 @@ def clock_is_wrong(error: TransientError) -> bool:
     return code_of(error.__cause__) in _SKEWED
 
 
+@dataclass(frozen=True)
+class _Meaning:
+    """What a failure amounts to, in our own words."""
+
+    kind: type[IntegrandError]
+    expected: str
+    next_step: str
+
+
+_CHANGED = _Meaning(IntegrityError, "an object that stays as it was planned", "plan the run again")
+_STALE_CREDENTIALS = _Meaning(
+    TransientError, "valid credentials", "renew them and run the same command again; it resumes"
+)
+_WRONG_CLOCK = _Meaning(
+    TransientError,
+    "a clock that agrees with the store's",
+    "set this machine's clock and run the same command again; it resumes",
+)
+_NO_CREDENTIALS = _Meaning(
+    DataError, "credentials in the environment", "set AWS_PROFILE or the AWS_* key variables"
+)
+_NO_SPACE = _Meaning(
+    TransientError,
+    "free space on the filesystem",
+    "make room and run the same command again; it resumes",
+)
+_CHECK_PLACE = "check the path, the bucket and your permissions"
+_UNREADABLE = _Meaning(DataError, "a place that can be read", _CHECK_PLACE)
+_UNWRITABLE = _Meaning(DataError, "a place that can be written", _CHECK_PLACE)
+_NOT_TAKEN = _Meaning(DataError, "a store that takes this request", "check the URI")
+_SILENT = _Meaning(
+    TransientError, "an answer from the store", "check network and store; run again to resume"
+)
+_BY_CODE = (
+    (_PRECONDITION + _OUTSIDE, _CHANGED),
+    (_EXPIRED, _STALE_CREDENTIALS),
+    (_SKEWED, _WRONG_CLOCK),
+    (_ANONYMOUS, _NO_CREDENTIALS),
+)
+
+
 def _explain(uri: Uri, error: Exception, writing: bool) -> Exception | None:
     """The error that `error` amounts to, or None where it is to be raised as it is."""
-    code, where, seen = code_of(error), str(uri), f"{type(error).__name__}: {error}"
+    code, where = code_of(error), str(uri)
     if isinstance(error, FileExistsError) or (isinstance(error, FileNotFoundError) and not writing):
         return None
     if writing and code in _PRECONDITION:
         return FileExistsError(errno.EEXIST, "an object is there already", where)
-    if code in _PRECONDITION + _OUTSIDE:
-        return IntegrityError(
-            where,
-            expected="an object that stays as it was planned",
-            seen=seen,
-            next_step="plan the run again",
-        )
-    if code in _EXPIRED:
-        return TransientError(
-            where,
-            expected="valid credentials",
-            seen=seen,
-            next_step="renew them and run the same command again; it resumes",
-        )
-    if code in _SKEWED:
-        return TransientError(
-            where,
-            expected="a clock that agrees with the store's",
-            seen=seen,
-            next_step="set this machine's clock and run the same command again; it resumes",
-        )
-    if code in _ANONYMOUS:
-        return DataError(
-            where,
-            expected="credentials in the environment",
-            seen=seen,
-            next_step="set AWS_PROFILE or the AWS_* key variables",
-        )
+    meaning = _meaning_of(error, code, writing)
+    if meaning is None:
+        return None
+    return meaning.kind(
+        where,
+        expected=meaning.expected,
+        seen=f"{type(error).__name__}: {error}",
+        next_step=meaning.next_step,
+    )
+
+
+def _meaning_of(error: Exception, code: str, writing: bool) -> _Meaning | None:
+    for codes, meaning in _BY_CODE:
+        if code in codes:
+            return meaning
     if isinstance(error, OSError) and error.errno in _FULL:
-        return TransientError(
-            where,
-            expected="free space on the filesystem",
-            seen=seen,
-            next_step="make room and run the same command again; it resumes",
-        )
-    if isinstance(
-        error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError
-    ):
-        return DataError(
-            where,
-            expected="a place that can be " + ("written" if writing else "read"),
-            seen=seen,
-            next_step="check the path, the bucket and your permissions",
-        )
+        return _NO_SPACE
+    if isinstance(error, _NO_PLACE):
+        return _UNWRITABLE if writing else _UNREADABLE
     if _not_taken(error, code):
-        return DataError(
-            where, expected="a store that takes this request", seen=seen, next_step="check the URI"
-        )
+        return _NOT_TAKEN
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS:
-        return TransientError(
-            where,
-            expected="an answer from the store",
-            seen=seen,
-            next_step="check network and store; run again to resume",
-        )
+        return _SILENT
     return None
 
 

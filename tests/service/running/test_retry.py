@@ -124,23 +124,10 @@ def test_a_run_that_is_not_mended_stays_partial_with_its_history(partial: Partia
 
 def test_a_run_without_quarantine_is_left_alone(job: JobFolder):
     manifest = job.run()
-    assert (
-        retry_quarantined(
-            job.run_uri(manifest),
-            operator=Operator(trusted=(job.module,)),
-            cluster=Cluster("local"),
-        )
-        is None
-    )
+    run, operator, cluster = job.run_uri(manifest), Operator((job.module,)), Cluster("local")
+    assert retry_quarantined(run, operator=operator, cluster=cluster) is None
     (job.path / "out" / manifest.run_id / "_manifest.json").unlink()
-    assert (
-        retry_quarantined(
-            job.run_uri(manifest),
-            operator=Operator(trusted=(job.module,)),
-            cluster=Cluster("local"),
-        )
-        is None
-    )
+    assert retry_quarantined(run, operator=operator, cluster=cluster) is None
 
 
 def test_a_retry_that_died_after_its_release_is_taken_up_again(partial: Partial):

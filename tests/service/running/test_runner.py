@@ -4,8 +4,7 @@ a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from integrand.schemas.errors import IntegrityError, TransientError
-from integrand.schemas.records import Plan, Quantiles, ShardFooter
-from integrand.schemas.specs.compute import Compute
+from integrand.schemas.records import Plan, ShardFooter
 from integrand.schemas.specs.job import Limits
-from integrand.schemas.tasks import Task, Trial
+from integrand.schemas.tasks import Trial
 from integrand.schemas.uris import Uri
 from integrand.service.pools.base import Outcome
 from integrand.service.pools.failures import Failure, FailureKind
@@ -26,79 +24,10 @@ from integrand.service.running.ledger import Ledger, read_ledger
 from integrand.service.running.runner import UNCHARGED_IN_A_ROW, Dispatch
 from integrand.service.runs.totals import Committed, merge, stats_of
 from integrand.workers.storage.store import Store
-from integrand.workers.task_workers import WorkerSetup
 from tests.plugins.jobs import JobFolder
+from tests.plugins.scripted import DONE, Event, ScriptedPool, footer
 
-DONE = "done"
-Event = FailureKind | str
 LOSSES = ("killed_worker", "stalled", "preempted", "lost", "memory")
-
-
-@dataclass
-class ScriptedPool:
-    """Workers whose shards end as a script says, by shard id; a shard without further lines ends
-    well.
-
-    `killers` are rows of a shard that take their worker away whenever they are run.
-    """
-
-    script: dict[str, list[Event]]
-    workers: int = 1
-    error: dict[str, Exception] = field(default_factory=dict)
-    killers: dict[str, set[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.busy: dict[int, Task] = {}
-        self.ready = set(range(self.workers))
-        self.starting: set[int] = set()
-        self.runs: list[tuple[int, str, int]] = []
-        self.shards: list[Task] = []
-        self.replaced: list[int] = []
-
-    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        return [function(item) for item in items]
-
-    def start(self, setup: WorkerSetup, compute: Compute, tasks: int, stall_s: float) -> None: ...
-
-    def idle(self) -> list[int]:
-        return sorted(self.ready - set(self.busy))
-
-    def submit(self, worker: int, task: Task, prefetch: Task | None) -> None:
-        assert worker in self.ready
-        assert worker not in self.busy
-        assert task.id not in [s.id for s in self.busy.values()]
-        self.busy[worker] = task
-        self.shards.append(task)
-        self.runs.append((worker, task.id, len(self.busy)))
-
-    def wait(self, timeout_s: float) -> list[Outcome]:
-        self.ready |= self.starting
-        self.starting.clear()
-        if not self.busy:
-            return []
-        worker, task = self.busy.popitem()
-        event = self.script[task.id].pop(0) if self.script.get(task.id) else DONE
-        if event == DONE and self.killers.get(task.id, set()) & rows_run(task):
-            event = "killed_worker"
-        if event == DONE:
-            committed = not isinstance(task, Trial) or task.only is None
-            return [Outcome(worker, task, footer(task) if committed else None)]
-        failure = Failure(
-            event, f"scripted {event}", "Traceback: x", "node-1", self.error.get(task.id)
-        )  # type: ignore[arg-type]
-        return [Outcome(worker, task, failure)]
-
-    def replace(self, worker: int) -> None:
-        assert worker not in self.busy
-        self.replaced.append(worker)
-        self.ready.remove(worker)
-        self.starting.add(worker)
-
-    def retire(self, worker: int) -> None:
-        assert worker not in self.busy
-        self.ready.remove(worker)
-
-    def close(self) -> None: ...
 
 
 def test_the_clock_starts_with_the_first_shard_not_with_the_workers(ledger: Ledger) -> None:
@@ -108,35 +37,6 @@ def test_the_clock_starts_with_the_first_shard_not_with_the_workers(ledger: Ledg
     assert (dispatch.tally().seconds, dispatch.tally().eta_s) == (0.0, None)
     dispatch.run()
     assert dispatch.tally().seconds > 0
-
-
-def rows_run(task: Task) -> set[int]:
-    """The rows of a shard that a worker runs, its trial's only ones or all but the culprits."""
-    if not isinstance(task, Trial):
-        return set(range(task.rows))
-    return set(range(*(task.only or (0, task.rows)))) - {c.row for c in task.culprits}
-
-
-def footer(task: Task) -> ShardFooter:
-    return ShardFooter(
-        run_id="r",
-        shard=task.id,
-        plan_sha256="p",
-        rows_in=task.rows,
-        rows_out=task.rows,
-        statuses={"ok": task.rows},
-        gap=Quantiles(),
-        error=Quantiles(),
-        error_histogram={},
-        gap_histogram={},
-        evaluations=8 * task.rows,
-        padded_evaluations=0,
-        digest="0" * 64,
-        batch_rows=16,
-        seconds={},
-        node="n",
-        versions={},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def complete(store: Store, run):
     return run
 
 
-def same(left: pd.DataFrame, right: pd.DataFrame) -> None:
+def assert_same(left: pd.DataFrame, right: pd.DataFrame) -> None:
     assert list(left.columns) == list(right.columns)
     pd.testing.assert_frame_equal(
         left.reset_index(drop=True), right.reset_index(drop=True), check_dtype=False
@@ -137,7 +137,7 @@ def test_every_reader_sees_the_same_rows(finish: Callable, options: dict) -> Non
     frame = run.to_pandas()
     assert len(frame) == 30 * options.get("outputs", 1)
     assert frame.attrs == {"complete": True}
-    same(frame, pd.read_parquet(run.uri.child("data").path))
+    assert_same(frame, pd.read_parquet(run.uri.child("data").path))
     glob = run.uri.child("**", "*.parquet").path
     ours = plain(pa.Table.from_pandas(frame))
     assert plain(duckdb.sql(f"from read_parquet('{glob}')").to_arrow_table()) == ours
@@ -151,8 +151,8 @@ def test_columns_and_filters_are_pushed_down(finish: Callable) -> None:
     expected = everything[(everything["status"] == "ok") & (everything["row_id"] > 1020)][
         ["row_id", "attr.age"]
     ]
-    same(frame, expected)
-    same(
+    assert_same(frame, expected)
+    assert_same(
         run.to_pandas(
             ["row_id", "attr.age"], (pc.field("status") == "ok") & (pc.field("row_id") > 1020)
         ),
@@ -356,7 +356,7 @@ def test_where_takes_a_duckdb_expression(finish: Callable) -> None:
     frame = run.to_pandas()
     condition = "status = 'ok' and \"ATTR.age\" < 0 and error_estimate > 0.01"
     mask = (frame["status"] == "ok") & (frame["attr.age"] < 0) & (frame["error_estimate"] > 0.01)
-    same(run.where(condition), frame[mask])
+    assert_same(run.where(condition), frame[mask])
     assert mask.sum() > 2
     none = run.where("row_id < 0")
     assert len(none) == 0

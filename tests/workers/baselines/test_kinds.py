@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.specs.job import parse_spec
 from integrand.workers.baselines.tensors import baseline_tensors
 from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import to_rows
 from integrand.workers.shards.shard import read_shard, run_shard
+from tests.toys import spec
 
 TABLE = pa.table(
     {
@@ -34,20 +34,9 @@ IMAGE: dict[str, Any] = {"name": "image", "column": "p", "shape": [2, 2, 2]}
 def baselines(
     *inputs: dict[str, Any], means: list[np.ndarray] | None = None, **fields: Any
 ) -> tuple[Tensor, ...]:
-    spec = parse_spec(
-        {
-            "name": "t",
-            "source": {"uri": "/d"},
-            "model": {"kind": "factory", "entrypoint": "m:f"},
-            "inputs": list(inputs),
-            "output": {"uri": "/o"},
-        }
-        | fields
-    )
-    shapes = resolve_columns(TABLE.schema, spec)
-    return baseline_tensors(
-        spec, shapes, to_rows(TABLE, spec, shapes), {"mean": tuple(means or ())}
-    )
+    job = spec(*inputs, **fields)
+    shapes = resolve_columns(TABLE.schema, job)
+    return baseline_tensors(job, shapes, to_rows(TABLE, job, shapes), {"mean": tuple(means or ())})
 
 
 def test_zero_is_the_default_and_shared() -> None:

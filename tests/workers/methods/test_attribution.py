@@ -18,7 +18,7 @@ from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.quadrature.rules import PLAIN
-from tests.toys import close, mlp, opaque, rows
+from tests.toys import assert_close, mlp, opaque, rows
 
 F64 = torch.float64
 RULES = [*PLAIN]
@@ -45,7 +45,7 @@ def test_sensitivity_where_the_gradient_has_vanished() -> None:
     §2.1.
     """
     found = attribute(b1, torch.tensor([[2.0]], dtype=F64), accuracy=Adaptive(max_evaluations=511))
-    close(found.attributions, [[1.0]], atol=1e-2)
+    assert_close(found.attributions, [[1.0]], atol=1e-2)
     assert found.status == ("ok",)
 
 
@@ -67,7 +67,7 @@ def grid(v: Tensor) -> Tensor:
 )
 def test_one_feature(x: float, baseline: float, expected: float) -> None:
     found = attribute(b1, torch.tensor([[x]], dtype=F64), baselines=baseline)
-    close(found.attributions, [[expected]])
+    assert_close(found.attributions, [[expected]])
     assert (found.status, found.error_estimate.item()) == (("ok",), pytest.approx(0, abs=1e-10))
 
 
@@ -78,8 +78,8 @@ def test_kinks_in_two_implementations(rule: Any) -> None:
     x = torch.tensor([[3.0, 1.0]], dtype=F64)
     found = [attribute(f, x, accuracy=accuracy).attributions for f in (b2, b3)]
     for attributions in found:
-        close(attributions, [[1.5, -0.5]], atol=0.02)
-    close(found[0].sum(), found[1].sum(), atol=1e-12)
+        assert_close(attributions, [[1.5, -0.5]], atol=0.02)
+    assert_close(found[0].sum(), found[1].sum(), atol=1e-12)
 
 
 @pytest.mark.parametrize("batch_rows", [None, 1, 10, 20])
@@ -89,20 +89,20 @@ def test_multilayer(batch_rows: int | None) -> None:
     found = attribute(
         multilayer, x, target=0, accuracy=FixedSteps(steps=100), batch_rows=batch_rows
     )
-    close(found.attributions, [[4.5, 6, 3.9], [1.5, 0.3, 6.9], [4.5, 6, 3.9]])
+    assert_close(found.attributions, [[4.5, 6, 3.9], [1.5, 0.3, 6.9], [4.5, 6, 3.9]])
 
 
 def test_multilayer_beyond_its_kink() -> None:
     """Case 14: the kink lies at a tenth of the path."""
     x = torch.tensor([[0.0, 100, 0]], dtype=F64)
-    close(
+    assert_close(
         attribute(multilayer, x, target=0, accuracy=FixedSteps(steps=200)).attributions,
         [[0, 390, 0]],
         atol=0.1,
     )
     found = attribute(multilayer, x, target=0, accuracy=Adaptive(tolerance=1e-2))
     assert found.status == ("ok",)
-    close(found.attributions, [[0, 390, 0]], atol=3.9)
+    assert_close(found.attributions, [[0, 390, 0]], atol=3.9)
 
 
 def test_softmax_classifier() -> None:
@@ -129,8 +129,8 @@ def test_two_inputs() -> None:
         lambda a, b: (3 * a[:, 0] + a[:, 1]).relu() + (2 * b[:, 0] + 3 * b[:, 1]).relu(), (a, b)
     )
     assert isinstance(found.attributions, tuple)
-    close(found.attributions[0], [[0, 0, 0]])
-    close(found.attributions[1], [[6, 9, 0]])
+    assert_close(found.attributions[0], [[0, 0, 0]])
+    assert_close(found.attributions[1], [[6, 9, 0]])
 
 
 def test_a_smooth_function_with_its_closed_form() -> None:
@@ -141,7 +141,7 @@ def test_a_smooth_function_with_its_closed_form() -> None:
         baselines=torch.tensor([[0.5, 1, 1]], dtype=F64),
         accuracy=Adaptive(tolerance=1e-10),
     )
-    close(found.attributions, [[2.5, 3, math.sin(3) - math.sin(1)]], atol=1e-9)
+    assert_close(found.attributions, [[2.5, 3, math.sin(3) - math.sin(1)]], atol=1e-9)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -153,7 +153,7 @@ def test_ten_steps_do_not_lose_a_tenth(rule: Any) -> None:
         baselines=torch.tensor([[-1.0, -3]], dtype=F64),
         accuracy=FixedSteps(rule=rule, steps=10),
     )
-    close(found.attributions, [[22, 8]])
+    assert_close(found.attributions, [[22, 8]])
 
 
 # --- targets, inputs and baselines -------------------------------------------------------------
@@ -177,20 +177,20 @@ def test_outputs_of_four_dimensions(target: Any) -> None:
     x = rows(3).abs()
     found = attribute(grid, x, target=target, accuracy=FixedSteps(steps=5))
     scale = [4.0] * 3 if isinstance(target, tuple) else [4.0, 8, 8]
-    close(found.attributions, 3 * x * torch.tensor(scale, dtype=F64)[:, None])
+    assert_close(found.attributions, 3 * x * torch.tensor(scale, dtype=F64)[:, None])
 
 
 @pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
 def test_scalar_outputs_take_no_target(shape: tuple[int, ...]) -> None:
     x = rows(4)
     found = attribute(lambda v: v.square().sum(1).reshape(shape), x)
-    close(found.attributions, x**2)
+    assert_close(found.attributions, x**2)
     assert found.f_input.shape == (4,)
 
 
 def test_rows_may_be_single_numbers() -> None:
     found = attribute(lambda v: v**2, torch.tensor([1.0, 2, math.nan], dtype=F64))
-    close(found.attributions[:2], [1.0, 4])
+    assert_close(found.attributions[:2], [1.0, 4])
     assert found.status == ("ok", "ok", "bad_input")
 
 
@@ -204,7 +204,7 @@ def test_structure_and_dtype_follow_the_inputs() -> None:
     assert isinstance(found.attributions, tuple)
     assert [a.shape for a in found.attributions] == [x.shape, image.shape]
     assert {a.dtype for a in found.attributions} == {torch.float32}
-    close(found.attributions[1], image**2, rtol=1e-5, atol=1e-6)
+    assert_close(found.attributions[1], image**2, rtol=1e-5, atol=1e-6)
     single = attribute(lambda v: v.square().sum(1), x)
     assert isinstance(single.attributions, Tensor)
     assert isinstance(attribute(lambda v: v.square().sum(1), (x,)).attributions, tuple)
@@ -222,8 +222,8 @@ def test_inputs_may_differ_in_dtype() -> None:
     x, y = rows(4), rows(4, seed=1, dtype=torch.float32)
     found = attribute(lambda a, b: a.exp().sum(1) + b.double().square().sum(1), (x, y))
     assert [a.dtype for a in found.attributions] == [F64, torch.float32]
-    close(found.attributions[0], x.expm1(), rtol=1e-2, atol=1e-3)
-    close(found.attributions[1], y.double() ** 2, rtol=1e-6, atol=1e-6)
+    assert_close(found.attributions[0], x.expm1(), rtol=1e-2, atol=1e-3)
+    assert_close(found.attributions[1], y.double() ** 2, rtol=1e-6, atol=1e-6)
     assert set(found.status) == {RowStatus.ok}
 
 
@@ -265,16 +265,16 @@ def test_forward_args_are_passed_row_by_row() -> None:
     found = attribute(
         lambda v, m, s: (v.square() * m).sum(1) * s, x, forward_args=(mask, scale), batch_rows=8
     )
-    close(found.attributions, x**2 * mask * scale[:, None])
+    assert_close(found.attributions, x**2 * mask * scale[:, None])
     one = attribute(lambda v, m: (v.square() * m).sum(1), x, forward_args=mask)
-    close(one.attributions, x**2 * mask)
+    assert_close(one.attributions, x**2 * mask)
 
 
 def test_an_unused_input_gets_zeros_and_a_warning() -> None:
     x = rows(3)
     with pytest.warns(UserWarning, match=r"does not depend on inputs \[1\]"):
         found = attribute(lambda a, b: a.square().sum(1), (x, rows(3, seed=1)))
-    close(found.attributions[0], x**2)
+    assert_close(found.attributions[0], x**2)
     assert not found.attributions[1].any()
 
 
@@ -284,17 +284,17 @@ def test_baselines_of_every_form() -> None:
     def square(v: Tensor) -> Tensor:
         return v.square().sum(1)
 
-    close(attribute(square, x, baselines=each).attributions, x**2 - x * 0 - each**2)
-    close(attribute(square, x, baselines=each[:1]).attributions, x**2 - each[:1] ** 2)
-    close(attribute(square, x, baselines=0.5).attributions, x**2 - 0.25)
-    close(attribute(square, x, baselines=2).attributions, x**2 - 4)
-    close(attribute(square, x).attributions, x**2)
-    close(attribute(square, x, baselines=torch.full((1, 3), 2)).attributions, x**2 - 4)
+    assert_close(attribute(square, x, baselines=each).attributions, x**2 - x * 0 - each**2)
+    assert_close(attribute(square, x, baselines=each[:1]).attributions, x**2 - each[:1] ** 2)
+    assert_close(attribute(square, x, baselines=0.5).attributions, x**2 - 0.25)
+    assert_close(attribute(square, x, baselines=2).attributions, x**2 - 4)
+    assert_close(attribute(square, x).attributions, x**2)
+    assert_close(attribute(square, x, baselines=torch.full((1, 3), 2)).attributions, x**2 - 4)
     both = attribute(
         lambda a, b: square(a) + square(b), (x, x), baselines=(each, torch.zeros(1, 3))
     )
-    close(both.attributions[0], x**2 - each**2)
-    close(both.attributions[1], x**2)
+    assert_close(both.attributions[0], x**2 - each**2)
+    assert_close(both.attributions[1], x**2)
 
 
 # --- what becomes of a row ---------------------------------------------------------------------

@@ -14,7 +14,7 @@ from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.quadrature.rules import PLAIN
-from tests.toys import close, mlp, rows
+from tests.toys import assert_close, mlp, rows
 
 F64 = torch.float64
 RULES = [*PLAIN]
@@ -30,10 +30,10 @@ Model = Callable[..., Tensor]
 def test_linear_models_are_exact_under_every_rule(accuracy: Any) -> None:
     weights, x, baseline = torch.tensor([2.0, -1, 0.5], dtype=F64), rows(5), rows(1, seed=1)
     found = attribute(lambda v: v @ weights + 7, x, baselines=baseline, accuracy=accuracy)
-    close(found.attributions, weights * (x - baseline))
-    close(found.gap, torch.zeros(5))
-    close(found.f_input, x @ weights + 7)
-    close(found.f_baseline, (baseline @ weights + 7).expand(5))
+    assert_close(found.attributions, weights * (x - baseline))
+    assert_close(found.gap, torch.zeros(5))
+    assert_close(found.f_input, x @ weights + 7)
+    assert_close(found.f_baseline, (baseline @ weights + 7).expand(5))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_quadratic_models_are_exact_from_degree_1_on(accuracy: Any) -> None:
     found = attribute(
         lambda v: ((v @ matrix) * v).sum(1) / 2, x, baselines=baseline, accuracy=accuracy
     )
-    close(found.attributions, (x - baseline) * ((x + baseline) / 2 @ matrix))
+    assert_close(found.attributions, (x - baseline) * ((x + baseline) / 2 @ matrix))
 
 
 @pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh, nn.SiLU])
@@ -59,8 +59,10 @@ def test_completeness(activation: type[nn.Module]) -> None:
     net, x, baseline = mlp(activation, 5), rows(20, 5), rows(20, 5, seed=1)
     found = attribute(net, x, baselines=baseline, target=1, accuracy=Adaptive(tolerance=1e-9))
     assert set(found.status) == {RowStatus.ok}
-    close(found.attributions.sum(1), (net(x) - net(baseline))[:, 1].detach(), rtol=0, atol=1e-7)
-    close(found.gap, found.attributions.sum(1) - (found.f_input - found.f_baseline), rtol=0)
+    assert_close(
+        found.attributions.sum(1), (net(x) - net(baseline))[:, 1].detach(), rtol=0, atol=1e-7
+    )
+    assert_close(found.gap, found.attributions.sum(1) - (found.f_input - found.f_baseline), rtol=0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -68,7 +70,7 @@ def test_completeness(activation: type[nn.Module]) -> None:
 def test_quadratics_of_any_size(count: int, features: int, seed: int) -> None:
     x, baseline = rows(count, features, seed), rows(count, features, seed + 1)
     found = attribute(lambda v: v.square().sum(1) + v.prod(1) * 0, x, baselines=baseline)
-    close(found.attributions, x**2 - baseline**2)
+    assert_close(found.attributions, x**2 - baseline**2)
     assert found.evaluations.tolist() == [7] * count
 
 
@@ -94,7 +96,7 @@ def test_equal_functions_get_equal_attributions() -> None:
         twin[4].bias.copy_(last.bias)
     x = rows(10)
     one, other = (attribute(f, x, target=0, accuracy=FixedSteps(steps=20)) for f in (net, twin))
-    close(one.attributions, other.attributions, rtol=1e-9, atol=1e-12)
+    assert_close(one.attributions, other.attributions, rtol=1e-9, atol=1e-12)
 
 
 def test_a_feature_that_the_model_ignores_gets_nothing() -> None:
@@ -108,7 +110,7 @@ def test_symmetric_features_get_the_same() -> None:
     x = rows(6)
     x[:, 1] = x[:, 0]
     found = attribute(lambda v: torch.tanh(v[:, 0] + v[:, 1]) * v[:, 2].exp(), x)
-    close(found.attributions[:, 0], found.attributions[:, 1])
+    assert_close(found.attributions[:, 0], found.attributions[:, 1])
 
 
 def test_a_constant_baseline_is_blind_to_features_equal_to_it() -> None:
@@ -123,4 +125,4 @@ def test_linearity() -> None:
     accuracy = FixedSteps(steps=30)
     both = attribute(lambda v: 2 * one(v) - 3 * other(v), x, target=0, accuracy=accuracy)
     parts = [attribute(f, x, target=0, accuracy=accuracy).attributions for f in (one, other)]
-    close(both.attributions, 2 * parts[0] - 3 * parts[1], rtol=1e-9)
+    assert_close(both.attributions, 2 * parts[0] - 3 * parts[1], rtol=1e-9)

@@ -48,7 +48,7 @@ def network(kind: type[nn.Module], features: int, seed: int, outputs: int = 1) -
     return net
 
 
-def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -78,7 +78,9 @@ def test_the_gap_is_reported_as_measured(
 ) -> None:
     net, x = network(kind, features, seed), rows(5, features, seed + 1)
     found = attribute(net, x, accuracy=steps)
-    close(found.gap, found.attributions.sum(1) - (net(x) - net(0 * x)).detach().squeeze(1), 1e-13)
+    assert_near(
+        found.gap, found.attributions.sum(1) - (net(x) - net(0 * x)).detach().squeeze(1), 1e-13
+    )
 
 
 @drawn
@@ -113,7 +115,7 @@ def test_linearity(
     )
     both = attribute(lambda v: a * f(v) + b * g(v), x, accuracy=steps)
     parts = [attribute(net, x, accuracy=steps).attributions for net in (f, g)]
-    close(both.attributions, a * parts[0] + b * parts[1])
+    assert_near(both.attributions, a * parts[0] + b * parts[1])
 
 
 @drawn
@@ -126,7 +128,7 @@ def test_symmetric_features_with_equal_values_get_equal_credit(
     found = attribute(
         lambda v: net(torch.stack([v[:, 0] + v[:, 1], v[:, 2]], 1)), x, accuracy=steps
     )
-    close(found.attributions[:, 0], found.attributions[:, 1])
+    assert_near(found.attributions[:, 0], found.attributions[:, 1])
 
 
 @drawn
@@ -147,7 +149,7 @@ def test_renamed_features_keep_their_credit(
         baselines=baseline[:, order],
         accuracy=steps,
     )
-    close(moved.attributions, plain.attributions[:, order])
+    assert_near(moved.attributions, plain.attributions[:, order])
 
 
 @drawn
@@ -168,7 +170,7 @@ def test_a_dummy_gets_exactly_nothing(
     others = [i for i in range(features) if i != dummy]
     found = attribute(lambda v: net(v[:, others]), x, accuracy=accuracy)
     assert torch.equal(found.attributions[:, dummy], torch.zeros(4, dtype=F64))
-    close(
+    assert_near(
         found.attributions[:, others],
         attribute(lambda v: net(v), x[:, others], accuracy=accuracy).attributions,
     )
@@ -187,7 +189,7 @@ def test_separate_functions_share_nothing(seed: int, features: int) -> None:
         accuracy=FixedSteps(steps=80),
     )
     own = [(g(x[:, i : i + 1]) - g(baseline[:, i : i + 1])).detach() for i, g in enumerate(nets)]
-    close(found.attributions, torch.cat(own, 1), 1e-8)
+    assert_near(found.attributions, torch.cat(own, 1), 1e-8)
 
 
 # --- implementation invariance -----------------------------------------------------------------
@@ -229,7 +231,7 @@ def test_implementation_invariance(
     one, other = (
         attribute(f, x, baselines=baseline, accuracy=steps).attributions for f in (net, twin)
     )
-    close(one, other)
+    assert_near(one, other)
 
 
 @drawn
@@ -332,7 +334,7 @@ def test_affine_changes_of_variables_do_not_matter(
         baselines=baseline * scale + shift,
         accuracy=steps,
     )
-    close(moved.attributions, plain.attributions, 1e-8)
+    assert_near(moved.attributions, plain.attributions, 1e-8)
 
 
 @drawn
@@ -361,7 +363,7 @@ def test_input_and_baseline_exchanged_change_the_sign(
     there, back = (
         attribute(net, a, baselines=b, accuracy=steps) for a, b in ((x, baseline), (baseline, x))
     )
-    close(there.attributions, -back.attributions)
+    assert_near(there.attributions, -back.attributions)
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 16, 100])
@@ -375,4 +377,4 @@ def test_step_batches_change_no_more_than_rounding(
         attribute(net, x, accuracy=FixedSteps(steps=6), batch_rows=rows)
         for rows in (64, batch_rows)
     )
-    close(one.attributions, other.attributions, 1e-12)
+    assert_near(one.attributions, other.attributions, 1e-12)

@@ -206,6 +206,6 @@ def test_a_method_refuses_what_it_is_not_for() -> None:
 def test_every_method_says_what_it_costs(accuracy: Accuracy) -> None:
     method = table.method_of(accuracy)
     assert method.most_evaluations >= 1
-    assert method.kept_bytes >= 8
-    assert method.work.nodes >= 1
+    assert method.needs.kept_bytes >= 8
+    assert method.needs.work.nodes >= 1
     assert (method.tolerance is None) == isinstance(accuracy, FixedSteps)

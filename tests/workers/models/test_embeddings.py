@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.specs.accuracy import FixedSteps
-from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.models.embeddings import IdsModel, at_embedding, through_embeddings
+from tests.toys import spec
 
 F64 = torch.float64
 GAUSS = FixedSteps(steps=24)
@@ -65,19 +65,6 @@ def texts(rows: int = 3, length: int = 5) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(1, 20, (rows, length), generator=generator), torch.ones(
         rows, length, dtype=torch.int64
-    )
-
-
-def spec(*inputs: dict[str, Any], **fields: Any) -> AttributeSpec:
-    return parse_spec(
-        {
-            "name": "t",
-            "source": {"uri": "/d"},
-            "model": {"kind": "factory", "entrypoint": "m:f"},
-            "inputs": list(inputs),
-            "output": {"uri": "/o"},
-        }
-        | fields
     )
 
 

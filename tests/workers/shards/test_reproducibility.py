@@ -127,7 +127,7 @@ def _everything(setting: Setting) -> Attribution:
     return setting.attribute(list(range(COUNT)))
 
 
-def same(found: Attribution, rows: list[int], setting: Setting) -> None:
+def assert_same(found: Attribution, rows: list[int], setting: Setting) -> None:
     """`found` holds, bit for bit, what all rows together gave for `rows`."""
     whole = _everything(setting)
     for name in ("attributions", "f_input", "f_baseline", "gap", "error_estimate", "evaluations"):
@@ -159,7 +159,7 @@ settings_of_all = pytest.mark.parametrize(
 @drawn
 @given(chosen=st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=2 * COUNT))
 def test_any_rows_in_any_order_any_number_of_times(setting: Setting, chosen: list[int]) -> None:
-    same(setting.attribute(chosen), chosen, setting)
+    assert_same(setting.attribute(chosen), chosen, setting)
 
 
 @settings_of_all
@@ -167,7 +167,7 @@ def test_any_rows_in_any_order_any_number_of_times(setting: Setting, chosen: lis
 @given(order=st.permutations(range(COUNT)), cuts=st.sets(st.integers(1, COUNT - 1), max_size=6))
 def test_any_split_into_calls(setting: Setting, order: list[int], cuts: set[int]) -> None:
     for start, stop in pairwise([0, *sorted(cuts), COUNT]):
-        same(setting.attribute(order[start:stop]), order[start:stop], setting)
+        assert_same(setting.attribute(order[start:stop]), order[start:stop], setting)
 
 
 @pytest.mark.parametrize("name", MODELS)
