@@ -234,10 +234,8 @@ def attribute_from_grey(model: nn.Module, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with attributions, status and error_estimate against mid-grey, which is zero in
     model units.
     """
-    inputs, labels = (
-        scale(np.stack(list(rows["image"]))),
-        torch.tensor(rows["label"].to_numpy(np.int64)),
-    )
+    inputs = scale(np.stack(list(rows["image"])))
+    labels = torch.tensor(rows["label"].to_numpy(np.int64))
     exactness = Adaptive(tolerance=2e-2, max_evaluations=512)
     found = attribute(model, (inputs,), baselines=0.0, target=labels, accuracy=exactness)
     (maps,) = found.attributions

@@ -296,12 +296,11 @@ def _kernel_warnings(findings: PlanFacts) -> tuple[str, ...]:
 
 def _device_warnings(spec: AttributeSpec, device: str) -> tuple[str, ...]:
     if spec.compute.gpus_per_worker and device == "cpu":
-        return (
-            (
-                "compute.gpus_per_worker is set, but there is no CUDA device where this is planned:"
-                " workers will use their CPUs; plan where there is one"
-            ),
+        text = (
+            "compute.gpus_per_worker is set, but there is no CUDA device where this is planned:"
+            " workers will use their CPUs; plan where there is one"
         )
+        return (text,)
     return ()
 
 

@@ -18,10 +18,8 @@ RAY_TOKEN = Path("~/.ray/auth_token").expanduser()
 """Where Ray makes a token of its own, and looks for one last."""
 ANSWER_S = 10.0
 _CLIENT = "ray://"
-_GCS_CALL, _CLIENT_CALL = (
-    "/ray.rpc.NodeInfoGcsService/CheckAlive",
-    "/ray.rpc.RayletDriver/ClusterInfo",
-)
+_GCS_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+_CLIENT_CALL = "/ray.rpc.RayletDriver/ClusterInfo"
 _SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 

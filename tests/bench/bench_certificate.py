@@ -151,10 +151,8 @@ def record(rows: pd.DataFrame, title: str) -> Sheet:
 def _record_line(name: str, tolerance: float, rows: pd.DataFrame) -> tuple[str, ...]:
     good = rows[rows["good"]]
     certified = good[good["status"] == "ok"]
-    false, low = (
-        int((certified["error"] > tolerance).sum()),
-        int((good["estimate"] < good["error"] / 2).sum()),
-    )
+    false = int((certified["error"] > tolerance).sum())
+    low = int((good["estimate"] < good["error"] / 2).sum())
     status = rows["status"].value_counts()
     return (
         f"{name} ({len(rows):,})",

@@ -94,11 +94,9 @@ class Crew:
         """Rows per second from first dispatch to last commit, CPU seconds per second outside
         workers, and the share of the workers' time that was not spent in the engine.
         """
-        part, cpu, began = (
-            self.plan.model_copy(update={"shards": tuple(shards)}),
-            cpu_outside_workers(),
-            time.perf_counter(),
-        )
+        part = self.plan.model_copy(update={"shards": tuple(shards)})
+        cpu = cpu_outside_workers()
+        began = time.perf_counter()
         dispatch = Dispatch(
             ATTRIBUTION, Lasting(self.pool), part, self.ledger, Committed(), lambda tally: None
         )

@@ -130,11 +130,9 @@ class Captum:
     def __call__(self, case: Case) -> Outcome:
         from captum.attr import IntegratedGradients
 
-        method, order, whole = (
-            IntegratedGradients(case.model),
-            torch.arange(case.rows),
-            case.repeated(),
-        )
+        method = IntegratedGradients(case.model)
+        order = torch.arange(case.rows)
+        whole = case.repeated()
         if case.lengths is not None:
             case = case.cut(int(case.lengths.max()))
             order = case.lengths.argsort() if self.by_length else order

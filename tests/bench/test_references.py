@@ -134,10 +134,8 @@ def test_attributions_below_float32_judge_nobody():
 
 
 def test_logits_move_by_at_most_two_between_breaks():
-    breaks, slope = (
-        torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64),
-        torch.tensor([3.0, -40.0], dtype=torch.float64),
-    )
+    breaks = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    slope = torch.tensor([3.0, -40.0], dtype=torch.float64)
     found = finer(breaks, breaks[:, None] * slope)
     assert found[[0, -1]].tolist() == [0, 1]
     assert set(breaks.tolist()) <= set(found.tolist())

@@ -47,11 +47,9 @@ TARGETS: dict[str, type[nn.Module] | None] = {
     "probability": nn.Softmax,
     "log-probability": nn.LogSoftmax,
 }
-FEATURES, HIDDEN, GAINS = (
-    (2, 4, 8, 32, 96),
-    ((48,), (64, 32), (32, 32, 32), (24, 24, 24, 24)),
-    (1.0, 2.0, 4.0),
-)
+FEATURES = (2, 4, 8, 32, 96)
+HIDDEN = ((48,), (64, 32), (32, 32, 32), (24, 24, 24, 24))
+GAINS = (1.0, 2.0, 4.0)
 CLASSES = 3
 
 

@@ -74,10 +74,8 @@ def test_creates_are_proved_though_answers_are_lost(
 
 def test_a_large_create_leaves_no_upload_open(proxy: Proxy, s3_server, s3_root: Uri) -> None:
     """s3fs would upload it in parts, and leave them there when it is cancelled."""
-    store, data = (
-        Store(replace(s3_server.access, endpoint_url=proxy.endpoint_url)),
-        bytes(101 << 20),
-    )
+    store = Store(replace(s3_server.access, endpoint_url=proxy.endpoint_url))
+    data = bytes(101 << 20)
     proxy.inject(Rule("503", "PUT"), Rule("lost_ack", "PUT", times=2))
     store.create(s3_root.child("object"), data)
     assert set(proxy.asked()) == {"PUT", "HEAD"}

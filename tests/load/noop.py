@@ -50,10 +50,8 @@ class NoOp:
     def load(self, setup: Setup) -> Place:
         plan = Plan.model_validate_json(setup.plan)
         rows = plan.files[0].row_groups[0]
-        any_shard, results = (
-            Shard(id="", slices=(Slice(file=0, start=0, stop=rows),)),
-            _results(rows),
-        )
+        any_shard = Shard(id="", slices=(Slice(file=0, start=0, stop=rows),))
+        results = _results(rows)
         self.store, self.run_folder, self.spent, self.ended = (
             Store(setup.access),
             setup.run,

@@ -79,10 +79,8 @@ class Case:
 A, B = tensor([1.5, 2, 34.3], [10, 0.5, 1]), tensor([3, 3.5, 23.2], [1, 2, 0.1])
 DIVISOR = tensor([1, 2, 3], [1, 2, 3])
 # where a − 1 overtakes b: element 2 of row 0, element 0 of row 1
-EARLY, LATE = (
-    1 / (34.3 - 23.2 / 3),
-    1 / 9,
-)
+EARLY = 1 / (34.3 - 23.2 / 3)
+LATE = 1 / 9
 MULTI = tensor([1.5, 2, 1.3], [0.5, 0.1, 2.3], [1.5, 2, 1.3])
 THREE, ONE = tensor([3.0]), tensor([1.0])
 
@@ -262,11 +260,9 @@ def test_a_layer_between_its_own_activations() -> None:
 
 def test_a_softmax_classifier() -> None:
     """Case 25: x up to 119, one baseline row for all, another target for each row."""
-    x, targets, model = (
-        torch.arange(120, dtype=F64).reshape(3, 40),
-        torch.tensor([5, 5, 2]),
-        softmax_model(),
-    )
+    x = torch.arange(120, dtype=F64).reshape(3, 40)
+    targets = torch.tensor([5, 5, 2])
+    model = softmax_model()
     found = attribute(
         model,
         x,

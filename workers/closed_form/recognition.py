@@ -380,10 +380,8 @@ def _layer(affine: list[_Affine], slope: Tensor, before: list[Layer]) -> Layer:
     """
     if before:
         width = len(before[-1].bias)
-        ones, zeros = (
-            torch.ones(width, dtype=torch.float64),
-            torch.zeros(width, dtype=torch.float64),
-        )
+        ones = torch.ones(width, dtype=torch.float64)
+        zeros = torch.zeros(width, dtype=torch.float64)
         affine = [_Affine(ones, zeros), *affine]
     if not affine or (all(a.weight.ndim == 1 for a in affine) and not before):
         raise _Unfit("no Linear layer before the first activation")

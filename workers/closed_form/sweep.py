@@ -124,12 +124,10 @@ def _cross(units: Floats, behind: float, here: float) -> None:
     offset gains exactly 0.
     """
     for i in range(LANES):
-        constant, slope, high, low = (
-            units[_CONSTANT, i],
-            units[_SLOPE, i],
-            units[_HIGH, i],
-            units[_LOW, i],
-        )
+        constant = units[_CONSTANT, i]
+        slope = units[_SLOPE, i]
+        high = units[_HIGH, i]
+        low = units[_LOW, i]
         on = constant + here * slope > 0.0
         at = -constant / slope
         at = at if at > behind else behind  # also where slope is 0 and `at` is NaN

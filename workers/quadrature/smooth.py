@@ -112,10 +112,8 @@ def _level(index: int) -> SpectralLevel:
     count, middle = rule.levels[index], (rule.levels[index] - 1) // 2
     nodes, weights = 2 * rule.nodes[:count] - 1, rule.weights[:, :count]
     order = np.argsort(nodes)
-    interpolant, projection = (
-        legendre_functionals(nodes),
-        _projection(nodes, weights[index], rule.degree[index] // 2),
-    )
+    interpolant = legendre_functionals(nodes)
+    projection = _projection(nodes, weights[index], rule.degree[index] // 2)
     ends = np.concatenate([[-1.0], nodes[order], [1.0]])
     cells = _between(ends, projection if count >= PROJECTED else interpolant)
     spectrum = projection if count > PROJECTED else interpolant

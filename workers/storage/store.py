@@ -160,10 +160,8 @@ class Store:
         if not rest:
             return _visible(pattern, self.list(pattern))
         depth = None if any("**" in name for name in rest) else len(rest)
-        matches, start = (
-            re.compile(glob_translate("/".join(rest))).match,
-            len(fixed.path.rstrip("/")) + 1,
-        )
+        matches = re.compile(glob_translate("/".join(rest))).match
+        start = len(fixed.path.rstrip("/")) + 1
         found = [
             entry for entry in self.list(fixed, depth=depth) if matches(entry.uri.path[start:])
         ]

@@ -272,10 +272,8 @@ def test_neighbouring_pixels_of_a_stroke_agree(explained_digits: pd.DataFrame) -
 def test_grey_maps_are_integrated_gradients_from_zero(
     trained_digits: tuple[nn.Module, mnist.Digits], grey_digits: pd.DataFrame
 ) -> None:
-    pixels, labels = (
-        np.stack(list(grey_digits["image"])),
-        torch.from_numpy(grey_digits["label"].to_numpy().copy()),
-    )
+    pixels = np.stack(list(grey_digits["image"]))
+    labels = torch.from_numpy(grey_digits["label"].to_numpy().copy())
     truth = integrate(trained_digits[0], mnist.scale(pixels), labels, steps=200)
     found = np.stack(list(grey_digits[mnist.ATTRIBUTION]))
     assert (np.abs(found - truth).sum(axis=1) < 0.03 * np.abs(truth).sum(axis=1)).all()

@@ -446,10 +446,8 @@ def test_arguments_of_every_type_reach_the_model(job: JobFolder):
         {"name": "depth", "columns": ["d0", "d1", "d2"]},
     ]
     found = job.rows(job.run(forward_args=arguments, target={"kind": "scalar"}))
-    x, depth = (
-        job.rows_of("rows.parquet")[["a", "b", "c"]].to_numpy(),
-        np.stack([np.ones(20), np.zeros(20), scale / 8], 1),
-    )
+    x = job.rows_of("rows.parquet")[["a", "b", "c"]].to_numpy()
+    depth = np.stack([np.ones(20), np.zeros(20), scale / 8], 1)
     np.testing.assert_allclose(
         found[["attr.a", "attr.b", "attr.c"]], x**2 * mask * 2**depth * scale[:, None], rtol=1e-5
     )

@@ -358,10 +358,8 @@ def test_a_suspect_of_an_earlier_driver_is_tried_alone_after_the_others(ledger: 
     shard = ledger.plan.shards[0]
     for _ in range(2):
         ledger.record(shard, Failure("killed_worker", "died"), alone=False, accompanied=True)
-    again, pool = (
-        read_ledger(ledger.store, ledger.run, ledger.plan),
-        ScriptedPool({"00000": ["killed_worker"] * 2}, workers=2),
-    )
+    again = read_ledger(ledger.store, ledger.run, ledger.plan)
+    pool = ScriptedPool({"00000": ["killed_worker"] * 2}, workers=2)
     assert run(pool, again) == ALL - {"00000"}
     assert [one[1:] for one in pool.runs[-2:]] == [("00000", 1)] * 2
 

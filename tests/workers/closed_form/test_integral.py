@@ -163,11 +163,9 @@ def test_closed_forms(module: nn.Module, x: list[float], expected: list[float]):
 
 
 def test_a_path_that_runs_the_other_way_has_opposite_attributions():
-    net, x, b = (
-        network(mlp([5, 40, 30, 1])),
-        torch.randn(20, 5, dtype=F64),
-        torch.randn(20, 5, dtype=F64),
-    )
+    net = network(mlp([5, 40, 30, 1]))
+    x = torch.randn(20, 5, dtype=F64)
+    b = torch.randn(20, 5, dtype=F64)
     there, back = integrate_exactly(net, x, b), integrate_exactly(net, b, x)
     assert relative(-back.attributions, there.attributions) < 1e-13
 
@@ -199,11 +197,9 @@ def test_every_row_equals_one_gradient_for_each_piece(
     hidden: list[int], gain: float, activation: Callable[[], nn.Module], norm: bool
 ):
     module = mlp([6, *hidden, 3], gain=gain, activation=activation, norm=norm)
-    x, baseline, target = (
-        torch.randn(9, 6, dtype=F64),
-        torch.randn(9, 6, dtype=F64),
-        torch.arange(9) % 3,
-    )
+    x = torch.randn(9, 6, dtype=F64)
+    baseline = torch.randn(9, 6, dtype=F64)
+    target = torch.arange(9) % 3
     found = integrate_exactly(network(module), x, baseline, target)
     truth = np.stack(
         [piecewise(module, *row) for row in zip(x, baseline, target.tolist(), strict=True)]

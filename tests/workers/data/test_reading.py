@@ -279,10 +279,8 @@ def test_a_folder_that_is_not_quite_an_integer_is_text(tmp_path: Path, value: st
 
 
 def test_only_pieces_that_ingest_wrote_tell_of_bad_rows(tmp_path: Path) -> None:
-    table, rows = (
-        pa.table({"x": [1.0], "_bad": ["a note of the user's"]}),
-        [Slice(file=0, start=0, stop=1)],
-    )
+    table = pa.table({"x": [1.0], "_bad": ["a note of the user's"]})
+    rows = [Slice(file=0, start=0, stop=1)]
     own = put(tmp_path, "_bad=x/0.parquet", parquet_bytes(table))
     folder = put(tmp_path, "_bad=x/1.parquet", parquet_bytes(table.drop_columns("_bad")))
     odd = table.set_column(1, "_bad", pa.array([["a", "b"]]))

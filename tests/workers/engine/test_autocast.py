@@ -78,10 +78,8 @@ def test_no_row_is_certified_beyond_what_half_precision_allows(kind: str, name: 
         found = attributed(
             half(NETS[kind], name), accuracy=Adaptive(tolerance=tolerance, max_evaluations=256)
         )
-        errors, ok = (
-            true_errors(NETS[kind], found),
-            np.array([s is RowStatus.ok for s in found.status]),
-        )
+        errors = true_errors(NETS[kind], found)
+        ok = np.array([s is RowStatus.ok for s in found.status])
         assert set(found.status) <= HONEST
         assert (errors[ok] <= tolerance).all()
         assert (found.error_estimate.numpy()[ok] <= tolerance).all()

@@ -257,11 +257,9 @@ def test_every_status_is_a_status() -> None:
 
 
 def test_forward_args_are_passed_row_by_row() -> None:
-    x, mask, scale = (
-        rows(5),
-        torch.tensor([[1, 0, 1]] * 4 + [[0, 0, 1]]).bool(),
-        torch.arange(1.0, 6).double(),
-    )
+    x = rows(5)
+    mask = torch.tensor([[1, 0, 1]] * 4 + [[0, 0, 1]]).bool()
+    scale = torch.arange(1.0, 6).double()
     found = attribute(
         lambda v, m, s: (v.square() * m).sum(1) * s, x, forward_args=(mask, scale), batch_rows=8
     )

@@ -48,6 +48,14 @@ def network(kind: type[nn.Module], features: int, seed: int, outputs: int = 1) -
     return net
 
 
+def problem(
+    kind: type[nn.Module], features: int, seed: int, count: int, baselines: int
+) -> tuple[nn.Sequential, Tensor, Tensor]:
+    """A network, so many rows, and a baseline for all of them or one for each."""
+    x, baseline = rows(count, features, seed + 1), rows(baselines, features, seed + 2)
+    return network(kind, features, seed), x, baseline
+
+
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
@@ -58,11 +66,7 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> N
 @drawn
 @given(SMOOTH_KINDS, FEATURES, SEEDS)
 def test_completeness(kind: type[nn.Module], features: int, seed: int) -> None:
-    net, x, baseline = (
-        network(kind, features, seed),
-        rows(5, features, seed + 1),
-        rows(5, features, seed + 2),
-    )
+    net, x, baseline = problem(kind, features, seed, 5, 5)
     found = attribute(net, x, baselines=baseline, accuracy=Adaptive(tolerance=1e-8))
     change = (net(x) - net(baseline)).detach().squeeze(1)
     assert set(found.status) <= {RowStatus.ok, RowStatus.at_precision_floor}
@@ -108,11 +112,9 @@ def test_linearity(
     a: float,
     b: float,
 ) -> None:
-    f, g, x = (
-        network(one, features, seed),
-        network(two, features, seed + 1),
-        rows(4, features, seed + 2),
-    )
+    f = network(one, features, seed)
+    g = network(two, features, seed + 1)
+    x = rows(4, features, seed + 2)
     both = attribute(lambda v: a * f(v) + b * g(v), x, accuracy=steps)
     parts = [attribute(net, x, accuracy=steps).attributions for net in (f, g)]
     assert_near(both.attributions, a * parts[0] + b * parts[1])
@@ -136,11 +138,7 @@ def test_symmetric_features_with_equal_values_get_equal_credit(
 def test_renamed_features_keep_their_credit(
     kind: type[nn.Module], features: int, seed: int, steps: FixedSteps
 ) -> None:
-    net, x, baseline = (
-        network(kind, features, seed),
-        rows(4, features, seed + 1),
-        rows(1, features, seed + 2),
-    )
+    net, x, baseline = problem(kind, features, seed, 4, 1)
     order = torch.randperm(features, generator=torch.Generator().manual_seed(seed))
     plain = attribute(net, x, baselines=baseline, accuracy=steps)
     moved = attribute(
@@ -162,11 +160,9 @@ def test_renamed_features_keep_their_credit(
 def test_a_dummy_gets_exactly_nothing(
     kind: type[nn.Module], features: int, seed: int, accuracy: FixedSteps | Adaptive
 ) -> None:
-    dummy, net, x = (
-        seed % features,
-        network(kind, features - 1, seed),
-        rows(4, features, seed + 1),
-    )
+    dummy = seed % features
+    net = network(kind, features - 1, seed)
+    x = rows(4, features, seed + 1)
     others = [i for i in range(features) if i != dummy]
     found = attribute(lambda v: net(v[:, others]), x, accuracy=accuracy)
     assert torch.equal(found.attributions[:, dummy], torch.zeros(4, dtype=F64))
@@ -221,11 +217,7 @@ def rebuilt(net: nn.Sequential, kind: type[nn.Module], seed: int) -> Model:
 def test_implementation_invariance(
     kind: type[nn.Module], features: int, seed: int, steps: FixedSteps
 ) -> None:
-    net, x, baseline = (
-        network(kind, features, seed),
-        rows(4, features, seed + 1),
-        rows(1, features, seed + 2),
-    )
+    net, x, baseline = problem(kind, features, seed, 4, 1)
     twin = rebuilt(net, kind, seed)
     torch.testing.assert_close(twin(x), net(x))
     one, other = (
@@ -298,11 +290,7 @@ def test_units_by_powers_of_two_leave_every_bit(
     """Each feature in units of its own, and f in others: the same attributions in f's units, to the
     last bit. Both models are functions: of a module the closed form would be taken.
     """
-    net, x, baseline = (
-        network(kind, features, seed),
-        rows(4, features, seed + 1),
-        rows(1, features, seed + 2),
-    )
+    net, x, baseline = problem(kind, features, seed, 4, 1)
     units, factor = torch.tensor([2.0**e for e in exponents[:features]], dtype=F64), 2.0**of_output
     plain = attribute(lambda v: net(v), x, baselines=baseline, accuracy=accuracy)
     scaled = attribute(
@@ -321,11 +309,7 @@ def test_affine_changes_of_variables_do_not_matter(
     """v = (u − c) / s per feature: the same credit for the same feature, whatever its zero and its
     unit.
     """
-    net, x, baseline = (
-        network(kind, features, seed),
-        rows(4, features, seed + 1),
-        rows(1, features, seed + 2),
-    )
+    net, x, baseline = problem(kind, features, seed, 4, 1)
     scale, shift = rows(2, features, seed + 3).exp().sub(3.1)
     plain = attribute(net, x, baselines=baseline, accuracy=steps)
     moved = attribute(
@@ -355,11 +339,7 @@ def test_input_and_baseline_exchanged_change_the_sign(
     kind: type[nn.Module], features: int, seed: int, steps: FixedSteps
 ) -> None:
     """Every rule here is symmetric about the middle of the path."""
-    net, x, baseline = (
-        network(kind, features, seed),
-        rows(4, features, seed + 1),
-        rows(4, features, seed + 2),
-    )
+    net, x, baseline = problem(kind, features, seed, 4, 4)
     there, back = (
         attribute(net, a, baselines=b, accuracy=steps) for a, b in ((x, baseline), (baseline, x))
     )

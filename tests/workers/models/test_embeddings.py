@@ -268,10 +268,8 @@ def test_padding_earns_exactly_nothing(constant: int | None) -> None:
     baseline = {"kind": "zero"} if constant is None else {"kind": "constant", "value": constant}
     job = spec({"name": "x", "ids": "x", "embedding": "tokens", "pad": 3, "baseline": baseline})
     ids, mask = texts()
-    padded, real = (
-        torch.nn.functional.pad(ids, (0, 3), value=-1),
-        torch.nn.functional.pad(mask, (0, 3)),
-    )
+    padded = torch.nn.functional.pad(ids, (0, 3), value=-1)
+    real = torch.nn.functional.pad(mask, (0, 3))
     for kind, agrees in ((Text, True), (Careless, False)):
         found = attribute(
             IdsModel(made(kind), job.inputs),
@@ -341,10 +339,8 @@ def test_columns_with_a_module_each_beside_others() -> None:
 
 
 def test_ids_that_the_module_does_not_know_are_named_by_row() -> None:
-    ids, mask = (
-        torch.tensor([[1, 2, -1], [20, 2, 4], [3, 25, 99]]),
-        torch.ones(3, 3, dtype=torch.int64),
-    )
+    ids = torch.tensor([[1, 2, -1], [20, 2, 4], [3, 25, 99]])
+    mask = torch.ones(3, 3, dtype=torch.int64)
     x = {"name": "x", "ids": "x", "embedding": "tokens", "pad": 0}
     reasons = IdsModel(made(Text), spec(x).inputs).unknown_ids(mask.to(F64), ids, mask)
     known = "expected ids from 0 to 19 at `tokens`"

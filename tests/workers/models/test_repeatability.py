@@ -270,10 +270,8 @@ def test_rows_with_nan_outputs_are_compared_too() -> None:
 
 
 def test_what_goes_with_a_row_stays_with_it() -> None:
-    scale, targets = (
-        torch.rand(12, 3, generator=torch.Generator().manual_seed(1)),
-        torch.arange(12)[:, None] % 3,
-    )
+    scale = torch.rand(12, 3, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(12)[:, None] % 3
     batch = RowTensors(points(3).inputs, (), (scale,), targets)
     assert measured(lambda x, s: x.square() * s, batch).bitwise
     with pytest.raises(SpecError, match="beside them"):

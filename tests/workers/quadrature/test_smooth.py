@@ -33,10 +33,8 @@ def judge(level: SpectralLevel, integrand: Integrand) -> tuple[SmoothEstimate, f
     antiderivatives.
     """
     nodes = patterson().nodes[: level.count]
-    gradients, f = (
-        integrand.gradient(nodes),
-        integrand.primitive(np.array([*nodes, 0.0, 1.0])).sum(1),
-    )
+    gradients = integrand.gradient(nodes)
+    f = integrand.primitive(np.array([*nodes, 0.0, 1.0])).sum(1)
     found = (level.functionals @ gradients)[None]
     estimate = estimate_smooth(level, found, gradients.sum(1)[None], f[None, :-2], f[-2:-1], f[-1:])
     return estimate, float(np.abs(estimate.attributions[0] - integrand.exact).sum())

@@ -279,10 +279,8 @@ def test_pulling_k_vectors_per_row_is_k_rows_and_linear() -> None:
     net, arguments = Merged().double().eval(), ((draw(5, 4, 6, 6) > 0).double(), draw(5, 1))
     hoisted = hoist(net, (IMAGES, VECTORS), arguments)
     assert hoisted is not None
-    ones, others = (
-        (draw(5, 8, seed=5), draw(5, 36, seed=5)),
-        (draw(5, 8, seed=6), draw(5, 36, seed=6)),
-    )
+    ones = (draw(5, 8, seed=5), draw(5, 36, seed=5))
+    others = (draw(5, 8, seed=6), draw(5, 36, seed=6))
     transpose = hoisted.transpose(10, tuple(torch.cat([a, a]) for a in arguments))
     both = transpose([torch.cat(pair) for pair in zip(ones, others, strict=True)])
     torch.testing.assert_close(

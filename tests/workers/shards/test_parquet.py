@@ -13,10 +13,8 @@ from tests.plugins.results import encoded, made_results
 
 def test_the_same_rows_give_the_same_pages(job: Job) -> None:
     """Timings lie in the footer, whose length is written 8 bytes before the end."""
-    first, second = (
-        encoded(job, made_results(40)),
-        encoded(job, made_results(40), seconds=12345.678),
-    )
+    first = encoded(job, made_results(40))
+    second = encoded(job, made_results(40), seconds=12345.678)
     pages = [data[: -8 - int.from_bytes(data[-8:-4], "little")] for data in (first, second)]
     assert pages[0] == pages[1]
     assert first != second

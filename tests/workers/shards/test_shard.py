@@ -319,10 +319,8 @@ def test_culprits_are_not_run_and_end_as_failed(make_job: MakeJob, target: dict[
     source = spoil(table(label=np.arange(30) % 2), "a", {13: 99.0, 14: 99.0, 17: 99.0})
     source = spoil(source, "b", {14: float("nan")})
     per_row = 2 if target["kind"] in ("all", "top_k") else 1
-    fine, deadly = (
-        make_job(source, "smooth", target=target),
-        make_job(source, "deadly", target=target, place="deadly"),
-    )
+    fine = make_job(source, "smooth", target=target)
+    deadly = make_job(source, "deadly", target=target, place="deadly")
     shard = deadly.plan.shards[1]
     with pytest.raises(RuntimeError, match="CUDA error"):
         run(deadly, shard)
