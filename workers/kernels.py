@@ -1,5 +1,5 @@
 """Which kernels a processor's arithmetic takes: asked for before their first use, read back, and
-named.
+named. What may be set later is in `switches.py`.
 
 MKL picks a kernel by how its arguments lie in memory: rows that do not fill whole vectors then get
 other last bits at odd places of a batch (on an AMD EPYC, 88 of 128 small networks). Its conditional
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ PORTABLE: Mapping[str, str] = MappingProxyType({MKL: "COMPATIBLE", ATEN: "avx2",
 COMPATIBLE is the one branch of MKL that is the same on processors of Intel and others: those take
 no other by name.
 """
-REPEATABLE_CUDA: Mapping[str, str] = MappingProxyType({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+REPEATABLE_CUDA: Mapping[str, str] = MappingProxyType({CUBLAS: ":4096:8"})
 """What processes that use CUDA need before they first do: without it matrix products differ from
 run to run (cuBLAS documentation, "Results Reproducibility").
 """
+_REPEATABLE_WORKSPACES = (REPEATABLE_CUDA[CUBLAS], ":16:8")
 _BRANCHES = {
     1: "OFF",
     2: "AUTO",
@@ -93,11 +96,19 @@ _PORTABLE_KERNELS = Kernels(PORTABLE[MKL], "AVX2", PORTABLE[ONEDNN])
 
 
 def ask() -> None:
-    """Put STRICT into the environment of this process and its children; a setting that is there
-    stays.
+    """Put STRICT into the environment of this process and its children, and REPEATABLE_CUDA unless
+    CUDA is in use already; a setting that is there stays.
     """
-    for name, value in STRICT.items():
+    wanted = dict(STRICT)
+    if not _cuda_in_use():
+        wanted |= REPEATABLE_CUDA
+    for name, value in wanted.items():
         os.environ.setdefault(name, value)
+
+
+def _cuda_in_use() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def ask_portable() -> Kernels:
@@ -175,9 +186,31 @@ def objection(found: Kernels) -> str | None:
     )
 
 
+def objection_on_cuda() -> str | None:
+    """Why matrix products on CUDA may differ from run to run, and what to do; None where cuBLAS was
+    asked not to.
+    """
+    setting = os.environ.get(CUBLAS)
+    if setting in _REPEATABLE_WORKSPACES:
+        return None
+    wanted = f"{CUBLAS}={REPEATABLE_CUDA[CUBLAS]}"
+    if setting is None:
+        return (
+            "CUDA was used before integrand was imported, so that cuBLAS was not asked for the same"
+            " bits in every run: import integrand.workers first, or set"
+            f" {wanted} before Python starts"
+        )
+    return (
+        f"{CUBLAS}={setting} is your own setting: matrix products may differ from run to run; unset"
+        f" it for {wanted}"
+    )
+
+
 @cache
-def warn_once() -> None:
-    """Say in a notebook what `objection` says, the first time."""
-    reason = objection(in_force())
-    if reason:
+def warn_once(device: str) -> None:
+    """Say in a notebook what speaks against the kernels of a device, the first time."""
+    reasons = [objection(in_force())]
+    if device == "cuda":
+        reasons.append(objection_on_cuda())
+    for reason in filter(None, reasons):
         warnings.warn(reason, stacklevel=3)

@@ -23,7 +23,6 @@ from integrand.service.cli.operator import load_operator
 from integrand.service.cluster import Cluster, PoolKind
 from integrand.service.operator import Operator
 from integrand.service.terminal import Terminal
-from integrand.workers import kernels
 
 if TYPE_CHECKING:
     from integrand.schemas.records import Plan, RunManifest
@@ -385,8 +384,6 @@ def main() -> None:
     """Entry point. Exit codes: the error tree in `schemas.errors`, 3 for partial runs, 130 for
     interrupted ones.
     """
-    for name, value in kernels.REPEATABLE_CUDA.items():  # as Ray gives it to workers
-        os.environ.setdefault(name, value)
     # a model that crashes while it is tried says where
     faulthandler.enable(sys.__stderr__ or sys.stderr)
     try:

@@ -33,7 +33,7 @@ from integrand.service.planning.preflight import PlanFacts, examine
 from integrand.service.planning.runid import run_id
 from integrand.service.planning.sample import find_rows, looks, real_rows, sample_rows
 from integrand.service.pools.base import Mapper
-from integrand.workers import kernels
+from integrand.workers import kernels, switches
 from integrand.workers.baselines.tensors import check_baselines, prepasses_of
 from integrand.workers.data.columns import declared_columns, row_bytes
 from integrand.workers.data.prepasses.base import Scan
@@ -57,7 +57,7 @@ from integrand.workers.models.portions import Portions, find_portion, in_portion
 from integrand.workers.models.rebuilding import build_again, check_outputs
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.state import probe_outputs
-from integrand.workers.shards.numerics import pin_numerics, processor, versions
+from integrand.workers.shards.numerics import processor, versions
 from integrand.workers.storage.store import Store
 
 SomeSpec = TypeVar("SomeSpec", bound=AnySpec)
@@ -357,13 +357,13 @@ def pinned(count: int) -> Iterator[None]:
     """The workers' threads and deterministic kernels while the model is tried here; put back
     afterwards.
     """
-    threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-    pin_numerics(count)
+    threads = torch.get_num_threads()
     try:
-        yield
+        with switches.pinned():
+            torch.set_num_threads(count)
+            yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_deterministic_debug_mode(strict)
 
 
 def _absolute(request: Request) -> AttributeSpec:

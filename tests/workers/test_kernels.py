@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -139,6 +140,49 @@ def test_children_are_asked_for_what_this_process_asks_for(monkeypatch: pytest.M
     monkeypatch.setenv(kernels.MKL, "AUTO")
     kernels.ask()
     assert kernels.asked() == {kernels.MKL: "AUTO"}
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_cublas_is_asked_for_repeatable_products_before_cuda_is_used(
+    monkeypatch: pytest.MonkeyPatch, in_use: bool
+) -> None:
+    """Later it would come too late, and would hide that it was missing."""
+    monkeypatch.setenv(kernels.CUBLAS, "")
+    monkeypatch.delenv(kernels.CUBLAS)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: in_use)
+    kernels.ask()
+    assert os.environ.get(kernels.CUBLAS) == (None if in_use else ":4096:8")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (":4096:8", None),
+        (":16:8", None),
+        (None, "CUDA was used before integrand was imported"),
+        (":0:0", "your own setting"),
+    ],
+)
+def test_products_that_may_not_repeat_on_cuda_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, setting: str | None, words: str | None
+) -> None:
+    monkeypatch.setenv(kernels.CUBLAS, setting or "")
+    if setting is None:
+        monkeypatch.delenv(kernels.CUBLAS)
+    monkeypatch.setattr(kernels, "objection", lambda found: None)
+    kernels.warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for device in ("cpu", "cuda", "cuda"):
+            kernels.warn_once(device)
+    kernels.warn_once.cache_clear()
+    texts = [str(warning.message) for warning in seen]
+    if words is None:
+        assert texts == []
+        return
+    (text,) = texts
+    assert words in text
+    assert "CUBLAS_WORKSPACE_CONFIG=:4096:8" in text
 
 
 @pytest.mark.parametrize("to_be_had", [True, False])

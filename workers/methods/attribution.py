@@ -16,7 +16,7 @@ from integrand.schemas.specs.accuracy import Accuracy, Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.batching import SMALLEST, activation_bytes, step_batch_rows
 from integrand.workers.engine.prepared import Prepared, assemble
-from integrand.workers.engine.results import Attribution, Tensors, as_attribution
+from integrand.workers.engine.results import Attribution, Explained, Tensors, as_attribution
 from integrand.workers.kernels import warn_once
 from integrand.workers.methods.arguments import Baselines, check_batch_rows, row_tensors
 from integrand.workers.methods.base import Method
@@ -26,6 +26,7 @@ from integrand.workers.methods.table import method_of
 from integrand.workers.models.outputs import Forward, TargetLike
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.choosing import choose
+from integrand.workers.switches import pinned_on
 
 __all__ = ["Attribution", "attribute", "prepare"]
 NOTEBOOK_MEMORY = 512 << 20
@@ -65,18 +66,24 @@ def attribute(
     check_batch_rows(batch_rows)
     with torch.inference_mode(False):
         rows = row_tensors(inputs, baselines, forward_args, target)
-        call = Call(forward, rows, batch_rows)
-        warn_once()
-        check_eval(forward)
-        probe(call, gradients=method.needs_gradients)
-        with explained(call, 2 * min(2, call.rows)):
-            size = batch_rows or _notebook_batch(forward, rows, method)
-        with explained(call, size):
-            prepared = prepared_for(forward, rows, method)
-            found = explain(prepared, rows, method, batch_rows=size)
-        if (found.results.status == RowStatus.not_converged).any():
-            check_rows_apart(call)
+        warn_once(rows.device.type)
+        with pinned_on(rows.device):
+            found = _explained(Call(forward, rows, batch_rows), method)
         return as_attribution(found, inputs, several=isinstance(target, list))
+
+
+def _explained(call: Call, method: Method[Any]) -> Explained:
+    forward, rows = call.forward, call.tensors
+    check_eval(forward)
+    probe(call, gradients=method.needs_gradients)
+    with explained(call, 2 * min(2, call.rows)):
+        size = call.batch_rows or _notebook_batch(forward, rows, method)
+    with explained(call, size):
+        prepared = prepared_for(forward, rows, method)
+        found = explain(prepared, rows, method, batch_rows=size)
+    if (found.results.status == RowStatus.not_converged).any():
+        check_rows_apart(call)
+    return found
 
 
 def prepare(
@@ -97,13 +104,18 @@ def prepare(
     method = method_of(accuracy or Adaptive())
     with torch.inference_mode(False):
         rows = row_tensors(inputs, baselines, forward_args, target)
-        check_eval(model)
-        found = prepared_for(model, rows, method)
-        if found.network is not None:
-            return found
-        first = replace(rows, target=None if rows.target is None else rows.target[:, 0])
-        savings = choose(model, first, method.needs.work)
-        return assemble(model, "none", savings, rows.inputs, rows.forward_args)
+        with pinned_on(rows.device):
+            return _prepared(model, rows, method)
+
+
+def _prepared(model: nn.Module, rows: RowTensors, method: Method[Any]) -> Prepared:
+    check_eval(model)
+    found = prepared_for(model, rows, method)
+    if found.network is not None:
+        return found
+    first = replace(rows, target=None if rows.target is None else rows.target[:, 0])
+    savings = choose(model, first, method.needs.work)
+    return assemble(model, "none", savings, rows.inputs, rows.forward_args)
 
 
 def prepared_for(forward: Forward, rows: RowTensors, method: Method[Any]) -> Prepared:

@@ -8,19 +8,13 @@ from pathlib import Path
 
 import torch
 
-from integrand.workers import kernels
+from integrand.workers import kernels, switches
 
 
 def pin_numerics(threads: int) -> None:
     """Process-wide switches that change bits: threads, deterministic kernels, no TF32."""
     torch.set_num_threads(threads)
-    # use_deterministic_algorithms would import the compiler, for 2 s
-    torch.set_deterministic_debug_mode("warn")
-    # nothing here reads it, and it costs 5%
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    switches.pin()
 
 
 def versions(device: str) -> dict[str, str]:
