@@ -95,6 +95,13 @@ class Numerics(Record):
 
     numerics_version: int
     batch_rows: int
+    smaller_batches: tuple[int, ...] = Field(
+        (),
+        description=(
+            "Fewer rows, descending, as what does not fill a step batch may be taken: tried, and"
+            " rows kept every bit; no part of the run's id."
+        ),
+    )
     threads: int
     precision: Literal["float32", "float64"] = Field(
         description="Dtype of model, inputs, sums and output columns."

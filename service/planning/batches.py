@@ -169,13 +169,14 @@ def _smaller(asked: Question, size: int) -> StepBatch | None:
     if not asked.free:
         return None
     fewest = 1 if asked.insisting else max(FEWEST, size // SHRINK)
-    for rows in _halves(size // 2, fewest):
+    for rows in halves(size // 2, fewest):
         if _error_at(asked, rows) is None and _measured(asked, asked.form, rows) is None:
             return StepBatch(asked.form, rows)
     return None
 
 
-def _halves(start: int, fewest: int) -> Iterator[int]:
+def halves(start: int, fewest: int) -> Iterator[int]:
+    """`start`, half of it, and so on, down to `fewest` at least."""
     rows = start
     while rows >= max(1, fewest):
         yield rows
@@ -252,7 +253,7 @@ def _fitting(asked: Question, planned: int) -> int:
     not those asked for.
     """
     errors: dict[int, Exception] = {}
-    for size in _halves(planned, 1 if asked.free else planned):
+    for size in halves(planned, 1 if asked.free else planned):
         error = _error_at(asked, size)
         if error is None:
             return size
@@ -263,8 +264,15 @@ def _fitting(asked: Question, planned: int) -> int:
 
 def _error_at(asked: Question, size: int) -> Exception | None:
     """What a step batch of that many rows raises; None where it runs."""
+    return error_of(lambda: asked.trial(asked.form, size).run())
+
+
+def error_of(run: Callable[[], object]) -> Exception | None:
+    """What a model raises on a number of rows; None where it runs. Refusals and a lack of memory
+    are raised: they are not about that number.
+    """
     try:
-        asked.trial(asked.form, size).run()
+        run()
     except IntegrandError:
         raise
     except Exception as error:

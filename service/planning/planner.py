@@ -99,7 +99,8 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     store.prove_creates(store.parse(spec.output.uri, request.base))
     with pinned(_thread_count(spec)):
         job = survey(request, pool)
-        findings = examine(spec, job.forward, job.sample)
+        varying = any(shape.varying for shape in job.shapes)
+        findings = examine(spec, job.forward, job.sample, varying=varying)
     dataset, shapes, facts = job.dataset, job.shapes, job.facts
     numerics = _numerics(spec, job, findings)
     shards = _cut(spec, dataset, shapes, findings, store.access.decoded_bytes)
@@ -148,6 +149,7 @@ def _numerics(spec: AttributeSpec, job: Survey, findings: PlanFacts) -> Numerics
     return Numerics(
         numerics_version=NUMERICS_VERSION,
         batch_rows=findings.batch_rows,
+        smaller_batches=findings.smaller,
         threads=_thread_count(spec),
         precision=compute.storage,
         device=job.device,

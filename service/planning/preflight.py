@@ -26,6 +26,7 @@ from integrand.service.planning.cost import (
     worker_bytes,
 )
 from integrand.service.planning.forms import Form, aligned_form, choose_form, stepping_form
+from integrand.service.planning.ladder import smaller_batches
 from integrand.service.planning.sample import real_rows
 from integrand.service.planning.trials import (
     check_compiled,
@@ -38,17 +39,21 @@ from integrand.workers.engine.batching import activation_bytes
 from integrand.workers.methods.base import Method
 from integrand.workers.methods.table import method_of
 from integrand.workers.models.outputs import Forward
+from integrand.workers.models.portions import Portions
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.savings import Savings
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanFacts:
-    """What the trial showed; `lowered` is why a row's bits depend on its place, None where they do
-    not.
+    """What the trial showed.
+
+    smaller  numbers of rows below `batch_rows` in which rows keep their bits
+    lowered  why a row's bits depend on its place; None where they do not
     """
 
     batch_rows: int
+    smaller: tuple[int, ...]
     outputs: int | None
     row_bytes: int
     batch_s: float
@@ -62,9 +67,13 @@ class PlanFacts:
     lowered: str | None = None
 
 
-def examine(spec: AttributeSpec, model: Forward, sample: RowTensors) -> PlanFacts:
+def examine(
+    spec: AttributeSpec, model: Forward, sample: RowTensors, *, varying: bool = False
+) -> PlanFacts:
     """Try the model on real rows. Raises SpecError for whatever cannot work, with its
     likely cause.
+
+    varying  whether other rows have other lengths than those of the sample
     """
     method = method_of(spec.accuracy)
     sample, width, warnings = first_pass(spec, model, sample)
@@ -76,7 +85,10 @@ def examine(spec: AttributeSpec, model: Forward, sample: RowTensors) -> PlanFact
     # twice as many rows are tried here
     with real_rows(model, sample.arguments):
         row_bytes = activation_bytes(form.prepared, sample.inputs, sample.forward_args)
-    chosen = _step_batch(spec, model, sample, form, affordable_rows(spec, row_bytes, model))
+    asked = Question(spec, form, sample, partial(aligned_form, spec, model, sample, form.savings))
+    chosen = _step_batch(asked, affordable_rows(spec, row_bytes, model))
+    one_size = varying or _of_one_size(spec, model, form)
+    smaller = () if one_size else smaller_batches(asked, chosen)
     prepared, batch_rows = chosen.form.prepared, chosen.rows
     half_error = rounding_seen(prepared, sample, batch_rows) if prepared.half else None
     gradients = method.needs_gradients
@@ -85,6 +97,7 @@ def examine(spec: AttributeSpec, model: Forward, sample: RowTensors) -> PlanFact
     evaluations = evaluations_per_row(method, prepared, sample, batch_rows, batch_s)
     return PlanFacts(
         batch_rows=batch_rows,
+        smaller=smaller,
         outputs=width,
         row_bytes=row_bytes,
         batch_s=batch_s,
@@ -99,19 +112,22 @@ def examine(spec: AttributeSpec, model: Forward, sample: RowTensors) -> PlanFact
     )
 
 
+def _of_one_size(spec: AttributeSpec, model: Forward, form: Form) -> bool:
+    """Whether step batches of fewer rows are none or cost more: in closed form; of a model that
+    takes one number of rows, or is compiled anew for each.
+    """
+    return form.exact or spec.compute.compile or isinstance(model, Portions)
+
+
 def _loses_bits(spec: AttributeSpec, form: Form, sample: RowTensors) -> bool:
     """Whether a closed form breaks bits that are insisted on."""
     return insists(spec) and not keeps_order(form.prepared, sample)
 
 
-def _step_batch(
-    spec: AttributeSpec, model: Forward, sample: RowTensors, form: Form, planned: int
-) -> StepBatch:
-    remedy = partial(aligned_form, spec, model, sample, form.savings)
-    asked = Question(spec, form, sample, remedy)
-    if spec.compute.compile:
-        check_compiled(asked.trial(form, planned))
-    if form.exact:
+def _step_batch(asked: Question, planned: int) -> StepBatch:
+    if asked.spec.compute.compile:
+        check_compiled(asked.trial(asked.form, planned))
+    if asked.form.exact:
         return judge_closed_form(asked, planned)
     return choose_batch(asked, planned)
 

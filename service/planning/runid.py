@@ -30,9 +30,10 @@ def run_id(
 
     Where weights and sources lie does not matter, what they hold does. The torch build is not part
     of it, nor are the kernels in force: resuming on others is refused, or lowers the level of
-    determinism. `code` are the digests of the entrypoint's package and of what is shipped, `state`
-    that of the model that the factory built. Of `stored` records a field that they were written
-    without does not count.
+    determinism. Nor are the smaller step batches, which kernels allow and no bit depends on. `code`
+    are the digests of the entrypoint's package and of what is shipped, `state` that of the model
+    that the factory built. Of `stored` records a field that they were written without does not
+    count.
     """
     parts = {"inputs", "forward_args", "target", "baseline", "accuracy"}
     places = {"weights", "uri", "code"}
@@ -55,7 +56,7 @@ def _choices(numerics: Numerics, *, stored: bool) -> dict[str, object]:
     where they were made.
     """
     chosen: dict[str, object] = numerics.model_dump(
-        mode="json", exclude={"torch_build", "kernels"}, exclude_unset=stored
+        mode="json", exclude={"torch_build", "kernels", "smaller_batches"}, exclude_unset=stored
     )
     later = {"takes_rows": None, "portable": False}
     return {

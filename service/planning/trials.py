@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +18,8 @@ from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.service.planning.sample import one_target
 from integrand.workers.engine.evaluator import Evaluator, lifted
 from integrand.workers.engine.prepared import Prepared
-from integrand.workers.engine.problem import Problem
-from integrand.workers.engine.steps import step_gradients
+from integrand.workers.engine.problem import Lift, Problem
+from integrand.workers.engine.steps import Step, step_gradients
 from integrand.workers.methods.explaining import explain
 from integrand.workers.methods.fixed import FixedMethod
 from integrand.workers.models.row_tensors import RowTensors
@@ -39,16 +40,66 @@ class StepTrial:
         """Gradients or outputs `[rows, numbers]`, rows spread over their paths; `turned`: the last
         one first.
         """
-        problem = self.problem
-        count = problem.batch_rows
-        rows = torch.arange(count, device=problem.device)
-        order = rows.flip(0) if turned else rows
+        order = self._rows.flip(0) if turned else self._rows
         if not self.gradients:
-            outputs = Evaluator(problem).outputs(problem.inputs, order)
-            return outputs.reshape(count, -1)
-        alphas = torch.linspace(0, 1, count, dtype=torch.float64, device=problem.device)
-        (found,) = step_gradients(problem, order, alphas[order])
-        return found.gradients
+            return _outputs(self.problem, order)
+        return self._step(order).gradients
+
+    @property
+    def _rows(self) -> Tensor:
+        return torch.arange(self.problem.batch_rows, device=self.problem.device)
+
+    def _step(self, rows: Tensor) -> Step:
+        alphas = torch.linspace(
+            0, 1, self.problem.batch_rows, dtype=torch.float64, device=rows.device
+        )
+        (found,) = step_gradients(self.problem, rows, alphas[rows])
+        return found
+
+    # --- the same rows in smaller batches --------------------------------------------------------
+
+    def everything(self, part: slice = slice(None)) -> list[Tensor]:
+        """All that the engine asks of the model, about some of the rows as one batch: gradients and
+        f there, f at the end of paths and what the hoisted prefix makes of it, `[rows, ...]` each.
+        """
+        return self._everything(self._rows[part])
+
+    def _everything(self, rows: Tensor) -> list[Tensor]:
+        problem = self.problem
+        found = [_outputs(problem, rows)]
+        if self.gradients:
+            step = self._step(rows)
+            found += [step.gradients, step.values]
+        if problem.lift is not None:
+            whole = problem.lift.problem
+            found += [_outputs(whole, rows), *_hidden(problem.lift, rows)]
+        return found
+
+    def keeps_bits(self, size: int, expected: Sequence[Tensor]) -> bool:
+        """Whether every row gets what is expected in batches of `size` too, the last one padded as
+        the engine pads.
+        """
+        count = self.problem.batch_rows
+        for start in range(0, count, size):
+            index = torch.arange(start, start + size, device=self.problem.device)
+            index = index.clamp(max=count - 1)
+            for found, full in zip(self._everything(index), expected, strict=True):
+                if not torch.equal(found.nan_to_num(), full[index].nan_to_num()):
+                    return False
+        return True
+
+
+def _outputs(problem: Problem, rows: Tensor) -> Tensor:
+    """f at the ends of some rows' paths as one batch, `[rows, numbers]`."""
+    evaluator = Evaluator(replace(problem, batch_rows=len(rows)))
+    return evaluator.outputs(problem.inputs, rows).reshape(len(rows), -1)
+
+
+def _hidden(lift: Lift, rows: Tensor) -> tuple[Tensor, ...]:
+    """The hoisted prefix at the ends of some rows' paths as one batch."""
+    some = lift.problem.tensors.take(rows)
+    evaluator = Evaluator(replace(lift.problem, tensors=some, batch_rows=len(rows)))
+    return evaluator.hidden(lift.hoisted, some.inputs)
 
 
 def step_trial(

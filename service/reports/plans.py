@@ -85,7 +85,8 @@ def _step_batch(chosen: Numerics) -> Facts:
     if chosen.exact:
         return [("threads", f"{chosen.threads}, {computed}")]
     at_once = f", given to the model {chosen.takes_rows} at a time" if chosen.takes_rows else ""
-    rows = f"{chosen.batch_rows:,} rows{at_once}"
+    fewer = f", down to {chosen.smaller_batches[-1]:,} at the end" if chosen.smaller_batches else ""
+    rows = f"{chosen.batch_rows:,} rows{fewer}{at_once}"
     return [("step batch", f"{rows}, {chosen.threads} threads, {computed}")]
 
 
