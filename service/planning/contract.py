@@ -14,6 +14,7 @@ from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.sample import real_rows
 from integrand.workers.methods.probing import unused_inputs
 from integrand.workers.methods.table import method_of
+from integrand.workers.models.gradients import differentiate
 from integrand.workers.models.outputs import (
     Forward,
     check_output,
@@ -63,7 +64,7 @@ def _try_model(
     if method_of(spec.accuracy).needs_gradients:
         unused = [spec.inputs[i].name for i in unused_inputs(out, points)]
         again = on_copies(forward, *arguments)
-        gradients = torch.autograd.grad(again.sum(), points, allow_unused=True)
+        gradients = differentiate(again.sum(), points)
         warnings += _gradient_warnings(unused, gradients)
     return out.detach(), warnings
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from integrand.schemas.errors import IntegrandError, SpecError
 from integrand.workers.engine.evaluator import is_out_of_memory
-from integrand.workers.models.gradients import independent_of_inputs
+from integrand.workers.models.gradients import differentiate, independent_of_inputs
 from integrand.workers.models.modes import is_exported, training_parts
 from integrand.workers.models.outputs import Forward, check_output, on_copies
 from integrand.workers.models.portions import SIZES, takes
@@ -124,7 +124,7 @@ def unused_inputs(out: Tensor, inputs: Sequence[Tensor]) -> list[int]:
     """
     if not out.requires_grad:
         raise independent_of_inputs()
-    gradients = torch.autograd.grad(out.sum(), list(inputs), allow_unused=True)
+    gradients = differentiate(out.sum(), inputs)
     unused = [i for i, g in enumerate(gradients) if g is None]
     if len(unused) == len(inputs):
         raise independent_of_inputs()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.workers.models.outputs import Forward, on_copies, select
+from integrand.workers.models.recurrence import explained_refusal
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,29 @@ def gradients_of(
     keep_graph  whether another backward pass follows
     required    whether to raise SpecError where outputs depend on no point at all
     """
-    found = torch.autograd.grad(
-        outputs, points, cotangents, retain_graph=keep_graph, allow_unused=True
-    )
+    found = differentiate(outputs, points, cotangents, keep_graph=keep_graph)
     if required and all(g is None for g in found):
         raise independent_of_inputs()
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, points, strict=True)]
+
+
+def differentiate(
+    outputs: Tensor | Sequence[Tensor],
+    points: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None = None,
+    *,
+    keep_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """As `gradients_of`; None where outputs do not depend on a point."""
+    try:
+        return torch.autograd.grad(
+            outputs, points, cotangents, retain_graph=keep_graph, allow_unused=True
+        )
+    except RuntimeError as error:
+        refusal = explained_refusal(error)
+        if refusal is None:
+            raise
+        raise refusal from error
 
 
 def independent_of_inputs() -> SpecError:

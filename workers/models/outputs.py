@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
+from integrand.workers.models.recurrence import differentiable
 
 Forward = Callable[..., Tensor]
 """A model: from tensors `[rows, ...]` to outputs `[rows, ...]`."""
@@ -26,7 +27,8 @@ def on_copies(forward: Forward, *arguments: Tensor) -> Tensor:
     """`forward` at copies of the arguments: a model may write into what it is given, and a leaf
     refuses that.
     """
-    return forward(*[a.clone() for a in arguments])
+    with differentiable(arguments):
+        return forward(*[a.clone() for a in arguments])
 
 
 def transformed(forward: Forward, transform: str) -> Forward:

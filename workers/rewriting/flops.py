@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from integrand.workers.models.gradients import differentiate
 from integrand.workers.models.outputs import Forward
+from integrand.workers.models.recurrence import differentiable
 from integrand.workers.rewriting.hoisting import Hoisted
 
 WORTH = 0.85
@@ -65,8 +67,8 @@ def _flops(forward: Forward, points: Sequence[Tensor], forward_args: Sequence[Te
     from torch.utils.flop_counter import FlopCounterMode  # a tree of modules for plans alone
 
     leaves = [p.detach().clone().requires_grad_() for p in points]
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), differentiable(leaves), FlopCounterMode(display=False) as counter:
         # its hooks fail on gradients to a module's own argument
         out = forward(*[p * 1 for p in leaves], *[a.clone() for a in forward_args])
-        torch.autograd.grad(out.sum(), leaves, allow_unused=True)
+        differentiate(out.sum(), leaves)
     return int(counter.get_total_flops())
