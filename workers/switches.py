@@ -1,4 +1,5 @@
-"""Torch's switches that decide bits on CUDA: set for a call and put back, or set for good.
+"""Torch's switches that decide bits on CUDA: set for a call and put back, or set for good; and the
+operations that deterministic kernels are asked for in vain.
 
 Torch has two interfaces to TF32. Since 2.9 each operation has an `fp32_precision`, which kernels go
 by; the older `allow_tf32` and matmul precision are kept apart from it, and torch refuses to read
@@ -8,6 +9,7 @@ set, so that a program may have used either; what cannot be read is left as it i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from torch import backends
 IEEE, TF32 = "ieee", "tf32"
 """How the float32 factors of a product are read: all 24 bits of them, or 11."""
 
+_IN_VAIN = " does not have a deterministic implementation"
+"""Torch's words behind the name of an operation that goes on as it is."""
 _ON_CUDA = ("cuda.matmul", "cudnn.conv", "cudnn.rnn")
 
 
@@ -131,3 +135,22 @@ def _set(switches: Sequence[Switch]) -> None:
         value = switch.value()
         if switch.wanted and value is not None and value not in switch.wanted:
             switch.write(switch.wanted[0])
+
+
+@contextmanager
+def nondeterministic_operations() -> Iterator[set[str]]:
+    """Names of the operations run within that torch has in no deterministic form, as it warns of
+    them where deterministic kernels are asked for; other warnings go on their way.
+    """
+    names: set[str] = set()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        yield names
+    for warning in seen:
+        name, words, _ = str(warning.message).partition(_IN_VAIN)
+        if words:
+            names.add(name)
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )

@@ -28,6 +28,7 @@ from integrand.workers.methods.explaining import explain
 from integrand.workers.methods.table import method_of
 from integrand.workers.models.repeatability import Repeatability, measure_repeatability
 from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.switches import nondeterministic_operations
 
 FEWEST = 16
 """Rows below which a step batch is not taken for the sake of bits that were merely preferred."""
@@ -91,10 +92,13 @@ def choose_batch(asked: Question, planned: int) -> StepBatch:
     somewhat fewer rows. Else under `prefer` all of them, and the reason; otherwise the most in
     which they do, and the price.
 
-    Raises SpecError for models that are random, mix rows, or take no such batch, and for a
-    `compute.batch_rows` that breaks the bits that are insisted on.
+    Raises SpecError for models that are random, mix rows, or take no such batch, and where bits are
+    insisted on, for a `compute.batch_rows` or an operation that breaks them.
     """
     size = _fitting(asked, planned)
+    operations = _nondeterministic(asked, size)
+    if operations:
+        return _whatever_its_bits(asked, size, operations)
     found = _measured(asked, asked.form, size)
     if found is None:
         return StepBatch(asked.form, size)
@@ -192,6 +196,40 @@ def _price(asked: Question, rows: int, planned: int) -> str:
         f" an evaluation takes {small / full:.1f} times as long; `compute.reproducible: prefer`"
         f" with `batch_rows: {planned}` gives them up"
     )
+
+
+def _nondeterministic(asked: Question, size: int) -> str:
+    """Names of the operations of a step batch that torch has in no deterministic form."""
+    with nondeterministic_operations() as names:
+        asked.trial(asked.form, size).run()
+    return ", ".join(sorted(names))
+
+
+def _whatever_its_bits(asked: Question, size: int, operations: str) -> StepBatch:
+    """The full step batch of a model whose bits may be others in every run, by rounding alone.
+
+    Raises SpecError where bits are insisted on, and for models that are random or mix rows.
+    """
+    reason = (
+        f"torch has no deterministic form of {operations} on {asked.sample.device.type}, which the"
+        " model uses: last bits may be others in every run"
+    )
+    if asked.insisting:
+        raise SpecError(
+            f"compute.reproducible: {asked.spec.compute.reproducible}",
+            expected="operations that give the same bits in every run",
+            seen=reason,
+            next_step=(
+                "take `prefer`, which ends the run with `determinism: tolerance`; replace the"
+                " operation in the model, or run where it has such a form"
+            ),
+        )
+    points = path_points(asked.sample)
+    prepared, rows = asked.form.prepared, max(2, size)
+    found = measure_repeatability(prepared, points, rows, gradients=asked.gradients)
+    if not found.steady:
+        found.check()
+    return StepBatch(asked.form, size, reason, (reason,))
 
 
 def _refused(size: int) -> SpecError:

@@ -132,7 +132,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
             *job.loaded.notes,
             *findings.warnings,
             *_device_warnings(spec, job.device),
-            *_kernel_warnings(findings),
+            *_kernel_warnings(findings, job.device),
         ),
         left_out=findings.savings.left_out,
         half_error=findings.half_error,
@@ -286,14 +286,16 @@ def _outputs_on_sample(spec: AttributeSpec, job: Survey, model: Forward) -> obje
         return on_copies(forward, *arguments)
 
 
-def _kernel_warnings(findings: PlanFacts) -> tuple[str, ...]:
+def _kernel_warnings(findings: PlanFacts, device: str) -> tuple[str, ...]:
     """That kernels were asked for which may round rows by their place, where the trial has not
-    shown it already.
+    shown it already, or which may differ from run to run.
     """
-    warning = kernels.objection(kernels.in_force())
-    if warning is None or findings.lowered:
-        return ()
-    return (warning,)
+    found = []
+    if not findings.lowered:
+        found.append(kernels.objection(kernels.in_force()))
+    if device == "cuda":
+        found.append(kernels.objection_on_cuda())
+    return tuple(filter(None, found))
 
 
 def _device_warnings(spec: AttributeSpec, device: str) -> tuple[str, ...]:

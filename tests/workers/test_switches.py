@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods import attribution
 from integrand.workers.methods.attribution import Attribution, attribute, prepare
-from integrand.workers.switches import pinned_on
+from integrand.workers.switches import nondeterministic_operations, pinned_on
 
 CUDA = torch.device("cuda")
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -188,6 +189,16 @@ def test_switches_are_put_back_where_a_model_raises(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="not today"):
         attribute(broken, torch.randn(3, 4))
     assert precisions() == before
+
+
+def test_operations_without_a_deterministic_form_are_named_and_other_warnings_go_on() -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pinned_on(CUDA), nondeterministic_operations() as names:
+            torch.zeros(4).put_(torch.tensor([1]), torch.tensor([2.0]))
+            warnings.warn("something else", stacklevel=1)
+    assert names == {"put_"}
+    assert [str(warning.message) for warning in seen] == ["something else"]
 
 
 # --- what only a device can show ---------------------------------------------------------------

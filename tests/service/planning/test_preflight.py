@@ -169,6 +169,37 @@ def test_a_step_batch_that_breaks_required_bits_is_refused(job: JobFolder):
     assert "`reproducible: prefer`" in message
 
 
+IN_VAIN = """out = self.logits(x)
+torch.zeros(4).put_(torch.tensor([1]), out[0, :1].detach())
+self.calls = getattr(self, "calls", 0) + 1
+return out"""
+"""An operation of which torch has no deterministic form."""
+
+
+@pytest.mark.filterwarnings("ignore:put_ does not have a deterministic implementation")
+@pytest.mark.parametrize(
+    "noise", ["", " + 1e-7 * (self.calls % 2)"], ids=["the same in the trial", "rounded otherwise"]
+)
+def test_an_operation_without_a_deterministic_form_is_told(job: JobFolder, noise: str):
+    """In the plan and in the run, also where a few runs happen to agree; it is the user's to say
+    whether that is enough.
+    """
+    job.write_model(IN_VAIN + noise)
+    plan, manifest = job.plan(compute={}), job.run(compute={})
+    assert (manifest.determinism, manifest.determinism_reasons) == ("tolerance", (plan.lowered,))
+    assert "no deterministic form of put_ on cpu" in str(plan.lowered)
+    assert plan.lowered in plan.warnings
+    message = refusal(job, compute={"reproducible": "require"})
+    for words in ("compute.reproducible: require", "put_", "take `prefer`"):
+        assert words in message
+
+
+@pytest.mark.filterwarnings("ignore:put_ does not have a deterministic implementation")
+def test_random_numbers_are_refused_whatever_operations_are_used(job: JobFolder):
+    job.write_model(f"{IN_VAIN} + torch.rand(())")
+    assert "the same result for the same batch" in refusal(job)
+
+
 SHALLOW = (
     "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return"
     " nn.Linear(3, 2).eval()\n"
