@@ -169,6 +169,7 @@ class Projection(Record):
     batch_seconds: float
     output_bytes: int
     memory_bytes: int
+    device_bytes: int = Field(0, description="On a worker's GPU; 0 where it has none.")
     seconds: float
     estimated: bool = Field(False, description="True while the source is not split or counted yet.")
 

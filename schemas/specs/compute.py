@@ -8,6 +8,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from integrand.schemas.specs.part import Count, Part
 
+Bytes = Annotated[int, Field(ge=1 << 20, le=1 << 50)]
+
 
 class WorkerRange(Part):
     """Actors scale between these."""
@@ -73,11 +75,12 @@ class Compute(Part):
             " none: the model as it is."
         ),
     )
-    memory: int = Field(
-        512 << 20,
-        ge=1 << 20,
-        le=1 << 50,
-        description="Bytes that a step batch may take; `auto` stays below.",
+    memory: Bytes | Literal["auto"] = Field(
+        "auto",
+        description=(
+            "Bytes that a step batch may take, where `batch_rows` is `auto`. auto: 512 MiB on CPUs;"
+            " on a GPU a quarter of what a worker has of it, at most 12 GiB."
+        ),
     )
     shard_rows: Count | Literal["auto"] = Field("auto", description="Most rows of a shard.")
     shard_bytes: int | None = Field(

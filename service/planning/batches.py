@@ -292,17 +292,30 @@ def _fitting(asked: Question, planned: int) -> int:
     """
     errors: dict[int, Exception] = {}
     for size in halves(planned, 1 if asked.free else planned):
-        error = _error_at(asked, size)
+        error = _error_or_lack_at(asked, size)
         if error is None:
             return size
         errors[size] = error
-    first = next(iter(errors.values()))
-    raise no_batch(list(errors), first) from first
+    found = list(errors.values())
+    if is_out_of_memory(found[-1]):
+        raise found[-1]
+    raise no_batch(list(errors), found[0]) from found[0]
 
 
 def _error_at(asked: Question, size: int) -> Exception | None:
     """What a step batch of that many rows raises; None where it runs."""
     return error_of(lambda: asked.trial(asked.form, size).run())
+
+
+def _error_or_lack_at(asked: Question, size: int) -> Exception | None:
+    """The same, or how memory runs out."""
+    try:
+        return _error_at(asked, size)
+    except (MemoryError, RuntimeError) as error:
+        # without the frames, which hold on to what filled the memory
+        lack = error.with_traceback(None)
+    torch.cuda.empty_cache()
+    return lack
 
 
 def error_of(run: Callable[[], object]) -> Exception | None:

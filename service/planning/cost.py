@@ -5,12 +5,15 @@ the memory of a worker.
 from __future__ import annotations
 
 import resource
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.sample import one_target
-from integrand.workers.engine.batching import step_batch_rows
+from integrand.workers.engine.memory import MemoryBudget, memory_budget, row_bytes
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.engine.tracks import live_rows
 from integrand.workers.methods.base import Method
@@ -26,7 +29,48 @@ SPARE = 1.2
 """Reading, judging and writing, as a share of the time in step batches."""
 
 
-def affordable_rows(spec: AttributeSpec, row_bytes: int, model: Forward) -> int:
+@dataclass(frozen=True, kw_only=True)
+class RowCost:
+    """Bytes of a row on a device.
+
+    step          in a step batch, as `row_bytes` finds them
+    kept          while it is under way
+    kept_by_step  the same, by rows of a step batch
+    """
+
+    device: torch.device
+    step: int
+    kept: int
+    kept_by_step: int
+
+
+@dataclass(frozen=True)
+class WorkerMemory:
+    """Bytes of a worker: of its process, and on its GPU beside what CUDA itself takes there."""
+
+    host: int
+    device: int = 0
+
+
+def row_cost(method: Method[Any], prepared: Prepared, sample: RowTensors) -> RowCost:
+    """What one row takes, found on a few."""
+    kept = sample.elements * method.needs.kept_bytes
+    return RowCost(
+        device=sample.device,
+        step=row_bytes(prepared, sample.inputs, sample.forward_args),
+        kept=kept,
+        kept_by_step=-(-2 * kept // method.needs.first_evaluations),
+    )
+
+
+def memory_of(spec: AttributeSpec, device: torch.device) -> MemoryBudget:
+    """What the spec lets a worker take of a device's memory."""
+    compute = spec.compute
+    share = compute.gpus_per_worker or 1.0
+    return memory_budget(device, compute.memory, share=share)
+
+
+def affordable_rows(spec: AttributeSpec, budget: MemoryBudget, row: RowCost, model: Forward) -> int:
     """Rows of a step batch: as the spec or the model has them, or as memory allows. Raises
     SpecError where it allows none.
     """
@@ -34,16 +78,31 @@ def affordable_rows(spec: AttributeSpec, row_bytes: int, model: Forward) -> int:
         return spec.compute.batch_rows
     if isinstance(model, Portions):
         return model.rows
-    if row_bytes > spec.compute.memory:
-        raise SpecError(
+    if row.step > budget.most:
+        raise too_little_memory(spec, budget, row.step)
+    return budget.batch_rows(row.step, row.kept_by_step)
+
+
+def too_little_memory(spec: AttributeSpec, budget: MemoryBudget, needed: int) -> SpecError:
+    """For a single row that needs more than there is."""
+    needs = f"at least {needed / 2**20:,.0f} MiB: what one row keeps for its backward pass"
+    there = f"{budget.most / 2**20:,.0f} MiB"
+    if budget.device != "cuda" or spec.compute.memory != "auto":
+        return SpecError(
             "compute.memory",
-            expected=(
-                f"at least {row_bytes / 2**20:.0f} MiB: what one row keeps for its backward pass"
-            ),
-            seen=f"{spec.compute.memory / 2**20:.0f} MiB",
+            expected=needs,
+            seen=there,
             next_step="raise compute.memory, or run where there is more",
         )
-    return step_batch_rows(row_bytes, spec.compute.memory)
+    return SpecError(
+        "compute.gpus_per_worker",
+        expected=f"{needs} on the GPU",
+        seen=f"{there} free for a worker with {spec.compute.gpus_per_worker:g} of it",
+        next_step=(
+            "raise compute.gpus_per_worker to 1, end what else holds its memory, or take a GPU with"
+            " more of it"
+        ),
+    )
 
 
 def evaluations_per_row(
@@ -64,10 +123,13 @@ def seconds_per_row(evaluations: float, batch_rows: int, batch_s: float) -> floa
     return (evaluations + 1) * batch_s / batch_rows * SPARE
 
 
-def worker_bytes(method: Method[Any], sample: RowTensors, row_bytes: int, batch_rows: int) -> int:
-    """The process as it is now, one step batch, and what is kept of live rows."""
+def worker_memory(method: Method[Any], row: RowCost, batch_rows: int) -> WorkerMemory:
+    """The process as it is now, one step batch, and what is kept of live rows: these on the device
+    where that is a GPU.
+    """
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     live = live_rows(batch_rows, method.needs.first_evaluations)
-    batch_bytes = 2 * row_bytes * batch_rows
-    live_bytes = live * sample.elements * method.needs.kept_bytes
-    return int(process + batch_bytes + live_bytes)
+    computed = row.step * batch_rows + live * row.kept
+    if row.device.type != "cuda":
+        return WorkerMemory(int(process + computed + row.step * batch_rows))
+    return WorkerMemory(int(process), int(torch.cuda.memory_allocated(row.device) + computed))

@@ -435,7 +435,8 @@ def _projection(
         evaluations_per_row=findings.evaluations_per_row,
         batch_seconds=findings.batch_s,
         output_bytes=rows * row_bytes,
-        memory_bytes=findings.memory_bytes + 4 * largest * row_bytes,
+        memory_bytes=findings.memory.host + 4 * largest * row_bytes,
+        device_bytes=findings.memory.device,
         seconds=rows * findings.seconds_per_row / spec.compute.worker_range.max,
         estimated=dataset.estimated,
     )

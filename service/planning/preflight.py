@@ -20,14 +20,17 @@ from integrand.service.planning.batches import (
 )
 from integrand.service.planning.contract import first_pass
 from integrand.service.planning.cost import (
+    WorkerMemory,
     affordable_rows,
     evaluations_per_row,
+    memory_of,
+    row_cost,
     seconds_per_row,
-    worker_bytes,
+    worker_memory,
 )
 from integrand.service.planning.forms import Form, aligned_form, choose_form, stepping_form
 from integrand.service.planning.ladder import smaller_batches
-from integrand.service.planning.sample import real_rows
+from integrand.service.planning.sample import enough_memory, real_rows
 from integrand.service.planning.trials import (
     check_compiled,
     rounding_seen,
@@ -35,7 +38,6 @@ from integrand.service.planning.trials import (
     step_trial,
 )
 from integrand.workers.engine.autocast import HALVES, LEAST
-from integrand.workers.engine.batching import activation_bytes
 from integrand.workers.methods.base import Method
 from integrand.workers.methods.table import method_of
 from integrand.workers.models.outputs import Forward
@@ -55,11 +57,10 @@ class PlanFacts:
     batch_rows: int
     smaller: tuple[int, ...]
     outputs: int | None
-    row_bytes: int
     batch_s: float
     evaluations_per_row: float
     seconds_per_row: float
-    memory_bytes: int
+    memory: WorkerMemory
     warnings: tuple[str, ...]
     exact: bool
     savings: Savings
@@ -84,9 +85,11 @@ def examine(
         warnings.append("the closed form is not taken: a row's last bits depend on its place there")
     # twice as many rows are tried here
     with real_rows(model, sample.arguments):
-        row_bytes = activation_bytes(form.prepared, sample.inputs, sample.forward_args)
+        row = row_cost(method, form.prepared, sample)
+    budget = memory_of(spec, sample.device)
     asked = Question(spec, form, sample, partial(aligned_form, spec, model, sample, form.savings))
-    chosen = _step_batch(asked, affordable_rows(spec, row_bytes, model))
+    with enough_memory(sample.device):
+        chosen = _step_batch(asked, affordable_rows(spec, budget, row, model))
     one_size = varying or _of_one_size(spec, model, form)
     smaller = () if one_size else smaller_batches(asked, chosen)
     prepared, batch_rows = chosen.form.prepared, chosen.rows
@@ -99,11 +102,10 @@ def examine(
         batch_rows=batch_rows,
         smaller=smaller,
         outputs=width,
-        row_bytes=row_bytes,
         batch_s=batch_s,
         evaluations_per_row=evaluations,
         seconds_per_row=seconds_per_row(evaluations, batch_rows, batch_s),
-        memory_bytes=worker_bytes(method, sample, row_bytes, batch_rows),
+        memory=worker_memory(method, row, batch_rows),
         warnings=(*warnings, *chosen.warnings, *_rounding_warnings(spec, method, half_error)),
         exact=form.exact,
         savings=chosen.form.savings,

@@ -22,6 +22,7 @@ from integrand.workers.data.columns import declared_columns
 from integrand.workers.data.prepasses.base import Arrays
 from integrand.workers.data.reading import read_parts, read_slices
 from integrand.workers.data.tensors import Rows, length_buckets, to_rows
+from integrand.workers.engine.evaluator import is_out_of_memory
 from integrand.workers.isolation import isolate
 from integrand.workers.methods.probing import one_line
 from integrand.workers.models.embeddings import IdsModel
@@ -223,10 +224,33 @@ def _judge_ids(forward: Forward, rows: Rows, device: str) -> list[str | None]:
 
 
 @contextmanager
+def enough_memory(device: torch.device) -> Iterator[None]:
+    """SpecError where memory runs out while the model is tried."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        on_gpu = device.type == "cuda"
+        raise SpecError(
+            "memory of the GPU" if on_gpu else "memory",
+            expected="room for the model and a few rows of the job at once",
+            seen=one_line(error),
+            next_step=(
+                "end what else holds memory there, raise compute.gpus_per_worker to 1, take a"
+                " smaller compute.batch_rows, or a GPU with more"
+                if on_gpu
+                else "take a smaller compute.batch_rows, or a machine with more"
+            ),
+        ) from error
+
+
+@contextmanager
 def real_rows(forward: Forward, arguments: Sequence[Tensor]) -> Iterator[None]:
     """Whatever the model raises on real rows is the job's fault."""
     try:
-        yield
+        with enough_memory(arguments[0].device):
+            yield
     except IntegrandError:
         raise
     except (Exception, SystemExit) as error:

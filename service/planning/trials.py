@@ -119,13 +119,19 @@ def seconds_per_batch(trial: StepTrial) -> float:
     """Median seconds of one step batch, after a first one. Nothing that decides a value may use
     it.
     """
-    trial.run()
+    _await(trial.run())
     times = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
-        trial.run().sum().item()  # waits for the device
+        _await(trial.run())
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def _await(found: Tensor) -> None:
+    """A GPU answers before it has computed anything."""
+    if found.device.type == "cuda":
+        torch.cuda.synchronize(found.device)
 
 
 def repeats_bits(trial: StepTrial) -> bool:

@@ -57,10 +57,11 @@ def _shards(plan: Plan) -> str:
 def _costs(plan: Plan) -> Facts:
     cost, workers = plan.projection, plan.spec.compute.worker_range.max
     milliseconds = cost.seconds_per_row * 1e3
+    on_gpu = f", ~{decimal(cost.device_bytes)} on its GPU" if cost.device_bytes else ""
     device_hours = cost.seconds_per_row * _rows(plan) / 3600
     return [
         ("output", f"~{decimal(cost.output_bytes)}"),
-        ("memory per worker", f"~{decimal(cost.memory_bytes)}"),
+        ("memory per worker", f"~{decimal(cost.memory_bytes)}{on_gpu}"),
         ("cost per row", f"{_evaluations(plan)}, {milliseconds:.3g} ms on one worker"),
         ("estimated time", f"{duration(cost.seconds)} with {workers} workers"),
         ("device hours", f"{device_hours:.3g}"),

@@ -22,7 +22,7 @@ LARGEST, SMALLEST = 1024, 16
 their last bits.
 """
 KEPT_BYTES = 256 << 20
-"""What a worker keeps of its live rows, if it explains several targets at once."""
+"""What a worker keeps of its live rows on a CPU, if it explains several targets at once."""
 KEPT_BYTES_PER_ELEMENT = 63 * 8 + COLUMNS * 8
 """63 gradients, in float64 at most, and the sums of a grid."""
 
@@ -74,7 +74,7 @@ def step_batch_rows(row_bytes: int, memory: int) -> int:
     """
     fits = max(1, memory // (2 * row_bytes))
     cached = max(SMALLEST, CACHE_BYTES // row_bytes)
-    return _power_of_two(min(fits, cached, LARGEST))
+    return power_of_two(min(fits, cached, LARGEST))
 
 
 def rows_of_length(batch_rows: int, planned: int, length: int) -> int:
@@ -88,16 +88,18 @@ def rows_of_length(batch_rows: int, planned: int, length: int) -> int:
     with_square = batch_rows * planned**2 // length**2
     fits = min(LARGEST, in_proportion, with_square)
     fewest = min(batch_rows, SMALLEST)
-    return _power_of_two(max(fewest, fits))
+    return power_of_two(max(fewest, fits))
 
 
-def _power_of_two(rows: int) -> int:
+def power_of_two(rows: int) -> int:
     """The largest that is not more."""
     return 1 << (rows.bit_length() - 1)
 
 
-def targets_at_once(batch_rows: int, elements: int) -> int:
-    """Targets that share forward passes, so that what is kept of live rows stays small."""
+def targets_at_once(batch_rows: int, elements: int, kept: int = KEPT_BYTES) -> int:
+    """Targets that share forward passes, so that what is kept of live rows stays below some
+    bytes.
+    """
     live = live_rows(batch_rows, FIRST)
     row_bytes = elements * KEPT_BYTES_PER_ELEMENT
-    return max(1, KEPT_BYTES // (live * row_bytes))
+    return max(1, kept // (live * row_bytes))

@@ -10,6 +10,7 @@ import torch
 from integrand.schemas.redaction import redact
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.batching import targets_at_once
+from integrand.workers.engine.memory import memory_budget
 from integrand.workers.engine.results import Explained, numpy_dtype
 from integrand.workers.engine.row_results import RowResults
 from integrand.workers.isolation import Raised, isolate
@@ -42,8 +43,12 @@ def attribute_clean(
         return Attributed(_nothing(0, rows))
     method = method_of(job.plan.spec.accuracy)
 
+    share = job.plan.spec.compute.gpus_per_worker or 1.0
+    kept = memory_budget(rows.device, share=share).kept
+    at_once = targets_at_once(batch_rows, rows.elements, kept)
+
     def attempt(part: slice) -> Attributed:
-        calls = _calls(rows.take(part), targets_at_once(batch_rows, rows.elements))
+        calls = _calls(rows.take(part), at_once)
         found = [
             explain(job.prepared, call, method, batch_rows=batch_rows, tick=tick) for call in calls
         ]

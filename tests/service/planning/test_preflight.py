@@ -446,6 +446,22 @@ def test_too_little_memory_is_refused_with_what_a_row_needs(job: JobFolder):
     assert "compute.memory" in refusal(job, compute={"memory": 1 << 20})
 
 
+def test_where_memory_runs_out_fewer_rows_are_tried(job: JobFolder):
+    """Down to those that fit; of a number that is asked for it is told."""
+    job.write_model("return fail(MemoryError('no room')) if len(x) > 128 else self.logits(x)")
+    assert job.plan(compute={}).numerics.batch_rows == 128
+    message = refusal(job, compute={"batch_rows": 256})
+    assert "room for the model" in message
+    assert "a smaller compute.batch_rows" in message
+
+
+def test_where_not_even_a_few_rows_fit_that_is_told(job: JobFolder):
+    job.write_model("raise MemoryError('no room')")
+    message = refusal(job)
+    assert "memory" in message
+    assert "no room" in message
+
+
 def test_memory_bounds_the_step_batch(job: JobFolder):
     job.write_model("return self.logits(x) + 0 * x.repeat(1, 10000).square()[:, :2]")
     small, large = (job.plan(compute={"memory": m}).numerics.batch_rows for m in (1 << 20, 1 << 28))

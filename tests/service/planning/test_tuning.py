@@ -67,6 +67,12 @@ def test_the_fastest_of_each_number_of_threads_is_a_line_for_the_spec(job: JobFo
     assert [(s.compute.threads, s.compute.savings) for s in specs] == [(1, "none"), (4, "auto")]
 
 
+def test_lines_for_a_gpu_ask_for_it(job: JobFolder) -> None:
+    (line,) = Tuning("cuda", (Timing(1 << 16, 1, "auto", 1e-7),), gpus=0.5).lines()
+    spec = parse_spec(job.fields(**parse_text(line, "tune")))
+    assert (spec.compute.gpus_per_worker, spec.compute.batch_rows) == (0.5, 1 << 16)
+
+
 def test_a_closed_form_has_nothing_to_tune(job: JobFolder) -> None:
     job.path.joinpath(f"{job.module}.py").write_text(
         "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(),"
