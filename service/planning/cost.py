@@ -13,9 +13,9 @@ import torch
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.sample import one_target
+from integrand.workers.engine.batching import live_rows
 from integrand.workers.engine.memory import MemoryBudget, memory_budget, row_bytes
 from integrand.workers.engine.prepared import Prepared
-from integrand.workers.engine.tracks import live_rows
 from integrand.workers.methods.base import Method
 from integrand.workers.methods.explaining import explain
 from integrand.workers.models.outputs import Forward

@@ -19,7 +19,7 @@ from integrand.service.planning.sample import one_target
 from integrand.workers.engine.evaluator import Evaluator, lifted
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.engine.problem import Lift, Problem
-from integrand.workers.engine.steps import Step, step_gradients
+from integrand.workers.engine.steps import Items, Step, first_step
 from integrand.workers.methods.explaining import explain
 from integrand.workers.methods.fixed import FixedMethod
 from integrand.workers.models.row_tensors import RowTensors
@@ -53,8 +53,7 @@ class StepTrial:
         alphas = torch.linspace(
             0, 1, self.problem.batch_rows, dtype=torch.float64, device=rows.device
         )
-        (found,) = step_gradients(self.problem, rows, alphas[rows])
-        return found
+        return first_step(self.problem, Items(rows, alphas[rows]))
 
     # --- the same rows in smaller batches --------------------------------------------------------
 

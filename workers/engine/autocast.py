@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.problem import Floats
+from integrand.workers.engine.steps import Items, Step
 from integrand.workers.models.outputs import Forward
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,37 +44,50 @@ def under_autocast(forward: Forward, dtype: torch.dtype, device: str) -> Forward
     return half
 
 
-def measure_rounding(evaluator: Evaluator, rows: Tensor) -> Floats:
+def measure_rounding(evaluator: Evaluator, rows: Tensor) -> Tensor:
     """Relative L1 error that autocast is taken to cause in the attributions of some rows,
-    [problem's rows, targets].
+    [problem's rows, targets] float64; NaN for other rows.
 
     Three nodes of its path, with autocast and without.
     """
     problem = evaluator.problem
     plain = Evaluator(replace(problem, step=None, half=None))
-    found = np.full((problem.rows, problem.targets_per_row), np.nan)
+    shape = problem.rows, problem.targets_per_row
+    found = torch.full(shape, torch.nan, dtype=torch.float64, device=problem.device)
     for part in rows.split(evaluator.capacity) if len(rows) else ():
-        found[part.cpu().numpy()] = _apart(evaluator, plain, part)
+        measured = _apart(evaluator, plain, part)
+        cautious = (CAUTION * measured).nan_to_num(nan=HOPELESS, posinf=HOPELESS)
+        found[part] = cautious.clamp(LEAST * problem.epsilon, HOPELESS)
     evaluator.absorb(plain)
-    found = np.nan_to_num(CAUTION * found, nan=HOPELESS, posinf=HOPELESS)
-    return np.asarray(found.clip(LEAST * problem.epsilon, HOPELESS))
+    return found
 
 
-def _apart(half: Evaluator, plain: Evaluator, rows: Tensor) -> Floats:
+def _apart(half: Evaluator, plain: Evaluator, rows: Tensor) -> Tensor:
     """‖half − plain‖₁ / ‖half‖₁ of the integrand summed over the probes, [rows, targets]."""
-    wanted = range(half.problem.targets_per_row)
     difference = half.problem.features.difference(rows)
-    error, size = np.zeros((2, len(rows), len(wanted)))
+    wanted = range(half.problem.targets_per_row)
+    error = torch.zeros(len(rows), len(wanted), dtype=torch.float64, device=rows.device)
+    size = torch.zeros_like(error)
     for probe in PROBES:
-        alphas = torch.full((len(rows),), probe, dtype=torch.float64, device=rows.device)
-        rounded = half.gradients(rows, alphas, wanted)
-        exact = plain.gradients(rows, alphas, wanted)
+        rounded, exact = _gradients(half, rows, probe), _gradients(plain, rows, probe)
         for target in wanted:
-            seen = rounded[target].gradients
-            both = torch.stack([seen - exact[target].gradients, seen], 1)
-            pulled = half.pull(rows, both.double().cpu().numpy(), 1)
-            apart = np.abs(pulled * difference[:, None]).sum(2)
+            both = torch.stack([rounded[target] - exact[target], rounded[target]], 1)
+            pulled = half.pull(rows, both.double())
+            apart = (pulled * difference[:, None]).abs().sum(2)
             error[:, target] += apart[:, 0]
             size[:, target] += apart[:, 1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(error == 0, 0.0, error / size)
+    return torch.where(error == 0, 0.0, error / size)
+
+
+def _gradients(evaluator: Evaluator, rows: Tensor, alpha: float) -> list[Tensor]:
+    """Of every target at one place of the rows' paths, [rows, elements]."""
+    problem = evaluator.problem
+    alphas = torch.full((len(rows),), alpha, dtype=torch.float64, device=rows.device)
+    shape = problem.targets_per_row, len(rows), problem.elements
+    found = torch.empty(shape, dtype=problem.dtype, device=rows.device)
+
+    def receive(target: int, start: int, stop: int, step: Step) -> None:
+        found[target, start:stop] = step.gradients
+
+    evaluator.gradients(Items(rows, alphas), range(problem.targets_per_row), receive)
+    return list(found)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from integrand.workers.engine.tracks import live_rows
 from integrand.workers.models.outputs import Forward, on_copies
 from integrand.workers.quadrature.kinked import COLUMNS
 from integrand.workers.quadrature.smooth import FIRST
@@ -25,6 +24,14 @@ KEPT_BYTES = 256 << 20
 """What a worker keeps of its live rows on a CPU, if it explains several targets at once."""
 KEPT_BYTES_PER_ELEMENT = 63 * 8 + COLUMNS * 8
 """63 gradients, in float64 at most, and the sums of a grid."""
+
+
+def live_rows(batch_rows: int, nodes: int) -> int:
+    """Rows that may be under way: one step batch of first nodes, and another one while the last of
+    these is judged.
+    """
+    at_once = -(-batch_rows // nodes)
+    return 2 * at_once + 1
 
 
 def activation_bytes(

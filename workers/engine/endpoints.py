@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.problem import Floats, Problem
+from integrand.workers.engine.problem import Problem
 from integrand.workers.models.outputs import select
 
 
-def endpoint_values(evaluator: Evaluator, rows: Tensor) -> tuple[Floats, Floats]:
+def endpoint_values(evaluator: Evaluator, rows: Tensor) -> tuple[Tensor, Tensor]:
     """f(x) and f(x') of some rows, [rows, targets] float64; every distinct baseline is evaluated
     once.
     """
@@ -49,9 +49,9 @@ def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
     return on_host.view(torch.uint8).numpy()
 
 
-def _selected(problem: Problem, out: Tensor, rows: Tensor) -> Floats:
+def _selected(problem: Problem, out: Tensor, rows: Tensor) -> Tensor:
     found = []
     for target in range(problem.targets_per_row):
         table = problem.table(rows, target)
-        found.append(select(out, table))
-    return torch.stack(found, 1).double().cpu().numpy()
+        found.append(select(out, table).double())
+    return torch.stack(found, 1)

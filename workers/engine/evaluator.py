@@ -1,33 +1,52 @@
-"""Evaluations of the model: outputs and gradients at (row, node) items, in step batches of one
-fixed shape.
+"""Evaluations of the model: outputs and gradients at items, in step batches of few fixed shapes.
 
-Bits depend on nothing but the row: every batch has the same shape whatever rows happen to be beside
-it. Only where memory runs out is the shape halved, and `Evaluator.capacity` tells.
+Bits depend on nothing but the row: a batch has the full size whatever rows happen to be beside it,
+or, where there is less to do, a smaller one of which it is known that rows keep their bits in it.
+Only where memory runs out is the size halved, and `Evaluator.capacity` tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from integrand.workers.engine.problem import Floats, Lift, Problem
-from integrand.workers.engine.steps import Step, join, step_gradients
+from integrand.workers.engine.problem import Lift, Problem
+from integrand.workers.engine.steps import Items, Step, forward_pass
 from integrand.workers.models.gradients import SideBySide
 from integrand.workers.models.outputs import check_output, on_copies
 from integrand.workers.models.row_tensors import one_each
 from integrand.workers.rewriting.hoisting import Hoisted
 
 Found = TypeVar("Found")
+SPARED = 0.75
+"""A step batch filled to this share is not taken apart into smaller ones."""
+EVEN = 16
+"""Kernels treat the last rows of products differently that have no multiple of so many."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Items [start, stop) as one step batch of `size`, the last of them over and over."""
+
+    start: int
+    stop: int
+    size: int
+
+    @property
+    def padding(self) -> int:
+        return self.size - (self.stop - self.start)
 
 
 class Evaluator:
-    """Runs a problem's model on batches of `capacity` rows, the last one padded; halves them where
+    """Runs a problem's model on batches of `capacity` rows and smaller ones; halves them where
     memory runs out.
+
+    padded  evaluations that only filled step batches up
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -35,14 +54,24 @@ class Evaluator:
         self.capacity = problem.batch_rows
         self.padded = 0
 
+    @property
+    def shrunk(self) -> int:
+        """How many times less is taken at once than was planned, since memory ran out."""
+        return max(1, self.problem.batch_rows // self.capacity)
+
     @torch.no_grad()
     def outputs(self, points: Sequence[Tensor], rows: Tensor, *, check: bool = True) -> Tensor:
         """Outputs at some rows of `points` (one row where all share it): [rows, ...]."""
-        run = partial(self._outputs_at, points, check)
-        found = self._batched(rows, run)
-        return torch.cat([out[:count] for out, count in found])
 
-    def _outputs_at(self, points: Sequence[Tensor], check: bool, rows: Tensor) -> Tensor:
+        def run(batch: Batch) -> Tensor:
+            there = _padded(rows[batch.start : batch.stop], batch.size)
+            out = self._outputs_at(points, there, check=check)
+            return out[: batch.stop - batch.start]
+
+        found = self._batched(len(rows), run)
+        return self.within_memory(partial(torch.cat, found))
+
+    def _outputs_at(self, points: Sequence[Tensor], rows: Tensor, *, check: bool) -> Tensor:
         problem = self.problem
         at = [one_each(p, rows) for p in points]
         out = on_copies(problem.forward, *at, *problem.arguments(rows))
@@ -50,69 +79,56 @@ class Evaluator:
             out = check_output(out, len(rows), problem.table(rows, target))
         return out
 
-    def gradients(self, rows: Tensor, alphas: Tensor, wanted: Sequence[int]) -> list[Step]:
-        """Steps of each wanted target at `alphas` on the rows' paths, one entry per item."""
-        items = torch.arange(len(rows), device=rows.device)
-        run = partial(self._steps_at, rows, alphas, wanted)
-        found = self._batched(items, run)
-        self.padded += len(found) * self.capacity - len(rows)
-        parts = []
-        for steps, count in found:
-            parts.append([step.part(slice(count)) for step in steps])
-        return [join(of_target) for of_target in zip(*parts, strict=True)]
+    def gradients(
+        self, items: Items, wanted: Sequence[int], receive: Callable[[int, int, int, Step], None]
+    ) -> None:
+        """Steps of each wanted target at all items, handed over as they are found: the target, the
+        first item and the one behind the last, and what was found there.
+        """
 
-    def _steps_at(
-        self, rows: Tensor, alphas: Tensor, wanted: Sequence[int], items: Tensor
-    ) -> list[Step]:
-        some, at = rows[items], alphas[items]
-        return step_gradients(self.problem, some, at, wanted)
+        def run(batch: Batch) -> None:
+            count = batch.stop - batch.start
+            part = items.part(batch.start, batch.stop).padded(batch.size)
+            passed = forward_pass(self.problem, part)
+            for target in wanted:
+                step = passed.step(target, last=target == wanted[-1])
+                own = Step(step.gradients[:count], step.values[:count])
+                receive(target, batch.start, batch.stop, own)
+            self.padded += batch.padding
 
-    def pull(self, rows: Tensor, gradients: Floats, nodes: int) -> Floats:
-        """Combinations of gradients `[rows, k, elements]` with respect to features: the transposed
-        prefix, if there is one.
+        self._batched(len(items), run)
 
-        Batches have one size for all rows that were judged after `nodes` new ones: about what a
-        step batch brings.
+    def pull(self, rows: Tensor, gradients: Tensor) -> Tensor:
+        """Combinations of gradients `[rows, k, elements]` with respect to features, float64: the
+        transposed prefix, if there is one.
         """
         lift = self.problem.lift
         if lift is None:
             return gradients
         count, each, _ = gradients.shape
-        flat = torch.from_numpy(gradients.reshape(count * each, -1))
-        flat = flat.to(self.problem.device, self.problem.inputs[0].dtype)
-        items = torch.arange(len(flat), device=flat.device)
-        owners = rows.repeat_interleave(each)
-        usual = each * max(1, self.capacity // nodes)
-        size = min(self.capacity, -(-usual // 16) * 16)
-        run = partial(self._pulled, lift.hoisted, flat, owners)
-        found = self._batched(items, run, size)
-        pulled = torch.cat([part[:n] for part, n in found])
-        return pulled.double().cpu().numpy().reshape(count, each, -1)
-
-    def _pulled(self, hoisted: Hoisted, flat: Tensor, owners: Tensor, items: Tensor) -> Tensor:
-        cotangents = SideBySide.like(self.problem.inputs).split(flat[items])
-        arguments = self.problem.arguments(owners[items])
-        return SideBySide.join(hoisted.pull(cotangents, arguments))
+        size = -(-count * each // EVEN) * EVEN
+        flat = _padded(gradients.flatten(0, 1).to(self.problem.inputs[0].dtype), size)
+        owners = _padded(rows.repeat_interleave(each), size)
+        cotangents = SideBySide.like(self.problem.inputs).split(flat)
+        pulled = lift.hoisted.pull(cotangents, self.problem.arguments(owners))
+        joined = SideBySide.join(pulled)[: count * each]
+        return joined.double().reshape(count, each, -1)
 
     @torch.no_grad()
     def hidden(self, hoisted: Hoisted, points: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The prefix at every row of `points`, or at the one row that all share."""
         problem = self.problem
         shared = all(p.shape[0] == 1 for p in points) and not problem.forward_args
-        count = 1 if shared else problem.rows
-        rows = torch.arange(count, device=problem.device)
-        run = partial(self._hidden_at, hoisted, points)
-        found = []
-        for hidden, real in self._batched(rows, run):
-            found.append([h[:real] for h in hidden])
-        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        rows = torch.arange(1 if shared else problem.rows, device=problem.device)
 
-    def _hidden_at(
-        self, hoisted: Hoisted, points: Sequence[Tensor], rows: Tensor
-    ) -> tuple[Tensor, ...]:
-        at = [one_each(p, rows) for p in points]
-        arguments = self.problem.arguments(rows)
-        return hoisted.prefix(*at, *arguments)
+        def run(batch: Batch) -> list[Tensor]:
+            there = _padded(rows[batch.start : batch.stop], batch.size)
+            at = [one_each(p, there) for p in points]
+            found = hoisted.prefix(*at, *problem.arguments(there))
+            return [h[: batch.stop - batch.start] for h in found]
+
+        found = self._batched(len(rows), run)
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def absorb(self, other: Evaluator) -> None:
         """Count what another evaluator has padded for this one's rows, and take over to what it had
@@ -121,26 +137,46 @@ class Evaluator:
         self.capacity = min(self.capacity, other.capacity)
         self.padded += other.padded
 
-    def _batched(
-        self, rows: Tensor, run: Callable[[Tensor], Found], size: int | None = None
-    ) -> list[tuple[Found, int]]:
-        """`run` on pieces of `size` rows, or of a full step batch; smaller ones from the moment
-        memory runs out.
+    def within_memory(self, run: Callable[[], Found]) -> Found:
+        """What `run` finds; where memory runs out it is run again at half the capacity, so it must
+        leave nothing behind that is half done.
         """
         while True:
             try:
-                pieces = batches(rows, min(size or self.capacity, self.capacity))
-                return [(self._ticked(run, piece), count) for piece, count in pieces]
+                return run()
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or self.capacity == 1:
                     raise
+            # outside of `except`: the error holds on to the frames, and they to their tensors
             self.capacity //= 2
             torch.cuda.empty_cache()
 
-    def _ticked(self, run: Callable[[Tensor], Found], piece: Tensor) -> Found:
-        found = run(piece)
-        self.problem.tick()
+    def _batched(self, count: int, run: Callable[[Batch], Found]) -> list[Found]:
+        """`run` on one step batch after the other; smaller ones from the moment memory runs out."""
+        found: list[Found] = []
+        done = 0
+
+        def next_batch() -> tuple[Found, int]:
+            size = self._size(count - done)
+            batch = Batch(done, min(count, done + size), size)
+            return run(batch), batch.stop
+
+        while done < count:
+            one, done = self.within_memory(next_batch)
+            found.append(one)
+            self.problem.tick()
         return found
+
+    def _size(self, count: int) -> int:
+        """Of the next step batch for so many items."""
+        best = self.capacity
+        for size in self.problem.smaller:
+            if best <= count or size >= self.capacity:
+                continue
+            if size < count and count >= SPARED * best:
+                break
+            best = size
+        return best
 
 
 def lifted(evaluator: Evaluator, hoisted: Hoisted) -> Problem:
@@ -163,14 +199,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     ) or "can't allocate memory" in str(error)
 
 
-def batches(rows: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
-    """`rows` in pieces of exactly `size`, the last one padded with its own last row; with the count
-    that is real.
-    """
-    for start in range(0, len(rows), size):
-        piece = rows[start : start + size]
-        count = len(piece)
-        if count < size:
-            padding = piece[-1:].expand(size - count)
-            piece = torch.cat([piece, padding])
-        yield piece, count
+def _padded(rows: Tensor, size: int) -> Tensor:
+    """`size` rows: those given, and the last one over and over."""
+    missing = size - len(rows)
+    if not missing:
+        return rows
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])

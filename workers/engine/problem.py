@@ -6,18 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.workers.models.gradients import SideBySide
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors, one_each
 from integrand.workers.rewriting.hoisting import Hoisted
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +24,8 @@ class Problem:
                features
     step       what step batches run in place of `forward`: compiled, or under autocast to `half`
     rounding   relative L1 error of attributions under autocast, as measured, `[rows, targets]`
+    smaller    sizes below `batch_rows`, descending, in which rows keep the bits that they have in a
+               full step batch
     """
 
     forward: Forward
@@ -38,7 +35,8 @@ class Problem:
     lift: Lift | None = None
     step: Forward | None = None
     half: torch.dtype | None = None
-    rounding: Floats | None = None
+    rounding: Tensor | None = None
+    smaller: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -97,12 +95,11 @@ class Problem:
             return None
         return one_each(self.targets, rows)[:, target]
 
-    def difference(self, rows: Tensor) -> Floats:
+    def difference(self, rows: Tensor) -> Tensor:
         """x − x' of some rows, all inputs side by side: [rows, elements] float64."""
         ends = zip(self.inputs, self.baseline(rows), strict=True)
         parts = [x[rows].double() - b.double() for x, b in ends]
-        joined = SideBySide.join(parts)
-        return np.ascontiguousarray(joined.cpu().numpy())
+        return SideBySide.join(parts)
 
     @property
     def features(self) -> Problem:

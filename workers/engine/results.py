@@ -1,10 +1,11 @@
-"""Results of one call while they come in, and what they are returned as."""
+"""Results of one call while they come in, on the device, and what they are returned as."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.loop import Verdicts
-from integrand.workers.engine.problem import Floats, Problem
+from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.row_results import NUMBERS, RowResults
+from integrand.workers.engine.verdicts import CODES, Ending, Verdicts, decoded
 
 Tensors = Tensor | tuple[Tensor, ...]
 _ROWS_AT_ONCE = 1024
+_SAYS_IT_ALL = (RowStatus.ok, RowStatus.unchecked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,28 +52,43 @@ class Attribution:
     batch_rows: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Explained:
-    """Results `[rows, targets]` of a call, and what its step batches were: see `Attribution`."""
+    """Results `[rows, targets]` of a call, and what its step batches were: see `Attribution`.
 
-    results: RowResults
+    attributions  for each input `[rows, targets, ...]` in its dtype, on its device
+    numbers       by name, `[rows, targets]` on the host
+    """
+
+    attributions: tuple[Tensor, ...]
+    numbers: dict[str, NDArray[Any]]
+    status: NDArray[np.object_]
+    reason: NDArray[np.object_]
     padded: int
     batch_rows: int
+
+    @cached_property
+    def results(self) -> RowResults:
+        """All of it on the host."""
+        values = tuple(own.cpu().numpy() for own in self.attributions)
+        return RowResults(
+            attributions=values, status=self.status, reason=self.reason, **self.numbers
+        )
 
 
 def as_attribution(found: Explained, inputs: Tensors, *, several: bool) -> Attribution:
     """Results as they are returned for `inputs`: one entry per row, or `[rows, targets]` where
     several targets were asked for.
     """
-    results = found.results if several else found.results.flat()
-    xs = inputs if isinstance(inputs, tuple) else (inputs,)
-    pairs = zip(results.attributions, xs, strict=True)
-    values = tuple(torch.from_numpy(value).to(x.device) for value, x in pairs)
-    numbers = {name: torch.from_numpy(getattr(results, name)) for name in NUMBERS}
+    values = found.attributions
+    numbers = {name: torch.from_numpy(column) for name, column in found.numbers.items()}
+    if not several:
+        values = tuple(own[:, 0] for own in values)
+        numbers = {name: column[:, 0] for name, column in numbers.items()}
     return Attribution(
         attributions=values if isinstance(inputs, tuple) else values[0],
-        status=tuple(results.status.reshape(-1).tolist()),
-        reason=tuple(results.reason.reshape(-1).tolist()),
+        status=tuple(found.status.reshape(-1).tolist()),
+        reason=tuple(found.reason.reshape(-1).tolist()),
         padded=found.padded,
         batch_rows=found.batch_rows,
         **numbers,
@@ -84,99 +101,137 @@ def numpy_dtype(tensor: Tensor) -> np.dtype[np.floating[Any]]:
     return nothing.numpy().dtype
 
 
-Reason = Callable[[Verdicts, int], str | None]
-"""Why the verdict at a place is not ok."""
+Reason = Callable[[Ending], str | None]
+"""Why a row is not ok."""
 
 
 class Report:
-    """Results per (row, target) while they come in; a row that never gets to its targets fails or
-    settles for all.
+    """Results per (row, target) while they come in, on the problem's device; a row that never gets
+    to its targets fails or settles for all.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.results = RowResults.empty(
-            (problem.rows, problem.targets_per_row),
-            inputs=[tuple(x.shape[1:]) for x in problem.inputs],
-            dtypes=[numpy_dtype(x) for x in problem.inputs],
+        shape = (problem.rows, problem.targets_per_row)
+        self._unknown = torch.full(shape, torch.nan, dtype=torch.float64, device=problem.device)
+        self.f_input, self.f_baseline, self.gap, self.error = (
+            self._unknown.clone() for _ in range(4)
         )
+        self.evaluations = torch.zeros(shape, dtype=torch.int32, device=problem.device)
+        self.needed = torch.zeros(shape, dtype=torch.int64, device=problem.device)
+        self.status = torch.full_like(self.needed, CODES[RowStatus.bad_input])
+        self.attributions = tuple(
+            torch.full((*shape, *x.shape[1:]), torch.nan, dtype=x.dtype, device=x.device)
+            for x in problem.inputs
+        )
+        self.refused: dict[int, str] = {}
 
     def set_bad_inputs(self) -> Tensor:
         """Mark rows whose input or baseline is not finite; return the numbers of the others."""
-        clean = torch.ones(self.problem.rows, dtype=torch.bool)
+        clean = torch.ones(self.problem.rows, dtype=torch.bool, device=self.problem.device)
         for kind, tensors in (("input", self.problem.inputs), ("baseline", self.problem.baselines)):
             for i, tensor in enumerate(tensors):
                 elements = torch.isfinite(tensor).reshape(len(tensor), -1)
-                finite = elements.all(1).cpu().expand(self.problem.rows)
-                bad = ~finite & clean
-                self.results.reason[bad.numpy()] = f"{kind} {i} holds NaN or inf"
+                finite = elements.all(1).expand(self.problem.rows)
+                for row in (~finite & clean).nonzero().flatten().tolist():
+                    self.refused[row] = f"{kind} {i} holds NaN or inf"
                 clean &= finite
-        numbers = clean.nonzero().flatten()
-        return numbers.to(self.problem.device)
+        return clean.nonzero().flatten()
 
-    def settle(self, rows: Tensor, f_input: Floats, f_baseline: Floats) -> NDArray[np.bool_]:
+    def settle(self, rows: Tensor, f_input: Tensor, f_baseline: Tensor) -> Tensor:
         """Take f at both ends, and settle rows with x = x' (all zeros) and with a non-finite f;
-        return which of `rows` remain to integrate.
+        return which of `rows` remain to integrate, `[rows]` bool.
         """
-        places = rows.cpu().numpy()
-        self.results.f_input[places] = f_input
-        self.results.f_baseline[places] = f_baseline
-        finite = self._set_nonfinite(places)
+        self.f_input[rows] = f_input
+        self.f_baseline[rows] = f_baseline
+        finite = torch.isfinite(f_input) & torch.isfinite(f_baseline)
+        self.status[rows] = torch.where(finite, CODES[RowStatus.ok], CODES[RowStatus.nonfinite])
         moved = self._moved(rows)
-        values = np.where(finite & ~moved[:, None], 0, np.nan)
-        self.results.gap[places] = values
-        self.results.error_estimate[places] = values
-        for column in self.results.attributions:
+        nothing = finite & ~moved[:, None]
+        values = torch.where(nothing, 0.0, self._unknown[rows])
+        self.gap[rows] = values
+        self.error[rows] = values
+        for column in self.attributions:
             ones = [1] * (column.ndim - values.ndim)
-            column[places] = values.reshape(*values.shape, *ones)
-        return np.asarray(finite.any(1) & moved)
+            shape = (*values.shape, *column.shape[2:])
+            zeros = values.to(column.dtype).reshape(*values.shape, *ones)
+            column[rows] = zeros.expand(shape)
+        return finite.any(1) & moved
 
-    def take(self, verdicts: Iterator[Verdicts], reason: Reason) -> None:
-        """Put each verdict in its place, with a reason where it has none yet: `reason` of a verdict
-        and a place in it.
-        """
+    def take(self, verdicts: Iterator[Verdicts]) -> None:
+        """Put each verdict in its place."""
         for verdict in verdicts:
             self._put(verdict)
-            statuses = verdict.statuses
-            explained = (statuses != RowStatus.ok) & (statuses != RowStatus.unchecked)
-            for i in np.flatnonzero(explained):
-                place = verdict.rows[i], verdict.targets[i]
-                if self.results.reason[place] is None:
-                    self.results.reason[place] = reason(verdict, int(i))
 
-    def _set_nonfinite(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The rows' status by f at both ends; which targets have both finite."""
-        finite_input = np.isfinite(self.results.f_input[places])
-        finite = finite_input & np.isfinite(self.results.f_baseline[places])
-        for row, target in np.argwhere(~finite):
-            where = "the baseline" if finite_input[row, target] else "x"
-            place = places[row], target
-            self.results.reason[place] = f"the model's output at {where} is NaN or inf"
-        statuses = np.array([RowStatus.nonfinite, RowStatus.ok], object)
-        self.results.status[places] = statuses[finite.astype(int)]
-        return finite
+    def finished(self, reason: Reason, *, padded: int, batch_rows: int) -> Explained:
+        """All results, with the reason of each that is not ok."""
+        numbers = {
+            "f_input": self.f_input,
+            "f_baseline": self.f_baseline,
+            "gap": self.gap,
+            "error_estimate": self.error,
+            "evaluations": self.evaluations,
+        }
+        assert set(numbers) == set(NUMBERS)
+        on_host = {name: column.cpu().numpy() for name, column in numbers.items()}
+        status = decoded(self.status.cpu().numpy())
+        return Explained(
+            attributions=self.attributions,
+            numbers=on_host,
+            status=status,
+            reason=self._reasons(status, on_host, reason),
+            padded=padded,
+            batch_rows=batch_rows,
+        )
 
-    def _moved(self, rows: Tensor) -> NDArray[np.bool_]:
+    def _reasons(
+        self, status: NDArray[np.object_], numbers: dict[str, NDArray[Any]], reason: Reason
+    ) -> NDArray[np.object_]:
+        found = np.empty(status.shape, object)
+        open_ = np.ones(status.shape, bool)
+        for known in _SAYS_IT_ALL:
+            open_ &= status != known
+        needed = self.needed.cpu().numpy() if open_.any() else None
+        for row, target in np.argwhere(open_).tolist():
+            place = row, target
+            assert needed is not None
+            if row in self.refused:
+                found[place] = self.refused[row]
+            elif not np.isfinite(numbers["f_input"][place]):
+                found[place] = "the model's output at x is NaN or inf"
+            elif not np.isfinite(numbers["f_baseline"][place]):
+                found[place] = "the model's output at the baseline is NaN or inf"
+            else:
+                ending = Ending(
+                    status=status[place],
+                    gap=float(numbers["gap"][place]),
+                    error=float(numbers["error_estimate"][place]),
+                    evaluations=int(numbers["evaluations"][place]),
+                    needed=int(needed[place]),
+                )
+                found[place] = reason(ending)
+        return found
+
+    def _moved(self, rows: Tensor) -> Tensor:
         """Which rows differ from their baselines in any element."""
         moved = []
         for part in torch.split(rows, _ROWS_AT_ONCE):
-            difference = self.problem.difference(part)
-            moved.append(np.any(difference != 0, 1))
-        return np.concatenate(moved)
+            moved.append((self.problem.difference(part) != 0).any(1))
+        return torch.cat(moved)
 
     def _put(self, verdict: Verdicts) -> None:
         """Status and costs of all, numbers of those that have some."""
         at = verdict.rows, verdict.targets
-        self.results.status[at] = verdict.statuses
-        self.results.evaluations[at] = verdict.evaluations
-        known = verdict.statuses != RowStatus.nonfinite
-        there = verdict.rows[known], verdict.targets[known]
-        self.results.gap[there] = verdict.gap[known]
-        self.results.error_estimate[there] = verdict.error[known]
-        values = verdict.attributions[known]
+        self.status[at] = verdict.status
+        self.evaluations[at] = verdict.evaluations.to(torch.int32)
+        self.needed[at] = verdict.needed
+        known = verdict.status != CODES[RowStatus.nonfinite]
+        self.gap[at] = torch.where(known, verdict.gap, torch.nan)
+        self.error[at] = torch.where(known, verdict.error, torch.nan)
         end = 0
-        for column in self.results.attributions:
+        for column in self.attributions:
             shape = column.shape[2:]
             start, end = end, end + math.prod(shape)
-            own = values[:, start:end]
-            column[there] = own.reshape(-1, *shape)
+            own = verdict.attributions[:, start:end].to(column.dtype)
+            kept = torch.where(known[:, None], own, torch.nan)
+            column[at] = kept.reshape(-1, *shape)

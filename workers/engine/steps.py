@@ -11,75 +11,98 @@ from torch import Tensor
 from integrand.workers.engine.problem import Problem
 from integrand.workers.models.gradients import SideBySide, gradients_of, independent_of_inputs
 from integrand.workers.models.outputs import select
+from integrand.workers.models.row_tensors import one_each
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Places on rows' paths: numbers of rows [items], and α float64 [items]."""
+
+    rows: Tensor
+    alphas: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, start: int, stop: int) -> Items:
+        return Items(self.rows[start:stop], self.alphas[start:stop])
+
+    def padded(self, size: int) -> Items:
+        """As many as `size`: the last one over and over behind them."""
+        missing = size - len(self)
+        if not missing:
+            return self
+        rows = torch.cat([self.rows, self.rows[-1:].expand(missing)])
+        return Items(rows, torch.cat([self.alphas, self.alphas[-1:].expand(missing)]))
+
+    @staticmethod
+    def join(parts: Sequence[Items]) -> Items:
+        if len(parts) == 1:
+            return parts[0]
+        rows = torch.cat([part.rows for part in parts])
+        return Items(rows, torch.cat([part.alphas for part in parts]))
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One target of one step batch: ∂f/∂x, all inputs side by side [rows, elements], and f
-    [rows].
+    """One target of one step batch: ∂f/∂x, all inputs side by side [items, elements], and f
+    [items].
     """
 
     gradients: Tensor
     values: Tensor
 
-    def part(self, items: slice | Tensor) -> Step:
-        """Some of the items, by their places."""
-        if isinstance(items, Tensor):
-            items = items.to(self.gradients.device)
-        return Step(self.gradients[items], self.values[items])
+
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """One forward pass through the model at a step batch of items; backward passes start from it."""
+
+    problem: Problem
+    items: Items
+    points: Sequence[Tensor]
+    output: Tensor
+
+    def step(self, target: int, *, last: bool) -> Step:
+        """f and ∂f/∂x for one target; `last` frees what the forward pass keeps.
+
+        A backward pass starts from the summed outputs: rows are independent, so each gets its own
+        gradient. An input that the output does not depend on gets zeros. Raises SpecError if the
+        output depends on none.
+        """
+        table = self.problem.table(self.items.rows, target)
+        with torch.enable_grad():
+            values = select(self.output, table)
+            total = values.sum()
+        found = gradients_of(total, self.points, keep_graph=not last, required=True)
+        return Step(SideBySide.join(found), values.detach())
 
 
-def join(steps: Sequence[Step]) -> Step:
-    """Steps of one target, one after the other."""
-    if len(steps) == 1:
-        return steps[0]
-    gradients = torch.cat([step.gradients for step in steps])
-    return Step(gradients, torch.cat([step.values for step in steps]))
-
-
-def step_gradients(
-    problem: Problem, rows: Tensor, alphas: Tensor, wanted: Sequence[int] = (0,)
-) -> list[Step]:
-    """f and ∂f/∂x at x' + α(x − x') for one step batch: one forward pass, one backward pass per
-    wanted target.
-
-    A backward pass starts from the summed outputs: rows are independent, so each gets its own
-    gradient. An input that the output does not depend on gets zeros. Raises SpecError if the output
-    depends on none.
-    """
+def forward_pass(problem: Problem, items: Items) -> ForwardPass:
+    """The model at x' + α(x − x') for one step batch."""
+    points = _points(problem, items)
+    step = problem.forward if problem.step is None else problem.step
     with torch.enable_grad():
-        points = [
-            _between(b, x[rows], alphas).requires_grad_()
-            for x, b in zip(problem.inputs, problem.baseline(rows), strict=True)
-        ]
         # Copies, since a model whose first operation is in place must not write to leaves.
-        step = problem.forward if problem.step is None else problem.step
-        out = step(*[p.clone() for p in points], *problem.arguments(rows))
-        if not out.requires_grad:
-            raise independent_of_inputs()
-        return [
-            _backward(problem, out, points, rows, target, last=target == wanted[-1])
-            for target in wanted
-        ]
+        out = step(*[p.clone() for p in points], *problem.arguments(items.rows))
+    if not out.requires_grad:
+        raise independent_of_inputs()
+    return ForwardPass(problem, items, points, out)
 
 
-def _backward(
-    problem: Problem,
-    out: Tensor,
-    points: Sequence[Tensor],
-    rows: Tensor,
-    target: int,
-    *,
-    last: bool,
-) -> Step:
-    table = problem.table(rows, target)
-    values = select(out, table)
-    found = gradients_of(values.sum(), points, keep_graph=not last, required=True)
-    return Step(SideBySide.join(found), values.detach())
+def first_step(problem: Problem, items: Items) -> Step:
+    """That of the first target, where no other is asked for."""
+    return forward_pass(problem, items).step(0, last=True)
 
 
-def _between(baseline: Tensor, x: Tensor, alphas: Tensor) -> Tensor:
+def _points(problem: Problem, items: Items) -> list[Tensor]:
+    with torch.no_grad():
+        pairs = zip(problem.inputs, problem.baselines, strict=True)
+        points = [_between(b, x, items) for x, b in pairs]
+    return [point.requires_grad_() for point in points]
+
+
+def _between(baseline: Tensor, x: Tensor, items: Items) -> Tensor:
     ones = [1] * (x.ndim - 1)
-    alpha = alphas.to(x.dtype).reshape(-1, *ones)
-    point = baseline + alpha * (x - baseline)
-    return point.detach()
+    alpha = items.alphas.to(x.dtype).reshape(-1, *ones)
+    start = one_each(baseline, items.rows)
+    return (x[items.rows] - start).mul_(alpha).add_(start)

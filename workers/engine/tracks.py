@@ -1,163 +1,166 @@
-"""Live tracks: which row, target and piece of its path each slot is about."""
+"""Tracks under way: which row, target and piece of its path each is about, and what is known of
+f there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.loop import Judge, Stage, TrackGroup
-from integrand.workers.engine.problem import Floats, Integers, Problem
+from integrand.workers.engine.problem import Problem
+
+Integers = NDArray[np.int64]
+Some = slice | Integers
+"""Which tracks of several."""
 
 
-def live_rows(batch_rows: int, nodes: int) -> int:
-    """Rows that may be under way: one step batch of first nodes, and another one while the last of
-    these is judged.
-    """
-    at_once = -(-batch_rows // nodes)
-    return 2 * at_once + 1
-
-
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Tracks:
-    """Arrays by slot, and the rows that still wait for one.
+    """One target of one row each: numbers [tracks], of rows and targets on the host too, where
+    tracks are sorted; all else on the problem's device.
 
-    row, target     what the slot is about
+    row, target     what each is about
+    rows            `row` on the device
     start, width    its piece of the path
     f_start, f_end  f at both ends of the piece
     change          f(x) − f(x') of the row
     magnitude       |f(x)| + |f(x')|
     integrand       size of what may cancel in the integral, as far as seen
+    rounding        relative error of the attributions by reduced precision, as measured; else 0
     spent           evaluations of the row so far
-    gaps            how many values of f its last estimate compares
+    reserved        evaluations that its waiting pieces need at least
+    depth           pieces around its piece; 0 for the whole path
     """
 
-    def __init__(
-        self, problem: Problem, rows: Tensor, f_input: Floats, f_baseline: Floats, live: int
-    ) -> None:
-        self.problem = problem
-        self.rows: Integers = rows.cpu().numpy()
-        self.f_input, self.f_baseline = f_input, f_baseline
-        at_once = min(live, max(len(self.rows), 1))
-        self.slots = at_once * problem.targets_per_row
-        self.row, self.target = np.zeros((2, self.slots), np.int64)
-        self.start, self.width = np.zeros((2, self.slots))
-        self.f_start, self.f_end = np.zeros((2, self.slots))
-        self.change, self.magnitude = np.zeros((2, self.slots))
-        self.integrand = np.zeros(self.slots)
-        self.spent, self.gaps = np.zeros((2, self.slots), np.int64)
-        self.free = list(reversed(range(self.slots)))
-        self.waiting = 0
+    row: Integers
+    target: Integers
+    rows: Tensor
+    start: Tensor
+    width: Tensor
+    f_start: Tensor
+    f_end: Tensor
+    change: Tensor
+    magnitude: Tensor
+    integrand: Tensor
+    rounding: Tensor
+    spent: Tensor
+    reserved: Tensor
+    depth: Tensor
 
-    def admit(self, most: int, stage: Stage, judge: Judge) -> TrackGroup | None:
-        """A group of up to `most` new rows, as far as there are rows and slots for all of their
-        targets.
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
+
+    def take(self, which: Some) -> Tracks:
+        there = on_device(which, self.device)
+
+        def own(column: Tensor | Integers) -> Tensor | Integers:
+            return column[there] if isinstance(column, Tensor) else column[which]
+
+        columns = {f.name: own(getattr(self, f.name)) for f in fields(self)}
+        return Tracks(**columns)  # type: ignore[arg-type]  # by name and kind
+
+    def difference(self, problem: Problem) -> Tensor:
+        """The piece's part of x − x', or of h(x) − h(x') behind a hoisted prefix: [tracks,
+        elements] float64.
         """
-        targets = self.problem.targets_per_row
-        count = min(most, len(self.rows) - self.waiting, len(self.free) // targets)
-        if count <= 0:
-            return None
-        places = np.arange(self.waiting, self.waiting + count)
-        self.waiting += count
-        taken = [self.free.pop() for _ in range(count * targets)]
-        slots = np.array(taken).reshape(count, targets)
-        self._enter(slots, places)
-        return self.group(slots, stage, judge)
+        return problem.difference(self.rows) * self.width[:, None]
 
-    def _enter(self, slots: Integers, places: Integers) -> None:
-        """Hand slots `[places, targets]` over to the rows at some places of those that wait."""
-        f_input = self.f_input[places]
-        f_baseline = self.f_baseline[places]
-        self.row[slots] = self.rows[places][:, None]
-        self.target[slots] = np.arange(slots.shape[1])
-        self.start[slots] = 0
-        self.width[slots] = 1
-        self.f_start[slots] = f_baseline
-        self.f_end[slots] = f_input
-        self.change[slots] = f_input - f_baseline
-        self.magnitude[slots] = np.abs(f_input) + np.abs(f_baseline)
-        self.integrand[slots] = 0
-        self.spent[slots] = 0
 
-    def group(self, slots: Integers, stage: Stage, judge: Judge) -> TrackGroup:
-        """A group of slots `[rows, targets]`, −1 for none, whose tracks of one row share their
-        piece of the path.
-        """
-        one = slots.max(1)
-        return TrackGroup(
-            rows=self.row[one],
-            slots=slots,
-            start=self.start[one],
-            width=self.width[one],
-            stage=stage,
-            judge=judge,
-        )
+def on_device(which: Some, device: torch.device) -> slice | Tensor:
+    """The same choice, for tensors on a device."""
+    if isinstance(which, slice):
+        return which
+    return torch.from_numpy(np.ascontiguousarray(which)).to(device)
 
-    def grouped(self, slots: Integers) -> Integers:
-        """Slots of whole paths by row and target, `[rows, targets]` with −1 for none, rows in order
-        of appearance.
-        """
-        targets = self.problem.targets_per_row
-        if targets == 1:
-            return slots[:, None]
-        rows, which = np.unique(self.row[slots], return_inverse=True)
-        table = np.full((len(rows), targets), -1)
-        table[which, self.target[slots]] = slots
-        return table
 
-    def release(self, slots: Integers) -> None:
-        self.free.extend(slots.tolist())
+def whole_paths(problem: Problem, rows: Tensor, f_input: Tensor, f_baseline: Tensor) -> Tracks:
+    """A track for every target of some rows, all rows of one target after the other; f_* [rows,
+    targets].
+    """
+    targets = problem.targets_per_row
+    numbers = rows.cpu().numpy()
+    f_end, f_start = f_input.T.reshape(-1), f_baseline.T.reshape(-1)
+    none = torch.zeros_like(f_end)
+    counts = torch.zeros_like(f_end, dtype=torch.int64)
+    measured = problem.rounding
+    return Tracks(
+        row=np.tile(numbers, targets),
+        target=np.repeat(np.arange(targets), len(numbers)),
+        rows=rows.repeat(targets),
+        start=none,
+        width=torch.ones_like(none),
+        f_start=f_start,
+        f_end=f_end,
+        change=f_end - f_start,
+        magnitude=f_end.abs() + f_start.abs(),
+        integrand=none,
+        rounding=none if measured is None else measured[rows].T.reshape(-1),
+        spent=counts,
+        reserved=counts,
+        depth=counts,
+    )
 
-    def rows_of(self, slots: Integers) -> Tensor:
-        rows = torch.from_numpy(self.row[slots])
-        return rows.to(self.problem.device)
 
-    def difference(self, slots: Integers) -> Floats:
-        """The piece's part of x − x', or of h(x) − h(x') behind a hoisted prefix: [slots, elements]
-        float64.
-        """
-        whole = self.problem.difference(self.rows_of(slots))
-        return whole * self.width[slots, None]
+# --- what all tracks of a group get at once ------------------------------------------------------
+
+PART_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+"""What the working arrays of one part of a group may take: a cache, or enough to fill a GPU."""
+_EVEN = 16
+
+
+def part_rows(evaluator: Evaluator, nodes: int, numbers: int) -> int:
+    """Tracks that are judged at once, after `nodes` new ones, with so many float64 numbers of each:
+    always as many, so that sums are of one shape; about what a step batch brings.
+    """
+    batch = -(-evaluator.capacity // nodes)
+    even = -(-batch // _EVEN) * _EVEN
+    room = PART_BYTES[evaluator.problem.device.type] // evaluator.shrunk
+    fits = room // (8 * max(1, numbers))
+    if fits >= _EVEN:
+        fits -= fits % _EVEN
+    return max(1, min(even, fits))
+
+
+def in_parts(count: int, size: int) -> Iterator[tuple[Some, int]]:
+    """Which of `count` tracks are in each part, and how many of them are real: in the last one the
+    last track is there over and over.
+    """
+    for start in range(0, count, size):
+        stop = start + size
+        if stop <= count:
+            yield slice(start, stop), size
+        else:
+            yield np.arange(start, stop).clip(max=count - 1), count - start
 
 
 def attributions(
-    evaluator: Evaluator,
-    tracks: Tracks,
-    slots: Integers,
-    combined: Floats,
-    difference: Floats,
-    nodes: int,
-) -> Floats:
-    """Combinations of gradients `[slots, k, elements]` as attributions `[slots, k, features]`:
-    times x − x'.
+    evaluator: Evaluator, tracks: Tracks, combined: Tensor, difference: Tensor
+) -> Tensor:
+    """Combinations of gradients `[tracks, k, elements]` as attributions `[tracks, k, features]`:
+    times x − x'; 0 where x = x', even for infinite gradients. `combined` is not needed afterwards.
 
-    `difference` [slots, elements] is that of the problem, which behind a hoisted prefix is not yet
-    one of features; `nodes` new ones were evaluated since the last judgement.
+    `difference` [tracks, elements] is that of the problem, which behind a hoisted prefix is not yet
+    one of features.
     """
-    problem = tracks.problem
-    if problem.lift is not None:
-        rows = tracks.rows_of(slots)
-        whole = problem.lift.problem.difference(rows)
-        difference = whole * tracks.width[slots, None]
-        combined = evaluator.pull(rows, combined, nodes)
-    combined *= difference[:, None, :]
-    return combined
+    lift = evaluator.problem.lift
+    if lift is not None:
+        spoilt = (difference == 0)[:, None] & ~combined.isfinite()
+        combined = evaluator.pull(tracks.rows, combined.masked_fill_(spoilt, 0.0))
+        difference = tracks.difference(lift.problem)
+    return times_difference(combined, difference)
 
 
-def in_parts(slots: Integers, numbers: int) -> Iterator[Integers]:
-    """Slots in parts whose working arrays of `numbers` float64 each stay below 64 MiB."""
-    size = max(1, (8 << 20) // max(1, numbers))
-    for start in range(0, len(slots), size):
-        yield slots[start : start + size]
-
-
-def masked(gradients: Floats, difference: Floats) -> Floats:
-    """Gradients `[slots, k, elements]` with zeros where x = x', whose attributions are 0 even for
-    infinite gradients.
-    """
-    if np.isfinite(gradients).all():
-        return gradients
-    unmoved = difference[:, None, :] == 0
-    return np.where(unmoved, 0.0, gradients)
+def times_difference(gradients: Tensor, difference: Tensor) -> Tensor:
+    """Gradients `[tracks, k, elements]` times x − x', in place; 0 where x = x'."""
+    unmoved = difference[:, None] == 0
+    return gradients.mul_(difference[:, None]).masked_fill_(unmoved, 0.0)

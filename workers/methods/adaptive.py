@@ -12,9 +12,8 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.recognition import ShallowNetwork
 from integrand.workers.engine.autocast import measure_rounding
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared
-from integrand.workers.engine.problem import Floats
+from integrand.workers.engine.verdicts import Ending, Verdicts
 from integrand.workers.methods.base import JUDGED, Needs, Settle
 from integrand.workers.methods.exact import find_network, integrate_network
 from integrand.workers.methods.paths import PathMethod
@@ -61,19 +60,20 @@ class AdaptiveMethod(PathMethod[Adaptive]):
         )
 
     def integrate(
-        self, evaluator: Evaluator, rows: Tensor, f_input: Floats, f_baseline: Floats
+        self, evaluator: Evaluator, rows: Tensor, f_input: Tensor, f_baseline: Tensor
     ) -> Iterator[Verdicts]:
         if evaluator.problem.half is not None:
             rounding = measure_rounding(evaluator, rows)
             evaluator.problem = replace(evaluator.problem, rounding=rounding)
         return integrate_adaptively(evaluator, self.accuracy, rows, f_input, f_baseline)
 
-    def reason(self, verdicts: Verdicts, place: int) -> str | None:
-        if verdicts.statuses[place] is not RowStatus.not_converged:
-            return super().reason(verdicts, place)
-        needed = verdicts.needed[place]
-        reach = f"; the tolerance would take about {float(needed):.1g}" if needed else ""
+    def reason(self, ending: Ending) -> str | None:
+        if ending.status is not RowStatus.not_converged:
+            return super().reason(ending)
+        reach = ""
+        if ending.needed:
+            reach = f"; the tolerance would take about {float(ending.needed):.1g}"
         return (
-            f"error estimate {verdicts.error[place]:.2g} is above the tolerance"
-            f" {self.accuracy.tolerance:g} after {verdicts.evaluations[place]} evaluations{reach}"
+            f"error estimate {ending.error:.2g} is above the tolerance"
+            f" {self.accuracy.tolerance:g} after {ending.evaluations} evaluations{reach}"
         )

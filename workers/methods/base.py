@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.specs.part import Part
@@ -18,18 +16,17 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.recognition import ShallowNetwork
 from integrand.workers.engine.batching import KEPT_BYTES_PER_ELEMENT
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared
-from integrand.workers.engine.problem import Floats
+from integrand.workers.engine.verdicts import Ending, Verdicts
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.quadrature.smooth import FIRST
 from integrand.workers.rewriting.flops import JUDGED_WORK, Work, fixed_work
 
 Kind = TypeVar("Kind", bound=Part)
-Settle = Callable[[Tensor, Floats, Floats], NDArray[np.bool_]]
-"""Takes numbers of rows `[n]` with f(x) and f(x') of them `[n, targets]`, settles those for which
-that says it all (x = x', or f is not finite), and says which of the rows remain.
+Settle = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Takes numbers of rows `[n]` with f(x) and f(x') of them `[n, targets]` float64, settles those for
+which that says it all (x = x', or f is not finite), and says which of the rows remain, `[n]` bool.
 """
 SUM_BYTES = 8
 """One float64 sum."""
@@ -123,11 +120,10 @@ class Method(ABC, Generic[Kind]):
         A verdict about a row that was settled replaces what was settled.
         """
 
-    def reason(self, verdicts: Verdicts, place: int) -> str | None:
-        """Why a verdict is not ok."""
-        status = verdicts.statuses[place]
-        if status is RowStatus.nonfinite:
+    def reason(self, ending: Ending) -> str | None:
+        """Why a row is not ok."""
+        if ending.status is RowStatus.nonfinite:
             return "the model's gradient on the path is NaN or inf"
-        if status is RowStatus.at_precision_floor:
-            return f"error estimate {verdicts.error[place]:.2g} is what rounding allows"
+        if ending.status is RowStatus.at_precision_floor:
+            return f"error estimate {ending.error:.2g} is what rounding allows"
         return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
@@ -14,14 +16,16 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.integral import ExactIntegral, integrate_exactly
 from integrand.workers.closed_form.recognition import ShallowNetwork
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared, closed_form
-from integrand.workers.engine.problem import Floats, Problem
+from integrand.workers.engine.problem import Problem
+from integrand.workers.engine.verdicts import Verdicts, coded
 from integrand.workers.methods.base import JUDGED, Method, Needs, Settle
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors, shared_or_taken
 
-STATUSES = np.array([RowStatus.nonfinite, RowStatus.ok, RowStatus.at_precision_floor], object)
+Floats = NDArray[np.float64]
+
+STATUSES = (RowStatus.nonfinite, RowStatus.ok, RowStatus.at_precision_floor)
 ROUNDING = 4.0
 """Rounding of the attributions as they are stored, in units of the machine epsilon of their dtype.
 """
@@ -101,9 +105,13 @@ def integrate_network(
     found = [_integrate(network, problem, rows, target) for target in targets]
     f_input = np.stack([integral.f_input for integral in found], 1)
     f_baseline = np.stack([integral.f_baseline for integral in found], 1)
-    settle(rows, f_input, f_baseline)
+    settle(rows, _placed(f_input, problem), _placed(f_baseline, problem))
     for target, integral in zip(targets, found, strict=True):
         yield _verdicts(problem, rows, target, integral, tolerance)
+
+
+def _placed(numbers: NDArray[Any], problem: Problem) -> Tensor:
+    return torch.from_numpy(numbers).to(problem.device)
 
 
 def _integrate(
@@ -133,16 +141,16 @@ def _verdicts(
     error = _errors(gap, size, ROUNDING * problem.epsilon)
     finite = np.isfinite(gap) & np.isfinite(size)
     places = np.select([~finite, error <= tolerance], [0, 1], 2)
-    zeros = np.zeros(len(rows), np.int64)
+    none = torch.zeros_like(rows)
     return Verdicts(
-        rows=rows.cpu().numpy(),
-        targets=zeros + target,
-        statuses=STATUSES[places],
-        attributions=values,
-        gap=gap,
-        error=error,
-        evaluations=zeros,
-        needed=zeros,
+        rows=rows,
+        targets=none + target,
+        status=coded(STATUSES, _placed(places, problem)),
+        attributions=_placed(values, problem),
+        gap=_placed(gap, problem),
+        error=_placed(error, problem),
+        evaluations=none,
+        needed=none,
     )
 
 

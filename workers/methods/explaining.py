@@ -20,18 +20,19 @@ def explain(
     method: Method[Any],
     *,
     batch_rows: int,
+    smaller: tuple[int, ...] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> Explained:
     """Results of rows. The model is as it shall run: nothing is tried of it here.
 
-    The target of `rows` is `[rows, targets, depth]`, or None for scalar outputs; `tick` is called
-    after each step batch.
+    The target of `rows` is `[rows, targets, depth]`, or None for scalar outputs; `smaller` are step
+    batches that may be taken for less than `batch_rows`; `tick` is called after each step batch.
     """
-    problem = Problem(prepared.forward, rows, batch_rows, tick)
+    problem = Problem(prepared.forward, rows, batch_rows, tick, smaller=smaller)
     evaluator = Evaluator(replace(problem, step=prepared.step, half=prepared.half))
     report = Report(problem)
     clean = report.set_bad_inputs()
     if len(clean):
         verdicts = method.explain(evaluator, prepared, clean, report.settle)
-        report.take(verdicts, method.reason)
-    return Explained(report.results, evaluator.padded, evaluator.capacity)
+        report.take(verdicts)
+    return report.finished(method.reason, padded=evaluator.padded, batch_rows=evaluator.capacity)

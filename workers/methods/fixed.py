@@ -1,8 +1,10 @@
-"""A plain rule for every row: one accumulator per track, no certificate."""
+"""A plain rule for every row: one sum of gradients per track, no certificate."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,13 +13,23 @@ from torch import Tensor
 from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.loop import GradientStore, Loop, Stage, TrackGroup, Verdicts
-from integrand.workers.engine.problem import Floats, Integers
-from integrand.workers.engine.tracks import Tracks, attributions, live_rows, masked
+from integrand.workers.engine.groups import Floats, Samples, TrackGroup
+from integrand.workers.engine.loop import Entrance, Loop
+from integrand.workers.engine.tracks import (
+    Tracks,
+    attributions,
+    in_parts,
+    on_device,
+    part_rows,
+    whole_paths,
+)
+from integrand.workers.engine.verdicts import Verdicts, coded
 from integrand.workers.methods.paths import PathMethod
 from integrand.workers.quadrature.rules import QuadratureRule, plain_rule
 
-STATUSES = np.array([RowStatus.nonfinite, RowStatus.unchecked], object)
+STATUSES = (RowStatus.nonfinite, RowStatus.unchecked)
+CHUNK = 64
+"""Nodes whose gradients are there at once."""
 
 
 class FixedMethod(PathMethod[FixedSteps]):
@@ -28,54 +40,100 @@ class FixedMethod(PathMethod[FixedSteps]):
         return len(plain_rule(self.accuracy).nodes)
 
     def integrate(
-        self, evaluator: Evaluator, rows: Tensor, f_input: Floats, f_baseline: Floats
+        self, evaluator: Evaluator, rows: Tensor, f_input: Tensor, f_baseline: Tensor
     ) -> Iterator[Verdicts]:
         rule = plain_rule(self.accuracy)
         return integrate_fixed(evaluator, rule, rows, f_input, f_baseline)
 
 
 def integrate_fixed(
-    evaluator: Evaluator, rule: QuadratureRule, rows: Tensor, f_input: Floats, f_baseline: Floats
+    evaluator: Evaluator, rule: QuadratureRule, rows: Tensor, f_input: Tensor, f_baseline: Tensor
 ) -> Iterator[Verdicts]:
     """Verdicts in order of completion. `rows` [n] are row numbers of the problem; f_* [n, targets]
     belong to them.
     """
-    problem = evaluator.problem
-    count = len(rule.nodes)
-    live = live_rows(problem.batch_rows, count)
-    tracks = Tracks(problem, rows, f_input, f_baseline, live)
-    store = GradientStore(tracks.slots, 1, problem.elements, torch.float64, problem.device)
-    stage = Stage(rule.nodes, np.zeros(count, np.int64), store, rule.weights[-1])
-    finished: list[Verdicts] = []
-
-    def judge(slots: Integers) -> None:
-        difference = tracks.difference(slots)
-        sums = masked(store.read(slots, 1), difference)
-        found = attributions(evaluator, tracks, slots, sums, difference, count)
-        finished.append(_verdicts(tracks, slots, found[:, 0], count))
-        store.clear(slots)
-        tracks.release(slots)
-
-    def admit(room: int) -> TrackGroup | None:
-        new = -(-room // count)
-        return tracks.admit(new, stage, judge)
-
-    for _ in Loop(evaluator, admit).run():
-        yield from finished
-        finished.clear()
+    tracks = whole_paths(evaluator.problem, rows, f_input, f_baseline)
+    weighted = _Weighted(evaluator, rule)
+    entrance = Entrance(evaluator, tracks, len(weighted.nodes(0)))
+    loop: Loop[Sum] = Loop(evaluator, partial(weighted.enter, entrance))
+    for group in loop:
+        samples = evaluator.within_memory(group.samples)
+        sums = evaluator.within_memory(partial(weighted.sums, group.stage, samples))
+        following = group.stage.chunk + 1
+        if following < weighted.chunks:
+            loop.add(weighted.group(group.tracks, Sum(following, sums)))
+        else:
+            yield evaluator.within_memory(partial(weighted.verdicts, group.tracks, sums))
 
 
-def _verdicts(tracks: Tracks, slots: Integers, found: Floats, count: int) -> Verdicts:
-    total = found.sum(1)
-    statuses = STATUSES[np.isfinite(total).astype(np.int64)]
-    zeros = np.zeros(len(slots), np.int64)
-    return Verdicts(
-        rows=tracks.row[slots],
-        targets=tracks.target[slots],
-        statuses=statuses,
-        attributions=found,
-        gap=total - tracks.change[slots],
-        error=np.full(len(slots), np.nan),
-        evaluations=zeros + count,
-        needed=zeros,
-    )
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """Which chunk of the nodes is evaluated, and the weighted sum of the gradients before it,
+    [tracks, 1, elements] float64.
+    """
+
+    chunk: int
+    before: Tensor | None
+
+
+class _Weighted:
+    """The weighted sums of a rule, chunk by chunk of its nodes."""
+
+    def __init__(self, evaluator: Evaluator, rule: QuadratureRule) -> None:
+        self.evaluator, self.rule = evaluator, rule
+        weights = torch.from_numpy(rule.weights[-1]).to(evaluator.problem.device)
+        self.weights = weights.split(CHUNK)
+        self.chunks = len(self.weights)
+
+    def nodes(self, chunk: int) -> Floats:
+        return self.rule.nodes[chunk * CHUNK : (chunk + 1) * CHUNK]
+
+    def enter(self, entrance: Entrance) -> TrackGroup[Sum] | None:
+        wave = entrance.peek()
+        if wave is None:
+            return None
+        group = self.group(wave, Sum(0, None))
+        entrance.accept(wave)
+        return group
+
+    def group(self, tracks: Tracks, stage: Sum) -> TrackGroup[Sum]:
+        problem = self.evaluator.problem
+        return TrackGroup(problem, tracks, self.nodes(stage.chunk), stage)
+
+    def sums(self, stage: Sum, samples: Samples) -> Tensor:
+        """[tracks, 1, elements], with the samples of a stage in them."""
+        weights = self.weights[stage.chunk][None]
+        tracks, nodes, elements = samples.gradients.shape
+        size = part_rows(self.evaluator, nodes, nodes * elements)
+        found = []
+        for part, count in in_parts(tracks, size):
+            gradients = samples.gradients[on_device(part, weights.device)]
+            added = weights @ gradients.double()
+            found.append(added[:count])
+        sums = torch.cat(found)
+        return sums if stage.before is None else sums.add_(stage.before)
+
+    def verdicts(self, tracks: Tracks, sums: Tensor) -> Verdicts:
+        size = part_rows(self.evaluator, len(self.nodes(0)), 4 * sums.shape[2])
+        found, totals = [], []
+        for part, count in in_parts(len(tracks), size):
+            own = tracks.take(part)
+            difference = own.difference(self.evaluator.problem)
+            combined = sums[on_device(part, sums.device)].clone()
+            values = attributions(self.evaluator, own, combined, difference)
+            found.append(values[:count, 0])
+            totals.append(values.sum(2)[:count, 0])
+        return self._ended(tracks, torch.cat(found), torch.cat(totals))
+
+    def _ended(self, tracks: Tracks, found: Tensor, total: Tensor) -> Verdicts:
+        none = torch.zeros_like(tracks.spent)
+        return Verdicts(
+            rows=tracks.rows,
+            targets=torch.from_numpy(tracks.target).to(tracks.device),
+            status=coded(STATUSES, torch.isfinite(total).long()),
+            attributions=found,
+            gap=total - tracks.change,
+            error=torch.full_like(total, np.nan),
+            evaluations=none + len(self.rule.nodes),
+            needed=none,
+        )

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.loop import GradientStore, Stage
-from integrand.workers.engine.problem import Floats, Integers
-from integrand.workers.engine.tracks import attributions, in_parts, masked
+from integrand.workers.engine.groups import Floats, Samples
+from integrand.workers.engine.tracks import (
+    Some,
+    Tracks,
+    attributions,
+    in_parts,
+    on_device,
+    part_rows,
+)
+from integrand.workers.methods.criteria import Criteria, Judged, Next, judged
 from integrand.workers.methods.pieces import Pieces
-from integrand.workers.methods.verdicts import Criteria, Flags, Judged, Next, judged
 from integrand.workers.quadrature.kinked import (
     COLUMNS,
     FIRST_EDGE,
@@ -31,6 +37,8 @@ HOPELESS, RESOLVED = 2.0, 0.5
 it may spend; not while its estimated error is larger than this, since fast oscillation may still be
 resolved.
 """
+CHUNK = 32
+"""Nodes of a stage whose gradients are there at once: sums are all that is kept of them."""
 
 
 def least_grid(most: int) -> int:
@@ -41,113 +49,163 @@ def least_grid(most: int) -> int:
     return most + 1
 
 
-class Grids:
-    """Tracks on a grid, stage by stage.
+@dataclass(frozen=True, eq=False)
+class Addition:
+    """How some nodes of a stage go into the sums.
 
-    carried  [slots] deviation × cells of the last stage
-    doubled  [slots] deviation when the grid was last full; NaN before
+    matrix    [added, nodes] float64, on the device: the nodes of each sum
+    columns   [added]: where these are added
+    replaced  columns that hold one gradient, and not what was there before
     """
 
-    follow: tuple[Next, ...] = (Next.DONE, Next.END, Next.FINER)
+    matrix: Tensor
+    columns: tuple[int, ...]
+    replaced: tuple[int, ...]
+
+
+@cache
+def _addition(stage: GridStage, start: int, stop: int, device: torch.device) -> Addition:
+    """Of nodes [start, stop) of a stage."""
+    nodes: dict[int, list[int]] = {}
+    for node, column in enumerate(stage.columns[start:stop].tolist()):
+        nodes.setdefault(column, []).append(node)
+    replaced = []
+    for edge, column in zip(stage.edges, (FIRST_EDGE, LAST_EDGE), strict=True):
+        if edge is not None and start <= edge < stop:
+            nodes[column] = [edge - start]
+            replaced.append(column)
+    matrix = torch.zeros(len(nodes), min(stop, len(stage.nodes)) - start, dtype=torch.float64)
+    for row, summed in enumerate(nodes.values()):
+        matrix[row, summed] = 1.0
+    return Addition(matrix.to(device), tuple(nodes), tuple(replaced))
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """What is kept of tracks on a grid.
+
+    sums     [tracks, COLUMNS, elements] float64
+    carried  [tracks] deviation × cells of the last stage
+    doubled  [tracks] deviation when the grid was last full; NaN before
+    """
+
+    sums: Tensor
+    carried: Tensor
+    doubled: Tensor
+
+    def take(self, which: Some) -> Sums:
+        index = on_device(which, self.carried.device)
+        return Sums(self.sums[index], self.carried[index], self.doubled[index])
+
+
+class Grids:
+    """Tracks on a grid, stage by stage."""
 
     def __init__(self, evaluator: Evaluator, criteria: Criteria, pieces: Pieces) -> None:
         self.evaluator, self.criteria, self.pieces = evaluator, criteria, pieces
-        self.tracks = criteria.tracks
-        self.stages = grid_stages(criteria.accuracy.max_evaluations)
-        self.carried = np.zeros(self.tracks.slots)
-        self.doubled = np.full(self.tracks.slots, np.nan)
-        problem = evaluator.problem
-        self.sums = GradientStore(
-            self.tracks.slots, COLUMNS, problem.elements, torch.float64, problem.device
-        )
+        self.device = evaluator.problem.device
+        self.stages = grid_stages(criteria.accuracy.max_evaluations, self.device)
 
-    def start(self, slots: Integers) -> None:
-        self.sums.clear(slots)
-        self.carried[slots] = 0
-        self.doubled[slots] = np.nan
+    def chunks(self, index: int) -> list[Floats]:
+        """Nodes of a stage, and how they are evaluated after each other."""
+        nodes = self.stages[index].nodes
+        return [nodes[start : start + CHUNK] for start in range(0, len(nodes), CHUNK)]
 
-    def stage(self, index: int) -> Stage:
+    def absorb(
+        self, index: int, chunk: int, tracks: Tracks, kept: Sums | None, samples: Samples
+    ) -> Sums:
+        """The sums with the gradients of one chunk of a stage's nodes in them."""
+        start = chunk * CHUNK
+        added = _addition(self.stages[index], start, start + CHUNK, self.device)
+        found = self._found(added, samples)
+        kept = kept or self._start(len(tracks))
+        # in place, now that nothing can run out of memory any more
+        for place, column in enumerate(added.columns):
+            own = kept.sums[:, column]
+            if column in added.replaced:
+                own.copy_(found[:, place])
+            else:
+                own.add_(found[:, place])
+        return kept
+
+    def judge(self, index: int, tracks: Tracks, kept: Sums) -> tuple[Judged, Sums]:
         stage = self.stages[index]
-        edges = []
-        for node, column in zip(stage.edges, (FIRST_EDGE, LAST_EDGE), strict=True):
-            if node is not None:
-                edges.append((node, column))
-        return Stage(
-            nodes=stage.nodes,
-            columns=stage.columns,
-            store=self.sums,
-            weights=np.ones(len(stage.nodes)),
-            edges=tuple(edges),
-        )
+        elements = self.evaluator.problem.features.elements
+        numbers = (COLUMNS + 3 * len(stage.readings)) * elements
+        size = part_rows(self.evaluator, len(stage.nodes), numbers)
+        parts, alone = [], []
+        for part, count in in_parts(len(tracks), size):
+            found, deviation = self._judge(index, tracks.take(part), kept.take(part))
+            parts.append(found.take(slice(count)))
+            alone.append(deviation[:count])
+        deviation = torch.cat(alone)
+        doubled = deviation if stage.full else kept.doubled
+        return Judged.join(parts), Sums(kept.sums, deviation * stage.cells, doubled)
 
-    def judge(self, index: int, slots: Integers) -> Iterator[Judged]:
-        numbers = 2 * COLUMNS * self.evaluator.problem.elements
-        for part in in_parts(slots, numbers):
-            yield self._judge(index, part)
+    def refined(self, index: int, kept: Sums) -> Sums:
+        """What the next stage starts from."""
+        if not self.stages[index].fold:
+            return kept
+        return replace(kept, sums=class_sums(kept.sums))
 
-    def _judge(self, index: int, slots: Integers) -> Judged:
-        stage, tracks = self.stages[index], self.tracks
-        tracks.spent[slots] += len(stage.nodes)
-        tracks.gaps[slots] = 1
-        difference = tracks.difference(slots)
-        sums = masked(self.sums.read(slots, COLUMNS), difference)
-        alone = self._estimate(stage, slots, sums, difference)
-        remembered = MEMORY * self.carried[slots] / stage.cells
-        careful = np.maximum(alone.deviation, remembered)
-        self.carried[slots] = alone.deviation * stage.cells
-        known = replace(alone, deviation=careful)
-        settled = self.criteria.settled(known, certify=stage.cells >= JUDGED)
-        known.next[settled] = Next.DONE
-        open_ = np.flatnonzero(~settled)
-        known.needed[open_] = self._needed(stage, alone.take(open_))
-        within_reach = known.needed[open_] == 0
-        finer = open_[self._fits(index + 1, slots[open_]) & within_reach]
-        known.next[finer] = Next.FINER
-        if len(finer) and self.stages[index + 1].fold:
-            folded = class_sums(sums[finer])
-            self.sums.write(slots[finer], folded)
-        return known
+    def _found(self, added: Addition, samples: Samples) -> Tensor:
+        """What is added to each sum, [tracks, added, elements] float64."""
+        _, nodes, elements = samples.gradients.shape
+        size = part_rows(self.evaluator, nodes, (nodes + 2 * len(added.columns)) * elements)
+        found = []
+        for part, count in in_parts(len(samples.gradients), size):
+            gradients = samples.gradients[on_device(part, self.device)]
+            sums = added.matrix @ gradients.double()
+            found.append(sums[:count])
+        return torch.cat(found)
 
-    def _estimate(
-        self, stage: GridStage, slots: Integers, sums: Floats, difference: Floats
-    ) -> Judged:
+    def _start(self, count: int) -> Sums:
+        elements = self.evaluator.problem.elements
+        sums = torch.zeros(count, COLUMNS, elements, dtype=torch.float64, device=self.device)
+        return Sums(sums, sums.new_zeros(count), sums.new_full((count,), torch.nan))
+
+    def _judge(self, index: int, tracks: Tracks, kept: Sums) -> tuple[Judged, Tensor]:
+        """What is known of some tracks, and the deviation that this stage alone says."""
+        stage = self.stages[index]
+        alone = self._alone(stage, tracks, kept)
+        remembered = MEMORY * kept.carried / stage.cells
+        known = replace(alone, deviation=torch.maximum(alone.deviation, remembered))
+        settled = self.criteria.settled(tracks, known, certify=stage.cells >= JUDGED)
+        needed = torch.where(settled, 0, self._needed(stage, tracks, alone, kept.doubled))
+        finer = self._fits(index + 1, tracks) & (needed == 0)
+        onwards = torch.where(finer, int(Next.FINER), int(Next.END))
+        following = torch.where(settled, int(Next.DONE), onwards)
+        return replace(known, needed=needed, next=following), alone.deviation
+
+    def _alone(self, stage: GridStage, tracks: Tracks, kept: Sums) -> Judged:
         """What this stage alone says of the tracks."""
-        tracks = self.tracks
-        combined = np.vstack([stage.weights, stage.contrasts]) @ sums
-        new = len(stage.nodes)
-        found = attributions(self.evaluator, tracks, slots, combined, difference, new)
+        difference = tracks.difference(self.evaluator.problem)
+        combined = stage.readings @ kept.sums
+        found = attributions(self.evaluator, tracks, combined, difference)
         integral = found[:, 0]
-        change = tracks.f_end[slots] - tracks.f_start[slots]
-        gap = integral.sum(1) - change
+        gap = integral.sum(1) - (tracks.f_end - tracks.f_start)
         deviation = estimate_kinked(stage, found, gap)
-        return judged(slots, integral, deviation)
+        return judged(integral, deviation, torch.ones_like(deviation), tracks.integrand)
 
-    def _fits(self, index: int, slots: Integers) -> Flags:
+    def _fits(self, index: int, tracks: Tracks) -> Tensor:
         """Whether there is such a stage, and room for it."""
+        room = self.pieces.room(tracks)
         if index == len(self.stages):
-            return np.zeros(len(slots), bool)
-        new = len(self.stages[index].nodes)
-        return self.pieces.room(slots) >= new
+            return torch.zeros_like(room, dtype=torch.bool)
+        return room >= len(self.stages[index].nodes)
 
-    def _needed(self, stage: GridStage, known: Judged) -> Integers:
+    def _needed(self, stage: GridStage, tracks: Tracks, known: Judged, doubled: Tensor) -> Tensor:
         """Evaluations that the tolerance would take, where that is out of reach; 0 elsewhere.
 
         The order of convergence is the one seen over the last doubling of the grid, and at least 1.
         """
-        needed = np.zeros(len(known.slots), np.int64)
-        if not stage.full:
-            return needed
         accuracy = self.criteria.accuracy
-        before = self.doubled[known.slots]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            allowed = self.criteria.allowed(known)
-            order = np.fmax(np.log2(before / known.deviation), 1.0)
-            ratio = np.fmax(known.deviation / allowed, 1.0)
-            foreseen = np.minimum(stage.count * ratio ** (1 / order), 1e15)
-        self.doubled[known.slots] = known.deviation
-        late = stage.cells >= 2 * JUDGED and accuracy.on_unreachable == "stop"
+        if not stage.full or stage.cells < 2 * JUDGED or accuracy.on_unreachable != "stop":
+            return torch.zeros_like(known.needed)
+        order = (doubled / known.deviation).log2().nan_to_num(nan=1.0).clamp(min=1.0)
+        allowed = self.criteria.allowed(tracks, known)
+        ratio = (known.deviation / allowed).nan_to_num(nan=1.0).clamp(min=1.0)
+        foreseen = (stage.count * ratio ** (1 / order)).clamp(max=1e15)
         resolved = known.deviation < RESOLVED * known.size
-        beyond = foreseen > HOPELESS * accuracy.max_evaluations
-        hopeless = late & resolved & beyond
-        needed[hopeless] = foreseen[hopeless]
-        return needed
+        hopeless = resolved & (foreseen > HOPELESS * accuracy.max_evaluations)
+        return torch.where(hopeless, foreseen, 0.0).long()

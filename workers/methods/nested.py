@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.loop import GradientStore, Stage
-from integrand.workers.engine.problem import Floats, Integers
-from integrand.workers.engine.tracks import attributions, in_parts, masked
+from integrand.workers.engine.groups import Floats, Samples
+from integrand.workers.engine.tracks import (
+    Some,
+    Tracks,
+    attributions,
+    in_parts,
+    on_device,
+    part_rows,
+    times_difference,
+)
+from integrand.workers.methods.criteria import Criteria, Judged, Next, judged
 from integrand.workers.methods.pieces import Pieces
-from integrand.workers.methods.verdicts import Criteria, Flags, Judged, Next, judged
 from integrand.workers.quadrature.rules import patterson
 from integrand.workers.quadrature.smooth import (
-    SmoothEstimate,
     SpectralLevel,
     cancellation,
     estimate_smooth,
@@ -30,11 +37,25 @@ WIDE = 1 << 16
 """Elements of a row from which on 31 gradients are kept of it at most, not 63."""
 
 
-def affordable_levels(most: int, elements: int) -> tuple[SpectralLevel, ...]:
+def affordable_levels(most: int, elements: int, device: torch.device) -> tuple[SpectralLevel, ...]:
     """Nested levels within the evaluations, and within the gradients that may be kept of a row."""
     kept = 31 if elements >= WIDE else 63
     affordable = min(most, kept)
-    return tuple(level for level in spectral_levels() if level.count <= affordable)
+    return tuple(level for level in spectral_levels(device) if level.count <= affordable)
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """What is kept of tracks on the nested rule: gradients [tracks, nodes, elements] and f [tracks,
+    nodes] at all nodes so far.
+    """
+
+    gradients: Tensor
+    values: Tensor
+
+    def take(self, which: Some) -> Gradients:
+        index = on_device(which, self.values.device)
+        return Gradients(self.gradients[index], self.values[index])
 
 
 class Nested:
@@ -42,8 +63,6 @@ class Nested:
 
     least_grid  evaluations that a grid takes until it may certify
     """
-
-    follow: tuple[Next, ...] = (Next.DONE, Next.FINER, Next.CUT, Next.GRID, Next.END)
 
     def __init__(
         self,
@@ -54,88 +73,88 @@ class Nested:
         least_grid: int,
     ) -> None:
         self.evaluator, self.criteria, self.pieces = evaluator, criteria, pieces
-        self.tracks = criteria.tracks
         self.levels = levels
         self.least_grid = least_grid
-        problem = evaluator.problem
-        self.gradients = GradientStore(
-            self.tracks.slots, levels[-1].count, problem.elements, problem.dtype, problem.device
+
+    def chunks(self, index: int) -> list[Floats]:
+        """Nodes of a level, all at once."""
+        before = self._before(index)
+        return [patterson().nodes[before : self.levels[index].count]]
+
+    def absorb(
+        self, index: int, chunk: int, tracks: Tracks, kept: Gradients | None, samples: Samples
+    ) -> Gradients:
+        if kept is None:
+            return Gradients(samples.gradients, samples.values)
+        return Gradients(
+            torch.cat([kept.gradients, samples.gradients], 1),
+            torch.cat([kept.values, samples.values], 1),
         )
 
-    def start(self, slots: Integers) -> None:
-        """Nothing is to be forgotten: a level writes every column before it is read."""
-
-    def stage(self, index: int) -> Stage:
-        columns = np.arange(self._before(index), self.levels[index].count)
-        nodes = patterson().nodes[columns]
-        return Stage(nodes, columns, self.gradients)
-
-    def judge(self, index: int, slots: Integers) -> Iterator[Judged]:
-        numbers = self.levels[index].count * self.evaluator.problem.elements
-        for part in in_parts(slots, numbers):
-            yield self._judge(index, part)
-
-    def _judge(self, index: int, slots: Integers) -> Judged:
-        estimate = self._estimate(index, slots)
-        known = judged(slots, estimate.attributions, estimate.deviation)
-        settled = self.criteria.settled(known)
-        known.next[settled] = Next.DONE
-        open_ = np.flatnonzero(~settled)
-        if len(open_):
-            converging = estimate.converging[open_]
-            known.next[open_] = self._next(index, slots[open_], converging)
-        deviation = np.where(settled, estimate.deviation, estimate.likely)
-        return replace(known, deviation=deviation)
-
-    def _estimate(self, index: int, slots: Integers) -> SmoothEstimate:
-        tracks = self.tracks
+    def judge(self, index: int, tracks: Tracks, kept: Gradients) -> tuple[Judged, Gradients]:
         level = self.levels[index]
-        new = self._new(index)
-        tracks.spent[slots] += new
-        difference = tracks.difference(slots)
-        gradients = masked(self.gradients.read(slots, level.count), difference)
+        elements = self.evaluator.problem.features.elements
+        numbers = (level.count + 3 * len(level.functionals)) * elements
+        size = part_rows(self.evaluator, self._new(index), numbers)
+        parts = []
+        for part, count in in_parts(len(tracks), size):
+            found = self._judge(index, tracks.take(part), kept.take(part))
+            parts.append(found.take(slice(count)))
+        return Judged.join(parts), kept
+
+    def refined(self, index: int, kept: Gradients) -> Gradients:
+        """What the next level starts from."""
+        return kept
+
+    def path(self, index: int, tracks: Tracks, kept: Gradients) -> tuple[SpectralLevel, Tensor]:
+        """A level, and f at its places, [tracks, places]."""
+        level = self.levels[index]
+        return level, level.along_path(kept.values, tracks.f_start, tracks.f_end)
+
+    def _judge(self, index: int, tracks: Tracks, kept: Gradients) -> Judged:
+        level, path = self.path(index, tracks, kept)
+        difference = tracks.difference(self.evaluator.problem)
+        gradients = kept.gradients.to(torch.float64, copy=True)
         combined = level.functionals @ gradients
-        found = attributions(self.evaluator, tracks, slots, combined, difference, new)
-        slopes = (gradients @ difference[:, :, None])[:, :, 0]
-        values = self._values(index, slots)
-        ends = tracks.f_start[slots], tracks.f_end[slots]
-        estimate = estimate_smooth(level, found, slopes, values, *ends)
-        cancelled = cancellation(estimate.attributions)
-        tracks.gaps[slots] = level.count + 1 + 2 * cancelled
-        seen = tracks.integrand[slots]
-        tracks.integrand[slots] = np.maximum(seen, estimate.integrand)
-        return estimate
+        found = attributions(self.evaluator, tracks, combined, difference)
+        slopes = times_difference(gradients, difference).sum(2)
+        estimate = estimate_smooth(level, found, slopes, path)
+        integrand = torch.maximum(tracks.integrand, estimate.integrand)
+        known = judged(estimate.attributions, estimate.deviation, estimate.deviation, integrand)
+        cancelled = cancellation(known.size, known.total)
+        known = replace(known, gaps=(level.count + 1 + 2 * cancelled).floor())
+        settled = self.criteria.settled(tracks, known)
+        onwards, window = self._onwards(index, tracks, path, estimate.converging)
+        return replace(
+            known,
+            deviation=torch.where(settled, estimate.deviation, estimate.likely),
+            window=window,
+            next=torch.where(settled, int(Next.DONE), onwards),
+        )
 
-    def _next(self, index: int, slots: Integers, converging: Flags) -> Integers:
+    def _onwards(
+        self, index: int, tracks: Tracks, path: Tensor, converging: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """More nodes where they converge; else pieces, else a grid; what cannot be afforded ends
-        here.
+        here. And where pieces are cut.
         """
-        room = self.pieces.room(slots)
+        level = self.levels[index]
+        room = self.pieces.room(tracks)
         grids = room >= self.least_grid
-        early = self.levels[index].count < SEEN
-        pays = early | converging | ~grids
-        finer = self._fits(index + 1, room) & pays
-        other = ~finer
-        cut = np.zeros(len(slots), bool)
-        cut[other] = self._divided(index, slots[other], converging[other])
-        return np.select([finer, cut, grids], [Next.FINER, Next.CUT, Next.GRID], Next.END)
+        early = level.count < SEEN
+        finer = self._fits(index + 1, room) & (converging | ~grids | early)
+        stuck = torch.where(grids, int(Next.GRID), int(Next.END))
+        window = torch.zeros(len(tracks), 2, dtype=torch.int64, device=tracks.device)
+        if not early or level is self.levels[-1]:
+            cut, window = self.pieces.divisible(level, tracks, path, converging)
+            stuck = torch.where(cut, int(Next.CUT), stuck)
+        return torch.where(finer, int(Next.FINER), stuck), window
 
-    def _fits(self, index: int, room: Integers) -> Flags:
+    def _fits(self, index: int, room: Tensor) -> Tensor:
         """Whether there is such a level, and room for it."""
         if index == len(self.levels):
-            return np.zeros(len(room), bool)
+            return torch.zeros_like(room, dtype=torch.bool)
         return room >= self._new(index)
-
-    def _divided(self, index: int, slots: Integers, converging: Flags) -> list[bool]:
-        level = self.levels[index]
-        values = self._values(index, slots)
-        tracks = zip(slots.tolist(), values, converging.tolist(), strict=True)
-        return [self.pieces.divide(level, *track) for track in tracks]
-
-    def _values(self, index: int, slots: Integers) -> Floats:
-        """f at the level's nodes, [slots, nodes]."""
-        count = self.levels[index].count
-        return self.gradients.values[slots, :count]
 
     def _new(self, index: int) -> int:
         """Nodes that a level adds."""

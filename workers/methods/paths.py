@@ -11,9 +11,8 @@ from torch import Tensor
 
 from integrand.workers.engine.endpoints import endpoint_values
 from integrand.workers.engine.evaluator import Evaluator, lifted
-from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared
-from integrand.workers.engine.problem import Floats
+from integrand.workers.engine.verdicts import Verdicts
 from integrand.workers.methods.base import Kind, Method, Settle
 
 
@@ -34,7 +33,7 @@ class PathMethod(Method[Kind]):
 
     @abstractmethod
     def integrate(
-        self, evaluator: Evaluator, rows: Tensor, f_input: Floats, f_baseline: Floats
+        self, evaluator: Evaluator, rows: Tensor, f_input: Tensor, f_baseline: Tensor
     ) -> Iterator[Verdicts]:
         """Verdicts in order of completion. `rows` [n] are row numbers of the evaluator's problem,
         which may be one of hidden tensors; f_* [n, targets] belong to them.

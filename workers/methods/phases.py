@@ -4,60 +4,114 @@ A track starts on Patterson's nested rule (`nested.py`). Where its spectrum deca
 31 and 63 nodes certify it. Where f moves in a small part of the path only, that part and what lies
 beside it are integrated as pieces of their own (`pieces.py`). Where the integrand is kinked, a grid
 takes over that can grow until the evaluations are spent (`grids.py`). What a track is held to says
-`verdicts.py`.
+`criteria.py`.
+
+Gradients, and what is made of them, stay on the device. Of every group that was judged, the host
+learns where each track goes next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.specs.accuracy import Adaptive
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.loop import Loop, Stage, TrackGroup, Verdicts
-from integrand.workers.engine.problem import Floats, Integers
-from integrand.workers.engine.tracks import Tracks, live_rows
+from integrand.workers.engine.groups import Floats, Samples, TrackGroup
+from integrand.workers.engine.loop import Entrance, Loop
+from integrand.workers.engine.tracks import Some, Tracks, whole_paths
+from integrand.workers.engine.verdicts import Verdicts
+from integrand.workers.methods.criteria import Criteria, Judged, Next
 from integrand.workers.methods.grids import Grids, least_grid
 from integrand.workers.methods.nested import Nested, affordable_levels
-from integrand.workers.methods.pieces import Pieces
-from integrand.workers.methods.verdicts import Criteria, Judged, Next
+from integrand.workers.methods.pieces import Pieces, whole_again
+
+Kept = TypeVar("Kept", bound="Held")
 
 
 def integrate_adaptively(
-    evaluator: Evaluator, accuracy: Adaptive, rows: Tensor, f_input: Floats, f_baseline: Floats
+    evaluator: Evaluator, accuracy: Adaptive, rows: Tensor, f_input: Tensor, f_baseline: Tensor
 ) -> Iterator[Verdicts]:
     """Verdicts in order of completion. `rows` [n] are row numbers of the problem; f_* [n, targets]
     belong to them.
     """
     problem, most = evaluator.problem, accuracy.max_evaluations
-    levels = affordable_levels(most, problem.elements)
-    live = live_rows(problem.batch_rows, levels[0].count)
-    tracks = Tracks(problem, rows, f_input, f_baseline, live)
-    pieces = Pieces(tracks, levels, most)
-    criteria = Criteria(accuracy, tracks, pieces.cut)
+    tracks = whole_paths(problem, rows, f_input, f_baseline)
+    levels = affordable_levels(most, problem.elements, problem.device)
+    pieces = Pieces(levels, most)
+    criteria = Criteria(accuracy, problem)
     nested = Nested(evaluator, criteria, pieces, levels, least_grid(most))
     grids = Grids(evaluator, criteria, pieces)
-    yield from _Conductor(evaluator, criteria, pieces, nested, grids).run()
+    entrance = Entrance(evaluator, tracks, levels[0].count)
+    yield from _Conductor(evaluator, criteria, pieces, nested, grids).run(entrance)
 
 
-class Phase(Protocol):
+class Held(Protocol):
+    """What a phase keeps of tracks."""
+
+    def take(self: Kept, which: Some) -> Kept: ...
+
+
+class Phase(Protocol[Kept]):
     """A way to integrate, in stages.
 
-    follow  the steps that it takes from a judgement, in this order: groups queue in it
-    start   forget what slots held before
-    stage   nodes and where their gradients go
-    judge   what is known of slots whose stage was evaluated, in parts
+    chunks   nodes of a stage, evaluated one chunk after the other
+    absorb   what is kept of tracks, with the samples of one more chunk; None before the first
+    judge    what is known of tracks after a stage, and what is kept of them
+    refined  what the next stage, of this index, starts from
     """
 
-    follow: tuple[Next, ...]
+    def chunks(self, index: int) -> list[Floats]: ...
+    def absorb(
+        self, index: int, chunk: int, tracks: Tracks, kept: Kept | None, samples: Samples
+    ) -> Kept: ...
+    def judge(self, index: int, tracks: Tracks, kept: Kept) -> tuple[Judged, Kept]: ...
+    def refined(self, index: int, kept: Kept) -> Kept: ...
 
-    def start(self, slots: Integers) -> None: ...
-    def stage(self, index: int) -> Stage: ...
-    def judge(self, index: int, slots: Integers) -> Iterator[Judged]: ...
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stage:
+    """What a group's nodes are evaluated for, and what is kept of its tracks so far.
+
+    cut  whether its tracks are on pieces of their paths
+    """
+
+    phase: Phase[Any]
+    index: int = 0
+    chunk: int = 0
+    kept: Held | None = None
+    cut: bool = False
+
+    @property
+    def nodes(self) -> Floats:
+        return self.phase.chunks(self.index)[self.chunk]
+
+    @property
+    def last_chunk(self) -> bool:
+        return self.chunk + 1 == len(self.phase.chunks(self.index))
+
+    @property
+    def count(self) -> int:
+        """Nodes of all its chunks."""
+        return sum(len(nodes) for nodes in self.phase.chunks(self.index))
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """Tracks that were judged, what is known of them, and what is kept."""
+
+    tracks: Tracks
+    known: Judged
+    kept: Held
+
+    def take(self, which: Some) -> Standing:
+        return Standing(self.tracks.take(which), self.known.take(which), self.kept.take(which))
 
 
 class _Conductor:
@@ -71,75 +125,96 @@ class _Conductor:
         nested: Nested,
         grids: Grids,
     ) -> None:
+        self.evaluator = evaluator
         self.criteria = criteria
-        self.tracks = criteria.tracks
         self.pieces = pieces
         self.nested = nested
         self.grids = grids
-        self.finished: list[Verdicts] = []
-        self.loop = Loop(evaluator, self._admit)
 
-    def run(self) -> Iterator[Verdicts]:
-        for _ in self.loop.run():
-            yield from self.finished
-            self.finished.clear()
-
-    def _admit(self, room: int) -> TrackGroup | None:
-        nested = self.nested
-        rows = -(-room // nested.levels[0].count)
-        judge = partial(self._judge, nested, 0)
-        return self.tracks.admit(rows, nested.stage(0), judge)
-
-    def _judge(self, phase: Phase, index: int, slots: Integers) -> None:
-        for known in phase.judge(index, slots):
-            for step in phase.follow:
-                chosen = known.next == step
-                if not chosen.any():
-                    continue
-                if step in (Next.DONE, Next.END):
-                    self._end(known.take(chosen))
-                else:
-                    self._go(step, phase, index, known.slots[chosen])
-
-    def _go(self, step: Next, phase: Phase, index: int, slots: Integers) -> None:
-        if step is Next.FINER:
-            self._evaluate(phase, index + 1, slots)
-        elif step is Next.CUT:
-            self._start_pieces(slots)
-        else:
-            self._start(self.grids, slots)
-
-    def _start(self, phase: Phase, slots: Integers) -> None:
-        phase.start(slots)
-        self._evaluate(phase, 0, slots)
-
-    def _start_pieces(self, slots: Integers) -> None:
-        """A group each: pieces of one row's targets lie apart."""
-        for slot in slots.tolist():
-            self.pieces.start(slot)
-            self._start(self.nested, np.array([slot]))
-
-    def _evaluate(self, phase: Phase, index: int, slots: Integers) -> None:
-        stage = phase.stage(index)
-        judge = partial(self._judge, phase, index)
-        by_row = self.tracks.grouped(slots)
-        group = self.tracks.group(by_row, stage, judge)
-        self.loop.queue.append(group)
-
-    def _end(self, known: Judged) -> None:
-        """Verdicts of whole paths; a piece is put aside until all pieces of its track are done."""
-        cut = self.pieces.cut[known.slots]
-        whole_paths = known.take(~cut) if cut.any() else known
-        self._release(whole_paths)
-        for i in np.flatnonzero(cut):
-            piece = known.take(np.array([i]))
-            whole = self.pieces.judge(piece)
-            if whole is None:
-                self._start_pieces(piece.slots)
+    def run(self, entrance: Entrance) -> Iterator[Verdicts]:
+        loop: Loop[Stage] = Loop(self.evaluator, partial(self._enter, entrance))
+        for group in loop:
+            stage = group.stage
+            kept = self._absorb(group)
+            if stage.last_chunk:
+                yield from self._judge(group.tracks, stage, kept, loop)
             else:
-                self._release(whole)
+                following = replace(stage, chunk=stage.chunk + 1, kept=kept)
+                self._evaluate(group.tracks, following, loop)
 
-    def _release(self, known: Judged) -> None:
-        if len(known.slots):
-            self.finished.append(self.criteria.verdicts(known))
-            self.tracks.release(known.slots)
+    def _enter(self, entrance: Entrance) -> TrackGroup[Stage] | None:
+        wave = entrance.peek()
+        if wave is None:
+            return None
+        group = self._group(wave, Stage(phase=self.nested))
+        entrance.accept(wave)
+        return group
+
+    def _absorb(self, group: TrackGroup[Stage]) -> Held:
+        stage, within = group.stage, self.evaluator.within_memory
+        samples = within(group.samples)
+        absorb = partial(stage.phase.absorb, stage.index, stage.chunk, group.tracks, stage.kept)
+        return within(partial(absorb, samples))
+
+    def _judge(
+        self, tracks: Tracks, stage: Stage, kept: Held, loop: Loop[Stage]
+    ) -> Iterator[Verdicts]:
+        tracks = replace(tracks, spent=tracks.spent + stage.count)
+        judge = partial(stage.phase.judge, stage.index, tracks, kept)
+        known, kept = self.evaluator.within_memory(judge)
+        tracks = replace(tracks, integrand=known.integrand)
+        standing = Standing(tracks, known, kept)
+        # the one time that the host waits for the device
+        following = known.next.cpu().numpy()
+        ended = _which((following == Next.DONE) | (following == Next.END))
+        if ended is not None:
+            yield from self._end(standing.take(ended), stage, loop)
+        for step in (Next.FINER, Next.CUT, Next.GRID):
+            chosen = _which(following == step)
+            if chosen is not None:
+                self._go(step, standing.take(chosen), stage, loop)
+
+    def _go(self, step: Next, standing: Standing, stage: Stage, loop: Loop[Stage]) -> None:
+        tracks = standing.tracks
+        if step is Next.FINER:
+            refined = partial(stage.phase.refined, stage.index + 1, standing.kept)
+            kept = self.evaluator.within_memory(refined)
+            finer = replace(stage, index=stage.index + 1, chunk=0, kept=kept)
+            self._evaluate(tracks, finer, loop)
+        elif step is Next.CUT:
+            level, path = self.nested.path(stage.index, tracks, standing.kept)
+            self.pieces.cut(level, tracks, path, standing.known.window)
+            self._start_pieces(tracks, loop)
+        else:
+            self._evaluate(tracks, Stage(phase=self.grids, cut=stage.cut), loop)
+
+    def _end(self, standing: Standing, stage: Stage, loop: Loop[Stage]) -> Iterator[Verdicts]:
+        """Verdicts of whole paths; pieces are put aside until all of their track are done."""
+        tracks, known = standing.tracks, standing.known
+        if not stage.cut:
+            yield self.criteria.verdicts(tracks, known)
+            return
+        waiting, whole, together = self.pieces.collect(tracks, known)
+        if together is not None:
+            yield self.criteria.verdicts(whole_again(tracks.take(whole)), together)
+        if len(waiting):
+            self._start_pieces(tracks.take(waiting), loop)
+
+    def _start_pieces(self, tracks: Tracks, loop: Loop[Stage]) -> None:
+        pieces = self.pieces.start(tracks)
+        self._evaluate(pieces, Stage(phase=self.nested, cut=True), loop)
+
+    def _evaluate(self, tracks: Tracks, stage: Stage, loop: Loop[Stage]) -> None:
+        group = self.evaluator.within_memory(partial(self._group, tracks, stage))
+        loop.add(group)
+
+    def _group(self, tracks: Tracks, stage: Stage) -> TrackGroup[Stage]:
+        problem = self.evaluator.problem
+        return TrackGroup(problem, tracks, stage.nodes, stage, apart=stage.cut)
+
+
+def _which(chosen: NDArray[np.bool_]) -> Some | None:
+    """Numbers of the chosen ones; None where there are none."""
+    if not chosen.any():
+        return None
+    return slice(None) if chosen.all() else np.flatnonzero(chosen)

@@ -5,21 +5,24 @@ beside it are integrated one after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import pairwise
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from integrand.workers.engine.problem import Floats, Integers
-from integrand.workers.engine.tracks import Tracks
-from integrand.workers.methods.verdicts import Judged, judged
-from integrand.workers.quadrature.rules import patterson
+from integrand.workers.engine.tracks import Integers, Tracks
+from integrand.workers.methods.criteria import Judged, judged
 from integrand.workers.quadrature.smooth import SpectralLevel, moving_window
 
 DEEPEST = 8
 """Pieces within pieces: a small part is at most a quarter of what is around it, so eight reach
 1/65,536 of the path.
 """
+Key = tuple[int, int]
+"""Row and target of a track."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,8 @@ class Parts:
     are done.
     """
 
-    waiting: list[Piece]
-    depth: int = 0
-    attributions: list[Floats] = field(default_factory=list)
+    waiting: list[Piece] = field(default_factory=list)
+    attributions: list[Tensor] = field(default_factory=list)
     deviation: float = 0.0
     needed: int = 0
 
@@ -51,106 +53,111 @@ class Pieces:
 
     levels  of the nested rule, by which every piece starts
     most    evaluations that a track may spend
-    cut     [slots] whether the path was cut into pieces
     """
 
-    def __init__(self, tracks: Tracks, levels: Sequence[SpectralLevel], most: int) -> None:
-        self.tracks = tracks
+    def __init__(self, levels: Sequence[SpectralLevel], most: int) -> None:
         self.levels = levels
         self.most = most
-        self.cut = np.zeros(tracks.slots, bool)
-        self._parts: dict[int, Parts] = {}
+        self._parts: dict[Key, Parts] = {}
 
-    def room(self, slots: Integers) -> Integers:
+    def room(self, tracks: Tracks) -> Tensor:
         """Evaluations that tracks may still spend, less what their waiting pieces need at least."""
-        counts = [self._waiting(slot) for slot in slots.tolist()]
-        waiting = np.array(counts, np.int64)
-        left = self.most - self.tracks.spent[slots]
-        return left - self.levels[0].count * waiting
+        return self.most - tracks.spent - tracks.reserved
 
-    def divide(self, level: SpectralLevel, slot: int, values: Floats, converging: bool) -> bool:
-        """Cut a track where f moves in a small part of the path; where the last level converges but
-        not far enough, into two halves. Whether it was cut: its pieces are then waiting.
+    def divisible(
+        self, level: SpectralLevel, tracks: Tracks, path: Tensor, converging: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Which tracks may be cut, and where: between which of the level's places [tracks, 2].
 
-        `values` [level's nodes] are f at the nodes.
+        Where f moves in a small part of the path; where the last level converges but not far
+        enough, into two halves. `path` [tracks, places] is f there.
         """
-        depth = self._parts[slot].depth if slot in self._parts else 0
-        if depth >= DEEPEST:
-            return False
-        room = self.room(np.array([slot]))
-        if room[0] < 3 * self.levels[-1].count:
-            return False
-        window = self._window(level, slot, values, converging)
-        if window is None:
-            return False
-        pieces = self._pieces(level, slot, values, window, depth + 1)
-        self._parts.setdefault(slot, Parts([])).waiting.extend(reversed(pieces))
-        self.cut[slot] = True
-        return True
+        window, exists = moving_window(level, path)
+        if level is self.levels[-1]:
+            window = torch.where(exists[:, None], window, level.count // 2 + 1)
+            exists = exists | converging
+        affordable = self.room(tracks) >= 3 * self.levels[-1].count
+        return exists & affordable & (tracks.depth < DEEPEST), window
 
-    def start(self, slot: int) -> None:
-        """Hand the track over to its next piece."""
-        parts, tracks = self._parts[slot], self.tracks
-        piece = parts.waiting.pop()
-        parts.depth = piece.depth
-        tracks.start[slot] = piece.start
-        tracks.width[slot] = piece.width
-        tracks.f_start[slot] = piece.f_start
-        tracks.f_end[slot] = piece.f_end
+    def cut(self, level: SpectralLevel, tracks: Tracks, path: Tensor, window: Tensor) -> None:
+        """Cut tracks at both ends of their windows: their pieces are then waiting."""
+        ends = torch.stack([tracks.start, tracks.width], 1).cpu().numpy()
+        depths = tracks.depth.tolist()
+        places = level.places.cpu().numpy()
+        known, windows = path.cpu().numpy(), window.cpu().numpy()
+        for i, key in enumerate(_keys(tracks)):
+            start, width = ends[i]
+            stops = sorted({0, *windows[i].tolist(), len(places) - 1})
+            pieces = []
+            for a, b in pairwise(stops):
+                piece = Piece(
+                    start=start + width * places[a],
+                    width=width * (places[b] - places[a]),
+                    f_start=known[i, a],
+                    f_end=known[i, b],
+                    depth=depths[i] + 1,
+                )
+                pieces.append(piece)
+            self._parts.setdefault(key, Parts()).waiting.extend(reversed(pieces))
 
-    def judge(self, piece: Judged) -> Judged | None:
-        """Put aside what is known of one track's piece. The whole track once all its pieces are
-        done, or one of them is not finite; else None.
+    def start(self, tracks: Tracks) -> Tracks:
+        """The tracks on their next pieces."""
+        pieces, waiting = [], []
+        for key in _keys(tracks):
+            parts = self._parts[key]
+            pieces.append(parts.waiting.pop())
+            waiting.append(len(parts.waiting))
+        numbers = [(p.start, p.width, p.f_start, p.f_end) for p in pieces]
+        columns = torch.tensor(numbers, dtype=torch.float64).to(tracks.device)
+        counts = torch.tensor([(p.depth, w) for p, w in zip(pieces, waiting, strict=True)])
+        depth, left = counts.to(tracks.device).unbind(1)
+        start, width, f_start, f_end = columns.unbind(1)
+        return replace(
+            tracks,
+            start=start,
+            width=width,
+            f_start=f_start,
+            f_end=f_end,
+            depth=depth,
+            reserved=self.levels[0].count * left,
+        )
+
+    def collect(self, tracks: Tracks, known: Judged) -> tuple[Integers, Integers, Judged | None]:
+        """Put aside what is known of tracks' pieces. Which tracks have pieces waiting; which are
+        whole, since all their pieces are done or one is not finite, and what is known of these.
         """
-        slot = int(piece.slots[0])
-        parts = self._parts[slot]
-        parts.attributions.append(piece.attributions[0])
-        parts.deviation += float(piece.deviation[0])
-        parts.needed = max(parts.needed, int(piece.needed[0]))
-        if parts.waiting and np.isfinite(piece.attributions).all():
-            return None
-        del self._parts[slot]
-        self.cut[slot] = False
-        total = np.sum(parts.attributions, axis=0)[None]
-        whole = judged(piece.slots, total, np.array([parts.deviation]))
-        whole.needed[0] = parts.needed
-        return whole
+        waiting: list[int] = []
+        whole: list[int] = []
+        found: list[Judged] = []
+        numbers = torch.stack([known.deviation, known.total], 1).tolist()
+        needed = known.needed.tolist()
+        for i, key in enumerate(_keys(tracks)):
+            parts = self._parts[key]
+            deviation, total = numbers[i]
+            parts.attributions.append(known.attributions[i : i + 1])
+            parts.deviation += deviation
+            parts.needed = max(parts.needed, needed[i])
+            if parts.waiting and np.isfinite(total):
+                waiting.append(i)
+            else:
+                whole.append(i)
+                found.append(_sum(self._parts.pop(key), known.take(slice(i, i + 1))))
+        together = Judged.join(found) if found else None
+        return np.array(waiting, np.int64), np.array(whole, np.int64), together
 
-    def _waiting(self, slot: int) -> int:
-        parts = self._parts.get(slot)
-        return len(parts.waiting) if parts else 0
 
-    def _window(
-        self, level: SpectralLevel, slot: int, values: Floats, converging: bool
-    ) -> tuple[int, int] | None:
-        """Positions among the sorted nodes between which the track's f moves, or its middle."""
-        f_start = self.tracks.f_start[slot]
-        f_end = self.tracks.f_end[slot]
-        window = moving_window(level, values, f_start, f_end)
-        if window is None and converging and level is self.levels[-1]:
-            middle = level.count // 2
-            return middle, middle
-        return window
+def whole_again(tracks: Tracks) -> Tracks:
+    """The tracks as they are once their pieces were put together."""
+    return replace(tracks, depth=torch.zeros_like(tracks.depth))
 
-    def _pieces(
-        self,
-        level: SpectralLevel,
-        slot: int,
-        values: Floats,
-        window: tuple[int, int],
-        depth: int,
-    ) -> list[Piece]:
-        """The window and what lies beside it, from the start of the track's path to its end."""
-        tracks = self.tracks
-        inner = patterson().nodes[level.order]
-        nodes = np.concatenate([[0.0], inner, [1.0]])
-        f_start, f_end = tracks.f_start[slot], tracks.f_end[slot]
-        known = np.concatenate([[f_start], values[level.order], [f_end]])
-        first, last = window
-        ends = sorted({0, first + 1, last + 1, len(nodes) - 1})
-        pieces = []
-        for a, b in pairwise(ends):
-            start = tracks.start[slot] + tracks.width[slot] * nodes[a]
-            width = tracks.width[slot] * (nodes[b] - nodes[a])
-            pieces.append(Piece(start, width, known[a], known[b], depth))
-        return pieces
+
+def _keys(tracks: Tracks) -> list[Key]:
+    return list(zip(tracks.row.tolist(), tracks.target.tolist(), strict=True))
+
+
+def _sum(parts: Parts, last: Judged) -> Judged:
+    """What is known of a whole track, whose last piece this was."""
+    total = reduce(torch.add, parts.attributions)
+    deviation = torch.full_like(last.deviation, parts.deviation)
+    whole = judged(total, deviation, last.gaps, last.integrand)
+    return replace(whole, needed=torch.full_like(last.needed, parts.needed))

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from integrand.workers.quadrature.smooth import cancellation
+from integrand.workers.quadrature.smooth import CPU, cancellation
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -58,8 +60,8 @@ class GridStage:
                summed in
     edges      positions among `nodes` of a new first and a new last node of the whole grid; None if
                unchanged
-    weights    [COLUMNS]: the integral as a combination of the sums
-    contrasts  [classes, COLUMNS]: each class against its neighbours
+    readings   [1 + classes, COLUMNS] float64, on the device: the integral as a combination of the
+               sums, and each class against its neighbours
     scale      root mean square error / root of the summed squares of the contrasts
     fold       whether a full grid's 16 classes become 8 before this stage's nodes are added
     """
@@ -69,8 +71,7 @@ class GridStage:
     nodes: Floats
     columns: Integers
     edges: tuple[int | None, int | None]
-    weights: Floats
-    contrasts: Floats
+    readings: Tensor
     scale: float
     fold: bool
 
@@ -88,22 +89,27 @@ class Pattern:
     contrasts: Floats
     scale: float
 
+    def readings(self, cells: int, device: torch.device) -> Tensor:
+        """Both, below each other, for a path of that many fine cells."""
+        both = np.vstack([self.weights, self.contrasts]) / cells
+        return torch.tensor(both, device=device)
+
 
 @cache
-def grid_stages(most: int) -> tuple[GridStage, ...]:
+def grid_stages(most: int, device: torch.device = CPU) -> tuple[GridStage, ...]:
     """Stages of at most `most` nodes in all."""
-    stages = [_first_stage()]
+    stages = [_first_stage(device)]
     fine = 2 * START
     while True:
         for step in range(1, len(GROWTH) + 1):
-            stage = _stage(fine, step, stages[-1].count)
+            stage = _stage(fine, step, stages[-1].count, device)
             if stage.count > most:
                 return tuple(s for s in stages if s.count <= most)
             stages.append(stage)
         fine *= 2
 
 
-def _first_stage() -> GridStage:
+def _first_stage(device: torch.device) -> GridStage:
     index = np.arange(1, START)
     pattern = _pattern(EVEN)
     return GridStage(
@@ -112,14 +118,13 @@ def _first_stage() -> GridStage:
         nodes=index / START,
         columns=2 * index % CLASSES,
         edges=(0, len(index) - 1),
-        weights=pattern.weights / (2 * START),
-        contrasts=pattern.contrasts / (2 * START),
+        readings=pattern.readings(2 * START, device),
         scale=pattern.scale,
         fold=False,
     )
 
 
-def _stage(fine: int, step: int, before: int) -> GridStage:
+def _stage(fine: int, step: int, before: int, device: torch.device) -> GridStage:
     index = np.arange(1, fine)
     index = index[np.isin(index % CLASSES, GROWTH[step - 1])]
     pattern = _pattern(tuple(sorted(EVEN + sum(GROWTH[:step], ()))))
@@ -130,8 +135,7 @@ def _stage(fine: int, step: int, before: int) -> GridStage:
         nodes=index / fine,
         columns=index % CLASSES,
         edges=(0 if index[0] == 1 else None, last if index[-1] == fine - 1 else None),
-        weights=pattern.weights / fine,
-        contrasts=pattern.contrasts / fine,
+        readings=pattern.readings(fine, device),
         scale=pattern.scale,
         fold=step == 1 and fine > 2 * START,
     )
@@ -210,38 +214,38 @@ def _scale(shares: Floats, contrasts: Floats, nodes: Integers, cells: int) -> fl
     return float(np.sqrt((errors**2).mean() / (responses**2).sum(0).mean()))
 
 
-def class_sums(sums: Floats) -> Floats:
+def class_sums(sums: Tensor) -> Tensor:
     """Sums [..., COLUMNS, elements] of a full fine grid as those of the even classes of the next
     finer one.
     """
-    folded = np.zeros_like(sums)
-    folded[..., 0:CLASSES:2, :] = (
-        sums[..., : CLASSES // 2, :] + sums[..., CLASSES // 2 : CLASSES, :]
-    )
+    folded = torch.zeros_like(sums)
+    halves = sums[..., :CLASSES, :].unflatten(-2, (2, CLASSES // 2))
+    folded[..., 0:CLASSES:2, :] = halves[..., 0, :, :] + halves[..., 1, :, :]
     folded[..., CLASSES:, :] = sums[..., CLASSES:, :]
     return folded
 
 
-def estimate_kinked(stage: GridStage, found: Floats, gap: Floats) -> Floats:
+def estimate_kinked(stage: GridStage, found: Tensor, gap: Tensor) -> Tensor:
     """Deviation [rows]: estimated ‖a − a*‖₁ from this stage alone.
 
     found   [rows, 1 + classes, elements]: the attributions and the contrasts, both times x − x'
     """
-    contrasts = found[:, 1:]
-    spread = stage.scale * np.sqrt((contrasts**2).sum(1))
+    integral, contrasts = found[:, 0], found[:, 1:]
+    spread = stage.scale * contrasts.square().sum(1).sqrt()
     caution = CAUTION + FEW / _independent(contrasts, spread)
-    cancelled = np.minimum(cancellation(found[:, 0]), CANCELLED)
-    return np.asarray(np.maximum(caution * spread.sum(1), 1.25 * cancelled * np.abs(gap)))
+    cancelled = cancellation(integral.abs().sum(1), integral.sum(1)).clamp(max=CANCELLED)
+    return torch.maximum(caution * spread.sum(1), 1.25 * cancelled * gap.abs())
 
 
-def _independent(contrasts: Floats, spread: Floats) -> Floats:
+def _independent(contrasts: Tensor, spread: Tensor) -> Tensor:
     """Effective number of independent contrasts, [rows] from 1 up: the rank of their Gram matrix by
     its moments.
 
     Features weigh as they do in the L1 norm.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = np.where(spread[:, None] > 0, contrasts / np.sqrt(spread)[:, None], 0.0)
-        gram = scaled @ scaled.swapaxes(1, 2)
-        trace = np.trace(gram, axis1=1, axis2=2)
-        return np.asarray(np.fmax(trace**2 / (gram**2).sum((1, 2)), 1.0))
+    weight = torch.where(spread > 0, spread, torch.inf).rsqrt()
+    scaled = contrasts * weight[:, None]
+    gram = scaled @ scaled.transpose(1, 2)
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1)
+    effective = trace.square() / gram.square().sum((1, 2))
+    return effective.nan_to_num(nan=1.0).clamp(min=1.0)

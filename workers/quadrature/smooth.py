@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import torch
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
+from torch import Tensor
 
 from integrand.workers.quadrature.rules import legendre_functionals, patterson
 
 Floats = NDArray[np.float64]
+CPU = torch.device("cpu")
 
 FIRST = 7
 """Nodes of the first level that is judged: three coefficients of the coarser one show no decay."""
@@ -66,21 +69,29 @@ MOST, NARROW = 0.8, 0.25
 
 @dataclass(frozen=True, eq=False)
 class SpectralLevel:
-    """One level of Patterson's rule as linear functionals of the gradients.
+    """One level of Patterson's rule as linear functionals of the gradients, on one device.
 
-    functionals  [4 + coefficients, nodes]: integrals of this level and of the three before,
+    functionals  [4 + coefficients, nodes] float64: integrals of this level and of the three before,
                  Legendre coefficients from `middle` up
-    cells        [nodes + 1, nodes]: integrals of the integrand between neighbouring nodes, both
-                 ends included
+    cells        [nodes + 1, nodes] float64: integrals of the integrand between neighbouring nodes,
+                 both ends included
     order        [nodes]: positions of the nodes from left to right
+    places       [nodes + 2] float64: both ends and the nodes between them, from left to right
     """
 
     count: int
     degree: int
     middle: int
-    functionals: Floats
-    cells: Floats
-    order: NDArray[np.int64]
+    functionals: Tensor
+    cells: Tensor
+    order: Tensor
+    places: Tensor
+
+    def along_path(self, values: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        """f at the places, [rows, nodes + 2], from f at the nodes [rows, nodes] and at both ends
+        [rows].
+        """
+        return torch.cat([start[:, None], values[:, self.order], end[:, None]], 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,21 +104,21 @@ class SmoothEstimate:
     integrand    largest L1 norm among the functionals: how much may cancel in the integral
     """
 
-    attributions: Floats
-    deviation: Floats
-    likely: Floats
-    converging: NDArray[np.bool_]
-    integrand: Floats
+    attributions: Tensor
+    deviation: Tensor
+    likely: Tensor
+    converging: Tensor
+    integrand: Tensor
 
 
 @cache
-def spectral_levels() -> tuple[SpectralLevel, ...]:
+def spectral_levels(device: torch.device = CPU) -> tuple[SpectralLevel, ...]:
     """Levels of 7, 15, 31 and 63 nodes."""
-    rule = patterson()
-    return tuple(_level(i) for i, count in enumerate(rule.levels) if count >= FIRST)
+    levels = enumerate(patterson().levels)
+    return tuple(_level(i, device) for i, count in levels if count >= FIRST)
 
 
-def _level(index: int) -> SpectralLevel:
+def _level(index: int, device: torch.device) -> SpectralLevel:
     rule = patterson()
     count, middle = rule.levels[index], (rule.levels[index] - 1) // 2
     nodes, weights = 2 * rule.nodes[:count] - 1, rule.weights[:, :count]
@@ -118,13 +129,15 @@ def _level(index: int) -> SpectralLevel:
     cells = _between(ends, projection if count >= PROJECTED else interpolant)
     spectrum = projection if count > PROJECTED else interpolant
     integrals = weights[[max(index - before, 0) for before in range(4)]]
+    functionals = np.concatenate([integrals, spectrum[middle:]])
     return SpectralLevel(
         count,
         rule.degree[index],
         middle,
-        np.concatenate([integrals, spectrum[middle:]]),
-        cells,
-        order,
+        torch.tensor(functionals, device=device),
+        torch.tensor(cells, device=device),
+        torch.tensor(order, device=device),
+        torch.tensor((ends + 1) / 2, device=device),
     )
 
 
@@ -149,98 +162,103 @@ def _between(ends: Floats, spectrum: Floats) -> Floats:
 
 
 def estimate_smooth(
-    level: SpectralLevel, found: Floats, slopes: Floats, values: Floats, start: Floats, end: Floats
+    level: SpectralLevel, found: Tensor, slopes: Tensor, path: Tensor
 ) -> SmoothEstimate:
-    """Attributions and their deviation at one level.
+    """Attributions and their deviation at one level, all float64.
 
     found    [rows, functionals, elements]: functionals of the gradients, times x − x'
     slopes   [rows, nodes]: gradients · (x − x')
-    values   [rows, nodes]: f at the nodes; `start`, `end` [rows]: f at both ends
+    path     [rows, nodes + 2]: f at both ends and at the nodes between them, from left to right
     """
-    sizes = np.abs(found).sum(2)
+    sizes = found.abs().sum(2)
+    cancelled = cancellation(sizes[:, 0], found[:, 0].sum(1))
     predicted, decay = _predicted(level, sizes[:, 4:], sizes[:, 0])
-    changes = np.abs(np.diff(found[:, :4], axis=1)).sum(2)
-    gaps = local_gaps(level, slopes, values, start, end)
-    doubts = np.abs(gaps).sum(1) + (cancellation(found[:, 0]) - 1) * np.abs(gaps[:, [0, -1]]).sum(1)
+    changes = found[:, :4].diff(dim=1).abs().sum(2)
+    gaps = local_gaps(level, slopes, path)
+    at_ends = gaps[:, 0].abs() + gaps[:, -1].abs()
+    doubts = gaps.abs().sum(1) + (cancelled - 1) * at_ends
     contracting, left = _extrapolated(level, changes)
-    by_levels = np.where(
-        contracting, np.maximum(left, DOUBTED.get(level.count, 1.0) * doubts), np.inf
-    )
-    deviation = np.minimum(np.maximum(predicted, doubts), by_levels)
-    likely = np.minimum(deviation, np.maximum(2 * changes[:, 0], np.abs(gaps.sum(1))))
+    contracted = torch.maximum(left, DOUBTED.get(level.count, 1.0) * doubts)
+    by_levels = torch.where(contracting, contracted, torch.inf)
+    deviation = torch.minimum(torch.maximum(predicted, doubts), by_levels)
+    uncautious = torch.maximum(2 * changes[:, 0], gaps.sum(1).abs())
     return SmoothEstimate(
-        found[:, 0], deviation, likely, (decay <= DECAYING) | contracting, sizes.max(1)
+        attributions=found[:, 0],
+        deviation=deviation,
+        likely=torch.minimum(deviation, uncautious),
+        converging=(decay <= DECAYING) | contracting,
+        integrand=sizes.amax(1),
     )
 
 
-def cancellation(attributions: Floats) -> Floats:
-    """How much larger errors of single features may be than their sum shows, [rows] from 1 to
-    CANCELLED: ‖a‖₁ / |Σa|.
+def cancellation(size: Tensor, total: Tensor) -> Tensor:
+    """How much larger errors of single features may be than their sum shows, from 1 to CANCELLED:
+    ‖a‖₁ / |Σa|, for both of any shape.
     """
-    size, total = np.abs(attributions).sum(1), np.abs(attributions.sum(1))
-    ratio = np.divide(size, total, out=np.full_like(size, CANCELLED), where=total > 0)
-    return np.asarray(np.clip(ratio, 1.0, CANCELLED))
+    ratio = size / total.abs()
+    some = torch.where(total == 0, CANCELLED, ratio)
+    return some.clamp(1.0, CANCELLED)
 
 
-def _extrapolated(level: SpectralLevel, changes: Floats) -> tuple[NDArray[np.bool_], Floats]:
+def _extrapolated(level: SpectralLevel, changes: Tensor) -> tuple[Tensor, Tensor]:
     """Whether levels contract, and the error left if they go on as they did; `changes` [rows, 3],
     the latest first.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        now, before = (
-            np.nan_to_num(changes[:, i] / changes[:, i + 1], nan=0.0, posinf=np.inf) for i in (0, 1)
-        )
-    left = EXTRAPOLATED * changes[:, 0] * now / (1 - np.minimum(now, 0.9))
-    return (now <= CONTRACTING) & (before <= BEFORE.get(level.count, -1.0)), np.nan_to_num(
-        left, posinf=np.inf
-    )
+    ratios = changes[:, :2] / changes[:, 1:]
+    now, before = ratios.nan_to_num(nan=0.0, posinf=torch.inf).unbind(1)
+    left = EXTRAPOLATED * changes[:, 0] * now / (1 - now.clamp(max=0.9))
+    contracting = (now <= CONTRACTING) & (before <= BEFORE.get(level.count, -1.0))
+    return contracting, left.nan_to_num(nan=0.0, posinf=torch.inf)
 
 
-def _predicted(level: SpectralLevel, sizes: Floats, size: Floats) -> tuple[Floats, Floats]:
+def _predicted(level: SpectralLevel, sizes: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Predicted error and decay from `sizes` [rows, coefficients], the L1 norms of coefficients
     middle..last.
 
     `size` [rows] is that of the integral itself.
     """
     tail = TAIL[level.count]
-    high, top = sizes[:, -tail:].max(1), sizes.max(1)
+    high, top = sizes[:, -tail:].amax(1), sizes.amax(1)
     centre = level.middle + sizes.shape[1] - 1 - (tail - 1) / 2
-    decay = np.divide(high, top, out=np.zeros_like(high), where=top > 0)
+    decay = torch.where(top > 0, high / top, 0.0)
     rate = decay ** (1 / (centre - level.middle))
-    predicted = high * rate ** (level.degree + 1 - centre) / (1 - np.minimum(rate, 0.95))
-    least = np.where(
-        decay > STEEP, ROUGH * high, SQUARE * high**2 / np.maximum(np.maximum(size, top), 1e-300)
-    )
-    return np.maximum(predicted, least), decay
+    predicted = high * rate ** (level.degree + 1 - centre) / (1 - rate.clamp(max=0.95))
+    largest = torch.maximum(size, top).clamp(min=1e-300)
+    least = torch.where(decay > STEEP, ROUGH * high, SQUARE * high**2 / largest)
+    return torch.maximum(predicted, least), decay
 
 
-def local_gaps(
-    level: SpectralLevel, slopes: Floats, values: Floats, start: Floats, end: Floats
-) -> Floats:
+def local_gaps(level: SpectralLevel, slopes: Tensor, path: Tensor) -> Tensor:
     """Completeness between neighbouring nodes, [rows, nodes + 1]; their sum is the gap with its
     sign turned.
     """
-    path = np.concatenate([start[:, None], values[:, level.order], end[:, None]], 1)
-    return np.asarray(np.diff(path, axis=1) - (slopes[:, None, :] @ level.cells.T)[:, 0])
+    integrals = (slopes[:, None, :] * level.cells).sum(2)
+    return path.diff(dim=1) - integrals
 
 
-def moving_window(
-    level: SpectralLevel, values: Floats, start: float, end: float
-) -> tuple[int, int] | None:
-    """Where one row's f moves, if that is a small part of the path: sorted positions (−1 and n are
-    the ends), else None.
+def moving_window(level: SpectralLevel, path: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rows' f moves, if that is a small part of the path: positions among the level's places
+    [rows, 2], and whether there is such a part [rows].
 
     The shortest stretch of cells with MOST of f's variation, and one cell more on either side.
+    `path` as for `estimate_smooth`.
     """
-    path = np.concatenate([[start], values[level.order], [end]])
-    moved = np.concatenate([[0.0], np.abs(np.diff(path)).cumsum()])
-    places = np.concatenate([[0.0], (patterson().nodes[: level.count])[level.order], [1.0]])
-    stop = np.searchsorted(moved, moved + MOST * moved[-1])
-    fits = np.flatnonzero(stop < len(moved))
-    widths = places[stop[fits]] - places[fits]
-    shortest = np.argmin(widths)
-    if not (widths[shortest] <= NARROW and moved[-1] > 0):
-        return None
-    first = int(fits[shortest])
-    left, right = max(first - 1, 0), min(int(stop[first]) + 1, len(places) - 1)
-    return left - 1, right - 1
+    last = len(level.places) - 1
+    moved = _cumulated(path.diff(dim=1).abs())
+    whole = moved[:, -1:]
+    enough = moved + MOST * whole
+    stop = (moved[:, None, :] < enough[:, :, None]).sum(2)
+    widths = level.places[stop.clamp(max=last)] - level.places
+    widths = torch.where(stop <= last, widths, torch.inf)
+    shortest, first = widths.min(1)
+    left = (first - 1).clamp(min=0)
+    right = stop.gather(1, first[:, None])[:, 0] + 1
+    exists = (shortest <= NARROW) & (whole[:, 0] > 0)
+    return torch.stack([left, right.clamp(max=last)], 1), exists
+
+
+def _cumulated(steps: Tensor) -> Tensor:
+    """[rows, steps + 1] from 0 on. CUDA has no deterministic cumsum of floats."""
+    count = steps.shape[1]
+    before = torch.ones(count + 1, count, dtype=steps.dtype, device=steps.device).tril(-1)
+    return (steps[:, None, :] * before).sum(2)

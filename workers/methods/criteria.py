@@ -1,0 +1,180 @@
+"""When a track is done: what the tolerance allows it, what rounding leaves, and its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from integrand.schemas.specs.accuracy import Adaptive
+from integrand.schemas.tables import RowStatus
+from integrand.workers.engine.autocast import PROBING
+from integrand.workers.engine.problem import Problem
+from integrand.workers.engine.tracks import Some, Tracks, on_device
+from integrand.workers.engine.verdicts import Verdicts, coded
+
+STATUSES = (
+    RowStatus.nonfinite,
+    RowStatus.ok,
+    RowStatus.at_precision_floor,
+    RowStatus.not_converged,
+)
+FLOOR = 16.0
+"""Rounding errors, in units of machine epsilon, that f at both ends and the sum may carry; below it
+nothing is certified.
+"""
+ROUNDING = 4.0
+"""Rounding of gradients, in units of machine epsilon, that every error estimate includes."""
+HALF_FLOOR = 0.17
+"""The same under autocast, in units of the rounding error measured: f at both ends is float32
+there.
+"""
+SHARE = 0.5
+"""Part of the tolerance that a piece may use, relative to its own attributions or to f(x) − f(x'),
+whichever is larger.
+"""
+
+
+class Next(IntEnum):
+    """Where a track goes from a judgement."""
+
+    DONE = 0
+    """Certified, or at what rounding leaves, or not finite."""
+    FINER = 1
+    """More nodes of the same rule."""
+    CUT = 2
+    """Its pieces, one after the other."""
+    GRID = 3
+    """A grid."""
+    END = 4
+    """A verdict without a certificate: nothing that may help can be afforded."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Judged:
+    """What a judge knows of some tracks, or of their pieces: tensors [tracks], float64 but for the
+    last two.
+
+    attributions  [tracks, elements]
+    deviation     estimated ‖a − a*‖₁
+    size, total   ‖attributions‖₁ and their sum
+    gaps          how many values of f the estimate compares
+    integrand     size of what may cancel in the integral, as far as seen
+    needed        evaluations that the tolerance would take, where that is out of reach; else 0
+    window        [tracks, 2]: between which of a level's places f moves, where that is known
+    next          where each one goes: `Next`
+    """
+
+    attributions: Tensor
+    deviation: Tensor
+    size: Tensor
+    total: Tensor
+    gaps: Tensor
+    integrand: Tensor
+    needed: Tensor
+    window: Tensor
+    next: Tensor
+
+    def take(self, which: Some) -> Judged:
+        index = on_device(which, self.next.device)
+        chosen = {f.name: getattr(self, f.name)[index] for f in fields(self)}
+        return Judged(**chosen)
+
+    @staticmethod
+    def join(parts: Sequence[Judged]) -> Judged:
+        if len(parts) == 1:
+            return parts[0]
+        columns = {}
+        for f in fields(Judged):
+            columns[f.name] = torch.cat([getattr(part, f.name) for part in parts])
+        return Judged(**columns)
+
+
+def judged(attributions: Tensor, deviation: Tensor, gaps: Tensor, integrand: Tensor) -> Judged:
+    """Tracks that end here, as long as nothing else is said."""
+    none = torch.zeros_like(deviation, dtype=torch.int64)
+    return Judged(
+        attributions=attributions,
+        deviation=deviation,
+        size=attributions.abs().sum(1),
+        total=attributions.sum(1),
+        gaps=gaps,
+        integrand=integrand,
+        needed=none,
+        window=none[:, None].expand(-1, 2),
+        next=torch.full_like(none, Next.END),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Criteria:
+    """What tracks are held to."""
+
+    accuracy: Adaptive
+    problem: Problem
+
+    def allowed(self, tracks: Tracks, known: Judged) -> Tensor:
+        """The deviation that the tolerance allows each track, or its piece."""
+        of_piece = SHARE * torch.maximum(known.size, tracks.change.abs())
+        size = torch.where(tracks.depth > 0, of_piece, known.size)
+        return self._tolerance(tracks) * size
+
+    def settled(self, tracks: Tracks, known: Judged, *, certify: bool = True) -> Tensor:
+        """Whether the deviation is allowed, or is what rounding leaves, or nothing is finite."""
+        settled = ~self._finite(tracks, known) | self.at_floor(tracks, known)
+        if certify:
+            settled |= known.deviation <= self.allowed(tracks, known)
+        return settled
+
+    def at_floor(self, tracks: Tracks, known: Judged) -> Tensor:
+        """Whether rounding alone may cause the deviation: of f, once for every gap seen, or of an
+        integrand that cancels.
+        """
+        carried = tracks.magnitude + known.integrand + known.size
+        gaps = 1 + known.gaps / 16
+        unit: Tensor | float = FLOOR * self.problem.epsilon
+        if self._measured:
+            unit = HALF_FLOOR * tracks.rounding
+        return known.deviation <= gaps * unit * carried
+
+    def verdicts(self, tracks: Tracks, known: Judged) -> Verdicts:
+        """Verdicts of whole paths."""
+        probed = PROBING if self._measured else 0
+        relative = torch.where(known.deviation == 0, 0.0, known.deviation / known.size)
+        return Verdicts(
+            rows=tracks.rows,
+            targets=torch.from_numpy(tracks.target).to(tracks.device),
+            status=self._status(tracks, known),
+            attributions=known.attributions,
+            gap=known.total - tracks.change,
+            error=relative + self._rounding(tracks, known),
+            evaluations=tracks.spent + probed,
+            needed=known.needed,
+        )
+
+    def _status(self, tracks: Tracks, known: Judged) -> Tensor:
+        tolerance = self._tolerance(tracks)
+        within = (known.deviation <= tolerance * known.size) & (tolerance > 0)
+        floor = torch.where(self.at_floor(tracks, known), 2, 3)
+        places = torch.where(within, 1, floor)
+        return coded(STATUSES, torch.where(self._finite(tracks, known), places, 0))
+
+    def _finite(self, tracks: Tracks, known: Judged) -> Tensor:
+        return torch.isfinite(known.total + tracks.change)
+
+    def _tolerance(self, tracks: Tracks) -> Tensor:
+        """What the tolerance leaves for the quadrature: under autocast, rounding has its share."""
+        return self.accuracy.tolerance - tracks.rounding
+
+    def _rounding(self, tracks: Tracks, known: Judged) -> Tensor:
+        """Relative error of attributions by rounding alone."""
+        if self._measured:
+            return tracks.rounding
+        return torch.where(known.size > 0, ROUNDING * self.problem.epsilon, 0.0)
+
+    @property
+    def _measured(self) -> bool:
+        return self.problem.rounding is not None
