@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 
 FORMAT_VERSION = 1
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Raised whenever a change of ours may change an attribution's bits: the same job is then another
 run.
 """

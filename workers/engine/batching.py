@@ -20,6 +20,9 @@ LARGEST, SMALLEST = 1024, 16
 """Kernels treat the last rows of batches that are no multiple of 16 differently, and with them
 their last bits.
 """
+LEAST = 32
+"""Rows below which a smaller step batch saves little, and rows are more likely to lose their bits.
+"""
 KEPT_BYTES = 256 << 20
 """What a worker keeps of its live rows on a CPU, if it explains several targets at once."""
 KEPT_BYTES_PER_ELEMENT = 63 * 8 + COLUMNS * 8
@@ -82,6 +85,16 @@ def step_batch_rows(row_bytes: int, memory: int) -> int:
     fits = max(1, memory // (2 * row_bytes))
     cached = max(SMALLEST, CACHE_BYTES // row_bytes)
     return power_of_two(min(fits, cached, LARGEST))
+
+
+def smaller_batches(batch_rows: int) -> tuple[int, ...]:
+    """Sizes below a step batch for what does not fill one: halves of it, at least 32."""
+    sizes = []
+    size = batch_rows // 2
+    while size >= LEAST:
+        sizes.append(size)
+        size //= 2
+    return tuple(sizes)
 
 
 def rows_of_length(batch_rows: int, planned: int, length: int) -> int:

@@ -95,7 +95,7 @@ class TrackGroup(Generic[Stage]):
 
     def _by_track(self, found: Tensor) -> Tensor:
         """[targets, items, ...] as [tracks, nodes, ...]."""
-        by_path = found.unflatten(1, (-1, self._nodes))
+        by_path = found.reshape(len(found), -1, self._nodes, *found.shape[2:])
         chosen = self._paths.of_target.values()
         if all(paths is None for paths in chosen):
             return by_path.flatten(0, 1)

@@ -18,9 +18,9 @@ import numpy as np
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Stage, TrackGroup
 from integrand.workers.engine.steps import Items, Step
-from integrand.workers.engine.tracks import Tracks
+from integrand.workers.engine.tracks import Tracks, even
 
-NEGLIGIBLE = 64
+NEGLIGIBLE = 128
 """No new rows enter for the sake of less than this part of a step batch."""
 WAVE_BYTES = 256 << 10
 """New rows may enter for more than one step batch, as long as their gradients take less."""
@@ -135,4 +135,4 @@ class Entrance:
         problem = self.evaluator.problem
         row_bytes = self.nodes * problem.elements * problem.targets_per_row * problem.dtype.itemsize
         small = WAVE_BYTES // self.evaluator.shrunk // row_bytes
-        return max(1, self.evaluator.capacity // self.nodes, small)
+        return even(max(self.evaluator.capacity // self.nodes, small))

@@ -98,7 +98,7 @@ class Problem:
     def difference(self, rows: Tensor) -> Tensor:
         """x − x' of some rows, all inputs side by side: [rows, elements] float64."""
         ends = zip(self.inputs, self.baseline(rows), strict=True)
-        parts = [x[rows].double() - b.double() for x, b in ends]
+        parts = [x.index_select(0, rows).double() - b.double() for x, b in ends]
         return SideBySide.join(parts)
 
     @property

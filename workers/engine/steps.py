@@ -55,7 +55,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class ForwardPass:
-    """One forward pass through the model at a step batch of items; backward passes start from it."""
+    """One pass through the model at a step batch of items, from which backward passes start."""
 
     problem: Problem
     items: Items
@@ -105,4 +105,4 @@ def _between(baseline: Tensor, x: Tensor, items: Items) -> Tensor:
     ones = [1] * (x.ndim - 1)
     alpha = items.alphas.to(x.dtype).reshape(-1, *ones)
     start = one_each(baseline, items.rows)
-    return (x[items.rows] - start).mul_(alpha).add_(start)
+    return x.index_select(0, items.rows).sub_(start).mul_(alpha).add_(start)

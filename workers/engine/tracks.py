@@ -18,6 +18,7 @@ from integrand.workers.engine.problem import Problem
 Integers = NDArray[np.int64]
 Some = slice | Integers
 """Which tracks of several."""
+EVERY = slice(None)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,6 +62,8 @@ class Tracks:
         return self.rows.device
 
     def take(self, which: Some) -> Tracks:
+        if which is EVERY:
+            return self
         there = on_device(which, self.device)
 
         def own(column: Tensor | Integers) -> Tensor | Integers:
@@ -122,19 +125,24 @@ def part_rows(evaluator: Evaluator, nodes: int, numbers: int) -> int:
     """Tracks that are judged at once, after `nodes` new ones, with so many float64 numbers of each:
     always as many, so that sums are of one shape; about what a step batch brings.
     """
-    batch = -(-evaluator.capacity // nodes)
-    even = -(-batch // _EVEN) * _EVEN
+    batch = even(evaluator.capacity // nodes)
     room = PART_BYTES[evaluator.problem.device.type] // evaluator.shrunk
-    fits = room // (8 * max(1, numbers))
-    if fits >= _EVEN:
-        fits -= fits % _EVEN
-    return max(1, min(even, fits))
+    fits = even(room // (8 * max(1, numbers)))
+    return min(batch, fits)
+
+
+def even(count: int) -> int:
+    """A multiple of 16 that is not more, or as it is below that; at least 1."""
+    return max(1, count - count % _EVEN if count >= _EVEN else count)
 
 
 def in_parts(count: int, size: int) -> Iterator[tuple[Some, int]]:
     """Which of `count` tracks are in each part, and how many of them are real: in the last one the
     last track is there over and over.
     """
+    if count == size:
+        yield EVERY, count
+        return
     for start in range(0, count, size):
         stop = start + size
         if stop <= count:
@@ -147,20 +155,24 @@ def attributions(
     evaluator: Evaluator, tracks: Tracks, combined: Tensor, difference: Tensor
 ) -> Tensor:
     """Combinations of gradients `[tracks, k, elements]` as attributions `[tracks, k, features]`:
-    times x − x'; 0 where x = x', even for infinite gradients. `combined` is not needed afterwards.
+    times x − x'. `combined` is not needed afterwards.
 
     `difference` [tracks, elements] is that of the problem, which behind a hoisted prefix is not yet
     one of features.
     """
     lift = evaluator.problem.lift
     if lift is not None:
-        spoilt = (difference == 0)[:, None] & ~combined.isfinite()
-        combined = evaluator.pull(tracks.rows, combined.masked_fill_(spoilt, 0.0))
+        combined = evaluator.pull(tracks.rows, combined)
         difference = tracks.difference(lift.problem)
-    return times_difference(combined, difference)
+    return combined.mul_(difference[:, None])
 
 
-def times_difference(gradients: Tensor, difference: Tensor) -> Tensor:
-    """Gradients `[tracks, k, elements]` times x − x', in place; 0 where x = x'."""
-    unmoved = difference[:, None] == 0
-    return gradients.mul_(difference[:, None]).masked_fill_(unmoved, 0.0)
+def masked(gradients: Tensor, difference: Tensor) -> Tensor:
+    """Gradients `[tracks, k, elements]` with zeros for those that are not finite where x = x',
+    whose attributions are 0 whatever they are.
+    """
+    on_host = gradients.device.type == "cpu"
+    if on_host and bool(torch.isfinite(gradients.sum())):  # looking at it costs nothing there
+        return gradients
+    spoilt = (difference == 0)[:, None] & ~gradients.isfinite()
+    return gradients.masked_fill(spoilt, 0.0)

@@ -14,7 +14,12 @@ from torch import nn
 
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.batching import SMALLEST, activation_bytes, step_batch_rows
+from integrand.workers.engine.batching import (
+    SMALLEST,
+    activation_bytes,
+    smaller_batches,
+    step_batch_rows,
+)
 from integrand.workers.engine.prepared import Prepared, assemble
 from integrand.workers.engine.results import Attribution, Explained, Tensors, as_attribution
 from integrand.workers.kernels import warn_once
@@ -80,8 +85,9 @@ def _explained(call: Call, method: Method[Any]) -> Explained:
         size = call.batch_rows or _notebook_batch(forward, rows, method)
     with explained(call, size):
         prepared = prepared_for(forward, rows, method)
-        found = explain(prepared, rows, method, batch_rows=size)
-    if (found.results.status == RowStatus.not_converged).any():
+        smaller = () if call.batch_rows else smaller_batches(size)
+        found = explain(prepared, rows, method, batch_rows=size, smaller=smaller)
+    if (found.status == RowStatus.not_converged).any():
         check_rows_apart(call)
     return found
 

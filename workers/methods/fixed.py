@@ -19,6 +19,7 @@ from integrand.workers.engine.tracks import (
     Tracks,
     attributions,
     in_parts,
+    masked,
     on_device,
     part_rows,
     whole_paths,
@@ -119,7 +120,7 @@ class _Weighted:
         for part, count in in_parts(len(tracks), size):
             own = tracks.take(part)
             difference = own.difference(self.evaluator.problem)
-            combined = sums[on_device(part, sums.device)].clone()
+            combined = masked(sums[on_device(part, sums.device)], difference).clone()
             values = attributions(self.evaluator, own, combined, difference)
             found.append(values[:count, 0])
             totals.append(values.sum(2)[:count, 0])

@@ -15,6 +15,7 @@ from integrand.workers.engine.tracks import (
     Tracks,
     attributions,
     in_parts,
+    masked,
     on_device,
     part_rows,
 )
@@ -180,7 +181,7 @@ class Grids:
     def _alone(self, stage: GridStage, tracks: Tracks, kept: Sums) -> Judged:
         """What this stage alone says of the tracks."""
         difference = tracks.difference(self.evaluator.problem)
-        combined = stage.readings @ kept.sums
+        combined = stage.readings @ masked(kept.sums, difference)
         found = attributions(self.evaluator, tracks, combined, difference)
         integral = found[:, 0]
         gap = integral.sum(1) - (tracks.f_end - tracks.f_start)

@@ -15,9 +15,9 @@ from integrand.workers.engine.tracks import (
     Tracks,
     attributions,
     in_parts,
+    masked,
     on_device,
     part_rows,
-    times_difference,
 )
 from integrand.workers.methods.criteria import Criteria, Judged, Next, judged
 from integrand.workers.methods.pieces import Pieces
@@ -114,10 +114,10 @@ class Nested:
     def _judge(self, index: int, tracks: Tracks, kept: Gradients) -> Judged:
         level, path = self.path(index, tracks, kept)
         difference = tracks.difference(self.evaluator.problem)
-        gradients = kept.gradients.to(torch.float64, copy=True)
+        gradients = masked(kept.gradients, difference).to(torch.float64, copy=True)
         combined = level.functionals @ gradients
         found = attributions(self.evaluator, tracks, combined, difference)
-        slopes = times_difference(gradients, difference).sum(2)
+        slopes = gradients.mul_(difference[:, None]).sum(2)
         estimate = estimate_smooth(level, found, slopes, path)
         integrand = torch.maximum(tracks.integrand, estimate.integrand)
         known = judged(estimate.attributions, estimate.deviation, estimate.deviation, integrand)

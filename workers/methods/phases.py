@@ -25,11 +25,11 @@ from integrand.schemas.specs.accuracy import Adaptive
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples, TrackGroup
 from integrand.workers.engine.loop import Entrance, Loop
-from integrand.workers.engine.tracks import Some, Tracks, whole_paths
+from integrand.workers.engine.tracks import EVERY, Some, Tracks, whole_paths
 from integrand.workers.engine.verdicts import Verdicts
 from integrand.workers.methods.criteria import Criteria, Judged, Next
 from integrand.workers.methods.grids import Grids, least_grid
-from integrand.workers.methods.nested import Nested, affordable_levels
+from integrand.workers.methods.nested import Gradients, Nested, affordable_levels
 from integrand.workers.methods.pieces import Pieces, whole_again
 
 Kept = TypeVar("Kept", bound="Held")
@@ -111,6 +111,8 @@ class Standing:
     kept: Held
 
     def take(self, which: Some) -> Standing:
+        if which is EVERY:
+            return self
         return Standing(self.tracks.take(which), self.known.take(which), self.kept.take(which))
 
 
@@ -154,7 +156,8 @@ class _Conductor:
         stage, within = group.stage, self.evaluator.within_memory
         samples = within(group.samples)
         absorb = partial(stage.phase.absorb, stage.index, stage.chunk, group.tracks, stage.kept)
-        return within(partial(absorb, samples))
+        kept: Held = within(partial(absorb, samples))
+        return kept
 
     def _judge(
         self, tracks: Tracks, stage: Stage, kept: Held, loop: Loop[Stage]
@@ -178,11 +181,13 @@ class _Conductor:
         tracks = standing.tracks
         if step is Next.FINER:
             refined = partial(stage.phase.refined, stage.index + 1, standing.kept)
-            kept = self.evaluator.within_memory(refined)
-            finer = replace(stage, index=stage.index + 1, chunk=0, kept=kept)
+            start: Held = self.evaluator.within_memory(refined)
+            finer = replace(stage, index=stage.index + 1, chunk=0, kept=start)
             self._evaluate(tracks, finer, loop)
         elif step is Next.CUT:
-            level, path = self.nested.path(stage.index, tracks, standing.kept)
+            kept = standing.kept
+            assert isinstance(kept, Gradients)
+            level, path = self.nested.path(stage.index, tracks, kept)
             self.pieces.cut(level, tracks, path, standing.known.window)
             self._start_pieces(tracks, loop)
         else:
@@ -217,4 +222,4 @@ def _which(chosen: NDArray[np.bool_]) -> Some | None:
     """Numbers of the chosen ones; None where there are none."""
     if not chosen.any():
         return None
-    return slice(None) if chosen.all() else np.flatnonzero(chosen)
+    return EVERY if chosen.all() else np.flatnonzero(chosen)

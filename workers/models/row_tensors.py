@@ -89,4 +89,4 @@ def one_each(tensor: Tensor, rows: Tensor) -> Tensor:
     """The rows of these numbers `[len(rows), ...]`; a shared one is a view, expanded."""
     if tensor.shape[0] == 1:
         return tensor.expand(len(rows), *tensor.shape[1:])
-    return tensor[rows]
+    return tensor.index_select(0, rows)

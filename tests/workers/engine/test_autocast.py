@@ -186,7 +186,7 @@ def test_what_is_measured_is_the_rounding_of_attributions(behind: bool) -> None:
     tensors = RowTensors((X,), (torch.zeros(1, 8),), target=torch.ones(len(X), 1, 1).long())
     problem = Problem(model, tensors, 16, step=prepared.step, half=prepared.half)
     inner = lifted(Evaluator(problem), prepared.hoisted) if prepared.hoisted else problem
-    measured = measure_rounding(Evaluator(inner), torch.arange(len(X)))[:, 0]
+    measured = measure_rounding(Evaluator(inner), torch.arange(len(X)))[:, 0].numpy()
     exact, rounded = (
         attributed(p, accuracy=FixedSteps(steps=3)).attributions.double() for p in (plain, prepared)
     )

@@ -14,8 +14,12 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
-from integrand.workers.engine.evaluator import batches, is_out_of_memory
+from integrand.workers.engine.evaluator import is_out_of_memory
+from integrand.workers.engine.prepared import Prepared
 from integrand.workers.methods.attribution import Attribution, attribute
+from integrand.workers.methods.explaining import explain as explain_rows
+from integrand.workers.methods.table import method_of
+from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.quadrature.rules import patterson
 from tests.plugins.explaining import attribute_untried
 
@@ -114,12 +118,32 @@ def test_progress_is_told_after_every_batch() -> None:
     assert len(ticks) == len(spy.seen)
 
 
-@pytest.mark.parametrize(("count", "size"), [(1, 4), (4, 4), (5, 4), (9, 2)])
-def test_batches_have_one_size(count: int, size: int) -> None:
-    found = list(batches(torch.arange(count) + 10, size))
-    assert {len(rows) for rows, _ in found} == {size}
-    assert torch.cat([rows[:real] for rows, real in found]).tolist() == list(range(10, 10 + count))
-    assert (found[-1][0][found[-1][1] :] == 9 + count).all()
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        (64, [64]),
+        (100, [64, 32, 8]),
+        (48, [64]),  # full enough
+        (47, [32, 16]),
+        (20, [16, 8]),
+        (9, [8, 8]),
+        (6, [8]),
+        (1, [8]),
+        (200, [64, 64, 64, 8]),
+    ],
+)
+def test_what_does_not_fill_a_batch_goes_into_smaller_ones(count: int, sizes: list[int]) -> None:
+    spy = Spy(wavy, tried=0)
+    x = torch.linspace(1, 2, count, dtype=torch.float64)[:, None].expand(count, 4).clone()
+    rows = RowTensors((x,), (torch.zeros_like(x[:1]),))
+    method = method_of(FixedSteps(rule="right", steps=1))
+    found = explain_rows(Prepared(spy), rows, method, batch_rows=64, smaller=(32, 16, 8))
+    assert [len(seen) for seen in spy.stepped] == sizes
+    assert found.padded == sum(sizes) - count
+    seen = torch.cat(spy.stepped)
+    assert torch.equal(seen[:count], x)
+    assert (seen[count:] == x[-1]).all()
+    assert [len(seen) for seen in spy.plain] == [*sizes, 8]  # f(x), and f(x') of all
 
 
 # --- baselines ---------------------------------------------------------------------------------

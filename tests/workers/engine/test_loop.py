@@ -1,239 +1,180 @@
-"""Rows come and go in step batches of one shape; what is kept of them is bounded; sums are taken in
-node order.
+"""The step-batch loop: groups cut by step batches anywhere, whose samples are the gradients of
+their own nodes.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
+from integrand.workers.engine import evaluator as evaluators
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.loop import GradientStore, Loop, Stage, TrackGroup
+from integrand.workers.engine.groups import TrackGroup
+from integrand.workers.engine.loop import Entrance, Loop
 from integrand.workers.engine.problem import Problem
-from integrand.workers.engine.steps import Step
-from integrand.workers.engine.tracks import Tracks, live_rows
-from integrand.workers.methods.attribution import Attribution
+from integrand.workers.engine.steps import ForwardPass, Items, forward_pass
+from integrand.workers.engine.tracks import Tracks, whole_paths
 from integrand.workers.models.row_tensors import RowTensors
-from tests.plugins.explaining import attribute_untried
 
 F64 = torch.float64
-ACCURACIES = [Adaptive(tolerance=1e-5, max_evaluations=200), FixedSteps(steps=9)]
-
-
-class Diary:
-    """For every step batch, the row of each item; rows are told by a forward_arg of their own."""
-
-    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
-        self.forward = forward
-        self.batches: list[list[int]] = []
-
-    def __call__(self, x: Tensor, number: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            self.batches.append(number.tolist())
-        return self.forward(x)
-
-    def explain(self, x: Tensor, **options: Any) -> Attribution:
-        return attribute_untried(self, x, forward_args=torch.arange(len(x)), **options)
-
-    def spans(self) -> dict[int, list[int]]:
-        """The batches in which each row had items."""
-        found = defaultdict(list)
-        for i, batch in enumerate(self.batches):
-            for row in set(batch):
-                found[row].append(i)
-        return found
-
-
-def mixed(x: Tensor) -> Tensor:
-    """Smooth for most rows; kinked where the first feature is negative."""
-    return (2 * x).sin().sum(1) + torch.where(
-        x[:, 0] < 0, ((x * 7) % 2 - 1).abs().sum(1), 0 * x[:, 0]
-    )
 
 
 def points(rows: int) -> Tensor:
-    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
-    x[:, 0] = torch.where(torch.arange(rows) % 4 == 0, -x[:, 0].abs(), x[:, 0].abs())
-    return x
+    return torch.linspace(1, 2, rows, dtype=F64)[:, None] * torch.tensor([1.0, 2.0, 3.0], dtype=F64)
 
 
-@pytest.mark.parametrize("accuracy", ACCURACIES, ids=["adaptive", "fixed"])
-@pytest.mark.parametrize("batch_rows", [8, 100])
-def test_rows_under_way_are_bounded(accuracy: Any, batch_rows: int) -> None:
-    """Between its first batch and its last a row holds a slot: as many as a batch takes rows twice
-    over, however many rows there are, and however long one of them stays.
-    """
-    diary = Diary(mixed)
-    found = diary.explain(points(200), accuracy=accuracy, batch_rows=batch_rows)
-    spans = diary.spans()
-    assert set(spans) == set(range(200))
-    live = [sum(at[0] <= i <= at[-1] for at in spans.values()) for i in range(len(diary.batches))]
-    assert max(live) <= live_rows(batch_rows, 9 if isinstance(accuracy, FixedSteps) else 7)
-    assert len(set(found.evaluations.tolist())) > (1 if isinstance(accuracy, Adaptive) else 0)
+def cubes(v: Tensor) -> Tensor:
+    """Output t is (t + 1)·Σv³, whose gradient at αx is (t + 1)·3α²x²."""
+    total = v.pow(3).sum(1, keepdim=True)
+    return total * torch.arange(1.0, 4, dtype=v.dtype)
 
 
-def test_rows_start_in_their_order_and_leave_when_they_are_done() -> None:
-    diary = Diary(mixed)
-    found = diary.explain(points(200), accuracy=ACCURACIES[0], batch_rows=32)
-    spans = diary.spans()
-    assert [spans[row][0] for row in range(200)] == sorted(spans[row][0] for row in range(200))
-    longest = int(found.evaluations.argmax())
-    others = [
-        row
-        for row in range(longest + 1, 200)
-        if found.evaluations[row] < found.evaluations[longest] / 4
-    ]
-    assert sum(spans[row][-1] < spans[longest][-1] for row in others) > 10
-
-
-@pytest.mark.parametrize("accuracy", ACCURACIES, ids=["adaptive", "fixed"])
-def test_every_batch_is_full_as_long_as_rows_are_waiting(accuracy: Any) -> None:
-    """Only a few batches are padded; the padding of a batch repeats its last item."""
-    diary = Diary(mixed)
-    found = diary.explain(points(150), accuracy=accuracy, batch_rows=16)
-    assert {len(batch) for batch in diary.batches} == {16}
-    assert len(diary.batches) * 16 == found.evaluations.sum() + found.padded
-    assert found.padded < 0.06 * found.evaluations.sum()
-
-
-def test_without_rows_there_is_nothing_to_do() -> None:
-    problem = Problem(mixed, RowTensors((points(3),), (torch.zeros(1, 3, dtype=F64),)), 8)
-    assert list(Loop(Evaluator(problem), lambda room: None).run()) == []
-
-
-# --- stores ------------------------------------------------------------------------------------
-
-
-def test_a_store_takes_no_memory_until_it_is_used() -> None:
-    store = GradientStore(1 << 20, 1 << 10, 1 << 20, F64, torch.device("cpu"))  # 8 exabytes
-    assert store.shape == (1 << 20, 1 << 10, 1 << 20)
-
-
-def test_a_store_keeps_gradients_and_values_where_they_belong() -> None:
-    store = GradientStore(3, 4, 2, torch.float32, torch.device("cpu"))
-    slots, columns = np.array([0, 2, 2]), np.array([3, 0, 1])
-    gradients = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
-    store.keep(slots, columns, Step(gradients, torch.tensor([7.0, 8, 9])))
-    np.testing.assert_array_equal(store.read(slots, 4)[[0, 1, 2], columns], gradients.numpy())
-    np.testing.assert_array_equal(store.values[slots, columns], [7, 8, 9])
-    assert not store.read(np.array([1]), 4).any()
-    store.clear(np.array([2]))
-    assert not store.read(np.array([2]), 4).any()
-    assert store.read(np.array([0]), 4).any()
-
-
-def test_sums_do_not_depend_on_where_batches_were_cut() -> None:
-    """Item after item within a slot: one call or many give the same bits."""
-    draw = np.random.default_rng(0)
-    slots, columns = draw.integers(0, 3, 200), draw.integers(0, 2, 200)
-    gradients = torch.from_numpy(
-        draw.standard_normal((200, 5)) * 10.0 ** draw.integers(-8, 8, (200, 1))
-    )
-    sums = []
-    for cuts in ([0, 200], [0, 1, 2, 77, 200], list(range(0, 201, 5))):
-        store = GradientStore(3, 2, 5, F64, torch.device("cpu"))
-        for start, stop in pairwise(cuts):
-            store.add(slots[start:stop], columns[start:stop], gradients[start:stop])
-        sums.append(store.read(np.arange(3), 2))
-    np.testing.assert_array_equal(sums[0], sums[1])
-    np.testing.assert_array_equal(sums[0], sums[2])
-    exact = np.zeros((3, 2, 5))
-    for slot, column, gradient in zip(slots, columns, gradients.numpy(), strict=True):
-        exact[slot, column] += gradient
-    np.testing.assert_array_equal(sums[0], exact)
-
-
-# --- groups ------------------------------------------------------------------------------------
-
-
-def setup(rows: int, batch_rows: int, targets: int = 1) -> tuple[Evaluator, Tracks, GradientStore]:
-    """f_t(v) = (t + 1)·Σv³, so that ∂f_t at αx is 3(t + 1)α²x²."""
-
-    def cubes(v: Tensor) -> Tensor:
-        return (v**3).sum(1, keepdim=True) * torch.arange(1, targets + 1)
-
+def setup(rows: int, batch_rows: int, targets: int = 1) -> tuple[Evaluator, Tracks]:
     x, table = points(rows), torch.arange(targets)[None, :, None].expand(rows, targets, 1)
     tensors = RowTensors((x,), (torch.zeros(1, 3, dtype=F64),), target=table)
     problem = Problem(cubes, tensors, batch_rows)
-    zeros = np.zeros((rows, targets))
-    tracks = Tracks(problem, torch.arange(rows), zeros, zeros, live=rows)
-    return Evaluator(problem), tracks, GradientStore(tracks.slots, 3, 3, F64, torch.device("cpu"))
+    zeros = torch.zeros(rows, targets, dtype=F64)
+    return Evaluator(problem), whole_paths(problem, torch.arange(rows), zeros, zeros)
+
+
+def groups_of(
+    evaluator: Evaluator, parts: Sequence[Tracks], nodes: Sequence[float], *, apart: bool = False
+) -> list[TrackGroup[int]]:
+    return [
+        TrackGroup(evaluator.problem, part, np.array(nodes), number, apart=apart)
+        for number, part in enumerate(parts)
+    ]
+
+
+def expected(group: TrackGroup[int], nodes: Sequence[float]) -> Tensor:
+    """[tracks, nodes, 3]."""
+    tracks = group.tracks
+    alphas = tracks.start[:, None] + tracks.width[:, None] * torch.tensor(nodes, dtype=F64)
+    factors = torch.from_numpy(tracks.target + 1)[:, None, None]
+    square = points(int(tracks.row.max()) + 1)[tracks.rows].square()
+    return factors * 3 * alphas.square()[:, :, None] * square[:, None]
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 4, 7, 64])
-def test_a_group_is_judged_once_when_all_its_items_are_in(batch_rows: int) -> None:
-    """Groups of several stages and pieces of the path, cut by step batches anywhere."""
-    evaluator, tracks, store = setup(5, batch_rows)
-    nodes, judged = np.array([0.25, 0.5, 1.0]), []
-    stage = Stage(nodes, np.array([0, 1, 0]), store, np.array([1.0, 10.0, 100.0]), ((2, 2),))
+@pytest.mark.parametrize("targets", [1, 3])
+def test_a_group_comes_back_once_when_all_its_items_are_in(batch_rows: int, targets: int) -> None:
+    evaluator, tracks = setup(5, batch_rows, targets)
+    nodes = [0.25, 0.5, 1.0]
+    entering = iter(groups_of(evaluator, [tracks, tracks, tracks], nodes))
+    loop: Loop[int] = Loop(evaluator, lambda: next(entering, None))
+    seen = []
+    for group in loop:
+        seen.append(group.stage)
+        samples = group.samples()
+        torch.testing.assert_close(samples.gradients, expected(group, nodes), rtol=1e-14, atol=0)
+        values = samples.gradients * points(5)[tracks.rows][:, None] / 3
+        assert samples.values.shape == (5 * targets, 3)
+        torch.testing.assert_close(
+            samples.values, (values * torch.tensor(nodes, dtype=F64)[:, None]).sum(2)
+        )
+    assert seen == [0, 1, 2]
 
-    def judge(slots: np.ndarray) -> None:
-        judged.append(sorted(tracks.row[slots].tolist()))
-        assert all(store.tensor[slot].any() for slot in slots)
 
-    loop = Loop(evaluator, lambda room: tracks.admit(2, stage, judge))
-    for _ in loop.run():
-        pass
-    assert judged == [[0, 1], [2, 3], [4]]
-    square = 3 * points(5).numpy() ** 2
-    found = store.read(np.array([tracks.row.tolist().index(row) for row in range(5)]), 3)
-    np.testing.assert_allclose(found[:, 0], (0.25**2 + 100) * square, rtol=1e-14)
-    np.testing.assert_allclose(found[:, 1], 10 * 0.5**2 * square, rtol=1e-14)
-    # the last node's own gradient, without its weight
-    np.testing.assert_allclose(found[:, 2], square, rtol=1e-14)
+def test_groups_that_are_added_take_their_turn() -> None:
+    evaluator, tracks = setup(2, 4)
+    first, second, third = groups_of(evaluator, [tracks] * 3, [0.5, 1.0])
+    loop: Loop[int] = Loop(evaluator, lambda: None)
+    loop.add(first)
+    seen = []
+    for group in loop:
+        seen.append(group.stage)
+        if group is first:
+            loop.add(second)
+            loop.add(third)
+    assert seen == [0, 1, 2]
 
 
 def test_a_piece_of_the_path_has_its_own_nodes() -> None:
-    evaluator, tracks, store = setup(1, 4)
-    first = tracks.admit(1, Stage(np.array([0.5]), np.array([0]), store), lambda slots: None)
-    assert first is not None
-    first.start[:], first.width[:] = 0.6, 0.2
-    loop = Loop(evaluator, lambda room: None)
-    loop.queue.append(first)
-    assert len(list(loop.run())) == 1
-    np.testing.assert_allclose(
-        store.read(np.array([0]), 1)[0, 0], 3 * 0.7**2 * points(1).numpy()[0] ** 2, rtol=1e-14
-    )
-    assert store.values[0, 0] == pytest.approx(0.7**3 * float((points(1) ** 3).sum()))
+    evaluator, tracks = setup(1, 4)
+    ones = torch.ones(1, dtype=F64)
+    piece = replace(tracks, start=0.6 * ones, width=0.2 * ones)
+    (group,) = groups_of(evaluator, [piece], [0.5])
+    loop: Loop[int] = Loop(evaluator, lambda: None)
+    loop.add(group)
+    (found,) = list(loop)
+    samples = found.samples()
+    square = 3 * 0.7**2 * points(1)[0] ** 2
+    torch.testing.assert_close(samples.gradients[0, 0], square, rtol=1e-14, atol=0)
+    assert samples.values[0, 0] == pytest.approx(0.7**3 * float((points(1) ** 3).sum()))
 
 
-def test_targets_that_are_done_are_left_out() -> None:
-    """−1 stands for no slot: the target's backward pass is not asked for, and nothing is stored for
-    it.
-    """
-    evaluator, tracks, store = setup(2, 4, targets=3)
-    judged = []
-    stage = Stage(np.array([1.0]), np.array([0]), store)
-    tracks.admit(2, stage, judged.append)
-    slots = np.array([[_slot(tracks, 0, 0), -1, -1], [-1, -1, _slot(tracks, 1, 2)]])
-    asked = []
-    real = evaluator.gradients
+def test_targets_that_are_done_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their backward passes are not asked for, and nothing is given for them."""
+    evaluator, tracks = setup(2, 4, targets=3)
+    asked: list[int] = []
 
-    def spied(rows: Tensor, alphas: Tensor, wanted: list[int]) -> list[Step]:
-        asked.append(list(wanted))
-        return real(rows, alphas, wanted)
+    def spied(problem: Problem, items: Items) -> ForwardPass:
+        passed = forward_pass(problem, items)
+        real = passed.step
 
-    evaluator.gradients = spied  # type: ignore[method-assign]
-    loop = Loop(evaluator, lambda room: None)
-    loop.queue.append(
-        TrackGroup(np.array([0, 1]), slots, np.zeros(2), np.ones(2), stage, judged.append)
-    )
-    assert len(list(loop.run())) == 1
-    assert asked == [[0, 2]]
-    assert [sorted(s.tolist()) for s in judged] == [sorted(slots[slots >= 0].tolist())]
-    square = 3 * points(2).numpy() ** 2
-    np.testing.assert_allclose(store.read(slots[0, :1], 1)[0, 0], square[0], rtol=1e-14)
-    np.testing.assert_allclose(store.read(slots[1, 2:], 1)[0, 0], 3 * square[1], rtol=1e-14)
-    assert int(store.tensor.any(-1).sum()) == 2
+        def step(target: int, *, last: bool):
+            asked.append(target)
+            return real(target, last=last)
+
+        object.__setattr__(passed, "step", step)
+        return passed
+
+    monkeypatch.setattr(evaluators, "forward_pass", spied)
+    some = tracks.take(np.array([0, 5]))  # row 0 of target 0, row 1 of target 2
+    (group,) = groups_of(evaluator, [some], [1.0])
+    assert group.wanted == [0, 2]
+    assert len(group.items) == 2
+    loop: Loop[int] = Loop(evaluator, lambda: None)
+    loop.add(group)
+    (found,) = list(loop)
+    assert asked == [0, 2]
+    torch.testing.assert_close(found.samples().gradients, expected(found, [1.0]))
 
 
-def _slot(tracks: Tracks, row: int, target: int) -> int:
-    return int(np.flatnonzero((tracks.row == row) & (tracks.target == target))[0])
+def test_targets_of_one_row_share_their_path_unless_they_lie_apart() -> None:
+    evaluator, tracks = setup(4, 4, targets=3)
+    (together,) = groups_of(evaluator, [tracks], [0.5, 1.0])
+    (apart,) = groups_of(evaluator, [tracks], [0.5, 1.0], apart=True)
+    assert (len(together.items), len(apart.items)) == (4 * 2, 12 * 2)
+    for group in (together, apart):
+        loop: Loop[int] = Loop(evaluator, lambda: None)
+        loop.add(group)
+        (found,) = list(loop)
+        torch.testing.assert_close(found.samples().gradients, expected(found, [0.5, 1.0]))
+
+
+# --- rows that enter ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+def test_every_row_enters_once_with_all_its_targets(targets: int) -> None:
+    evaluator, tracks = setup(200_000, 1024, targets)
+    entrance = Entrance(evaluator, tracks, 7)
+    seen, sizes = [], []
+    while (wave := entrance.peek()) is not None:
+        again = entrance.peek()
+        assert again is not None
+        assert np.array_equal(again.row, wave.row)  # until it is accepted
+        entrance.accept(wave)
+        assert np.array_equal(np.bincount(wave.target), np.full(targets, len(wave) // targets))
+        seen += wave.row[wave.target == 0].tolist()
+        sizes.append(len(wave) // targets)
+    assert seen == list(range(200_000))
+    assert len(set(sizes[:-1])) == 1
+    assert sizes[0] % 16 == 0
+
+
+def test_fewer_rows_enter_once_memory_ran_out() -> None:
+    evaluator, tracks = setup(200_000, 1024)
+    entrance = Entrance(evaluator, tracks, 7)
+    before = entrance.peek()
+    evaluator.capacity = 256
+    after = entrance.peek()
+    assert before is not None
+    assert after is not None
+    assert len(after) <= len(before) / 3

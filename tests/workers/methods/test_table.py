@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,9 +17,10 @@ from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSte
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.endpoints import endpoint_values
 from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.loop import Verdicts
 from integrand.workers.engine.prepared import Prepared
-from integrand.workers.engine.problem import Floats
+from integrand.workers.engine.problem import Problem
+from integrand.workers.engine.steps import Items, gradients
+from integrand.workers.engine.verdicts import Ending, Verdicts, coded
 from integrand.workers.methods import table
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.methods.base import Method, Settle
@@ -44,10 +44,10 @@ class AtInputMethod(PathMethod[AtInput]):
         return 1
 
     def integrate(
-        self, evaluator: Evaluator, rows: Tensor, f_input: Floats, f_baseline: Floats
+        self, evaluator: Evaluator, rows: Tensor, f_input: Tensor, f_baseline: Tensor
     ) -> Iterator[Verdicts]:
-        step = evaluator.gradients(rows, torch.ones(len(rows), dtype=F64), [0])[0]
-        found = step.gradients.numpy() * evaluator.problem.difference(rows)
+        problem = evaluator.problem
+        found = at_input(problem, rows) * problem.difference(rows)
         yield verdicts(rows, found, f_input - f_baseline, evaluations=1)
 
 
@@ -70,12 +70,10 @@ class NoisyMethod(Method[Noisy]):
         moving = settle(rows, f_input, f_baseline)
         there, draws = rows[moving], []
         for draw in range(self.accuracy.draws):
-            noisy = Evaluator(replace(evaluator.problem, tensors=self._noisy(evaluator, draw)))
-            ends = torch.ones(len(there), dtype=F64)
-            draws.append(noisy.gradients(there, ends, [0])[0].gradients.numpy())
-            evaluator.absorb(noisy)
-        found = np.array(draws) * evaluator.problem.difference(there)
-        error = found.std(0, ddof=1).sum(1) / np.sqrt(len(draws))
+            noisy = replace(evaluator.problem, tensors=self._noisy(evaluator, draw))
+            draws.append(at_input(noisy, there))
+        found = torch.stack(draws) * evaluator.problem.difference(there)
+        error = found.std(0).sum(1) / len(draws) ** 0.5
         change = (f_input - f_baseline)[moving]
         mean = found.mean(0)
         yield verdicts(there, mean, change, error=error, evaluations=len(draws))
@@ -109,39 +107,42 @@ class LeftOutMethod(Method[LeftOut]):
         problem = evaluator.problem
         f_input, f_baseline = endpoint_values(evaluator, rows)
         settle(rows, f_input, f_baseline)
-        found = np.zeros((len(rows), problem.elements))
+        found = torch.zeros(len(rows), problem.elements, dtype=F64)
         for element in range(problem.elements):
             without = problem.inputs[0].clone()
             without[:, element] = problem.baselines[0][:, element]
             out = evaluator.outputs([without], rows)
-            found[:, element] = f_input[:, 0] - select(out, problem.table(rows, 0)).numpy()
+            found[:, element] = f_input[:, 0] - select(out, problem.table(rows, 0))
         yield verdicts(rows, found, f_input - f_baseline, evaluations=problem.elements)
 
-    def reason(self, verdicts: Verdicts, place: int) -> str | None:
-        return f"the gap is {verdicts.gap[place]:.2g}"
+    def reason(self, ending: Ending) -> str | None:
+        return f"the gap is {ending.gap:.2g}"
+
+
+def at_input(problem: Problem, rows: Tensor) -> Tensor:
+    return gradients(problem, Items(rows, torch.ones(len(rows), dtype=F64)))
 
 
 def verdicts(
     rows: Tensor,
-    found: Floats,
-    change: Floats,
+    found: Tensor,
+    change: Tensor,
     *,
     evaluations: int,
-    error: Floats | None = None,
+    error: Tensor | None = None,
 ) -> Verdicts:
-    zeros = np.zeros(len(rows), np.int64)
+    zeros = torch.zeros_like(rows)
     gap = found.sum(1) - change[:, 0]
-    open_ = np.abs(gap) > 1e-9
-    statuses = np.array([RowStatus.unchecked, RowStatus.at_precision_floor], object)
+    statuses = (RowStatus.unchecked, RowStatus.at_precision_floor)
     return Verdicts(
-        rows.numpy(),
-        zeros,
-        statuses[open_.astype(int)],
-        found,
-        gap,
-        np.full(len(rows), np.nan) if error is None else error,
-        zeros + evaluations,
-        zeros,
+        rows=rows,
+        targets=zeros,
+        status=coded(statuses, (gap.abs() > 1e-9).long()),
+        attributions=found,
+        gap=gap,
+        error=torch.full_like(gap, torch.nan) if error is None else error,
+        evaluations=zeros + evaluations,
+        needed=zeros,
     )
 
 

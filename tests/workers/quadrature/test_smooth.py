@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
@@ -35,9 +36,23 @@ def judge(level: SpectralLevel, integrand: Integrand) -> tuple[SmoothEstimate, f
     nodes = patterson().nodes[: level.count]
     gradients = integrand.gradient(nodes)
     f = integrand.primitive(np.array([*nodes, 0.0, 1.0])).sum(1)
-    found = (level.functionals @ gradients)[None]
-    estimate = estimate_smooth(level, found, gradients.sum(1)[None], f[None, :-2], f[-2:-1], f[-1:])
-    return estimate, float(np.abs(estimate.attributions[0] - integrand.exact).sum())
+    estimate = estimated(level, gradients[None], f[None])
+    found = estimate.attributions[0].numpy()
+    return estimate, float(np.abs(found - integrand.exact).sum())
+
+
+def estimated(level: SpectralLevel, gradients: Floats, f: Floats) -> SmoothEstimate:
+    """Of gradients [rows, nodes, features], and of f at the nodes and both ends [rows, nodes +
+    2].
+    """
+    slopes = torch.tensor(gradients.sum(2))
+    found = level.functionals @ torch.tensor(gradients)
+    return estimate_smooth(level, found, slopes, along(level, f))
+
+
+def along(level: SpectralLevel, f: Floats) -> torch.Tensor:
+    values = torch.tensor(f)
+    return level.along_path(values[:, :-2], values[:, -2], values[:, -1])
 
 
 # --- functionals -------------------------------------------------------------------------------
@@ -73,7 +88,8 @@ def test_functionals_are_integrals_of_four_levels_and_coefficients(level: Spectr
 
 
 def _functionals(level: SpectralLevel, series: Floats) -> Floats:
-    return level.functionals @ legendre.legval(2 * patterson().nodes[: level.count] - 1, series).T
+    nodes = 2 * patterson().nodes[: level.count] - 1
+    return level.functionals.numpy() @ legendre.legval(nodes, series).T
 
 
 @each_level
@@ -93,6 +109,7 @@ def test_cells_sum_to_the_weights(level: SpectralLevel) -> None:
     assert level.cells.shape == (level.count + 1, level.count)
     np.testing.assert_allclose(level.cells.sum(0), level.functionals[0], atol=1e-11)
     np.testing.assert_allclose(level.cells.sum(1), np.diff(_places(level)), atol=1e-11)
+    np.testing.assert_allclose(level.places, _places(level), atol=1e-15)
     assert (np.diff(patterson().nodes[level.order]) > 0).all()
 
 
@@ -115,14 +132,15 @@ def test_local_gaps_of_polynomials_vanish(level: SpectralLevel) -> None:
 def _gaps(level: SpectralLevel, integrand: Integrand) -> Floats:
     nodes = patterson().nodes[: level.count]
     f = integrand.primitive(np.array([*nodes, 0.0, 1.0])).sum(1)
-    return local_gaps(level, integrand.gradient(nodes).sum(1)[None], f[None, :-2], f[-2:-1], f[-1:])
+    slopes = torch.tensor(integrand.gradient(nodes).sum(1))[None]
+    return local_gaps(level, slopes, along(level, f[None])).numpy()
 
 
 @each_level
 def test_local_gaps_sum_to_the_gap_with_its_sign_turned(level: SpectralLevel) -> None:
     integrand = next(FAMILIES["runge"].draw(3, 5))
     nodes = patterson().nodes[: level.count]
-    gap = (level.functionals[0] @ integrand.gradient(nodes)).sum() - integrand.exact.sum()
+    gap = (level.functionals[0].numpy() @ integrand.gradient(nodes)).sum() - integrand.exact.sum()
     assert _gaps(level, integrand).sum() == pytest.approx(-gap, abs=1e-11)
 
 
@@ -170,14 +188,7 @@ def test_rounding_of_gradients_is_not_blown_up(level: SpectralLevel, rounding: f
         * np.exp(np.array([*nodes, 0.0, 1.0]))
         * (1 + rounding * draw.standard_normal(level.count + 2))
     )
-    estimate = estimate_smooth(
-        level,
-        (level.functionals @ gradients)[None],
-        gradients.sum(1)[None],
-        f[None, :-2],
-        f[-2:-1],
-        f[-1:],
-    )
+    estimate = estimated(level, gradients[None], f[None])
     assert estimate.deviation[0] < 3 * level.count * rounding * 96 * np.expm1(1)
 
 
@@ -196,13 +207,10 @@ def test_rows_are_judged_one_by_one() -> None:
     nodes = patterson().nodes[: level.count]
     gradients = np.stack([i.gradient(nodes) for i in integrands])
     f = np.stack([i.primitive(np.array([*nodes, 0.0, 1.0])).sum(1) for i in integrands])
-    together = estimate_smooth(
-        level, level.functionals @ gradients, gradients.sum(2), f[:, :-2], f[:, -2], f[:, -1]
-    )
+    together = estimated(level, gradients, f)
     for row, integrand in enumerate(integrands):
-        assert together.deviation[row] == pytest.approx(
-            judge(level, integrand)[0].deviation[0], rel=1e-12
-        )
+        alone = judge(level, integrand)[0].deviation.item()
+        assert together.deviation[row].item() == pytest.approx(alone, rel=1e-12)
 
 
 # --- the estimate on kinked integrands ---------------------------------------------------------
@@ -213,9 +221,8 @@ def false_certificate(level: SpectralLevel, integrand: Integrand) -> bool:
     counts as honest.
     """
     estimate, error = judge(level, integrand)
-    return (
-        bool(error > 1.0001 * max(estimate.deviation[0], 1e-12))
-        and estimate.deviation[0] <= 1e-2 * np.abs(estimate.attributions).sum()
+    return bool(error > 1.0001 * max(estimate.deviation[0], 1e-12)) and bool(
+        estimate.deviation[0] <= 1e-2 * estimate.attributions.abs().sum()
     )
 
 
@@ -268,24 +275,26 @@ def test_a_lone_jump_beyond_the_outermost_node_is_seen_in_f_alone(level: Spectra
 # --- where f moves -----------------------------------------------------------------------------
 
 
-def values(level: SpectralLevel, f: Callable[[Floats], Floats]) -> tuple[Floats, float, float]:
-    ends = f(np.array([0.0, 1.0]))
-    return f(patterson().nodes[: level.count]), float(ends[0]), float(ends[1])
+def window(level: SpectralLevel, f: Callable[[Floats], Floats]) -> tuple[int, int] | None:
+    """Of one row, between two flat ones."""
+    places = _places(level)
+    flat = np.ones_like(places)
+    found, exists = moving_window(level, torch.tensor(np.stack([flat, f(places), flat])))
+    assert exists.tolist() in ([False, True, False], [False] * 3)
+    left, right = found[1].tolist()
+    return (left, right) if exists[1] else None
 
 
 @each_level
 @pytest.mark.parametrize("place", [0.003, 0.1, 0.31, 0.52, 0.77, 0.98, 0.9999])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_narrow_transition_is_found(level: SpectralLevel, place: float, sign: int) -> None:
-    found = moving_window(
-        level,
-        *values(level, lambda a: sign / (1 + np.exp(-np.clip((a - place) * 4000, -700, 700)))),
-    )
+    found = window(level, lambda a: sign / (1 + np.exp(-np.clip((a - place) * 4000, -700, 700))))
     assert found is not None
     left, right = found
     places = _places(level)
-    assert -1 <= left < right <= level.count
-    assert places[left + 1] <= place <= places[right + 1]
+    assert 0 <= left < right <= level.count + 1
+    assert places[left] <= place <= places[right]
     assert right - left <= 4
 
 
@@ -293,8 +302,7 @@ def test_a_narrow_transition_is_found(level: SpectralLevel, place: float, sign: 
 def test_a_window_has_a_cell_to_spare_on_either_side(level: SpectralLevel) -> None:
     """f jumps between the third and the fourth node: the window is that cell and its neighbours."""
     jump = _places(level)[3:5].mean()
-    found = moving_window(level, *values(level, lambda a: 1.0 * (a > jump)))
-    assert found == (1, 4)
+    assert window(level, lambda a: 1.0 * (a > jump)) == (2, 5)
 
 
 @each_level
@@ -313,7 +321,7 @@ def test_a_window_has_a_cell_to_spare_on_either_side(level: SpectralLevel) -> No
 def test_what_moves_all_along_has_no_window(
     level: SpectralLevel, f: Callable[[Floats], Floats]
 ) -> None:
-    assert moving_window(level, *values(level, f)) is None
+    assert window(level, f) is None
 
 
 @each_level
@@ -322,9 +330,7 @@ def test_a_window_is_a_small_part_of_the_path(level: SpectralLevel) -> None:
     not above it.
     """
     for width in (0.02, 0.1, 0.2, 0.4, 0.8):
-        found = moving_window(
-            level, *values(level, lambda a, w=width: np.clip((a - 0.5) / w, -0.5, 0.5))
-        )
+        found = window(level, lambda a, w=width: np.clip((a - 0.5) / w, -0.5, 0.5))
         if width > 1.2 * NARROW:
             assert found is None
         elif level.count >= 31 and width < 0.8 * NARROW:
