@@ -1,4 +1,4 @@
-"""What stays on the device, how often the host waits for it, and what is left there after a call."""
+"""What stays on the device, how often the host waits for it, and what is left after a call."""
 
 from __future__ import annotations
 
