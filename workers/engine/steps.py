@@ -11,6 +11,7 @@ from torch import Tensor
 from integrand.workers.engine.problem import Problem
 from integrand.workers.models.gradients import SideBySide, gradients_of, independent_of_inputs
 from integrand.workers.models.outputs import select
+from integrand.workers.models.recurrence import differentiable
 from integrand.workers.models.row_tensors import one_each
 
 
@@ -81,7 +82,7 @@ def forward_pass(problem: Problem, items: Items) -> ForwardPass:
     """The model at x' + α(x − x') for one step batch."""
     points = _points(problem, items)
     step = problem.forward if problem.step is None else problem.step
-    with torch.enable_grad():
+    with torch.enable_grad(), differentiable(points):
         # Copies, since a model whose first operation is in place must not write to leaves.
         out = step(*[p.clone() for p in points], *problem.arguments(items.rows))
     if not out.requires_grad:
