@@ -19,7 +19,7 @@ from integrand.workers.engine.endpoints import endpoint_values
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.engine.problem import Problem
-from integrand.workers.engine.steps import Items, gradients
+from integrand.workers.engine.steps import Items, first_step
 from integrand.workers.engine.verdicts import Ending, Verdicts, coded
 from integrand.workers.methods import table
 from integrand.workers.methods.attribution import attribute
@@ -120,7 +120,8 @@ class LeftOutMethod(Method[LeftOut]):
 
 
 def at_input(problem: Problem, rows: Tensor) -> Tensor:
-    return gradients(problem, Items(rows, torch.ones(len(rows), dtype=F64)))
+    items = Items(rows, torch.ones(len(rows), dtype=F64))
+    return first_step(problem, items).gradients
 
 
 def verdicts(
