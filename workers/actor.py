@@ -9,6 +9,7 @@ import ray
 
 from integrand.schemas.records import TaskFooter
 from integrand.schemas.tasks import Task
+from integrand.workers.share import keep_to_share
 from integrand.workers.task_workers import Beat, WorkerSetup
 
 
@@ -32,8 +33,11 @@ class TaskActor:
         """Load the model. A method, not the constructor: Ray keeps the type of an exception only
         here.
         """
+        here = ray.get_runtime_context()
+        reserved: dict[str, float] = here.get_assigned_resources()  # type: ignore[no-untyped-call]
+        keep_to_share(reserved.get("GPU", 0.0))
         self.worker = setup.make_worker()
-        return Place(socket.gethostname(), ray.get_runtime_context().get_node_id())
+        return Place(socket.gethostname(), here.get_node_id())
 
     def run(self, task: Task, prefetch: Task | None) -> TaskFooter | None:
         return self.worker.run(task, prefetch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from integrand.schemas.specs.part import Count, Part
 
@@ -37,7 +37,13 @@ class Compute(Part):
         1, gt=0, le=10_000, description="CPUs that Ray reserves for an actor."
     )
     gpus_per_worker: float = Field(
-        0, ge=0, le=10_000, description="GPUs that Ray reserves for an actor."
+        0,
+        ge=0,
+        le=10_000,
+        description=(
+            "GPUs that Ray reserves for an actor, which computes on the first of them; 0.25: a"
+            " quarter of one's memory."
+        ),
     )
     threads: int | None = Field(
         None, ge=1, le=10_000, description="Torch threads of an actor; default: its CPUs."
@@ -100,6 +106,13 @@ class Compute(Part):
     start_s: float = Field(
         600, gt=0, description="Seconds that a worker may take to start and load the model."
     )
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _whole_or_a_part(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("a worker has a part of one GPU, or whole ones")
+        return gpus
 
     @model_validator(mode="after")
     def _one_size(self) -> Compute:

@@ -131,7 +131,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
         warnings=(
             *job.loaded.notes,
             *findings.warnings,
-            *_device_warnings(spec, job.device),
+            *_device_warnings(spec),
             *_kernel_warnings(findings, job.device),
         ),
         left_out=findings.savings.left_out,
@@ -192,14 +192,13 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     rebuild  build it once more, and raise SpecError where that is another model
     """
     spec, store = request.spec, request.store
+    device = _device(spec)
     output = store.parse(spec.output.uri, request.base)
     dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
     shapes = resolve_columns(dataset.schema, spec)
     check_baselines(spec, shapes)
     pool.prepare()
     facts = _model_facts(request)
-    on_gpu = spec.compute.gpus_per_worker and torch.cuda.is_available()
-    device: Literal["cpu", "cuda"] = "cuda" if on_gpu else "cpu"
     loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device)
     second = build_again(spec.model, loaded) if rebuild else None
     forward = through_embeddings(loaded.forward, spec.inputs)
@@ -298,14 +297,32 @@ def _kernel_warnings(findings: PlanFacts, device: str) -> tuple[str, ...]:
     return tuple(filter(None, found))
 
 
-def _device_warnings(spec: AttributeSpec, device: str) -> tuple[str, ...]:
-    if spec.compute.gpus_per_worker and device == "cpu":
-        text = (
-            "compute.gpus_per_worker is set, but there is no CUDA device where this is planned:"
-            " workers will use their CPUs; plan where there is one"
-        )
-        return (text,)
-    return ()
+def _device(spec: AttributeSpec) -> Literal["cpu", "cuda"]:
+    """Where workers compute. Raises SpecError where that is a GPU and none is here."""
+    gpus = spec.compute.gpus_per_worker
+    if not gpus:
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    raise SpecError(
+        "compute.gpus_per_worker",
+        expected="a CUDA device where the job is planned: the model is tried on it",
+        seen=f"{gpus:g}, and none that torch {torch.__version__} finds here",
+        next_step=(
+            "plan and run it where there is one (on a Ray cluster: `ray job submit"
+            " --entrypoint-num-gpus 1`), or set compute.gpus_per_worker: 0 for CPUs"
+        ),
+    )
+
+
+def _device_warnings(spec: AttributeSpec) -> tuple[str, ...]:
+    gpus = spec.compute.gpus_per_worker
+    if gpus <= 1:
+        return ()
+    return (
+        f"a worker computes on one GPU: of the {gpus:g} that compute.gpus_per_worker reserves for"
+        " it the others stand idle; take 1, and more workers",
+    )
 
 
 def _model_facts(request: Request) -> ModelFacts:

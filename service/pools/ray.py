@@ -65,11 +65,26 @@ class RayPool:
         wanted = min(compute.worker_range.max, max(1, tasks))
         self._fewest = min(compute.worker_range.min, wanted)
         self.connect()
+        self._check_gpus(compute)
         self._start_s, self._stall_s = compute.start_s, stall_s
         self._setup = ray.put(setup)
         self._actors = self._actor_class(compute)
         for worker in range(wanted):
             self._fill(worker)
+
+    def _check_gpus(self, compute: Compute) -> None:
+        """SpecError for a worker that needs more GPUs than a cluster of our own has; another one
+        may grow.
+        """
+        there = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
+        if self.address is not None or compute.gpus_per_worker <= there:
+            return
+        raise SpecError(
+            "compute.gpus_per_worker",
+            expected=f"at most {there:g}, which Ray finds on this machine",
+            seen=f"{compute.gpus_per_worker:g}",
+            next_step="lower it, or name a cluster that has more (--address)",
+        )
 
     def _actor_class(self, compute: Compute) -> Any:
         """The remote class of the workers, with what each of them takes."""
@@ -148,7 +163,9 @@ class RayPool:
                 f"{late} workers",
                 expected=f"{needed} ready within {self._start_s:g} s",
                 seen=f"{ready} ready; the cluster has {_resources()}",
-                next_step="lower compute.workers or cpus_per_worker, or free the cluster",
+                next_step=(
+                    "lower compute.workers, cpus_per_worker or gpus_per_worker, or free the cluster"
+                ),
             )
 
     def _settle_start(self, worker: int, ref: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -419,3 +420,22 @@ def test_a_job_is_settled_by_its_plan_and_by_what_was_left(
 )
 def test_which_pool_a_job_gets(kind: Any, address: str | None, gpus: int, made: type):
     assert type(make_planning_pool(Cluster(kind, address), Compute(gpus_per_worker=gpus))) is made
+
+
+@pytest.mark.parametrize(
+    ("address", "gpus", "refused"),
+    [(None, 1, False), (None, 0.5, False), (None, 2, True), ("somewhere", 2, False)],
+)
+def test_gpus_that_a_ray_of_our_own_does_not_have_are_refused_at_once(
+    address: str | None, gpus: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """A cluster elsewhere may still grow: there it is told after `start_s`."""
+    pool = RayPool(address)
+    begun: list[object] = []
+    monkeypatch.setattr(RayPool, "connect", lambda self: None)
+    monkeypatch.setattr(RayPool, "_fill", lambda self, worker: begun.append(worker))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    monkeypatch.setattr("ray.put", lambda setup: setup)
+    with pytest.raises(SpecError, match="at most 1, which Ray finds") if refused else nullcontext():
+        pool.start(object(), Compute(gpus_per_worker=gpus), 1, 60.0)
+    assert len(begun) == (not refused)

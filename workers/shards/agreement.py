@@ -1,13 +1,14 @@
 """What a plan froze, held against what a worker finds: code, torch build, kernels and the model.
 
-Each check raises IntegrityError where a result would be another one here.
+Each check raises IntegrityError where a result would be another one here, SpecError where there can
+be none.
 """
 
 from __future__ import annotations
 
 import torch
 
-from integrand.schemas.errors import IntegrityError
+from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.schemas.records import Plan
 from integrand.workers.models.code import code_digest
 from integrand.workers.models.loading import DTYPES
@@ -42,6 +43,21 @@ def check_build(plan: Plan) -> None:
         expected=plan.numerics.torch_build,
         seen=torch.__version__,
         next_step="use the planned build, or --allow-mixed and lose bitwise equality",
+    )
+
+
+def check_device(plan: Plan) -> None:
+    """SpecError for a job that was planned on a GPU, where there is none."""
+    if plan.numerics.device == "cpu" or torch.cuda.is_available():
+        return
+    raise SpecError(
+        "GPU of the worker",
+        expected=f"a CUDA device, as planned ({plan.numerics.kernels or 'not recorded'})",
+        seen=f"none that torch {torch.__version__} finds in this worker",
+        next_step=(
+            "run it on nodes whose torch sees their GPUs (a CUDA build and a driver for it), or"
+            " set compute.gpus_per_worker: 0 and plan anew: on CPUs it is another run"
+        ),
     )
 
 

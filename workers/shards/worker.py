@@ -28,6 +28,7 @@ from integrand.workers.models.portions import in_portions
 from integrand.workers.shards.agreement import (
     check_build,
     check_code,
+    check_device,
     check_kernels,
     check_outputs,
     check_state,
@@ -149,6 +150,7 @@ def _admit_code(setup: Setup, plan: Plan) -> None:
 
 def _pin(plan: Plan, *, allow_mixed: bool) -> None:
     """Set what decides bits in this process, and hold it against the plan."""
+    check_device(plan)
     if not allow_mixed:
         check_build(plan)
     if plan.numerics.portable:

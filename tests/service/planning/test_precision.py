@@ -134,12 +134,19 @@ def test_the_closed_form_needs_no_half_precision(job: JobFolder) -> None:
     assert (half.numerics.autocast, half.half_error, half.run_id) == (None, None, plain.run_id)
 
 
-def test_gpus_that_planning_does_not_see_are_warned_of(job: JobFolder) -> None:
+def test_gpus_that_planning_does_not_see_are_refused(job: JobFolder) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    plan = job.plan(compute=compute(gpus_per_worker=1))
-    assert (plan.numerics.device, plan.numerics.tf32) == ("cpu", False)
-    assert any("no CUDA device" in w for w in plan.warnings)
+    with pytest.raises(SpecError, match=r"compute\.gpus_per_worker") as caught:
+        job.plan(compute=compute(gpus_per_worker=1))
+    for words in ("a CUDA device where the job is planned", "entrypoint-num-gpus", "worker: 0"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("gpus", [1.5, 2.001])
+def test_a_worker_has_a_part_of_a_gpu_or_whole_ones(job: JobFolder, gpus: float) -> None:
+    with pytest.raises(SpecError, match="a part of one GPU, or whole ones"):
+        job.spec(compute=compute(gpus_per_worker=gpus))
 
 
 # --- compile -----------------------------------------------------------------------------------

@@ -11,7 +11,12 @@ from torch import nn
 
 from integrand.workers.engine import memory
 from integrand.workers.engine.batching import KEPT_BYTES, activation_bytes, step_batch_rows
-from integrand.workers.engine.memory import CUDA_ROWS, MemoryBudget, memory_budget, row_bytes
+from integrand.workers.engine.memory import (
+    CUDA_ROWS,
+    MemoryBudget,
+    memory_budget,
+    row_bytes,
+)
 
 GIB, MIB = 1 << 30, 1 << 20
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

@@ -145,6 +145,13 @@ def test_another_torch_build_needs_allow_mixed_and_lowers_the_level(make_setup: 
     worker.close()
 
 
+def test_a_worker_without_the_gpu_that_was_planned_does_not_start(make_setup: MakeSetup) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(SpecError, match=r"GPU of the worker(.|\n)*gpus_per_worker: 0"):
+        load_job(changed(make_setup(TABLE), device="cuda"))
+
+
 def test_numerics_are_pinned(make_setup: MakeSetup) -> None:
     load_job(changed(make_setup(TABLE), threads=2))
     assert torch.get_num_threads() == 2
