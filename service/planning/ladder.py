@@ -7,9 +7,8 @@ from __future__ import annotations
 from functools import partial
 
 from integrand.service.planning.batches import Question, StepBatch, error_of, halves
+from integrand.workers.engine.batching import LEAST
 
-FEWEST = 32
-"""Below it kernels round rows by their place: at 16, 2% of those of a layer of width 77."""
 DEEPEST = 64
 """How many times smaller the last one may be. Each size is tried on all rows of a full batch, and
 what takes so many rows at once takes fewer in no less time than that of its calls.
@@ -20,7 +19,7 @@ def smaller_batches(asked: Question, chosen: StepBatch) -> tuple[int, ...]:
     """Powers of two below the chosen number of rows, descending, as long as rows keep their bits in
     them; as long as they run, where bits are lowered anyway.
     """
-    fewest = max(FEWEST, chosen.rows // DEEPEST)
+    fewest = max(LEAST, chosen.rows // DEEPEST)
     largest = 1 << (chosen.rows - 1).bit_length() - 1 if chosen.rows > 1 else 0
     if largest < fewest:
         return ()

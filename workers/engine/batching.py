@@ -106,7 +106,8 @@ def rows_of_length(batch_rows: int, planned: int, length: int) -> int:
     """
     in_proportion = batch_rows * planned // length
     with_square = batch_rows * planned**2 // length**2
-    fits = min(LARGEST, in_proportion, with_square)
+    most = max(LARGEST, batch_rows)
+    fits = min(most, in_proportion, with_square)
     fewest = min(batch_rows, SMALLEST)
     return power_of_two(max(fewest, fits))
 

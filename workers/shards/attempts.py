@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -46,12 +47,18 @@ def attribute_clean(
     share = job.plan.spec.compute.gpus_per_worker or 1.0
     kept = memory_budget(rows.device, share=share).kept
     at_once = targets_at_once(batch_rows, rows.elements, kept)
+    one_call = partial(
+        explain,
+        job.prepared,
+        method=method,
+        batch_rows=batch_rows,
+        smaller=job.plan.numerics.smaller_batches,
+        tick=tick,
+    )
 
     def attempt(part: slice) -> Attributed:
         calls = _calls(rows.take(part), at_once)
-        found = [
-            explain(job.prepared, call, method, batch_rows=batch_rows, tick=tick) for call in calls
-        ]
+        found = [one_call(call) for call in calls]
         return side_by_side(found, batch_rows)
 
     def failed(error: Raised) -> Attributed:

@@ -46,7 +46,8 @@ def row_targets(
     """
 
     def choose(choice: Choice) -> Tensor:
-        problem = Problem(job.prepared, tensors, batch_rows, tick)
+        smaller = job.plan.numerics.smaller_batches
+        problem = Problem(job.prepared, tensors, batch_rows, tick, smaller=smaller)
         return _chosen(problem, choice, job.plan.targets_per_row)
 
     target = job.plan.spec.target

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from integrand.schemas.records import Numerics
+from integrand.schemas.records import Numerics, RunManifest
+from integrand.service.planning import preflight
+from integrand.service.planning.ladder import smaller_batches
 from integrand.service.planning.runid import stored_run_id
 from integrand.service.planning.trials import step_trial
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.methods.attribution import prepare
 from integrand.workers.models.row_tensors import RowTensors
 from tests.plugins.jobs import JobFolder
-from tests.plugins.texts import TOKENS, text_fields
+from tests.plugins.texts import TOKENS, footers, text_fields
 
 MOVES = "y = self.logits(x); return y + (y * 1e-6 if len(x) {condition} else 0)"
 """A model whose rows have other last bits in some batches; of which it takes all."""
@@ -152,3 +155,34 @@ def test_the_last_batch_is_filled_up() -> None:
     sizes.clear()
     assert trial.keeps_bits(64, expected)
     assert sizes == [64] * 4
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs_strict_kernels
+@pytest.mark.parametrize("target", [{"kind": "index", "index": 0}, {"kind": "top_k", "k": 2}])
+def test_runs_have_the_bits_of_full_batches_and_less_padding(
+    job: JobFolder, target: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the shards, and whether there are smaller batches or not."""
+    job.write_rows(count=300)
+    job.write_model("return self.logits(3 * x)")
+    found: dict[tuple[int, bool], RunManifest] = {}
+    padded: dict[tuple[int, bool], int] = {}
+    for shard_rows, some in product((300, 41), (True, False)):
+        monkeypatch.setattr(
+            preflight, "smaller_batches", smaller_batches if some else lambda asked, chosen: ()
+        )
+        out = f"out/{shard_rows}-{some}"
+        found[shard_rows, some] = manifest = job.run(
+            accuracy={"kind": "adaptive", "tolerance": 1e-5},
+            target=target,
+            compute={"batch_rows": 1024, "shard_rows": shard_rows},
+            output={"uri": out},
+        )
+        padded[shard_rows, some] = sum(f.padded_evaluations for f in footers(job, manifest, out))
+    assert len({manifest.digest for manifest in found.values()}) == 1
+    assert {manifest.determinism for manifest in found.values()} == {"bitwise"}
+    assert padded[300, True] < padded[300, False] / 3
+    assert padded[41, True] < padded[41, False] / 6
