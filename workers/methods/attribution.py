@@ -14,12 +14,8 @@ from torch import nn
 
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.batching import (
-    SMALLEST,
-    activation_bytes,
-    smaller_batches,
-    step_batch_rows,
-)
+from integrand.workers.engine.batching import SMALLEST, smaller_batches
+from integrand.workers.engine.memory import memory_budget, row_bytes
 from integrand.workers.engine.prepared import Prepared, assemble
 from integrand.workers.engine.results import Attribution, Explained, Tensors, as_attribution
 from integrand.workers.kernels import warn_once
@@ -34,7 +30,6 @@ from integrand.workers.rewriting.choosing import choose
 from integrand.workers.switches import pinned_on
 
 __all__ = ["Attribution", "attribute", "prepare"]
-NOTEBOOK_MEMORY = 512 << 20
 
 
 def attribute(
@@ -135,10 +130,15 @@ def prepared_for(forward: Forward, rows: RowTensors, method: Method[Any]) -> Pre
 
 
 def _notebook_batch(forward: Forward, rows: RowTensors, method: Method[Any]) -> int:
-    """The planned size, or less where all rows together ask for less in their first pass."""
-    few = rows.take(slice(2))
-    row_bytes = activation_bytes(forward, few.inputs, few.forward_args)
-    first_pass = rows.rows * method.needs.first_evaluations
+    """What the device's memory allows, or less where all rows together ask for less in their first
+    pass.
+    """
+    few, needs = rows.take(slice(2)), method.needs
+    targets = 1 if rows.target is None else rows.target.shape[1]
+    gradient = rows.elements * rows.inputs[0].element_size()
+    of_row = row_bytes(forward, few.inputs, few.forward_args) + (targets - 1) * gradient
+    kept = targets * rows.elements * needs.kept_bytes
+    planned = memory_budget(rows.device).batch_rows(of_row, 2 * kept // needs.first_evaluations)
+    first_pass = rows.rows * needs.first_evaluations
     wanted = -(-first_pass // SMALLEST) * SMALLEST
-    planned = step_batch_rows(row_bytes, NOTEBOOK_MEMORY)
     return min(max(SMALLEST, wanted), planned)
