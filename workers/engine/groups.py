@@ -12,7 +12,7 @@ from torch import Tensor
 
 from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.steps import Items, Step
-from integrand.workers.engine.tracks import Tracks, on_device
+from integrand.workers.engine.tracks import Tracks, on_device, to_device
 
 Floats = NDArray[np.float64]
 Stage = TypeVar("Stage")
@@ -122,7 +122,7 @@ def _paths(tracks: Tracks, targets: int, *, apart: bool) -> Paths:
 def _items(tracks: Tracks, paths: Paths, nodes: Floats) -> Items:
     """Node by node of one path after the other."""
     rows = tracks.rows[paths.first].repeat_interleave(len(nodes))
-    places = torch.from_numpy(nodes).to(tracks.device)
+    places = to_device(nodes, tracks.device)
     start, width = tracks.start[paths.first], tracks.width[paths.first]
     alphas = start[:, None] + width[:, None] * places
     return Items(rows, alphas.flatten())

@@ -66,7 +66,9 @@ class Loop(Generic[Stage]):
         self.queue.append(group)
 
     def __iter__(self) -> Iterator[TrackGroup[Stage]]:
-        """Groups as they are completed."""
+        """Groups as they are completed, until nothing is left to evaluate; again once groups were
+        added.
+        """
         while takes := self._fill():
             self._evaluate(takes)
             for take in takes:

@@ -16,7 +16,7 @@ from torch import Tensor
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.row_results import NUMBERS, RowResults
-from integrand.workers.engine.verdicts import CODES, Ending, Verdicts, decoded
+from integrand.workers.engine.verdicts import CODES, STATUSES, Ending, Verdicts, decoded
 
 Tensors = Tensor | tuple[Tensor, ...]
 _ROWS_AT_ONCE = 1024
@@ -58,11 +58,12 @@ class Explained:
 
     attributions  for each input `[rows, targets, ...]` in its dtype, on its device
     numbers       by name, `[rows, targets]` on the host
+    codes         of the statuses, on the host
     """
 
     attributions: tuple[Tensor, ...]
     numbers: dict[str, NDArray[Any]]
-    status: NDArray[np.object_]
+    codes: NDArray[np.int64]
     reason: NDArray[np.object_]
     padded: int
     batch_rows: int
@@ -71,9 +72,12 @@ class Explained:
     def results(self) -> RowResults:
         """All of it on the host."""
         values = tuple(own.cpu().numpy() for own in self.attributions)
-        return RowResults(
-            attributions=values, status=self.status, reason=self.reason, **self.numbers
-        )
+        status = decoded(self.codes)
+        return RowResults(attributions=values, status=status, reason=self.reason, **self.numbers)
+
+    def holds(self, status: RowStatus) -> bool:
+        """Whether any row has it."""
+        return bool((self.codes == CODES[status]).any())
 
 
 def as_attribution(found: Explained, inputs: Tensors, *, several: bool) -> Attribution:
@@ -87,7 +91,7 @@ def as_attribution(found: Explained, inputs: Tensors, *, several: bool) -> Attri
         numbers = {name: column[:, 0] for name, column in numbers.items()}
     return Attribution(
         attributions=values if isinstance(inputs, tuple) else values[0],
-        status=tuple(found.status.reshape(-1).tolist()),
+        status=tuple(STATUSES[code] for code in found.codes.reshape(-1).tolist()),
         reason=tuple(found.reason.reshape(-1).tolist()),
         padded=found.padded,
         batch_rows=found.batch_rows,
@@ -174,27 +178,26 @@ class Report:
         }
         assert set(numbers) == set(NUMBERS)
         on_host = {name: column.cpu().numpy() for name, column in numbers.items()}
-        status = decoded(self.status.cpu().numpy())
+        codes = self.status.cpu().numpy()
         return Explained(
             attributions=self.attributions,
             numbers=on_host,
-            status=status,
-            reason=self._reasons(status, on_host, reason),
+            codes=codes,
+            reason=self._reasons(codes, on_host, reason),
             padded=padded,
             batch_rows=batch_rows,
         )
 
     def _reasons(
-        self, status: NDArray[np.object_], numbers: dict[str, NDArray[Any]], reason: Reason
+        self, codes: NDArray[np.int64], numbers: dict[str, NDArray[Any]], reason: Reason
     ) -> NDArray[np.object_]:
-        found = np.empty(status.shape, object)
-        open_ = np.ones(status.shape, bool)
-        for known in _SAYS_IT_ALL:
-            open_ &= status != known
-        needed = self.needed.cpu().numpy() if open_.any() else None
+        found = np.empty(codes.shape, object)
+        open_ = ~np.isin(codes, [CODES[status] for status in _SAYS_IT_ALL])
+        if not open_.any():
+            return found
+        needed = self.needed.cpu().numpy()
         for row, target in np.argwhere(open_).tolist():
             place = row, target
-            assert needed is not None
             if row in self.refused:
                 found[place] = self.refused[row]
             elif not np.isfinite(numbers["f_input"][place]):
@@ -203,7 +206,7 @@ class Report:
                 found[place] = "the model's output at the baseline is NaN or inf"
             else:
                 ending = Ending(
-                    status=status[place],
+                    status=STATUSES[codes[place]],
                     gap=float(numbers["gap"][place]),
                     error=float(numbers["error_estimate"][place]),
                     evaluations=int(numbers["evaluations"][place]),

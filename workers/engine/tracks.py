@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class Tracks:
     tracks are sorted; all else on the problem's device.
 
     row, target     what each is about
-    rows            `row` on the device
+    rows, targets   the same on the device
     start, width    its piece of the path
     f_start, f_end  f at both ends of the piece
     change          f(x) − f(x') of the row
@@ -42,6 +43,7 @@ class Tracks:
     row: Integers
     target: Integers
     rows: Tensor
+    targets: Tensor
     start: Tensor
     width: Tensor
     f_start: Tensor
@@ -83,7 +85,13 @@ def on_device(which: Some, device: torch.device) -> slice | Tensor:
     """The same choice, for tensors on a device."""
     if isinstance(which, slice):
         return which
-    return torch.from_numpy(np.ascontiguousarray(which)).to(device)
+    return to_device(which, device)
+
+
+def to_device(numbers: NDArray[Any], device: torch.device) -> Tensor:
+    """Small arrays from the host, which does not wait for the device."""
+    contiguous = np.ascontiguousarray(numbers)
+    return torch.from_numpy(contiguous).to(device, non_blocking=True)
 
 
 def whole_paths(problem: Problem, rows: Tensor, f_input: Tensor, f_baseline: Tensor) -> Tracks:
@@ -96,10 +104,12 @@ def whole_paths(problem: Problem, rows: Tensor, f_input: Tensor, f_baseline: Ten
     none = torch.zeros_like(f_end)
     counts = torch.zeros_like(f_end, dtype=torch.int64)
     measured = problem.rounding
+    target = np.repeat(np.arange(targets), len(numbers))
     return Tracks(
         row=np.tile(numbers, targets),
-        target=np.repeat(np.arange(targets), len(numbers)),
+        target=target,
         rows=rows.repeat(targets),
+        targets=to_device(target, problem.device),
         start=none,
         width=torch.ones_like(none),
         f_start=f_start,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -52,8 +53,12 @@ class Ending:
 
 def coded(choices: Sequence[RowStatus], index: Tensor) -> Tensor:
     """The status code of each track, by its index into some statuses."""
-    codes = torch.tensor([CODES[status] for status in choices], device=index.device)
-    return codes[index]
+    return _codes(tuple(choices), index.device)[index]
+
+
+@cache
+def _codes(choices: tuple[RowStatus, ...], device: torch.device) -> Tensor:
+    return torch.tensor([CODES[status] for status in choices], device=device)
 
 
 def decoded(codes: NDArray[np.int64]) -> NDArray[np.object_]:

@@ -82,7 +82,7 @@ def _explained(call: Call, method: Method[Any]) -> Explained:
         prepared = prepared_for(forward, rows, method)
         smaller = () if call.batch_rows else smaller_batches(size)
         found = explain(prepared, rows, method, batch_rows=size, smaller=smaller)
-    if (found.status == RowStatus.not_converged).any():
+    if found.holds(RowStatus.not_converged):
         check_rows_apart(call)
     return found
 

@@ -146,7 +146,7 @@ class Criteria:
         relative = torch.where(known.deviation == 0, 0.0, known.deviation / known.size)
         return Verdicts(
             rows=tracks.rows,
-            targets=torch.from_numpy(tracks.target).to(tracks.device),
+            targets=tracks.targets,
             status=self._status(tracks, known),
             attributions=known.attributions,
             gap=known.total - tracks.change,

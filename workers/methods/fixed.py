@@ -130,7 +130,7 @@ class _Weighted:
         none = torch.zeros_like(tracks.spent)
         return Verdicts(
             rows=tracks.rows,
-            targets=torch.from_numpy(tracks.target).to(tracks.device),
+            targets=tracks.targets,
             status=coded(STATUSES, torch.isfinite(total).long()),
             attributions=found,
             gap=total - tracks.change,

@@ -12,12 +12,14 @@ learns where each track goes next.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,6 +35,8 @@ from integrand.workers.methods.nested import Gradients, Nested, affordable_level
 from integrand.workers.methods.pieces import Pieces, whole_again
 
 Kept = TypeVar("Kept", bound="Held")
+AHEAD = {"cpu": 0, "cuda": 1}
+"""Judgements that the host asks for later: a GPU would stand still while the host waits for it."""
 
 
 def integrate_adaptively(
@@ -116,6 +120,32 @@ class Standing:
         return Standing(self.tracks.take(which), self.known.take(which), self.kept.take(which))
 
 
+class OnItsWay:
+    """Numbers of a device that go to the host while it does something else."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers = numbers.to("cpu", non_blocking=True)
+        self._sent: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self._sent = torch.cuda.Event()
+            self._sent.record()
+
+    def arrived(self) -> NDArray[np.int64]:
+        """Wait for them."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        return self._numbers.numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """Tracks after a stage, and where each goes next: a `Next`."""
+
+    stage: Stage
+    standing: Standing
+    following: OnItsWay
+
+
 class _Conductor:
     """Sends tracks from phase to phase until each has its verdict."""
 
@@ -135,14 +165,21 @@ class _Conductor:
 
     def run(self, entrance: Entrance) -> Iterator[Verdicts]:
         loop: Loop[Stage] = Loop(self.evaluator, partial(self._enter, entrance))
-        for group in loop:
-            stage = group.stage
-            kept = self._absorb(group)
-            if stage.last_chunk:
-                yield from self._judge(group.tracks, stage, kept, loop)
-            else:
-                following = replace(stage, chunk=stage.chunk + 1, kept=kept)
-                self._evaluate(group.tracks, following, loop)
+        judgements: deque[Judgement] = deque()
+        ahead = AHEAD[self.evaluator.problem.device.type]
+        while True:
+            for group in loop:
+                stage, kept = group.stage, self._absorb(group)
+                if stage.last_chunk:
+                    judgements.append(self._judge(group.tracks, stage, kept))
+                else:
+                    following = replace(stage, chunk=stage.chunk + 1, kept=kept)
+                    self._evaluate(group.tracks, following, loop)
+                if len(judgements) > ahead:
+                    yield from self._follow(judgements.popleft(), loop)
+            if not judgements:
+                return
+            yield from self._follow(judgements.popleft(), loop)
 
     def _enter(self, entrance: Entrance) -> TrackGroup[Stage] | None:
         wave = entrance.peek()
@@ -159,23 +196,27 @@ class _Conductor:
         kept: Held = within(partial(absorb, samples))
         return kept
 
-    def _judge(
-        self, tracks: Tracks, stage: Stage, kept: Held, loop: Loop[Stage]
-    ) -> Iterator[Verdicts]:
+    def _judge(self, tracks: Tracks, stage: Stage, kept: Held) -> Judgement:
         tracks = replace(tracks, spent=tracks.spent + stage.count)
         judge = partial(stage.phase.judge, stage.index, tracks, kept)
         known, kept = self.evaluator.within_memory(judge)
         tracks = replace(tracks, integrand=known.integrand)
-        standing = Standing(tracks, known, kept)
-        # the one time that the host waits for the device
-        following = known.next.cpu().numpy()
+        return Judgement(stage, Standing(tracks, known, kept), OnItsWay(known.next))
+
+    def _follow(self, judgement: Judgement, loop: Loop[Stage]) -> Iterator[Verdicts]:
+        """Send tracks where their judgement says."""
+        stage, standing = judgement.stage, judgement.standing
+        following = judgement.following.arrived()
         ended = _which((following == Next.DONE) | (following == Next.END))
         if ended is not None:
-            yield from self._end(standing.take(ended), stage, loop)
+            yield from self._end(self._some(standing, ended), stage, loop)
         for step in (Next.FINER, Next.CUT, Next.GRID):
             chosen = _which(following == step)
             if chosen is not None:
-                self._go(step, standing.take(chosen), stage, loop)
+                self._go(step, self._some(standing, chosen), stage, loop)
+
+    def _some(self, standing: Standing, which: Some) -> Standing:
+        return self.evaluator.within_memory(partial(standing.take, which))
 
     def _go(self, step: Next, standing: Standing, stage: Stage, loop: Loop[Stage]) -> None:
         tracks = standing.tracks
