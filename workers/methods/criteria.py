@@ -97,7 +97,8 @@ def judged(attributions: Tensor, deviation: Tensor, gaps: Tensor, integrand: Ten
     """Tracks that end here, as long as nothing else is said."""
     none = torch.zeros_like(deviation, dtype=torch.int64)
     return Judged(
-        attributions=attributions,
+        # a view of all functionals would keep them
+        attributions=attributions.contiguous(),
         deviation=deviation,
         size=attributions.abs().sum(1),
         total=attributions.sum(1),

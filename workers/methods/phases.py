@@ -169,12 +169,7 @@ class _Conductor:
         ahead = AHEAD[self.evaluator.problem.device.type]
         while True:
             for group in loop:
-                stage, kept = group.stage, self._absorb(group)
-                if stage.last_chunk:
-                    judgements.append(self._judge(group.tracks, stage, kept))
-                else:
-                    following = replace(stage, chunk=stage.chunk + 1, kept=kept)
-                    self._evaluate(group.tracks, following, loop)
+                judgements.extend(self._take_in(group, loop))
                 if len(judgements) > ahead:
                     yield from self._follow(judgements.popleft(), loop)
             if not judgements:
@@ -188,6 +183,15 @@ class _Conductor:
         group = self._group(wave, Stage(phase=self.nested))
         entrance.accept(wave)
         return group
+
+    def _take_in(self, group: TrackGroup[Stage], loop: Loop[Stage]) -> Iterator[Judgement]:
+        """The judgement of a group, once its last chunk of nodes was evaluated."""
+        stage, kept = group.stage, self._absorb(group)
+        if stage.last_chunk:
+            yield self._judge(group.tracks, stage, kept)
+        else:
+            following = replace(stage, chunk=stage.chunk + 1, kept=kept)
+            self._evaluate(group.tracks, following, loop)
 
     def _absorb(self, group: TrackGroup[Stage]) -> Held:
         stage, within = group.stage, self.evaluator.within_memory

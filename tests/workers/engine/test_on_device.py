@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive, FixedSteps
 from integrand.workers.engine.prepared import Prepared, stepping
-from integrand.workers.engine.results import Report
+from integrand.workers.engine.results import Attribution, Report
+from integrand.workers.methods import phases
 from integrand.workers.models.outputs import Forward
 from integrand.workers.rewriting.hoisting import hoist
 from tests.plugins.explaining import attribute_untried
@@ -169,3 +170,21 @@ def test_the_count_sees_a_cycle() -> None:
     holder.append(holder)
     del holder
     assert _tensors() == before + 1
+
+
+@pytest.mark.parametrize("case", ["smooth", "kinked", "pieces"])
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_results_do_not_depend_on_when_the_host_asks(
+    case: str, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, accuracy = CASES[case]
+
+    def explained() -> Attribution:
+        return attribute_untried(make(), X, target=[0, 1], accuracy=accuracy, batch_rows=64)
+
+    plain = explained()
+    monkeypatch.setitem(phases.AHEAD, "cpu", ahead)
+    later = explained()
+    assert later.status == plain.status
+    for name in ("attributions", "error_estimate", "gap", "evaluations"):
+        assert torch.equal(getattr(later, name), getattr(plain, name)), name
