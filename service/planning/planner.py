@@ -101,6 +101,8 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
         job = survey(request, pool)
         varying = any(shape.varying for shape in job.shapes)
         findings = examine(spec, job.forward, job.sample, varying=varying)
+    if job.device == "cuda":
+        torch.cuda.empty_cache()  # what was tried in here is for workers to take
     dataset, shapes, facts = job.dataset, job.shapes, job.facts
     numerics = _numerics(spec, job, findings)
     shards = _cut(spec, dataset, shapes, findings, store.access.decoded_bytes)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rich.console import Console
@@ -12,7 +15,10 @@ from integrand.service.cli.specfile import parse_text
 from integrand.service.planning import tuning
 from integrand.service.planning.tuning import Timing, Tuning, tune_job
 from integrand.service.reports.plans import show_tuning
+from integrand.workers.engine.memory import MemoryBudget
 from tests.plugins.jobs import JobFolder
+
+ON_CUDA = tuning.SIZES_ON_CUDA
 
 
 def tune(job: JobFolder, **changes: object) -> Tuning:
@@ -65,6 +71,28 @@ def test_the_fastest_of_each_number_of_threads_is_a_line_for_the_spec(job: JobFo
     assert [p["compute"]["batch_rows"] for p in parsed] == [32, 16]
     specs = [parse_spec(job.fields(**p)) for p in parsed]
     assert [(s.compute.threads, s.compute.savings) for s in specs] == [(1, "none"), (4, "auto")]
+
+
+@pytest.mark.parametrize(
+    ("step", "sizes"),
+    [(1 << 20, range(5, 13)), (8, range(5, 21)), (1 << 40, [5])],
+    ids=["half of it", "a million rows", "less than there is"],
+)
+def test_on_a_gpu_sizes_go_up_to_half_of_its_memory(
+    step: int, sizes: Iterable[int], job: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = MemoryBudget(device="cuda", batch=2 << 30, kept=2 << 30, most=8 << 30)
+    for name, stand_in in {
+        "SIZES_ON_CUDA": ON_CUDA,
+        "memory_of": lambda spec, device: budget,
+        "row_cost": lambda method, prepared, sample: SimpleNamespace(step=step),
+        "step_trial": lambda prepared, sample, size, *, gradients: size,
+        "seconds_per_batch": lambda size: 1e-3,
+    }.items():
+        monkeypatch.setattr(tuning, name, stand_in)
+    sample = SimpleNamespace(device=torch.device("cuda"))
+    found = tuning._trials(job.spec(), object(), sample, 1)
+    assert [t.batch_rows for t in found] == [1 << power for power in sizes]
 
 
 def test_lines_for_a_gpu_ask_for_it(job: JobFolder) -> None:
