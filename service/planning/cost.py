@@ -25,6 +25,10 @@ from integrand.workers.models.row_tensors import RowTensors
 TRIAL_S = 10.0
 """Longest that a method is tried on real rows; a dearer model is projected at its most evaluations.
 """
+SHARED = 8
+"""Targets for which a step batch on a GPU leaves room: forward passes that more of them share save
+little more.
+"""
 SPARE = 1.2
 """Reading, judging and writing, as a share of the time in step batches."""
 
@@ -34,8 +38,8 @@ class RowCost:
     """Bytes of a row on a device.
 
     step          in a step batch, as `row_bytes` finds them
-    kept          while it is under way
-    kept_by_step  the same, by rows of a step batch
+    kept          of one target while it is under way
+    kept_by_step  of the targets that share forward passes, by rows of a step batch
     """
 
     device: torch.device
@@ -52,14 +56,17 @@ class WorkerMemory:
     device: int = 0
 
 
-def row_cost(method: Method[Any], prepared: Prepared, sample: RowTensors) -> RowCost:
-    """What one row takes, found on a few."""
+def row_cost(
+    method: Method[Any], prepared: Prepared, sample: RowTensors, targets: int = 1
+) -> RowCost:
+    """What one row of so many targets takes, found on a few."""
     kept = sample.elements * method.needs.kept_bytes
+    shared = min(targets, SHARED)
     return RowCost(
         device=sample.device,
         step=row_bytes(prepared, sample.inputs, sample.forward_args),
         kept=kept,
-        kept_by_step=-(-2 * kept // method.needs.first_evaluations),
+        kept_by_step=-(-2 * kept * shared // method.needs.first_evaluations),
     )
 
 

@@ -85,7 +85,7 @@ def examine(
         warnings.append("the closed form is not taken: a row's last bits depend on its place there")
     # twice as many rows are tried here
     with real_rows(model, sample.arguments):
-        row = row_cost(method, form.prepared, sample)
+        row = row_cost(method, form.prepared, sample, spec.target.per_row(width))
     budget = memory_of(spec, sample.device)
     asked = Question(spec, form, sample, partial(aligned_form, spec, model, sample, form.savings))
     with enough_memory(sample.device):

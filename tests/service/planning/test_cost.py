@@ -111,6 +111,14 @@ def test_step_batches_on_a_gpu_follow_its_memory(compute: dict[str, Any], rows: 
     assert rows_of(job(**compute), row(1 << 20)) == rows
 
 
+@pytest.mark.parametrize(("targets", "shared"), [(1, 1), (3, 3), (1000, 8)])
+def test_room_is_left_for_some_of_its_targets(targets: int, shared: int) -> None:
+    method, prepared = method_of(Adaptive()), Prepared(lambda x: x.square().sum(1))
+    one, found = (row_cost(method, prepared, SAMPLE, count) for count in (1, targets))
+    assert found.kept == one.kept == 3 * method.needs.kept_bytes
+    assert found.kept_by_step == -(-2 * one.kept * shared // 7)
+
+
 def test_one_row_may_take_more_than_a_step_batch_does() -> None:
     assert rows_of(job(), row(20 * GIB)) == 1
 
