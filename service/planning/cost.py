@@ -113,14 +113,21 @@ def too_little_memory(spec: AttributeSpec, budget: MemoryBudget, needed: int) ->
 
 
 def evaluations_per_row(
-    method: Method[Any], prepared: Prepared, sample: RowTensors, batch_rows: int, batch_s: float
+    method: Method[Any],
+    prepared: Prepared,
+    sample: RowTensors,
+    batch_rows: int,
+    batch_s: float,
+    *,
+    smaller: tuple[int, ...] = (),
 ) -> float:
     """The mean, tried on the sample where that is quick and rows differ in it; else the most."""
     most = method.most_evaluations
     trial_s = sample.rows * most / batch_rows * batch_s
     if not method.varies or trial_s > TRIAL_S:
         return float(most)
-    found = explain(prepared, one_target(sample), method, batch_rows=batch_rows)
+    rows = one_target(sample)
+    found = explain(prepared, rows, method, batch_rows=batch_rows, smaller=smaller)
     mean = float(found.results.evaluations.mean(dtype=float))
     return max(1.0, mean)
 

@@ -97,7 +97,9 @@ def examine(
     gradients = method.needs_gradients
     trial = step_trial(prepared, sample, batch_rows, gradients=gradients)
     batch_s = seconds_per_batch(trial)
-    evaluations = evaluations_per_row(method, prepared, sample, batch_rows, batch_s)
+    evaluations = evaluations_per_row(
+        method, prepared, sample, batch_rows, batch_s, smaller=smaller
+    )
     return PlanFacts(
         batch_rows=batch_rows,
         smaller=smaller,
