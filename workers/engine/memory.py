@@ -102,7 +102,7 @@ def row_bytes(forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence
         once, twice = (
             _peak_bytes(forward, inputs, forward_args, count) for count in (rows, 2 * rows)
         )
-    except torch.OutOfMemoryError:
+    except Exception:  # noqa: BLE001 - memory, or a model that does not take so many
         return 2 * saved
     measured = (twice - once) // rows
     return measured if measured > 0 else 2 * saved
@@ -112,7 +112,8 @@ def _peak_bytes(
     forward: Forward, inputs: Sequence[Tensor], forward_args: Sequence[Tensor], rows: int
 ) -> int:
     """Bytes that gradients of so many rows take at their peak, beside what was there before: what
-    was asked of the allocator, which does not depend on what it holds.
+    was asked of the allocator, which does not depend on what it holds. A model without gradients is
+    run forwards.
     """
     device = inputs[0].device
     index = torch.arange(rows, device=device) % len(inputs[0])
@@ -121,7 +122,7 @@ def _peak_bytes(
     with torch.enable_grad():
         points = [x[index].detach().requires_grad_() for x in inputs]
         out = on_copies(forward, *points, *[a[index] for a in forward_args])
-        gradients_of(out.sum(), points)
-    del out, points
+        if out.requires_grad:
+            gradients_of(out.sum(), points)
     peak = torch.cuda.memory_stats(device).get("requested_bytes.all.peak", 0)
     return int(peak - before)

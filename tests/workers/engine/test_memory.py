@@ -17,6 +17,7 @@ from integrand.workers.engine.memory import (
     memory_budget,
     row_bytes,
 )
+from integrand.workers.models.outputs import Forward
 
 GIB, MIB = 1 << 30, 1 << 20
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -148,9 +149,24 @@ def test_on_a_gpu_it_is_measured_by_twice_as_many_rows(
     assert tried == [1024, 2048]
 
 
-def test_where_that_does_not_fit_it_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("forward", [NET, lambda x: x.detach().sum(1)], ids=["net", "no gradient"])
+def test_what_is_measured_is_the_peak_beside_what_was_there(
+    forward: Forward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = [{"requested_bytes.all.current": 500}, {"requested_bytes.all.peak": 1700}]
+    begun: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: told.pop(0))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", begun.append)
+    assert memory._peak_bytes(forward, [X], [], 64) == 1200
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), ValueError("16 rows")])
+def test_where_so_many_rows_do_not_fit_it_is_counted(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def peak_bytes(*arguments: object) -> int:
-        raise torch.OutOfMemoryError("none left")
+        raise error
 
     monkeypatch.setattr(memory, "_peak_bytes", peak_bytes)
     assert row_bytes(NET, [X.as_subclass(Elsewhere)], []) == 2 * activation_bytes(NET, [X], [])
