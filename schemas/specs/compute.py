@@ -136,3 +136,9 @@ class Compute(Part):
     def worker_range(self) -> WorkerRange:
         w = self.workers
         return w if isinstance(w, WorkerRange) else WorkerRange(min=w, max=w)
+
+    @property
+    def side_by_side(self) -> float:
+        """Workers that compute at the same time: those with a part of a GPU take turns on it."""
+        part = self.gpus_per_worker or 1.0
+        return max(1.0, self.worker_range.max * min(1.0, part))

@@ -456,6 +456,6 @@ def _projection(
         output_bytes=rows * row_bytes,
         memory_bytes=findings.memory.host + 4 * largest * row_bytes,
         device_bytes=findings.memory.device,
-        seconds=rows * findings.seconds_per_row / spec.compute.worker_range.max,
+        seconds=rows * findings.seconds_per_row / spec.compute.side_by_side,
         estimated=dataset.estimated,
     )

@@ -138,5 +138,5 @@ def show_tuning(console: Console, tuning: Tuning) -> None:
 def _rows(plan: Plan) -> int:
     per_row = plan.projection.seconds_per_row
     return plan.rows * plan.targets_per_row or round(
-        plan.projection.seconds * plan.spec.compute.worker_range.max / per_row
+        plan.projection.seconds * plan.spec.compute.side_by_side / per_row
     )

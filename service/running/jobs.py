@@ -162,8 +162,7 @@ def _settle(pool: Pool | Undecided, begin: Begin[Any], listen: Listener) -> Pool
 
 def _work_s(plan: JobPlan[Any]) -> float:
     """Projected seconds in one process."""
-    workers = plan.spec.compute.worker_range.max
-    return float(plan.projection.seconds * workers)
+    return float(plan.projection.seconds * plan.spec.compute.side_by_side)
 
 
 def _announce(plan: JobPlan[Any], listen: Listener) -> None:

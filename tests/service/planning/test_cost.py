@@ -165,3 +165,13 @@ def test_timing_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     trials.seconds_per_batch(Trial())
     assert told[:5] == ["run", "wait", "t", "run", "wait"]
     assert told.count("wait") == 1 + trials.ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "expected"),
+    [(0, 4, 4.0), (1, 4, 4.0), (2, 4, 4.0), (0.25, 8, 2.0), (0.25, {"max": 2}, 1.0)],
+)
+def test_workers_with_a_part_of_a_gpu_take_turns(
+    gpus: float, workers: Any, expected: float
+) -> None:
+    assert job(gpus_per_worker=gpus, workers=workers).compute.side_by_side == expected
