@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from integrand.workers.engine.evaluator import Evaluator
+from integrand.workers.engine.problem import Rounding
 from integrand.workers.engine.steps import Items, Step
 from integrand.workers.models.outputs import Forward
 
@@ -44,50 +45,59 @@ def under_autocast(forward: Forward, dtype: torch.dtype, device: str) -> Forward
     return half
 
 
-def measure_rounding(evaluator: Evaluator, rows: Tensor) -> Tensor:
-    """Relative L1 error that autocast is taken to cause in the attributions of some rows,
-    [problem's rows, targets] float64; NaN for other rows.
+def measure_rounding(evaluator: Evaluator, rows: Tensor) -> Rounding:
+    """What autocast does to some rows; NaN for other rows.
 
-    Three nodes of its path, with autocast and without.
+    Three nodes of a row's path, with autocast and without.
     """
     problem = evaluator.problem
     plain = Evaluator(replace(problem, step=None, half=None))
     shape = problem.rows, problem.targets_per_row
-    found = torch.full(shape, torch.nan, dtype=torch.float64, device=problem.device)
+    none = torch.full(shape, torch.nan, dtype=torch.float64, device=problem.device)
+    found = Rounding(none, none.clone(), none.clone())
     for part in rows.split(evaluator.capacity) if len(rows) else ():
-        measured = _apart(evaluator, plain, part)
-        cautious = (CAUTION * measured).nan_to_num(nan=HOPELESS, posinf=HOPELESS)
-        found[part] = cautious.clamp(LEAST * problem.epsilon, HOPELESS)
+        single, values = _apart(evaluator, plain, part)
+        single = single.nan_to_num(nan=HOPELESS, posinf=HOPELESS)
+        found.single[part] = single
+        found.share[part] = (CAUTION * single).clamp(LEAST * problem.epsilon, HOPELESS)
+        found.values[part] = values.nan_to_num(nan=0.0, posinf=0.0)
     evaluator.absorb(plain)
     return found
 
 
-def _apart(half: Evaluator, plain: Evaluator, rows: Tensor) -> Tensor:
-    """‖half − plain‖₁ / ‖half‖₁ of the integrand summed over the probes, [rows, targets]."""
+def _apart(half: Evaluator, plain: Evaluator, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """‖half − plain‖₁ / ‖half‖₁ of the integrand summed over the probes, and the mean of |half −
+    plain| of f there, each [rows, targets].
+    """
     difference = half.problem.features.difference(rows)
     wanted = range(half.problem.targets_per_row)
     error = torch.zeros(len(rows), len(wanted), dtype=torch.float64, device=rows.device)
-    size = torch.zeros_like(error)
+    size, values = torch.zeros_like(error), torch.zeros_like(error)
     for probe in PROBES:
-        rounded, exact = _gradients(half, rows, probe), _gradients(plain, rows, probe)
+        rounded, exact = _steps(half, rows, probe), _steps(plain, rows, probe)
         for target in wanted:
-            both = torch.stack([rounded[target] - exact[target], rounded[target]], 1)
+            of_half, of_plain = rounded[target], exact[target]
+            moved = of_half.gradients - of_plain.gradients
+            both = torch.stack([moved, of_half.gradients], 1)
             pulled = half.pull(rows, both.double())
             apart = (pulled * difference[:, None]).abs().sum(2)
             error[:, target] += apart[:, 0]
             size[:, target] += apart[:, 1]
-    return torch.where(error == 0, 0.0, error / size)
+            values[:, target] += (of_half.values - of_plain.values).abs() / len(PROBES)
+    return torch.where(error == 0, 0.0, error / size), values
 
 
-def _gradients(evaluator: Evaluator, rows: Tensor, alpha: float) -> list[Tensor]:
-    """Of every target at one place of the rows' paths, [rows, elements]."""
+def _steps(evaluator: Evaluator, rows: Tensor, alpha: float) -> list[Step]:
+    """Of every target at one place of the rows' paths."""
     problem = evaluator.problem
     alphas = torch.full((len(rows),), alpha, dtype=torch.float64, device=rows.device)
     shape = problem.targets_per_row, len(rows), problem.elements
-    found = torch.empty(shape, dtype=problem.dtype, device=rows.device)
+    gradients = torch.empty(shape, dtype=problem.dtype, device=rows.device)
+    values = torch.empty(shape[:2], dtype=torch.float64, device=rows.device)
 
     def receive(target: int, start: int, stop: int, step: Step) -> None:
-        found[target, start:stop] = step.gradients
+        gradients[target, start:stop] = step.gradients
+        values[target, start:stop] = step.values
 
     evaluator.gradients(Items(rows, alphas), range(problem.targets_per_row), receive)
-    return list(found)
+    return [Step(*of_target) for of_target in zip(gradients, values, strict=True)]

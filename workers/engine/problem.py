@@ -16,6 +16,20 @@ from integrand.workers.rewriting.hoisting import Hoisted
 
 
 @dataclass(frozen=True, eq=False)
+class Rounding:
+    """What reduced precision does to rows, [rows, targets] float64; NaN where it was not measured.
+
+    share   relative L1 error that it is taken to cause in attributions
+    single  relative L1 error of one gradient
+    values  error of f
+    """
+
+    share: Tensor
+    single: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """What one call is about.
 
@@ -23,7 +37,7 @@ class Problem:
     lift       where inputs and baselines are hidden tensors of a hoisted prefix: the problem in
                features
     step       what step batches run in place of `forward`: compiled, or under autocast to `half`
-    rounding   relative L1 error of attributions under autocast, as measured, `[rows, targets]`
+    rounding   what autocast does to rows, as measured
     smaller    sizes below `batch_rows`, descending, in which rows keep the bits that they have in a
                full step batch
     """
@@ -35,7 +49,7 @@ class Problem:
     lift: Lift | None = None
     step: Forward | None = None
     half: torch.dtype | None = None
-    rounding: Tensor | None = None
+    rounding: Rounding | None = None
     smaller: tuple[int, ...] = ()
 
     @property

@@ -35,6 +35,8 @@ class Tracks:
     magnitude       |f(x)| + |f(x')|
     integrand       size of what may cancel in the integral, as far as seen
     rounding        relative error of the attributions by reduced precision, as measured; else 0
+    of_gradients    relative error of one gradient by it
+    of_values       error of f by it
     spent           evaluations of the row so far
     reserved        evaluations that its waiting pieces need at least
     depth           pieces around its piece; 0 for the whole path
@@ -52,6 +54,8 @@ class Tracks:
     magnitude: Tensor
     integrand: Tensor
     rounding: Tensor
+    of_gradients: Tensor
+    of_values: Tensor
     spent: Tensor
     reserved: Tensor
     depth: Tensor
@@ -103,8 +107,14 @@ def whole_paths(problem: Problem, rows: Tensor, f_input: Tensor, f_baseline: Ten
     f_end, f_start = f_input.T.reshape(-1), f_baseline.T.reshape(-1)
     none = torch.zeros_like(f_end)
     counts = torch.zeros_like(f_end, dtype=torch.int64)
-    measured = problem.rounding
     target = np.repeat(np.arange(targets), len(numbers))
+
+    def measured(name: str) -> Tensor:
+        if problem.rounding is None:
+            return none
+        found: Tensor = getattr(problem.rounding, name)
+        return found[rows].T.reshape(-1)
+
     return Tracks(
         row=np.tile(numbers, targets),
         target=target,
@@ -117,7 +127,9 @@ def whole_paths(problem: Problem, rows: Tensor, f_input: Tensor, f_baseline: Ten
         change=f_end - f_start,
         magnitude=f_end.abs() + f_start.abs(),
         integrand=none,
-        rounding=none if measured is None else measured[rows].T.reshape(-1),
+        rounding=measured("share"),
+        of_gradients=measured("single"),
+        of_values=measured("values"),
         spent=counts,
         reserved=counts,
         depth=counts,

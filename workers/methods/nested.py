@@ -23,6 +23,8 @@ from integrand.workers.methods.criteria import Criteria, Judged, Next, judged
 from integrand.workers.methods.pieces import Pieces
 from integrand.workers.quadrature.rules import patterson
 from integrand.workers.quadrature.smooth import (
+    Noise,
+    SmoothEstimate,
     SpectralLevel,
     cancellation,
     estimate_smooth,
@@ -118,13 +120,16 @@ class Nested:
         combined = level.functionals @ gradients
         found = attributions(self.evaluator, tracks, combined, difference)
         slopes = gradients.mul_(difference[:, None]).sum(2)
-        estimate = estimate_smooth(level, found, slopes, path)
+        noise = None
+        if self.evaluator.problem.rounding is not None:
+            noise = Noise(tracks.of_gradients, tracks.of_values, tracks.rounding)
+        estimate = estimate_smooth(level, found, slopes, path, noise)
         integrand = torch.maximum(tracks.integrand, estimate.integrand)
         known = judged(estimate.attributions, estimate.deviation, estimate.deviation, integrand)
         cancelled = cancellation(known.size, known.total)
         known = replace(known, gaps=(level.count + 1 + 2 * cancelled).floor())
         settled = self.criteria.settled(tracks, known)
-        onwards, window = self._onwards(index, tracks, path, estimate.converging)
+        onwards, window = self._onwards(index, tracks, path, estimate)
         return replace(
             known,
             deviation=torch.where(settled, estimate.deviation, estimate.likely),
@@ -133,21 +138,22 @@ class Nested:
         )
 
     def _onwards(
-        self, index: int, tracks: Tracks, path: Tensor, converging: Tensor
+        self, index: int, tracks: Tracks, path: Tensor, estimate: SmoothEstimate
     ) -> tuple[Tensor, Tensor]:
-        """More nodes where they converge; else pieces, else a grid; what cannot be afforded ends
-        here. And where pieces are cut.
+        """More nodes where they converge; else pieces, else a grid, which alone reads no f between
+        the ends; what cannot be afforded ends here. And where pieces are cut.
         """
         level = self.levels[index]
         room = self.pieces.room(tracks)
         grids = room >= self.least_grid
         early = level.count < SEEN
-        finer = self._fits(index + 1, room) & (converging | ~grids | early)
+        pays = (estimate.converging | early) & ~estimate.drowned
+        finer = self._fits(index + 1, room) & (pays | ~grids)
         stuck = torch.where(grids, int(Next.GRID), int(Next.END))
         window = torch.zeros(len(tracks), 2, dtype=torch.int64, device=tracks.device)
         if not early or level is self.levels[-1]:
-            cut, window = self.pieces.divisible(level, tracks, path, converging)
-            stuck = torch.where(cut, int(Next.CUT), stuck)
+            cut, window = self.pieces.divisible(level, tracks, path, estimate.converging)
+            stuck = torch.where(cut & ~estimate.drowned, int(Next.CUT), stuck)
         return torch.where(finer, int(Next.FINER), stuck), window
 
     def _fits(self, index: int, room: Tensor) -> Tensor:

@@ -62,9 +62,76 @@ CANCELLED = 10.0
 """Most that the gaps at both ends count for: beyond the outermost nodes a jump shows in f alone,
 where features cancel.
 """
+HEARD, HEARD_GAP = 1.5, 3.0
+"""Multiples of the rounding expected in the L1 norm of a functional, and in a gap of f, below which
+these say nothing of the integrand: a single number varies more than a norm.
+"""
 MOST, NARROW = 0.8, 0.25
 """A stretch of the path this short that holds this much of f's variation is integrated on its own.
 """
+
+
+@dataclass(frozen=True, eq=False)
+class Spreads:
+    """2-norms of functionals of the gradients, float64: what rounding that differs from node to
+    node is multiplied by.
+
+    integral      of this level's integral: []
+    changes       of its difference from the one before, and so on: [3]
+    coefficients  [coefficients]
+    cells         [nodes + 1]
+    """
+
+    integral: Tensor
+    changes: Tensor
+    coefficients: Tensor
+    cells: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """Rounding of single evaluations in reduced precision, [rows] float64.
+
+    gradients  of gradients, relative to their size
+    values     of f
+    counted    relative error that is counted for them besides the deviation
+    """
+
+    gradients: Tensor
+    values: Tensor
+    counted: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What tells of a level's error, float64.
+
+    coefficients  [rows, coefficients]: L1 norms, from `middle` up
+    changes       [rows, 3]: L1 norms of what the last levels changed, the latest first
+    gaps          [rows, nodes + 1]: completeness between neighbouring nodes
+    gap           [rows]: that of the whole path, without its sign
+    """
+
+    coefficients: Tensor
+    changes: Tensor
+    gaps: Tensor
+    gap: Tensor
+
+    def above(self, noise: Noise, spreads: Spreads, integrand: Tensor) -> Evidence:
+        """What of it is louder than rounding. f at both ends of the path is taken to be exact."""
+        gradients = HEARD * (noise.gradients * integrand)[:, None]
+        values = HEARD_GAP * (2**0.5 * noise.values)[:, None]
+        gaps = _louder(self.gaps.abs(), gradients * spreads.cells + values)
+        return Evidence(
+            coefficients=_louder(self.coefficients, gradients * spreads.coefficients),
+            changes=_louder(self.changes, gradients * spreads.changes),
+            gaps=gaps,
+            gap=_louder(self.gap, gradients[:, 0] * spreads.integral),
+        )
+
+
+def _louder(sizes: Tensor, noise: Tensor) -> Tensor:
+    return (sizes - noise).clamp(min=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +144,7 @@ class SpectralLevel:
                  both ends included
     order        [nodes]: positions of the nodes from left to right
     places       [nodes + 2] float64: both ends and the nodes between them, from left to right
+    spreads      by how much rounding of single gradients is multiplied in each of them
     """
 
     count: int
@@ -86,6 +154,7 @@ class SpectralLevel:
     cells: Tensor
     order: Tensor
     places: Tensor
+    spreads: Spreads
 
     def along_path(self, values: Tensor, start: Tensor, end: Tensor) -> Tensor:
         """f at the places, [rows, nodes + 2], from f at the nodes [rows, nodes] and at both ends
@@ -101,6 +170,7 @@ class SmoothEstimate:
     deviation    estimated ‖a − a*‖₁ that a certificate needs
     likely       an estimate without the certificate's caution, for rows that end here without one
     converging   whether spectrum or levels converge
+    drowned      whether f is too noisy between nodes for gaps to tell, however many nodes there are
     integrand    largest L1 norm among the functionals: how much may cancel in the integral
     """
 
@@ -108,6 +178,7 @@ class SmoothEstimate:
     deviation: Tensor
     likely: Tensor
     converging: Tensor
+    drowned: Tensor
     integrand: Tensor
 
 
@@ -138,7 +209,17 @@ def _level(index: int, device: torch.device) -> SpectralLevel:
         torch.tensor(cells, device=device),
         torch.tensor(order, device=device),
         torch.tensor((ends + 1) / 2, device=device),
+        _spreads(functionals, cells, device),
     )
+
+
+def _spreads(functionals: Floats, cells: Floats, device: torch.device) -> Spreads:
+    integrals, coefficients = functionals[:4], functionals[4:]
+    norms = [
+        np.linalg.norm(rows, axis=-1)
+        for rows in (integrals[0], np.diff(integrals, axis=0), coefficients, cells)
+    ]
+    return Spreads(*(torch.tensor(norm, device=device) for norm in norms))
 
 
 def _projection(nodes: Floats, weights: Floats, degree: int) -> Floats:
@@ -162,33 +243,59 @@ def _between(ends: Floats, spectrum: Floats) -> Floats:
 
 
 def estimate_smooth(
-    level: SpectralLevel, found: Tensor, slopes: Tensor, path: Tensor
+    level: SpectralLevel,
+    found: Tensor,
+    slopes: Tensor,
+    path: Tensor,
+    noise: Noise | None = None,
 ) -> SmoothEstimate:
     """Attributions and their deviation at one level, all float64.
 
     found    [rows, functionals, elements]: functionals of the gradients, times x − x'
     slopes   [rows, nodes]: gradients · (x − x')
     path     [rows, nodes + 2]: f at both ends and at the nodes between them, from left to right
+    noise    what evaluations carry of reduced precision. What is no louder is left out of the
+             deviation, as far as gaps go no more than is counted besides; a gap of the whole path
+             may then lie anywhere on it
     """
     sizes = found.abs().sum(2)
-    cancelled = cancellation(sizes[:, 0], found[:, 0].sum(1))
-    predicted, decay = _predicted(level, sizes[:, 4:], sizes[:, 0])
-    changes = found[:, :4].diff(dim=1).abs().sum(2)
+    integrand = sizes.amax(1)
     gaps = local_gaps(level, slopes, path)
-    at_ends = gaps[:, 0].abs() + gaps[:, -1].abs()
-    doubts = gaps.abs().sum(1) + (cancelled - 1) * at_ends
-    contracting, left = _extrapolated(level, changes)
+    seen = Evidence(
+        coefficients=sizes[:, 4:],
+        changes=found[:, :4].diff(dim=1).abs().sum(2),
+        gaps=gaps,
+        gap=gaps.sum(1).abs(),
+    )
+    cancelled = cancellation(sizes[:, 0], found[:, 0].sum(1))
+    doubts = _doubts(gaps, cancelled)
+    drowned = torch.zeros_like(doubts, dtype=torch.bool)
+    if noise is not None:
+        seen = seen.above(noise, level.spreads, integrand)
+        heard = torch.maximum(_doubts(seen.gaps, cancelled), cancelled * seen.gap)
+        beyond = doubts - noise.counted * sizes[:, 0]
+        drowned = beyond > heard
+        doubts = torch.maximum(heard, beyond)
+    predicted, decay = _predicted(level, seen.coefficients, sizes[:, 0])
+    contracting, left = _extrapolated(level, seen.changes)
     contracted = torch.maximum(left, DOUBTED.get(level.count, 1.0) * doubts)
     by_levels = torch.where(contracting, contracted, torch.inf)
     deviation = torch.minimum(torch.maximum(predicted, doubts), by_levels)
-    uncautious = torch.maximum(2 * changes[:, 0], gaps.sum(1).abs())
+    uncautious = torch.maximum(2 * seen.changes[:, 0], seen.gap)
     return SmoothEstimate(
         attributions=found[:, 0],
         deviation=deviation,
         likely=torch.minimum(deviation, uncautious),
         converging=(decay <= DECAYING) | contracting,
-        integrand=sizes.amax(1),
+        drowned=drowned,
+        integrand=integrand,
     )
+
+
+def _doubts(gaps: Tensor, cancelled: Tensor) -> Tensor:
+    """What gaps of f between nodes say of the error."""
+    at_ends = gaps[:, 0].abs() + gaps[:, -1].abs()
+    return gaps.abs().sum(1) + (cancelled - 1) * at_ends
 
 
 def cancellation(size: Tensor, total: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ import pytest
 import torch
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
+from torch import Tensor
 
 from integrand.workers.quadrature.rules import patterson
 from integrand.workers.quadrature.smooth import (
     NARROW,
+    Noise,
     SmoothEstimate,
     SpectralLevel,
     estimate_smooth,
@@ -53,6 +55,66 @@ def estimated(level: SpectralLevel, gradients: Floats, f: Floats) -> SmoothEstim
 def along(level: SpectralLevel, f: Floats) -> torch.Tensor:
     values = torch.tensor(f)
     return level.along_path(values[:, :-2], values[:, -2], values[:, -1])
+
+
+def noisy(level: SpectralLevel, size: float, jump: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of 64 rows, whose integrand is linear but for a jump at 0.4 and carries rounding of
+    relative size `size`, as functionals, slopes and f.
+    """
+    random = np.random.default_rng(0)
+    nodes = patterson().nodes[: level.count]
+    exact = 1 + 0.1 * nodes + jump * (nodes > 0.4)
+    rounding = random.normal(size=(64, level.count, 32)) * np.sqrt(np.pi / 2)
+    gradients = torch.tensor(exact[:, None] * (1 + size * rounding))
+    places = np.array([*nodes, 0.0, 1.0])
+    f = 32 * (places + 0.05 * places**2 + jump * np.maximum(places - 0.4, 0))
+    values = np.broadcast_to(f, (64, len(f))).copy()
+    values[:, :-2] += 0.1 * random.normal(size=(64, level.count)) * np.sqrt(np.pi / 2)
+    return level.functionals @ gradients, gradients.sum(2), along(level, values)
+
+
+def noise(gradients: float, values: float, counted: float) -> Noise:
+    every = [torch.full((64,), of, dtype=torch.float64) for of in (gradients, values, counted)]
+    return Noise(*every)
+
+
+@each_level
+def test_what_is_no_louder_than_rounding_says_nothing(level: SpectralLevel) -> None:
+    """Rounding of 1% in gradients and of 0.1 in f, of 32, in a linear integrand."""
+    found = noisy(level, 0.01)
+    loud = estimate_smooth(level, *found)
+    quiet = estimate_smooth(level, *found, noise=noise(0.01, 0.1, 1.0))
+    assert (loud.deviation > 0.01 * 33.6).all()
+    assert quiet.deviation.median() < 0.1 * loud.deviation.median()
+    assert not quiet.drowned.any()
+    assert torch.equal(quiet.attributions, loud.attributions)
+
+
+@each_level
+def test_rounding_hides_no_more_of_the_gaps_than_is_counted(level: SpectralLevel) -> None:
+    found = noisy(level, 1e-4)
+    loud = estimate_smooth(level, *found)
+    quiet = estimate_smooth(level, *found, noise=noise(1e-4, 0.1, 1e-3))
+    assert (quiet.deviation > loud.deviation - 1e-3 * 34).all()
+    assert quiet.drowned.all()
+
+
+@each_level
+def test_a_kink_that_is_louder_than_rounding_is_heard(level: SpectralLevel) -> None:
+    found = noisy(level, 1e-3, jump=1.0)
+    quiet = estimate_smooth(level, *found, noise=noise(1e-3, 0.1, 1.0))
+    error = (quiet.attributions - (1.05 + 0.6)).abs().sum(1)
+    assert (quiet.deviation > error).all()
+
+
+@each_level
+def test_f_at_both_ends_is_exact_and_counts_however_loud_it_is_between(
+    level: SpectralLevel,
+) -> None:
+    found, slopes, path = noisy(level, 1e-4)
+    path[:, -1] += 5
+    estimate = estimate_smooth(level, found, slopes, path, noise(1e-4, 100.0, 100.0))
+    assert (estimate.deviation > 4.5).all()
 
 
 # --- functionals -------------------------------------------------------------------------------
