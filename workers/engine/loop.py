@@ -22,7 +22,7 @@ from integrand.workers.engine.tracks import Tracks, even
 
 NEGLIGIBLE = 128
 """No new rows enter for the sake of less than this part of a step batch."""
-WAVE_BYTES = 256 << 10
+WAVE_BYTES = 768 << 10
 """New rows may enter for more than one step batch, as long as their gradients take less."""
 
 
@@ -111,15 +111,19 @@ class Loop(Generic[Stage]):
 
 
 class Entrance:
-    """Tracks that wait, by target and row, and enter in waves of rows."""
+    """Tracks that wait, by target and row, and enter in waves of rows.
 
-    def __init__(self, evaluator: Evaluator, tracks: Tracks, nodes: int) -> None:
-        self.evaluator, self.tracks, self.nodes = evaluator, tracks, nodes
+    nodes  of each row that are evaluated first
+    part   tracks of which something is made at once afterwards
+    """
+
+    def __init__(self, evaluator: Evaluator, tracks: Tracks, nodes: int, *, part: int) -> None:
+        self.evaluator, self.tracks, self.nodes, self.part = evaluator, tracks, nodes, part
         self.targets = evaluator.problem.targets_per_row
         self.entered = 0
 
     def peek(self) -> Tracks | None:
-        """The next wave: about a step batch of first nodes, or more where rows are small."""
+        """The next wave: about a step batch of first nodes, or a part where rows are small."""
         rows = len(self.tracks) // self.targets
         stop = min(rows, self.entered + self._size())
         if self.entered == rows:
@@ -136,5 +140,6 @@ class Entrance:
     def _size(self) -> int:
         problem = self.evaluator.problem
         row_bytes = self.nodes * problem.elements * problem.targets_per_row * problem.dtype.itemsize
-        small = WAVE_BYTES // self.evaluator.shrunk // row_bytes
-        return even(max(self.evaluator.capacity // self.nodes, small))
+        small = min(self.part, WAVE_BYTES // row_bytes) // self.evaluator.shrunk
+        rows = even(max(self.evaluator.capacity // self.nodes, small))
+        return rows - rows % self.part if rows > self.part else rows

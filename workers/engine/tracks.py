@@ -138,19 +138,21 @@ def whole_paths(problem: Problem, rows: Tensor, f_input: Tensor, f_baseline: Ten
 
 # --- what all tracks of a group get at once ------------------------------------------------------
 
-PART_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+PART_BYTES = {"cpu": 5 << 20, "cuda": 256 << 20}
 """What the working arrays of one part of a group may take: a cache, or enough to fill a GPU."""
+WIDE_PART = {"cpu": 256, "cuda": 1 << 17}
+"""Tracks of a part where all rows are; more of them do not make up for what calling torch takes."""
+NARROW_PART = {"cpu": 64, "cuda": 1 << 13}
+"""The same where only some are: a part is filled up, however few there are."""
 _EVEN = 16
 
 
-def part_rows(evaluator: Evaluator, nodes: int, numbers: int) -> int:
-    """Tracks that are judged at once, after `nodes` new ones, with so many float64 numbers of each:
-    always as many, so that sums are of one shape; about what a step batch brings.
+def part_rows(evaluator: Evaluator, numbers: int, most: int) -> int:
+    """Tracks of which something is made at once, with so many float64 numbers of each: always as
+    many, so that sums are of one shape.
     """
-    batch = even(evaluator.capacity // nodes)
-    room = PART_BYTES[evaluator.problem.device.type] // evaluator.shrunk
-    fits = even(room // (8 * max(1, numbers)))
-    return min(batch, fits)
+    fits = PART_BYTES[evaluator.problem.device.type] // (8 * max(1, numbers))
+    return even(min(most, fits) // evaluator.shrunk)
 
 
 def even(count: int) -> int:

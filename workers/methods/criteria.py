@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -93,15 +94,28 @@ class Judged:
         return Judged(**columns)
 
 
-def judged(attributions: Tensor, deviation: Tensor, gaps: Tensor, integrand: Tensor) -> Judged:
+class Estimate(Protocol):
+    """What a rule says of tracks: see `Judged`."""
+
+    @property
+    def attributions(self) -> Tensor: ...
+    @property
+    def size(self) -> Tensor: ...
+    @property
+    def total(self) -> Tensor: ...
+    @property
+    def deviation(self) -> Tensor: ...
+
+
+def judged(estimate: Estimate, *, gaps: Tensor, integrand: Tensor) -> Judged:
     """Tracks that end here, as long as nothing else is said."""
-    none = torch.zeros_like(deviation, dtype=torch.int64)
+    none = torch.zeros_like(estimate.deviation, dtype=torch.int64)
     return Judged(
         # a view of all functionals would keep them
-        attributions=attributions.contiguous(),
-        deviation=deviation,
-        size=attributions.abs().sum(1),
-        total=attributions.sum(1),
+        attributions=estimate.attributions.contiguous(),
+        deviation=estimate.deviation,
+        size=estimate.size,
+        total=estimate.total,
         gaps=gaps,
         integrand=integrand,
         needed=none,

@@ -55,7 +55,8 @@ def integrate_fixed(
     """
     tracks = whole_paths(evaluator.problem, rows, f_input, f_baseline)
     weighted = _Weighted(evaluator, rule)
-    entrance = Entrance(evaluator, tracks, len(weighted.nodes(0)))
+    first = len(weighted.nodes(0))
+    entrance = Entrance(evaluator, tracks, first, part=weighted.part(first))
     loop: Loop[Sum] = Loop(evaluator, partial(weighted.enter, entrance))
     for group in loop:
         samples = evaluator.within_memory(group.samples)
@@ -101,13 +102,17 @@ class _Weighted:
         problem = self.evaluator.problem
         return TrackGroup(problem, tracks, self.nodes(stage.chunk), stage)
 
+    def part(self, nodes: int) -> int:
+        """Tracks whose gradients are summed at once."""
+        most = self.evaluator.problem.batch_rows // nodes
+        return part_rows(self.evaluator, nodes * self.evaluator.problem.elements, most)
+
     def sums(self, stage: Sum, samples: Samples) -> Tensor:
         """[tracks, 1, elements], with the samples of a stage in them."""
         weights = self.weights[stage.chunk][None]
-        tracks, nodes, elements = samples.gradients.shape
-        size = part_rows(self.evaluator, nodes, nodes * elements)
+        tracks, nodes, _ = samples.gradients.shape
         found = []
-        for part, count in in_parts(tracks, size):
+        for part, count in in_parts(tracks, self.part(nodes)):
             gradients = samples.gradients[on_device(part, weights.device)]
             added = weights @ gradients.double()
             found.append(added[:count])
@@ -115,9 +120,8 @@ class _Weighted:
         return sums if stage.before is None else sums.add_(stage.before)
 
     def verdicts(self, tracks: Tracks, sums: Tensor) -> Verdicts:
-        size = part_rows(self.evaluator, len(self.nodes(0)), 4 * sums.shape[2])
         found, totals = [], []
-        for part, count in in_parts(len(tracks), size):
+        for part, count in in_parts(len(tracks), self.part(len(self.nodes(0)))):
             own = tracks.take(part)
             difference = own.difference(self.evaluator.problem)
             combined = masked(sums[on_device(part, sums.device)], difference).clone()

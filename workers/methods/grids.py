@@ -11,6 +11,7 @@ from torch import Tensor
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples
 from integrand.workers.engine.tracks import (
+    NARROW_PART,
     Some,
     Tracks,
     attributions,
@@ -133,7 +134,8 @@ class Grids:
         stage = self.stages[index]
         elements = self.evaluator.problem.features.elements
         numbers = (COLUMNS + 3 * len(stage.readings)) * elements
-        size = part_rows(self.evaluator, len(stage.nodes), numbers)
+        most = NARROW_PART[self.device.type]
+        size = part_rows(self.evaluator, numbers, most)
         parts, alone = [], []
         for part, count in in_parts(len(tracks), size):
             found, deviation = self._judge(index, tracks.take(part), kept.take(part))
@@ -152,7 +154,8 @@ class Grids:
     def _found(self, added: Addition, samples: Samples) -> Tensor:
         """What is added to each sum, [tracks, added, elements] float64."""
         _, nodes, elements = samples.gradients.shape
-        size = part_rows(self.evaluator, nodes, (nodes + 2 * len(added.columns)) * elements)
+        most = self.evaluator.problem.batch_rows // nodes
+        size = part_rows(self.evaluator, (nodes + 2 * len(added.columns)) * elements, most)
         found = []
         for part, count in in_parts(len(samples.gradients), size):
             gradients = samples.gradients[on_device(part, self.device)]
@@ -183,10 +186,9 @@ class Grids:
         difference = tracks.difference(self.evaluator.problem)
         combined = stage.readings @ masked(kept.sums, difference)
         found = attributions(self.evaluator, tracks, combined, difference)
-        integral = found[:, 0]
-        gap = integral.sum(1) - (tracks.f_end - tracks.f_start)
-        deviation = estimate_kinked(stage, found, gap)
-        return judged(integral, deviation, torch.ones_like(deviation), tracks.integrand)
+        estimate = estimate_kinked(stage, found, tracks.f_end - tracks.f_start)
+        one = torch.ones_like(estimate.deviation)
+        return judged(estimate, gaps=one, integrand=tracks.integrand)
 
     def _fits(self, index: int, tracks: Tracks) -> Tensor:
         """Whether there is such a stage, and room for it."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples
 from integrand.workers.engine.tracks import (
+    NARROW_PART,
+    WIDE_PART,
     Some,
     Tracks,
     attributions,
@@ -26,7 +28,6 @@ from integrand.workers.quadrature.smooth import (
     Noise,
     SmoothEstimate,
     SpectralLevel,
-    cancellation,
     estimate_smooth,
     spectral_levels,
 )
@@ -94,15 +95,21 @@ class Nested:
         )
 
     def judge(self, index: int, tracks: Tracks, kept: Gradients) -> tuple[Judged, Gradients]:
-        level = self.levels[index]
-        elements = self.evaluator.problem.features.elements
-        numbers = (level.count + 3 * len(level.functionals)) * elements
-        size = part_rows(self.evaluator, self._new(index), numbers)
         parts = []
-        for part, count in in_parts(len(tracks), size):
+        for part, count in in_parts(len(tracks), self.part(index)):
             found = self._judge(index, tracks.take(part), kept.take(part))
             parts.append(found.take(slice(count)))
         return Judged.join(parts), kept
+
+    def part(self, index: int) -> int:
+        """Tracks that are judged at once at a level."""
+        level = self.levels[index]
+        problem = self.evaluator.problem
+        elements = max(problem.elements, problem.features.elements)
+        most = (NARROW_PART if index else WIDE_PART)[problem.device.type]
+        return part_rows(
+            self.evaluator, (level.count + 3 * len(level.functionals)) * elements, most
+        )
 
     def refined(self, index: int, kept: Gradients) -> Gradients:
         """What the next level starts from."""
@@ -124,10 +131,11 @@ class Nested:
         if self.evaluator.problem.rounding is not None:
             noise = Noise(tracks.of_gradients, tracks.of_values, tracks.rounding)
         estimate = estimate_smooth(level, found, slopes, path, noise)
-        integrand = torch.maximum(tracks.integrand, estimate.integrand)
-        known = judged(estimate.attributions, estimate.deviation, estimate.deviation, integrand)
-        cancelled = cancellation(known.size, known.total)
-        known = replace(known, gaps=(level.count + 1 + 2 * cancelled).floor())
+        known = judged(
+            estimate,
+            gaps=(level.count + 1 + 2 * estimate.cancelled).floor(),
+            integrand=torch.maximum(tracks.integrand, estimate.integrand),
+        )
         settled = self.criteria.settled(tracks, known)
         onwards, window = self._onwards(index, tracks, path, estimate)
         return replace(

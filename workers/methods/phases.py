@@ -52,7 +52,7 @@ def integrate_adaptively(
     criteria = Criteria(accuracy, problem)
     nested = Nested(evaluator, criteria, pieces, levels, least_grid(most))
     grids = Grids(evaluator, criteria, pieces)
-    entrance = Entrance(evaluator, tracks, levels[0].count)
+    entrance = Entrance(evaluator, tracks, levels[0].count, part=nested.part(0))
     yield from _Conductor(evaluator, criteria, pieces, nested, grids).run(entrance)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from integrand.workers.engine.tracks import Integers, Tracks
-from integrand.workers.methods.criteria import Judged, judged
+from integrand.workers.methods.criteria import Judged
 from integrand.workers.quadrature.smooth import SpectralLevel, moving_window
 
 DEEPEST = 8
@@ -158,6 +158,11 @@ def _keys(tracks: Tracks) -> list[Key]:
 def _sum(parts: Parts, last: Judged) -> Judged:
     """What is known of a whole track, whose last piece this was."""
     total = reduce(torch.add, parts.attributions)
-    deviation = torch.full_like(last.deviation, parts.deviation)
-    whole = judged(total, deviation, last.gaps, last.integrand)
-    return replace(whole, needed=torch.full_like(last.needed, parts.needed))
+    return replace(
+        last,
+        attributions=total,
+        size=total.abs().sum(1),
+        total=total.sum(1),
+        deviation=torch.full_like(last.deviation, parts.deviation),
+        needed=torch.full_like(last.needed, parts.needed),
+    )

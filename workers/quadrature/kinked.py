@@ -225,16 +225,34 @@ def class_sums(sums: Tensor) -> Tensor:
     return folded
 
 
-def estimate_kinked(stage: GridStage, found: Tensor, gap: Tensor) -> Tensor:
-    """Deviation [rows]: estimated ‖a − a*‖₁ from this stage alone.
+@dataclass(frozen=True, eq=False)
+class KinkedEstimate:
+    """attributions [rows, elements]; the others [rows] float64.
+
+    size, total  ‖attributions‖₁ and their sum
+    deviation    estimated ‖a − a*‖₁, from one stage alone
+    """
+
+    attributions: Tensor
+    size: Tensor
+    total: Tensor
+    deviation: Tensor
+
+
+def estimate_kinked(stage: GridStage, found: Tensor, change: Tensor) -> KinkedEstimate:
+    """Attributions and their deviation at one stage, all float64.
 
     found   [rows, 1 + classes, elements]: the attributions and the contrasts, both times x − x'
+    change  [rows]: f at the end of the path less f at its start
     """
     integral, contrasts = found[:, 0], found[:, 1:]
+    size, total = integral.abs().sum(1), integral.sum(1)
     spread = stage.scale * contrasts.square().sum(1).sqrt()
     caution = CAUTION + FEW / _independent(contrasts, spread)
-    cancelled = cancellation(integral.abs().sum(1), integral.sum(1)).clamp(max=CANCELLED)
-    return torch.maximum(caution * spread.sum(1), 1.25 * cancelled * gap.abs())
+    cancelled = cancellation(size, total).clamp(max=CANCELLED)
+    by_gap = 1.25 * cancelled * (total - change).abs()
+    deviation = torch.maximum(caution * spread.sum(1), by_gap)
+    return KinkedEstimate(integral, size, total, deviation)
 
 
 def _independent(contrasts: Tensor, spread: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class Spreads:
     node is multiplied by.
 
     integral      of this level's integral: []
-    changes       of its difference from the one before, and so on: [3]
+    changes       of its difference from the one before, and so on: [integrals − 1]
     coefficients  [coefficients]
     cells         [nodes + 1]
     """
@@ -107,7 +107,7 @@ class Evidence:
     """What tells of a level's error, float64.
 
     coefficients  [rows, coefficients]: L1 norms, from `middle` up
-    changes       [rows, 3]: L1 norms of what the last levels changed, the latest first
+    changes       [rows, integrals − 1]: L1 norms of what the last levels changed, the latest first
     gaps          [rows, nodes + 1]: completeness between neighbouring nodes
     gap           [rows]: that of the whole path, without its sign
     """
@@ -138,8 +138,10 @@ def _louder(sizes: Tensor, noise: Tensor) -> Tensor:
 class SpectralLevel:
     """One level of Patterson's rule as linear functionals of the gradients, on one device.
 
-    functionals  [4 + coefficients, nodes] float64: integrals of this level and of the three before,
-                 Legendre coefficients from `middle` up
+    functionals  [integrals + coefficients, nodes] float64: integrals of this level and of those
+                 before, Legendre coefficients from `middle` up
+    integrals    how many of them: this level's and the one's before, or of four levels where
+                 levels are taken to converge
     cells        [nodes + 1, nodes] float64: integrals of the integrand between neighbouring nodes,
                  both ends included
     order        [nodes]: positions of the nodes from left to right
@@ -151,6 +153,7 @@ class SpectralLevel:
     degree: int
     middle: int
     functionals: Tensor
+    integrals: int
     cells: Tensor
     order: Tensor
     places: Tensor
@@ -167,6 +170,8 @@ class SpectralLevel:
 class SmoothEstimate:
     """attributions [rows, elements]; the others [rows] float64.
 
+    size, total  ‖attributions‖₁ and their sum
+    cancelled    how much larger errors of single features may be than their sum shows
     deviation    estimated ‖a − a*‖₁ that a certificate needs
     likely       an estimate without the certificate's caution, for rows that end here without one
     converging   whether spectrum or levels converge
@@ -175,6 +180,9 @@ class SmoothEstimate:
     """
 
     attributions: Tensor
+    size: Tensor
+    total: Tensor
+    cancelled: Tensor
     deviation: Tensor
     likely: Tensor
     converging: Tensor
@@ -199,22 +207,24 @@ def _level(index: int, device: torch.device) -> SpectralLevel:
     ends = np.concatenate([[-1.0], nodes[order], [1.0]])
     cells = _between(ends, projection if count >= PROJECTED else interpolant)
     spectrum = projection if count > PROJECTED else interpolant
-    integrals = weights[[max(index - before, 0) for before in range(4)]]
+    integrals = weights[index::-1][: 4 if count in BEFORE else 2]
     functionals = np.concatenate([integrals, spectrum[middle:]])
     return SpectralLevel(
         count,
         rule.degree[index],
         middle,
         torch.tensor(functionals, device=device),
+        len(integrals),
         torch.tensor(cells, device=device),
         torch.tensor(order, device=device),
         torch.tensor((ends + 1) / 2, device=device),
-        _spreads(functionals, cells, device),
+        _spreads(integrals, spectrum[middle:], cells, device),
     )
 
 
-def _spreads(functionals: Floats, cells: Floats, device: torch.device) -> Spreads:
-    integrals, coefficients = functionals[:4], functionals[4:]
+def _spreads(
+    integrals: Floats, coefficients: Floats, cells: Floats, device: torch.device
+) -> Spreads:
     norms = [
         np.linalg.norm(rows, axis=-1)
         for rows in (integrals[0], np.diff(integrals, axis=0), coefficients, cells)
@@ -258,35 +268,43 @@ def estimate_smooth(
              deviation, as far as gaps go no more than is counted besides; a gap of the whole path
              may then lie anywhere on it
     """
+    integrals = found[:, : level.integrals]
     sizes = found.abs().sum(2)
+    size, total = sizes[:, 0], integrals[:, 0].sum(1)
     integrand = sizes.amax(1)
+    cancelled = cancellation(size, total)
     gaps = local_gaps(level, slopes, path)
     seen = Evidence(
-        coefficients=sizes[:, 4:],
-        changes=found[:, :4].diff(dim=1).abs().sum(2),
+        coefficients=sizes[:, level.integrals :],
+        changes=integrals.diff(dim=1).abs_().sum(2),
         gaps=gaps,
         gap=gaps.sum(1).abs(),
     )
-    cancelled = cancellation(sizes[:, 0], found[:, 0].sum(1))
     doubts = _doubts(gaps, cancelled)
     drowned = torch.zeros_like(doubts, dtype=torch.bool)
     if noise is not None:
         seen = seen.above(noise, level.spreads, integrand)
         heard = torch.maximum(_doubts(seen.gaps, cancelled), cancelled * seen.gap)
-        beyond = doubts - noise.counted * sizes[:, 0]
+        beyond = doubts - noise.counted * size
         drowned = beyond > heard
         doubts = torch.maximum(heard, beyond)
-    predicted, decay = _predicted(level, seen.coefficients, sizes[:, 0])
-    contracting, left = _extrapolated(level, seen.changes)
-    contracted = torch.maximum(left, DOUBTED.get(level.count, 1.0) * doubts)
-    by_levels = torch.where(contracting, contracted, torch.inf)
-    deviation = torch.minimum(torch.maximum(predicted, doubts), by_levels)
+    predicted, decay = _predicted(level, seen.coefficients, size)
+    deviation = torch.maximum(predicted, doubts)
+    converging = decay <= DECAYING
+    if level.count in BEFORE:
+        contracting, left = _extrapolated(level, seen.changes)
+        contracted = torch.maximum(left, DOUBTED[level.count] * doubts)
+        deviation = torch.where(contracting, torch.minimum(deviation, contracted), deviation)
+        converging = converging | contracting
     uncautious = torch.maximum(2 * seen.changes[:, 0], seen.gap)
     return SmoothEstimate(
-        attributions=found[:, 0],
+        attributions=integrals[:, 0],
+        size=size,
+        total=total,
+        cancelled=cancelled,
         deviation=deviation,
         likely=torch.minimum(deviation, uncautious),
-        converging=(decay <= DECAYING) | contracting,
+        converging=converging,
         drowned=drowned,
         integrand=integrand,
     )
@@ -314,7 +332,7 @@ def _extrapolated(level: SpectralLevel, changes: Tensor) -> tuple[Tensor, Tensor
     ratios = changes[:, :2] / changes[:, 1:]
     now, before = ratios.nan_to_num(nan=0.0, posinf=torch.inf).unbind(1)
     left = EXTRAPOLATED * changes[:, 0] * now / (1 - now.clamp(max=0.9))
-    contracting = (now <= CONTRACTING) & (before <= BEFORE.get(level.count, -1.0))
+    contracting = (now <= CONTRACTING) & (before <= BEFORE[level.count])
     return contracting, left.nan_to_num(nan=0.0, posinf=torch.inf)
 
 

@@ -13,6 +13,8 @@ from integrand.workers.models.outputs import Forward
 from integrand.workers.models.recurrence import differentiable
 from integrand.workers.rewriting.hoisting import Hoisted
 
+WIDEST = 4
+"""Hidden elements for each input element, where a sum is all that is kept of a row."""
 WORTH = 0.85
 """A hoisted row may cost at most this share of the plain one's FLOPs."""
 
@@ -44,7 +46,7 @@ def worthwhile(
     work: Work = JUDGED_WORK,
 ) -> bool:
     """Whether a row gets cheaper: a function of FLOPs and shapes alone, with hidden no larger than
-    the inputs.
+    the inputs, or for a plain rule not much larger.
 
     Plain: a forward and a backward pass per node. Hoisted: those of the tail per node, the prefix
     at x and at x', and the pulls. At 7 judged nodes this asks for a prefix of at least half the
@@ -52,7 +54,8 @@ def worthwhile(
     """
     with torch.no_grad():
         hidden = hoisted.prefix(*inputs, *forward_args)
-    if sum(h.numel() for h in hidden) > sum(x.numel() for x in inputs):
+    widest = WIDEST if work.pulls == 1 else 1
+    if sum(h.numel() for h in hidden) > widest * sum(x.numel() for x in inputs):
         return False
     plain = _flops(module, inputs, forward_args)
     tail = _flops(hoisted.tail, hidden, forward_args)
