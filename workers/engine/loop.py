@@ -18,12 +18,10 @@ import numpy as np
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Stage, TrackGroup
 from integrand.workers.engine.steps import Items, Step
-from integrand.workers.engine.tracks import Tracks, even
+from integrand.workers.engine.tracks import Tracks, even, wave_rows
 
 NEGLIGIBLE = 128
 """No new rows enter for the sake of less than this part of a step batch."""
-WAVE_BYTES = 768 << 10
-"""New rows may enter for more than one step batch, as long as their gradients take less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +137,5 @@ class Entrance:
 
     def _size(self) -> int:
         problem = self.evaluator.problem
-        row_bytes = self.nodes * problem.elements * problem.targets_per_row * problem.dtype.itemsize
-        small = min(self.part, WAVE_BYTES // row_bytes) // self.evaluator.shrunk
-        rows = even(max(self.evaluator.capacity // self.nodes, small))
+        rows = even(wave_rows(problem, self.nodes) // self.evaluator.shrunk)
         return rows - rows % self.part if rows > self.part else rows

@@ -140,11 +140,22 @@ def whole_paths(problem: Problem, rows: Tensor, f_input: Tensor, f_baseline: Ten
 
 PART_BYTES = {"cpu": 5 << 20, "cuda": 256 << 20}
 """What the working arrays of one part of a group may take: a cache, or enough to fill a GPU."""
-WIDE_PART = {"cpu": 256, "cuda": 1 << 17}
-"""Tracks of a part where all rows are; more of them do not make up for what calling torch takes."""
 NARROW_PART = {"cpu": 64, "cuda": 1 << 13}
-"""The same where only some are: a part is filled up, however few there are."""
+"""Tracks of a part where only some rows are: it is filled up, however few there are."""
+WAVE_BYTES, WAVE_ROWS = 768 << 10, 256
+"""So many rows enter at once for more than one step batch, as long as their gradients take less:
+they make up for what calling torch takes.
+"""
 _EVEN = 16
+
+
+def wave_rows(problem: Problem, nodes: int) -> int:
+    """Rows that enter at once, and are judged at once after so many nodes: about a step batch, or
+    more where rows are small.
+    """
+    row_bytes = nodes * problem.elements * problem.targets_per_row * problem.dtype.itemsize
+    small = min(WAVE_ROWS, WAVE_BYTES // row_bytes)
+    return max(problem.batch_rows // nodes, small, 1)
 
 
 def part_rows(evaluator: Evaluator, numbers: int, most: int) -> int:

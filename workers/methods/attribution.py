@@ -31,6 +31,11 @@ from integrand.workers.switches import pinned_on
 
 __all__ = ["Attribution", "attribute", "prepare"]
 
+FURTHER_TARGET = 12
+"""How often a further target's gradients count in a step batch: they are kept, and judged in
+float64.
+"""
+
 
 def attribute(
     forward: Forward,
@@ -135,10 +140,21 @@ def _notebook_batch(forward: Forward, rows: RowTensors, method: Method[Any]) -> 
     """
     few, needs = rows.take(slice(2)), method.needs
     targets = 1 if rows.target is None else rows.target.shape[1]
-    gradient = rows.elements * rows.inputs[0].element_size()
-    of_row = row_bytes(forward, few.inputs, few.forward_args) + (targets - 1) * gradient
+    gradient = _elements(forward, few) * rows.inputs[0].element_size()
+    of_row = row_bytes(forward, few.inputs, few.forward_args)
+    of_row += (targets - 1) * FURTHER_TARGET * gradient
     kept = targets * rows.elements * needs.kept_bytes
     planned = memory_budget(rows.device).batch_rows(of_row, 2 * kept // needs.first_evaluations)
     first_pass = rows.rows * needs.first_evaluations
     wanted = -(-first_pass // SMALLEST) * SMALLEST
     return min(max(SMALLEST, wanted), planned)
+
+
+def _elements(forward: Forward, rows: RowTensors) -> int:
+    """Of a row's gradients, as they are kept: behind a hoisted prefix those of hidden tensors."""
+    hoisted = forward.hoisted if isinstance(forward, Prepared) else None
+    if hoisted is None:
+        return rows.elements
+    with torch.no_grad():
+        hidden = hoisted.prefix(*rows.arguments)
+    return sum(h[0].numel() for h in hidden)

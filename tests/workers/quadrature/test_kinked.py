@@ -62,7 +62,9 @@ def contrasts(stage: GridStage) -> Floats:
 
 
 def estimated(stage: GridStage, read: Floats, gap: Floats) -> Floats:
-    return estimate_kinked(stage, torch.tensor(read), torch.tensor(gap)).numpy()
+    """Deviations, where completeness misses by so much."""
+    change = read[:, 0].sum(1) - gap
+    return estimate_kinked(stage, torch.tensor(read), torch.tensor(change)).deviation.numpy()
 
 
 def nodes_until(stage: GridStage) -> Floats:
