@@ -123,7 +123,7 @@ class Numerics(Record):
         None, description="Dtype under which gradients are taken."
     )
     compile: bool = Field(False, description="Whether what takes gradients is compiled.")
-    tf32: bool = Field(False, description="Whether CUDA may round float32 factors to TF32.")
+    tf32: bool = Field(False, description="Whether CUDA rounds float32 factors to TF32 there.")
     takes_rows: int | None = Field(
         None, description="Rows that the model takes at once, where it takes no other number."
     )
@@ -133,6 +133,11 @@ class Numerics(Record):
     kernels: str | None = Field(
         None, description="Processor and kernels in force while planning; no part of the run's id."
     )
+
+    @property
+    def reduced(self) -> Literal["bfloat16", "float16", "tf32"] | None:
+        """Precision in which gradients are taken, where it rounds more than `precision`."""
+        return "tf32" if self.tf32 else self.autocast
 
 
 class PrepassFile(Record):
@@ -221,8 +226,8 @@ class JobPlan(Record, Generic[SomeSpec]):
     half_error: Quantiles | None = Field(
         None,
         description=(
-            "What autocast does to the first rows: relative L1 distance from float32 at 15 Gauss"
-            " nodes."
+            "What reduced precision does to the first rows: relative L1 distance from float32 at 15"
+            " Gauss nodes."
         ),
     )
     model_state: str | None = Field(
@@ -377,7 +382,7 @@ class RunManifest(JobManifest):
         (), description="Savings that are not applied, and why."
     )
     half_error: Quantiles | None = Field(
-        None, description="What autocast does to the first rows, against float32."
+        None, description="What reduced precision does to the first rows, against float32."
     )
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()

@@ -1,5 +1,5 @@
-"""Torch's switches that decide bits on CUDA: set for a call and put back, or set for good; and the
-operations that deterministic kernels are asked for in vain.
+"""Torch's switches that decide bits on CUDA: set for a call and put back, or set for good; TF32 for
+a pass that is to have it; and the operations that deterministic kernels are asked for in vain.
 
 Torch has two interfaces to TF32. Since 2.9 each operation has an `fp32_precision`, which kernels go
 by; the older `allow_tf32` and matmul precision are kept apart from it, and torch refuses to read
@@ -71,12 +71,12 @@ def _precision(operation: str, *wanted: object) -> Switch:
     return Switch(plain.read, write, wanted)
 
 
-def _older() -> list[Switch]:
+def _older(matmul: str, cudnn_tf32: bool) -> list[Switch]:
     """The older interface."""
-    matmul = Switch(
-        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, ("highest",)
+    of_products = Switch(
+        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, (matmul,)
     )
-    return [matmul, _attribute(backends.cudnn, "allow_tf32", False)]
+    return [of_products, _attribute(backends.cudnn, "allow_tf32", cudnn_tf32)]
 
 
 def _precisions(wanted: str) -> list[Switch]:
@@ -89,6 +89,13 @@ def _precisions(wanted: str) -> list[Switch]:
     return [_precision("mkldnn.matmul"), *on_cuda]
 
 
+def _float32(*, tf32: bool) -> list[Switch]:
+    """How float32 factors are read."""
+    if tf32:
+        return [*_older("high", True), *_precisions(TF32)]
+    return [*_older("highest", False), *_precisions(IEEE)]
+
+
 def _pinned() -> list[Switch]:
     """Deterministic kernels that do not depend on what was tried before, and no TF32."""
     # use_deterministic_algorithms would import the compiler, for 2 s; one who raises (2) goes on to
@@ -98,7 +105,7 @@ def _pinned() -> list[Switch]:
     # nothing here reads uninitialised memory, and to fill it costs 5%
     unfilled = _attribute(torch.utils.deterministic, "fill_uninitialized_memory", False)
     untuned = _attribute(backends.cudnn, "benchmark", False)
-    return [deterministic, unfilled, untuned, *_older(), *_precisions(IEEE)]
+    return [deterministic, unfilled, untuned, *_float32(tf32=False)]
 
 
 def pin() -> None:
@@ -115,6 +122,13 @@ def pinned_on(device: torch.device) -> AbstractContextManager[None]:
 def pinned() -> Iterator[None]:
     """The switches of a worker; put back at the end."""
     with _as_wanted(_pinned()):
+        yield
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """TF32 for what is computed on CUDA within, forwards and backwards; put back at the end."""
+    with _as_wanted(_float32(tf32=True)):
         yield
 
 

@@ -48,13 +48,14 @@ class Compute(Part):
     threads: int | None = Field(
         None, ge=1, le=10_000, description="Torch threads of an actor; default: its CPUs."
     )
-    precision: Literal["float32", "float64", "bfloat16", "float16"] = Field(
+    precision: Literal["float32", "float64", "bfloat16", "float16", "tf32"] = Field(
         "float32",
         description=(
             "Dtype of model, inputs and gradients. bfloat16, float16: gradients are taken under"
             " autocast, all else stays float32; six evaluations more tell each adaptive row's"
-            " rounding, and nothing below a few percent (bfloat16) or permille (float16) is"
-            " certified."
+            " rounding, and nothing below a few percent (bfloat16) or permille (float16, tf32) is"
+            " certified. tf32: gradients are taken with CUDA's TF32 products, on GPUs alone; a plan"
+            " measures what that does and refuses it where too little of the tolerance is left."
         ),
     )
     reproducible: Literal["prefer", "require", "portable"] = Field(
@@ -131,6 +132,11 @@ class Compute(Part):
         return (
             self.precision if self.precision == "bfloat16" or self.precision == "float16" else None
         )
+
+    @property
+    def reduced(self) -> Literal["bfloat16", "float16", "tf32"] | None:
+        """Precision in which gradients are taken, where it rounds more than the model's dtype."""
+        return "tf32" if self.precision == "tf32" else self.autocast
 
     @property
     def worker_range(self) -> WorkerRange:

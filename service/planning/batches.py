@@ -248,7 +248,7 @@ def _refused(size: int) -> SpecError:
 
 def _moved(found: Repeatability) -> str:
     if found.bitwise:
-        return "under autocast"
+        return "as gradients are taken"
     return f"by up to {max(found.outputs, found.gradients):.1g} of the largest"
 
 

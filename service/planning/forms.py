@@ -73,5 +73,5 @@ def _form(
     compute = spec.compute
     found = assemble(model, transform, savings, sample.inputs, sample.forward_args, exact=exact)
     device = sample.device.type
-    prepared = stepping(found, compute.autocast, device, compile=compute.compile)
+    prepared = stepping(found, compute.reduced, device, compile=compute.compile)
     return Form(prepared, savings)

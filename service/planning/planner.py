@@ -96,6 +96,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     spec, store = request.spec, request.store
     check_trust(spec.model, request.trusted)
     settle_kernels(spec)
+    check_precision(spec)
     store.prove_creates(store.parse(spec.output.uri, request.base))
     with pinned(_thread_count(spec)):
         job = survey(request, pool)
@@ -162,6 +163,7 @@ def _numerics(spec: AttributeSpec, job: Survey, findings: PlanFacts) -> Numerics
         folded=tuple((p.layer, p.norm) for p in savings.folded),
         frontier=savings.frontier,
         autocast=None if findings.exact else compute.autocast,
+        tf32=compute.precision == "tf32" and not findings.exact,
         compile=compute.compile and not findings.exact,
         takes_rows=job.portion,
         portable=compute.reproducible == "portable",
@@ -252,6 +254,18 @@ def settle_kernels(spec: AttributeSpec) -> None:
                 "start the job in a process of its own, since kernels are chosen at their first"
                 " use, on x86 with AVX2 and a torch with MKL"
             ),
+        )
+
+
+def check_precision(spec: AttributeSpec) -> None:
+    """Raises SpecError for a precision that workers on CPUs do not have."""
+    compute = spec.compute
+    if compute.precision == "tf32" and not compute.gpus_per_worker:
+        raise SpecError(
+            "compute.precision: tf32",
+            expected="workers on GPUs, whose products TF32 is for",
+            seen="compute.gpus_per_worker: 0",
+            next_step="set compute.gpus_per_worker: 1, or compute.precision: float32",
         )
 
 

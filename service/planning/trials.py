@@ -26,7 +26,7 @@ from integrand.workers.models.row_tensors import RowTensors
 
 ROUNDS = 3
 JUDGED_AT = FixedSteps(steps=15)
-"""The rule by which autocast is compared with float32."""
+"""The rule by which reduced precision is compared with float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,8 @@ def step_trial(
     where there is one.
     """
     tensors = one_target(sample.repeat(batch_rows))
-    problem = Problem(prepared.forward, tensors, batch_rows, step=prepared.step, half=prepared.half)
+    problem = Problem(prepared.forward, tensors, batch_rows)
+    problem = replace(problem, step=prepared.step, reduced=prepared.reduced)
     if prepared.hoisted is not None:
         problem = lifted(Evaluator(problem), prepared.hoisted)
     return StepTrial(problem, gradients)
@@ -155,14 +156,14 @@ def check_compiled(trial: StepTrial) -> None:
 
 
 def rounding_seen(prepared: Prepared, sample: RowTensors, batch_rows: int) -> Quantiles:
-    """Relative L1 distance of the sample rows' attributions under autocast from those without, at
-    the same nodes.
+    """Relative L1 distance of the sample rows' attributions in reduced precision from those in
+    float32, at the same nodes.
     """
-    half = _attributions(prepared, sample, batch_rows)
-    in_float32 = replace(prepared, step=None, half=None)
+    rounded = _attributions(prepared, sample, batch_rows)
+    in_float32 = replace(prepared, step=None, reduced=None)
     plain = _attributions(in_float32, sample, batch_rows)
     size = plain.abs().sum(1)
-    moved = (half - plain).abs().sum(1)
+    moved = (rounded - plain).abs().sum(1)
     distances = (moved / size)[size > 0].nan_to_num(torch.inf)
     if not len(distances):
         return Quantiles()

@@ -93,9 +93,11 @@ def _step_batch(chosen: Numerics) -> Facts:
 
 def _precision(chosen: Numerics) -> str:
     """In words, as in `float32 under bfloat16 autocast, compiled`."""
-    autocast = f" under {chosen.autocast} autocast" if chosen.autocast else ""
+    reduced = f" under {chosen.autocast} autocast" if chosen.autocast else ""
+    if chosen.tf32:
+        reduced = " with TF32 products"
     compiled = ", compiled," if chosen.compile else ""
-    return f"{chosen.precision}{autocast}{compiled}"
+    return f"{chosen.precision}{reduced}{compiled}"
 
 
 def _integral(plan: Plan) -> Facts:

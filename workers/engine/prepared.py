@@ -14,7 +14,7 @@ from integrand.schemas.errors import IntegrityError
 from integrand.schemas.records import InputShape, Numerics
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.workers.closed_form.recognition import ShallowNetwork, agrees, recognise
-from integrand.workers.engine.autocast import HALVES, under_autocast
+from integrand.workers.engine.reduced import REDUCED, Reduced
 from integrand.workers.models.loading import DTYPES
 from integrand.workers.models.outputs import Forward, transformed
 from integrand.workers.rewriting.folding import Pair
@@ -29,15 +29,15 @@ class Prepared:
     hoisted   its affine prefix and the rest
     network   its layers, where its integral has a closed form
     step      what step batches run in place of `forward`, or of the rest behind the prefix:
-              compiled, or under autocast
-    half      the dtype of autocast
+              compiled, or in reduced precision
+    reduced   that precision
     """
 
     forward: Forward
     hoisted: Hoisted | None = None
     network: ShallowNetwork | None = None
     step: Forward | None = None
-    half: torch.dtype | None = None
+    reduced: Reduced | None = None
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         return self.forward(*arguments)
@@ -86,22 +86,22 @@ def prepare_planned(
     device = numerics.device
     inputs = [torch.zeros(2, *shape.shape, dtype=dtype, device=device) for shape in shapes]
     found = assemble(forward, spec.target.transform, savings, inputs, (), exact=numerics.exact)
-    return stepping(found, numerics.autocast, device, compile=numerics.compile)
+    return stepping(found, numerics.reduced, device, compile=numerics.compile)
 
 
-def stepping(prepared: Prepared, autocast: str | None, device: str, *, compile: bool) -> Prepared:
-    """The model with gradients taken under autocast to a dtype, or compiled, or both. Compilation
-    is at the first batch.
+def stepping(prepared: Prepared, precision: str | None, device: str, *, compile: bool) -> Prepared:
+    """The model with gradients taken in a reduced precision, or compiled, or both. Compilation is
+    at the first batch.
     """
-    if prepared.network is not None or not (autocast or compile):
+    if prepared.network is not None or not (precision or compile):
         return prepared
     step = prepared.hoisted.tail if prepared.hoisted else prepared.forward
-    half = HALVES[autocast] if autocast else None
-    if half is not None:
-        step = under_autocast(step, half, device)
+    reduced = REDUCED[precision] if precision else None
+    if reduced is not None:
+        step = reduced.forward(step, device)
     if compile:
         step = _compiled(step)
-    return replace(prepared, step=step, half=half)
+    return replace(prepared, step=step, reduced=reduced)
 
 
 def _compiled(forward: Forward) -> Forward:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor
 
+from integrand.workers.engine.reduced import Reduced
 from integrand.workers.models.gradients import SideBySide
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors, one_each
@@ -36,8 +38,9 @@ class Problem:
     tensors    validated; its target is `[rows, targets, depth]`, None for scalar outputs
     lift       where inputs and baselines are hidden tensors of a hoisted prefix: the problem in
                features
-    step       what step batches run in place of `forward`: compiled, or under autocast to `half`
-    rounding   what autocast does to rows, as measured
+    step       what step batches run in place of `forward`: compiled, or in reduced precision
+    reduced    that precision, if gradients are taken in one
+    rounding   what it does to rows, as measured
     smaller    sizes below `batch_rows`, descending, in which rows keep the bits that they have in a
                full step batch
     """
@@ -48,7 +51,7 @@ class Problem:
     tick: Callable[[], None] = lambda: None
     lift: Lift | None = None
     step: Forward | None = None
-    half: torch.dtype | None = None
+    reduced: Reduced | None = None
     rounding: Rounding | None = None
     smaller: tuple[int, ...] = ()
 
@@ -92,10 +95,16 @@ class Problem:
 
     @property
     def epsilon(self) -> float:
-        """Rounding of one gradient, relative: that of the narrowest input, or of autocast."""
-        if self.half is not None:
-            return float(torch.finfo(self.half).eps)
+        """Rounding of one gradient, relative: that of the narrowest input, or of reduced
+        precision.
+        """
+        if self.reduced is not None:
+            return self.reduced.epsilon
         return max(float(torch.finfo(x.dtype).eps) for x in self.inputs)
+
+    def passes(self) -> AbstractContextManager[None]:
+        """What forward and backward passes of step batches run in."""
+        return nullcontext() if self.reduced is None else self.reduced.passes()
 
     def arguments(self, rows: Tensor) -> list[Tensor]:
         return [a[rows] for a in self.forward_args]

@@ -74,7 +74,8 @@ class ForwardPass:
         with torch.enable_grad():
             values = select(self.output, table)
             total = values.sum()
-        found = gradients_of(total, self.points, keep_graph=not last, required=True)
+        with self.problem.passes():
+            found = gradients_of(total, self.points, keep_graph=not last, required=True)
         return Step(SideBySide.join(found), values.detach())
 
 
@@ -82,7 +83,7 @@ def forward_pass(problem: Problem, items: Items) -> ForwardPass:
     """The model at x' + α(x − x') for one step batch."""
     points = _points(problem, items)
     step = problem.forward if problem.step is None else problem.step
-    with torch.enable_grad(), differentiable(points):
+    with torch.enable_grad(), differentiable(points), problem.passes():
         # Copies, since a model whose first operation is in place must not write to leaves.
         out = step(*[p.clone() for p in points], *problem.arguments(items.rows))
     if not out.requires_grad:

@@ -10,9 +10,9 @@ from torch import Tensor
 from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.closed_form.recognition import ShallowNetwork
-from integrand.workers.engine.autocast import measure_rounding
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.prepared import Prepared
+from integrand.workers.engine.rounding import measure_rounding
 from integrand.workers.engine.verdicts import Ending, Verdicts
 from integrand.workers.methods.base import JUDGED, Needs, Settle
 from integrand.workers.methods.exact import find_network, integrate_network
@@ -62,7 +62,7 @@ class AdaptiveMethod(PathMethod[Adaptive]):
     def integrate(
         self, evaluator: Evaluator, rows: Tensor, f_input: Tensor, f_baseline: Tensor
     ) -> Iterator[Verdicts]:
-        if evaluator.problem.half is not None:
+        if evaluator.problem.reduced is not None:
             rounding = measure_rounding(evaluator, rows)
             evaluator.problem = replace(evaluator.problem, rounding=rounding)
         return integrate_adaptively(evaluator, self.accuracy, rows, f_input, f_baseline)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.autocast import PROBING
 from integrand.workers.engine.problem import Problem
+from integrand.workers.engine.rounding import PROBING
 from integrand.workers.engine.tracks import Some, Tracks, on_device
 from integrand.workers.engine.verdicts import Verdicts, coded
 

@@ -29,7 +29,7 @@ def explain(
     batches that may be taken for less than `batch_rows`; `tick` is called after each step batch.
     """
     problem = Problem(prepared.forward, rows, batch_rows, tick, smaller=smaller)
-    evaluator = Evaluator(replace(problem, step=prepared.step, half=prepared.half))
+    evaluator = Evaluator(replace(problem, step=prepared.step, reduced=prepared.reduced))
     report = Report(problem)
     clean = report.set_bad_inputs()
     if len(clean):

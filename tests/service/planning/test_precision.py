@@ -4,13 +4,19 @@ written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import Numerics
+from integrand.service.planning import planner
+from integrand.workers.engine import prepared
+from integrand.workers.engine.reduced import REDUCED
 from tests.plugins.jobs import COLUMNS, JobFolder
+from tests.plugins.rounding import rounding_to
 
 ADAPTIVE = {"kind": "adaptive", "tolerance": 0.05}
 
@@ -190,3 +196,60 @@ def test_lists_of_varying_length_are_not_compiled(job: JobFolder) -> None:
     assert job.plan(inputs=inputs, compute=compute()).inputs[0].varying
     with pytest.raises(SpecError, match="inputs of one shape"):
         job.plan(inputs=inputs, compute=compute(compile=True))
+
+
+# --- TF32 --------------------------------------------------------------------------------------
+
+TF32 = compute(precision="tf32")
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Factors of some bits in the place of TF32, on the CPU, which is not refused."""
+    monkeypatch.setattr(planner, "check_precision", lambda spec: None)
+
+    def put(bits: int) -> None:
+        monkeypatch.setattr(prepared, "REDUCED", REDUCED | {"tf32": rounding_to(bits)})
+
+    return put
+
+
+def test_tf32_is_refused_without_gpus(job: JobFolder) -> None:
+    with pytest.raises(SpecError, match=r"tf32(.|\n)*gpus_per_worker: 0(.|\n)*precision: float32"):
+        job.plan(compute=TF32)
+
+
+def test_tf32_is_measured_told_recorded_and_run(
+    job: JobFolder, stand_in: Callable[[int], None]
+) -> None:
+    stand_in(11)
+    plan = job.plan(accuracy=ADAPTIVE, compute=TF32)
+    assert (plan.numerics.precision, plan.numerics.tf32) == ("float32", True)
+    assert plan.numerics.autocast is None
+    assert plan.half_error is not None
+    assert plan.half_error.max is not None
+    assert 1e-5 < plan.half_error.max < 1e-2
+    assert any("tf32 moves the attributions of the first rows" in w for w in plan.warnings)
+    manifest = job.run(accuracy=ADAPTIVE, compute=TF32)
+    assert manifest.numerics == plan.numerics
+    rows, plain = job.rows(manifest), job.rows(job.run(accuracy=ADAPTIVE, compute=compute()))
+    assert (rows["f_input"] == plain["f_input"]).all()
+    assert not (rows["attr.a"] == plain["attr.a"]).all()
+    assert rows.loc[rows["status"] == "ok", "error_estimate"].max() <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "remedy"),
+    [
+        (ADAPTIVE, "or a tolerance above"),
+        ({"kind": "fixed", "steps": 9}, "set compute.precision: float32"),
+    ],
+    ids=["adaptive", "fixed"],
+)
+def test_a_model_that_tf32_spoils_is_refused_with_what_was_measured(
+    job: JobFolder, stand_in: Callable[[int], None], accuracy: dict[str, object], remedy: str
+) -> None:
+    stand_in(4)
+    with pytest.raises(SpecError, match=r"tf32(.|\n)*the first rows moved by 0\.0") as refused:
+        job.plan(accuracy=accuracy, compute=TF32)
+    assert remedy in str(refused.value)

@@ -120,7 +120,7 @@ def test_bits_repeat_whatever_rows_come_along(device: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
-def test_autocast_on_every_device(device: str, name: str) -> None:
+def test_rounding_on_every_device(device: str, name: str) -> None:
     model = mlp().to(device)
     half = stepping(Prepared(model), name, device, compile=False)
     found, plain = (

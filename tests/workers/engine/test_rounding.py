@@ -14,15 +14,17 @@ from torch import Tensor, nn
 
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.autocast import HALVES, LEAST, PROBING, measure_rounding
 from integrand.workers.engine.evaluator import Evaluator, lifted
 from integrand.workers.engine.prepared import Prepared, stepping
 from integrand.workers.engine.problem import Problem
+from integrand.workers.engine.reduced import REDUCED
+from integrand.workers.engine.rounding import LEAST, PROBING, measure_rounding
 from integrand.workers.methods.attribution import Attribution
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.rewriting.hoisting import hoist
 from tests.plugins.explaining import attribute_untried
 
+HALVES = ("bfloat16", "float16")
 HONEST = {RowStatus.ok, RowStatus.at_precision_floor, RowStatus.not_converged}
 
 
@@ -106,7 +108,7 @@ def test_tolerances_within_reach_are_certified() -> None:
 
 @pytest.mark.parametrize("name", HALVES)
 def test_a_tolerance_below_rounding_ends_at_the_precision_floor(name: str) -> None:
-    least = LEAST * torch.finfo(HALVES[name]).eps
+    least = LEAST * REDUCED[name].epsilon
     found = attributed(half(NETS["smooth"], name), accuracy=Adaptive(tolerance=least))
     assert set(found.status) == {RowStatus.at_precision_floor}
     assert (found.error_estimate >= least).all()
@@ -186,7 +188,7 @@ def test_what_is_measured_is_the_rounding_of_attributions(behind: bool) -> None:
     plain = Prepared(model, hoist(model, (X,)) if behind else None)
     prepared = stepping(plain, "bfloat16", "cpu", compile=False)
     tensors = RowTensors((X,), (torch.zeros(1, 8),), target=torch.ones(len(X), 1, 1).long())
-    problem = Problem(model, tensors, 16, step=prepared.step, half=prepared.half)
+    problem = Problem(model, tensors, 16, step=prepared.step, reduced=prepared.reduced)
     inner = lifted(Evaluator(problem), prepared.hoisted) if prepared.hoisted else problem
     measured = measure_rounding(Evaluator(inner), torch.arange(len(X))).share[:, 0].numpy()
     exact, rounded = (

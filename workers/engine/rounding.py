@@ -1,9 +1,7 @@
-"""Half precision within step batches: torch.autocast around the model, and what its rounding costs
-each row.
+"""What reduced precision within step batches costs each row.
 
-Inputs, weights, f(x), f(x') and every sum stay float32; matrix products and convolutions are what
-autocast rounds. How much of a gradient that spoils differs from row to row (cancellation, flipped
-ReLUs, underflow), so it is measured.
+How much of a gradient its rounding spoils differs from row to row (cancellation, flipped ReLUs,
+underflow), so it is measured.
 """
 
 from __future__ import annotations
@@ -16,9 +14,7 @@ from torch import Tensor
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.problem import Rounding
 from integrand.workers.engine.steps import Items, Step
-from integrand.workers.models.outputs import Forward
 
-HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBES = (0.5, 0.5 - 0.15**0.5, 0.5 + 0.15**0.5)
 """Where on a row's path its gradient is taken in both precisions: the nodes of three-point
 Gauss-Legendre.
@@ -33,25 +29,13 @@ HOPELESS = 1e6
 """Stands for a gradient that is nothing but rounding, NaN or inf."""
 
 
-def under_autocast(forward: Forward, dtype: torch.dtype, device: str) -> Forward:
-    """`forward` with its matrix products and convolutions in `dtype`; a backward pass takes the
-    dtypes of the forward one.
-    """
-
-    def half(*arguments: Tensor) -> Tensor:
-        with torch.autocast(device, dtype):
-            return forward(*arguments)
-
-    return half
-
-
 def measure_rounding(evaluator: Evaluator, rows: Tensor) -> Rounding:
-    """What autocast does to some rows; NaN for other rows.
+    """What reduced precision does to some rows; NaN for other rows.
 
-    Three nodes of a row's path, with autocast and without.
+    Three nodes of a row's path, in it and in float32.
     """
     problem = evaluator.problem
-    plain = Evaluator(replace(problem, step=None, half=None))
+    plain = Evaluator(replace(problem, step=None, reduced=None))
     shape = problem.rows, problem.targets_per_row
     none = torch.full(shape, torch.nan, dtype=torch.float64, device=problem.device)
     found = Rounding(none, none.clone(), none.clone())
@@ -65,25 +49,25 @@ def measure_rounding(evaluator: Evaluator, rows: Tensor) -> Rounding:
     return found
 
 
-def _apart(half: Evaluator, plain: Evaluator, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """‖half − plain‖₁ / ‖half‖₁ of the integrand summed over the probes, and the mean of |half −
-    plain| of f there, each [rows, targets].
+def _apart(reduced: Evaluator, plain: Evaluator, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """‖reduced − plain‖₁ / ‖reduced‖₁ of the integrand summed over the probes, and the mean of
+    |reduced − plain| of f there, each [rows, targets].
     """
-    difference = half.problem.features.difference(rows)
-    wanted = range(half.problem.targets_per_row)
+    difference = reduced.problem.features.difference(rows)
+    wanted = range(reduced.problem.targets_per_row)
     error = torch.zeros(len(rows), len(wanted), dtype=torch.float64, device=rows.device)
     size, values = torch.zeros_like(error), torch.zeros_like(error)
     for probe in PROBES:
-        rounded, exact = _steps(half, rows, probe), _steps(plain, rows, probe)
+        rounded, exact = _steps(reduced, rows, probe), _steps(plain, rows, probe)
         for target in wanted:
-            of_half, of_plain = rounded[target], exact[target]
-            moved = of_half.gradients - of_plain.gradients
-            both = torch.stack([moved, of_half.gradients], 1)
-            pulled = half.pull(rows, both.double())
+            of_reduced, of_plain = rounded[target], exact[target]
+            moved = of_reduced.gradients - of_plain.gradients
+            both = torch.stack([moved, of_reduced.gradients], 1)
+            pulled = reduced.pull(rows, both.double())
             apart = (pulled * difference[:, None]).abs().sum(2)
             error[:, target] += apart[:, 0]
             size[:, target] += apart[:, 1]
-            values[:, target] += (of_half.values - of_plain.values).abs() / len(PROBES)
+            values[:, target] += (of_reduced.values - of_plain.values).abs() / len(PROBES)
     return torch.where(error == 0, 0.0, error / size), values
 
 
