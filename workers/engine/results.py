@@ -17,9 +17,9 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.row_results import NUMBERS, RowResults
 from integrand.workers.engine.verdicts import CODES, STATUSES, Ending, Verdicts, decoded
+from integrand.workers.models.row_tensors import one_each
 
 Tensors = Tensor | tuple[Tensor, ...]
-_ROWS_AT_ONCE = 1024
 _SAYS_IT_ALL = (RowStatus.ok, RowStatus.unchecked)
 
 
@@ -135,8 +135,8 @@ class Report:
         clean = torch.ones(self.problem.rows, dtype=torch.bool, device=self.problem.device)
         for kind, tensors in (("input", self.problem.inputs), ("baseline", self.problem.baselines)):
             for i, tensor in enumerate(tensors):
-                elements = torch.isfinite(tensor).reshape(len(tensor), -1)
-                finite = elements.all(1).expand(self.problem.rows)
+                largest = tensor.reshape(len(tensor), -1).abs().amax(1)
+                finite = torch.isfinite(largest).expand(self.problem.rows)
                 for row in (~finite & clean).nonzero().flatten().tolist():
                     self.refused[row] = f"{kind} {i} holds NaN or inf"
                 clean &= finite
@@ -217,10 +217,11 @@ class Report:
 
     def _moved(self, rows: Tensor) -> Tensor:
         """Which rows differ from their baselines in any element."""
-        moved = []
-        for part in torch.split(rows, _ROWS_AT_ONCE):
-            moved.append((self.problem.difference(part) != 0).any(1))
-        return torch.cat(moved)
+        moved = torch.zeros_like(rows, dtype=torch.bool)
+        for x, baseline in zip(self.problem.inputs, self.problem.baselines, strict=True):
+            apart = x.index_select(0, rows) != one_each(baseline, rows)
+            moved |= apart.reshape(len(rows), -1).any(1)
+        return moved
 
     def _put(self, verdict: Verdicts) -> None:
         """Status and costs of all, numbers of those that have some."""

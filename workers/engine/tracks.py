@@ -142,7 +142,7 @@ PART_BYTES = {"cpu": 5 << 20, "cuda": 256 << 20}
 """What the working arrays of one part of a group may take: a cache, or enough to fill a GPU."""
 NARROW_PART = {"cpu": 64, "cuda": 1 << 13}
 """Tracks of a part where only some rows are: it is filled up, however few there are."""
-WAVE_BYTES, WAVE_ROWS = 768 << 10, 256
+WAVE_BYTES, WAVE_ROWS = 512 << 10, 256
 """So many rows enter at once for more than one step batch, as long as their gradients take less:
 they make up for what calling torch takes.
 """
