@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.specs.accuracy import FixedSteps
+from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
 from integrand.workers.methods.attribution import Attribution, attribute
 from integrand.workers.models import recurrence
 from integrand.workers.models.gradients import gradients_at
@@ -156,6 +156,25 @@ def test_outputs_are_evaluated_in_eval_mode(cudnn: CuDNN) -> None:
     with torch.no_grad(), recurrence.differentiable([X]):
         MODELS["lstm"].eval()(X)
     assert cudnn.calls == [(0.5, False)]
+
+
+@pytest.mark.parametrize("accuracy", [FixedSteps(steps=5), Adaptive(tolerance=0.01)], ids=str)
+def test_attributions_are_those_of_eval_mode(
+    request: pytest.FixtureRequest, accuracy: FixedSteps | Adaptive
+) -> None:
+    """Through the engine: steps in train mode without dropout, f at both ends as it is."""
+    model = MODELS["lstm"].eval()
+
+    def attributions() -> Tensor:
+        found = attribute(model, X, target=1, accuracy=accuracy, batch_rows=16).attributions
+        assert isinstance(found, Tensor)
+        return found
+
+    expected = attributions()
+    cudnn = request.getfixturevalue("cudnn")
+    assert torch.equal(attributions(), expected)
+    assert set(cudnn.calls) == {(0.0, True), (0.5, False)}
+    assert not any(module.training for module in model.modules())
 
 
 def test_on_the_cpu_calls_are_left_alone() -> None:
