@@ -17,8 +17,9 @@ import numpy as np
 
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Stage, TrackGroup
+from integrand.workers.engine.parts import even, wave_rows
 from integrand.workers.engine.steps import Items, Step
-from integrand.workers.engine.tracks import Tracks, even, wave_rows
+from integrand.workers.engine.tracks import Tracks
 
 NEGLIGIBLE = 128
 """No new rows enter for the sake of less than this part of a step batch."""

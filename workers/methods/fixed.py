@@ -15,15 +15,8 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples, TrackGroup
 from integrand.workers.engine.loop import Entrance, Loop
-from integrand.workers.engine.tracks import (
-    Tracks,
-    attributions,
-    in_parts,
-    masked,
-    on_device,
-    part_rows,
-    whole_paths,
-)
+from integrand.workers.engine.parts import in_parts, part_rows
+from integrand.workers.engine.tracks import Tracks, attributions, masked, on_device, whole_paths
 from integrand.workers.engine.verdicts import Verdicts, coded
 from integrand.workers.methods.paths import PathMethod
 from integrand.workers.quadrature.rules import QuadratureRule, plain_rule

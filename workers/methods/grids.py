@@ -10,16 +10,8 @@ from torch import Tensor
 
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples
-from integrand.workers.engine.tracks import (
-    NARROW_PART,
-    Some,
-    Tracks,
-    attributions,
-    in_parts,
-    masked,
-    on_device,
-    part_rows,
-)
+from integrand.workers.engine.parts import NARROW_PART, in_parts, part_rows
+from integrand.workers.engine.tracks import Some, Tracks, attributions, masked, on_device
 from integrand.workers.methods.criteria import Criteria, Judged, Next, judged
 from integrand.workers.methods.pieces import Pieces
 from integrand.workers.quadrature.kinked import (

@@ -10,22 +10,13 @@ from torch import Tensor
 
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples
-from integrand.workers.engine.tracks import (
-    NARROW_PART,
-    Some,
-    Tracks,
-    attributions,
-    in_parts,
-    masked,
-    on_device,
-    part_rows,
-    wave_rows,
-)
+from integrand.workers.engine.parts import NARROW_PART, in_parts, part_rows, wave_rows
+from integrand.workers.engine.tracks import Some, Tracks, attributions, masked, on_device
 from integrand.workers.methods.criteria import Criteria, Judged, Next, judged
 from integrand.workers.methods.pieces import Pieces
+from integrand.workers.quadrature.noise import Noise
 from integrand.workers.quadrature.rules import patterson
 from integrand.workers.quadrature.smooth import (
-    Noise,
     SmoothEstimate,
     SpectralLevel,
     estimate_smooth,

@@ -22,6 +22,7 @@ from numpy.polynomial import legendre
 from numpy.typing import NDArray
 from torch import Tensor
 
+from integrand.workers.quadrature.noise import Evidence, Noise, Spreads, spreads_of
 from integrand.workers.quadrature.rules import legendre_functionals, patterson
 
 Floats = NDArray[np.float64]
@@ -62,76 +63,9 @@ CANCELLED = 10.0
 """Most that the gaps at both ends count for: beyond the outermost nodes a jump shows in f alone,
 where features cancel.
 """
-HEARD, HEARD_GAP = 1.5, 3.0
-"""Multiples of the rounding expected in the L1 norm of a functional, and in a gap of f, below which
-these say nothing of the integrand: a single number varies more than a norm.
-"""
 MOST, NARROW = 0.8, 0.25
 """A stretch of the path this short that holds this much of f's variation is integrated on its own.
 """
-
-
-@dataclass(frozen=True, eq=False)
-class Spreads:
-    """2-norms of functionals of the gradients, float64: what rounding that differs from node to
-    node is multiplied by.
-
-    integral      of this level's integral: []
-    changes       of its difference from the one before, and so on: [integrals − 1]
-    coefficients  [coefficients]
-    cells         [nodes + 1]
-    """
-
-    integral: Tensor
-    changes: Tensor
-    coefficients: Tensor
-    cells: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Noise:
-    """Rounding of single evaluations in reduced precision, [rows] float64.
-
-    gradients  of gradients, relative to their size
-    values     of f
-    counted    relative error that is counted for them besides the deviation
-    """
-
-    gradients: Tensor
-    values: Tensor
-    counted: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What tells of a level's error, float64.
-
-    coefficients  [rows, coefficients]: L1 norms, from `middle` up
-    changes       [rows, integrals − 1]: L1 norms of what the last levels changed, the latest first
-    gaps          [rows, nodes + 1]: completeness between neighbouring nodes
-    gap           [rows]: that of the whole path, without its sign
-    """
-
-    coefficients: Tensor
-    changes: Tensor
-    gaps: Tensor
-    gap: Tensor
-
-    def above(self, noise: Noise, spreads: Spreads, integrand: Tensor) -> Evidence:
-        """What of it is louder than rounding. f at both ends of the path is taken to be exact."""
-        gradients = HEARD * (noise.gradients * integrand)[:, None]
-        values = HEARD_GAP * (2**0.5 * noise.values)[:, None]
-        gaps = _louder(self.gaps.abs(), gradients * spreads.cells + values)
-        return Evidence(
-            coefficients=_louder(self.coefficients, gradients * spreads.coefficients),
-            changes=_louder(self.changes, gradients * spreads.changes),
-            gaps=gaps,
-            gap=_louder(self.gap, gradients[:, 0] * spreads.integral),
-        )
-
-
-def _louder(sizes: Tensor, noise: Tensor) -> Tensor:
-    return (sizes - noise).clamp(min=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,18 +152,8 @@ def _level(index: int, device: torch.device) -> SpectralLevel:
         torch.tensor(cells, device=device),
         torch.tensor(order, device=device),
         torch.tensor((ends + 1) / 2, device=device),
-        _spreads(integrals, spectrum[middle:], cells, device),
+        spreads_of(integrals, spectrum[middle:], cells, device),
     )
-
-
-def _spreads(
-    integrals: Floats, coefficients: Floats, cells: Floats, device: torch.device
-) -> Spreads:
-    norms = [
-        np.linalg.norm(rows, axis=-1)
-        for rows in (integrals[0], np.diff(integrals, axis=0), coefficients, cells)
-    ]
-    return Spreads(*(torch.tensor(norm, device=device) for norm in norms))
 
 
 def _projection(nodes: Floats, weights: Floats, degree: int) -> Floats:
@@ -288,14 +212,7 @@ def estimate_smooth(
         beyond = doubts - noise.counted * size
         drowned = beyond > heard
         doubts = torch.maximum(heard, beyond)
-    predicted, decay = _predicted(level, seen.coefficients, size)
-    deviation = torch.maximum(predicted, doubts)
-    converging = decay <= DECAYING
-    if level.count in BEFORE:
-        contracting, left = _extrapolated(level, seen.changes)
-        contracted = torch.maximum(left, DOUBTED[level.count] * doubts)
-        deviation = torch.where(contracting, torch.minimum(deviation, contracted), deviation)
-        converging = converging | contracting
+    deviation, converging = _deviation(level, seen, size, doubts)
     uncautious = torch.maximum(2 * seen.changes[:, 0], seen.gap)
     return SmoothEstimate(
         attributions=integrals[:, 0],
@@ -314,6 +231,23 @@ def _doubts(gaps: Tensor, cancelled: Tensor) -> Tensor:
     """What gaps of f between nodes say of the error."""
     at_ends = gaps[:, 0].abs() + gaps[:, -1].abs()
     return gaps.abs().sum(1) + (cancelled - 1) * at_ends
+
+
+def _deviation(
+    level: SpectralLevel, seen: Evidence, size: Tensor, doubts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a certificate needs, by the spectrum or by how levels converge, and whether either does;
+    `doubts` count for both.
+    """
+    predicted, decay = _predicted(level, seen.coefficients, size)
+    deviation = torch.maximum(predicted, doubts)
+    decaying = decay <= DECAYING
+    if level.count not in BEFORE:
+        return deviation, decaying
+    contracting, left = _extrapolated(level, seen.changes)
+    contracted = torch.maximum(left, DOUBTED[level.count] * doubts)
+    by_either = torch.minimum(deviation, contracted)
+    return torch.where(contracting, by_either, deviation), decaying | contracting
 
 
 def cancellation(size: Tensor, total: Tensor) -> Tensor:

@@ -9,18 +9,9 @@ import pytest
 import torch
 
 from integrand.workers.engine.evaluator import Evaluator
+from integrand.workers.engine.parts import PART_BYTES, in_parts, part_rows, wave_rows
 from integrand.workers.engine.problem import Problem
-from integrand.workers.engine.tracks import (
-    EVERY,
-    PART_BYTES,
-    Tracks,
-    attributions,
-    in_parts,
-    masked,
-    part_rows,
-    wave_rows,
-    whole_paths,
-)
+from integrand.workers.engine.tracks import EVERY, Tracks, attributions, masked, whole_paths
 from integrand.workers.models.row_tensors import RowTensors
 
 F64 = torch.float64

@@ -13,10 +13,10 @@ from numpy.polynomial import legendre
 from numpy.typing import NDArray
 from torch import Tensor
 
+from integrand.workers.quadrature.noise import Noise
 from integrand.workers.quadrature.rules import patterson
 from integrand.workers.quadrature.smooth import (
     NARROW,
-    Noise,
     SmoothEstimate,
     SpectralLevel,
     estimate_smooth,

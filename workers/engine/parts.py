@@ -1,0 +1,60 @@
+"""How many tracks enter at once, and of how many something is made at once: always of as many, so
+that sums are of one shape, and bits do not depend on who else is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from integrand.workers.engine.evaluator import Evaluator
+from integrand.workers.engine.problem import Problem
+from integrand.workers.engine.tracks import EVERY, Some
+
+PART_BYTES = {"cpu": 5 << 20, "cuda": 256 << 20}
+"""What the working arrays of one part of a group may take: a cache, or enough to fill a GPU."""
+NARROW_PART = {"cpu": 64, "cuda": 1 << 13}
+"""Tracks of a part where only some rows are: it is filled up, however few there are."""
+WAVE_BYTES, WAVE_ROWS = 512 << 10, 256
+"""So many rows enter at once for more than one step batch, as long as their gradients take less:
+they make up for what calling torch takes.
+"""
+_EVEN = 16
+
+
+def wave_rows(problem: Problem, nodes: int) -> int:
+    """Rows that enter at once, and are judged at once after so many nodes: about a step batch, or
+    more where rows are small.
+    """
+    row_bytes = nodes * problem.elements * problem.targets_per_row * problem.dtype.itemsize
+    small = min(WAVE_ROWS, WAVE_BYTES // row_bytes)
+    return max(problem.batch_rows // nodes, small, 1)
+
+
+def part_rows(evaluator: Evaluator, numbers: int, most: int) -> int:
+    """Tracks of which something is made at once, with so many float64 numbers of each: always as
+    many, so that sums are of one shape.
+    """
+    fits = PART_BYTES[evaluator.problem.device.type] // (8 * max(1, numbers))
+    return even(min(most, fits) // evaluator.shrunk)
+
+
+def even(count: int) -> int:
+    """A multiple of 16 that is not more, or as it is below that; at least 1."""
+    return max(1, count - count % _EVEN if count >= _EVEN else count)
+
+
+def in_parts(count: int, size: int) -> Iterator[tuple[Some, int]]:
+    """Which of `count` tracks are in each part, and how many of them are real: in the last one the
+    last track is there over and over.
+    """
+    if count == size:
+        yield EVERY, count
+        return
+    for start in range(0, count, size):
+        stop = start + size
+        if stop <= count:
+            yield slice(start, stop), size
+        else:
+            yield np.arange(start, stop).clip(max=count - 1), count - start
