@@ -5,16 +5,30 @@ that sums are of one shape, and bits do not depend on who else is there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.tracks import EVERY, Some
 
-PART_BYTES = {"cpu": 5 << 20, "cuda": 256 << 20}
+
+@dataclass(frozen=True)
+class ByDevice:
+    """A number for CPUs and one for everything else."""
+
+    cpu: int
+    gpu: int
+
+    def on(self, device: torch.device) -> int:
+        return self.cpu if device.type == "cpu" else self.gpu
+
+
+PART_BYTES = ByDevice(cpu=5 << 20, gpu=256 << 20)
 """What the working arrays of one part of a group may take: a cache, or enough to fill a GPU."""
-NARROW_PART = {"cpu": 64, "cuda": 1 << 13}
+NARROW_PART = ByDevice(cpu=64, gpu=1 << 13)
 """Tracks of a part where only some rows are: it is filled up, however few there are."""
 WAVE_BYTES, WAVE_ROWS = 512 << 10, 256
 """So many rows enter at once for more than one step batch, as long as their gradients take less:
@@ -36,7 +50,7 @@ def part_rows(evaluator: Evaluator, numbers: int, most: int) -> int:
     """Tracks of which something is made at once, with so many float64 numbers of each: always as
     many, so that sums are of one shape.
     """
-    fits = PART_BYTES[evaluator.problem.device.type] // (8 * max(1, numbers))
+    fits = PART_BYTES.on(evaluator.problem.device) // (8 * max(1, numbers))
     return even(min(most, fits) // evaluator.shrunk)
 
 

@@ -126,7 +126,7 @@ class Grids:
         stage = self.stages[index]
         elements = self.evaluator.problem.features.elements
         numbers = (COLUMNS + 3 * len(stage.readings)) * elements
-        most = NARROW_PART[self.device.type]
+        most = NARROW_PART.on(self.device)
         size = part_rows(self.evaluator, numbers, most)
         parts, alone = [], []
         for part, count in in_parts(len(tracks), size):

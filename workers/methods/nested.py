@@ -97,7 +97,7 @@ class Nested:
         level = self.levels[index]
         problem = self.evaluator.problem
         elements = max(problem.elements, problem.features.elements)
-        narrow = NARROW_PART[problem.device.type]
+        narrow = NARROW_PART.on(problem.device)
         most = narrow if index else wave_rows(problem, level.count)
         return part_rows(
             self.evaluator, (level.count + 3 * len(level.functionals)) * elements, most

@@ -27,6 +27,7 @@ from integrand.schemas.specs.accuracy import Adaptive
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples, TrackGroup
 from integrand.workers.engine.loop import Entrance, Loop
+from integrand.workers.engine.parts import ByDevice
 from integrand.workers.engine.tracks import EVERY, Some, Tracks, whole_paths
 from integrand.workers.engine.verdicts import Verdicts
 from integrand.workers.methods.criteria import Criteria, Judged, Next
@@ -35,7 +36,7 @@ from integrand.workers.methods.nested import Gradients, Nested, affordable_level
 from integrand.workers.methods.pieces import Pieces, whole_again
 
 Kept = TypeVar("Kept", bound="Held")
-AHEAD = {"cpu": 0, "cuda": 1}
+AHEAD = ByDevice(cpu=0, gpu=1)
 """Judgements that the host asks for later: a GPU would stand still while the host waits for it."""
 
 
@@ -166,7 +167,7 @@ class _Conductor:
     def run(self, entrance: Entrance) -> Iterator[Verdicts]:
         loop: Loop[Stage] = Loop(self.evaluator, partial(self._enter, entrance))
         judgements: deque[Judgement] = deque()
-        ahead = AHEAD[self.evaluator.problem.device.type]
+        ahead = AHEAD.on(self.evaluator.problem.device)
         while True:
             for group in loop:
                 judgements.extend(self._take_in(group, loop))

@@ -16,8 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
+from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.prepared import Prepared, stepping
+from integrand.workers.engine.problem import Problem
+from integrand.workers.methods import phases
 from integrand.workers.methods.attribution import Attribution, prepare
+from integrand.workers.methods.criteria import Next
+from integrand.workers.methods.fixed import integrate_fixed
+from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.quadrature.rules import plain_rule
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.numerics import pin_numerics
 from integrand.workers.shards.shard import read_shard, run_shard
@@ -195,3 +202,51 @@ def test_a_shard_is_computed_on_the_workers_device(
         moved, moved.plan.shards[0], read_shard(moved, moved.plan.shards[0]), 0.0, lambda: None
     )
     assert footer.statuses == {"ok": 30}
+
+
+# --- without a CUDA device ---------------------------------------------------------------------
+
+DONE, FINER, GRID = Next.DONE, Next.FINER, Next.GRID
+
+
+@pytest.mark.parametrize("steps", [[], [FINER, FINER], [GRID, FINER, FINER], [FINER, GRID, FINER]])
+@pytest.mark.parametrize("targets", [1, 2])
+def test_no_step_mixes_devices(
+    steps: list[Next], targets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On torch's device without numbers, where tensors of the CPU are refused beside its own: the
+    adaptive mode, sent where a list says, and a plain rule.
+    """
+    model = nn.Sequential(nn.Linear(6, 8, device="meta"), nn.ReLU(), nn.Linear(8, 3, device="meta"))
+    x = torch.empty(40, 6, device="meta")
+    table = torch.empty(40, targets, 1, dtype=torch.int64, device="meta")
+    tensors = RowTensors((x,), (x[:1],), target=table)
+    problem = Problem(model.requires_grad_(False), tensors, 64, smaller=(32,))
+    rows = torch.empty(40, dtype=torch.int64, device="meta")
+    f = torch.empty(40, targets, dtype=torch.float64, device="meta")
+    following = list(steps)
+
+    class Sent:
+        def __init__(self, numbers: Tensor) -> None:
+            assert numbers.device.type == "meta"
+            self.count = len(numbers)
+
+        def arrived(self) -> np.ndarray:
+            return np.full(self.count, following.pop(0) if following else DONE)
+
+    monkeypatch.setattr(phases, "OnItsWay", Sent)
+    monkeypatch.setattr(Tensor, "cpu", lambda tensor: torch.arange(len(tensor)))
+    accuracy = Adaptive(tolerance=1e-3)
+    adaptive = list(phases.integrate_adaptively(Evaluator(problem), accuracy, rows, f, f))
+    rule = plain_rule(FixedSteps(steps=70))
+    fixed = list(integrate_fixed(Evaluator(problem), rule, rows, f, f))
+    assert not following
+    for verdicts in (adaptive, fixed):
+        assert sum(len(verdict.status) for verdict in verdicts) == 40 * targets
+        assert {verdict.attributions.device.type for verdict in verdicts} == {"meta"}
+
+
+def test_tensors_of_two_devices_are_refused_there() -> None:
+    """So that the test above has something to find."""
+    with pytest.raises(RuntimeError):
+        _ = torch.empty(3, device="meta") + torch.ones(3)

@@ -14,10 +14,16 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
-from integrand.workers.engine.evaluator import is_out_of_memory
+from integrand.workers.engine import steps
+from integrand.workers.engine.evaluator import Evaluator, is_out_of_memory
+from integrand.workers.engine.groups import TrackGroup
 from integrand.workers.engine.prepared import Prepared
+from integrand.workers.methods import phases
 from integrand.workers.methods.attribution import Attribution, attribute
 from integrand.workers.methods.explaining import explain as explain_rows
+from integrand.workers.methods.fixed import _Weighted
+from integrand.workers.methods.grids import Grids
+from integrand.workers.methods.nested import Nested
 from integrand.workers.methods.table import method_of
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.quadrature.rules import patterson
@@ -259,6 +265,53 @@ def test_halved_batches_keep_what_was_done_before() -> None:
     assert sum(sizes) == found.evaluations.sum() + found.padded
     expected = attribute(folded, X, accuracy=FixedSteps(steps=20), batch_rows=16)
     torch.testing.assert_close(found.attributions, expected.attributions, rtol=1e-12, atol=1e-12)
+
+
+STAGES = {
+    "outputs": (Evaluator, "_outputs_at"),
+    "points": (steps, "_points"),
+    "a group's gradients": (TrackGroup, "__init__"),
+    "a group's samples": (TrackGroup, "samples"),
+    "levels kept": (Nested, "absorb"),
+    "levels judged": (Nested, "_judge"),
+    "sums": (Grids, "absorb"),
+    "grids judged": (Grids, "_judge"),
+    "rows that go on": (phases.Standing, "take"),
+    "plain sums": (_Weighted, "sums"),
+    "plain verdicts": (_Weighted, "verdicts"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("forward", [wavy, folded])
+def test_memory_may_run_out_at_any_stage(
+    stage: str, forward: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the model alone: where a stage is reached for the second time, memory runs out once. What
+    is found is the same, and less was taken at once from there on.
+    """
+    plain = stage.startswith("plain")
+    accuracy: Any = FixedSteps(steps=70) if plain else Adaptive(tolerance=1e-4, max_evaluations=300)
+    expected = attribute(forward, X, accuracy=accuracy, batch_rows=64)
+    owner, name = STAGES[stage]
+    real, calls = getattr(owner, name), []
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        calls.append(name)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, failing)
+    found = attribute(forward, X, accuracy=accuracy, batch_rows=64)
+    if len(calls) < 2:
+        assert forward is wavy or plain  # smooth rows reach no grid
+        return
+    assert found.batch_rows == 32
+    assert found.status == expected.status
+    assert torch.equal(found.evaluations, expected.evaluations)
+    torch.testing.assert_close(found.attributions, expected.attributions, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.gap, expected.gap, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", EXHAUSTED)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive, FixedSteps
+from integrand.workers.engine.parts import ByDevice
 from integrand.workers.engine.prepared import Prepared, stepping
 from integrand.workers.engine.results import Attribution, Report
 from integrand.workers.methods import phases
@@ -183,7 +184,7 @@ def test_results_do_not_depend_on_when_the_host_asks(
         return attribute_untried(make(), X, target=[0, 1], accuracy=accuracy, batch_rows=64)
 
     plain = explained()
-    monkeypatch.setitem(phases.AHEAD, "cpu", ahead)
+    monkeypatch.setattr(phases, "AHEAD", ByDevice(cpu=ahead, gpu=ahead))
     later = explained()
     assert later.status == plain.status
     for name in ("attributions", "error_estimate", "gap", "evaluations"):

@@ -93,8 +93,8 @@ def test_parts_have_one_size(count: int, size: int) -> None:
     [
         (256, 1000, 256),
         (250, 1000, 240),  # in sixteens
-        (256, PART_BYTES["cpu"] // 8 // 40, 32),  # what working arrays may take
-        (256, PART_BYTES["cpu"], 1),
+        (256, PART_BYTES.cpu // 8 // 40, 32),  # what working arrays may take
+        (256, PART_BYTES.cpu, 1),
         (9, 10, 9),
         (0, 10, 1),
     ],
@@ -109,7 +109,7 @@ def test_parts_shrink_with_the_step_batch_where_memory_runs_out() -> None:
     evaluator = Evaluator(problem(batch_rows=1024))
     evaluator.capacity = 256
     assert part_rows(evaluator, 1000, 256) == 64
-    assert part_rows(evaluator, PART_BYTES["cpu"] // 8 // 40, 256) == 10
+    assert part_rows(evaluator, PART_BYTES.cpu // 8 // 40, 256) == 10
 
 
 @pytest.mark.parametrize(
