@@ -129,6 +129,8 @@ class Entrance:
             return None
         if stop - self.entered == rows:
             return self.tracks
+        if self.targets == 1:
+            return self.tracks.take(slice(self.entered, stop))
         own = np.arange(self.entered, stop)
         firsts = np.arange(self.targets) * rows
         return self.tracks.take((firsts[:, None] + own).reshape(-1))

@@ -91,12 +91,19 @@ def as_attribution(found: Explained, inputs: Tensors, *, several: bool) -> Attri
         numbers = {name: column[:, 0] for name, column in numbers.items()}
     return Attribution(
         attributions=values if isinstance(inputs, tuple) else values[0],
-        status=tuple(STATUSES[code] for code in found.codes.reshape(-1).tolist()),
+        status=_statuses(found.codes),
         reason=tuple(found.reason.reshape(-1).tolist()),
         padded=found.padded,
         batch_rows=found.batch_rows,
         **numbers,
     )
+
+
+def _statuses(codes: NDArray[np.int64]) -> tuple[RowStatus, ...]:
+    first = codes.flat[0]
+    if (codes == first).all():
+        return (STATUSES[first],) * codes.size
+    return tuple(decoded(codes).reshape(-1).tolist())
 
 
 def numpy_dtype(tensor: Tensor) -> np.dtype[np.floating[Any]]:

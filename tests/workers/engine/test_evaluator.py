@@ -287,8 +287,8 @@ STAGES = {
 def test_memory_may_run_out_at_any_stage(
     stage: str, forward: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not in the model alone: where a stage is reached for the second time, memory runs out once. What
-    is found is the same, and less was taken at once from there on.
+    """Not in the model alone: where a stage is reached for the second time, memory runs out once.
+    What is found is the same, and less was taken at once from there on.
     """
     plain = stage.startswith("plain")
     accuracy: Any = FixedSteps(steps=70) if plain else Adaptive(tolerance=1e-4, max_evaluations=300)
