@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
 @pytest.fixture(scope="module")
 def undisturbed(folder: JobFolder) -> RunManifest:
     """The run that all others are to equal."""
-    return folder.run(output={"uri": "undisturbed"})
+    return folder.run(output={"uri": "undisturbed"}, compute=compute())
 
 
 @pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
@@ -73,7 +73,8 @@ def job_on(folder: JobFolder, out: Path, pool: str, address: str | None) -> Run:
 
 
 def compute(**changes: Any) -> dict[str, Any]:
-    return {"shard_rows": 10, "batch_rows": 16} | changes
+    """Without savings: a model that has faults in it is another program, with other ones."""
+    return {"shard_rows": 10, "batch_rows": 16, "savings": "none"} | changes
 
 
 def attempts(
@@ -136,7 +137,7 @@ def test_a_shard_that_cannot_be_read_is_quarantined_and_the_others_finish(
 ):
     """And a storage fault is not charged, so that one allowed attempt is still there."""
     source = job.write_rows(count=70, marks=(45,), row_group_size=10, write_page_checksum=True)
-    undisturbed = job.run(output={"uri": "undisturbed"})
+    undisturbed = job.run(output={"uri": "undisturbed"}, compute=compute())
     sound = job.flip_bit("rows.parquet", row_group=2)
     faults, once = "transient:once", compute(attempts=1)
     manifest = run(faults, job=job, compute=once)
@@ -212,7 +213,10 @@ def test_pre_passes_run_on_the_pool(run: Run, folder: JobFolder, tmp_path: Path)
     mean = {"baseline": {"kind": "mean"}}
     split = run(source={"uri": str(tmp_path / "csv"), "row_id": "id"}, **mean)
     direct = folder.run(
-        source={"uri": "data/a.parquet", "row_id": "id"}, output={"uri": str(tmp_path)}, **mean
+        source={"uri": "data/a.parquet", "row_id": "id"},
+        output={"uri": str(tmp_path)},
+        compute=compute(),
+        **mean,
     )
     assert (split.rows_out, split.digest) == (60, direct.digest)
     assert split.run_id != direct.run_id

@@ -91,12 +91,13 @@ def test_rows_that_take_their_workers_away_are_failed_and_the_others_are_not(
     """
     marks = (17, 20, 23, 26)
     job.write_rows(count=28)
-    expected = job.rows(job.run(output={"uri": "undisturbed"}), "undisturbed")
+    # a model that has faults in it is another program, with other savings
+    plain = job.run(output={"uri": "undisturbed"}, **sizes(10, savings="none"))
+    expected = job.rows(plain, "undisturbed")
     job.write_rows(count=28, marks=marks)
     model = job.model(faults="segfault freeze hang:once spin:once", folder=str(tmp_path))
-    manifest = job.run(
-        "ray", address=cluster, model=model, **sizes(2, stall_s=5, attempts=1, workers=2)
-    )
+    impatient = sizes(2, stall_s=5, attempts=1, workers=2, savings="none")
+    manifest = job.run("ray", address=cluster, model=model, **impatient)
     assert (manifest.complete, manifest.statuses) == (True, {"failed": 2, "unchecked": 26})
     found = job.rows(manifest)
     assert found.index[found["status"] == "failed"].tolist() == [17, 20]
