@@ -62,7 +62,8 @@ class Loop(Generic[Stage]):
         self.queue: deque[TrackGroup[Stage]] = deque()
 
     def add(self, group: TrackGroup[Stage]) -> None:
-        self.queue.append(group)
+        """Its turn is next: what was begun is finished first, so that little is kept."""
+        self.queue.appendleft(group)
 
     def __iter__(self) -> Iterator[TrackGroup[Stage]]:
         """Groups as they are completed, until nothing is left to evaluate; again once groups were

@@ -26,11 +26,11 @@ class ByDevice:
         return self.cpu if device.type == "cpu" else self.gpu
 
 
-PART_BYTES = ByDevice(cpu=7680 << 10, gpu=256 << 20)
+PART_BYTES = ByDevice(cpu=4 << 20, gpu=256 << 20)
 """What the working arrays of one part of a group may take: a cache, or enough to fill a GPU."""
 NARROW_PART = ByDevice(cpu=64, gpu=1 << 13)
 """Tracks of a part where only some rows are: it is filled up, however few there are."""
-WAVE_BYTES, WAVE_ROWS = 1056 << 10, 384
+WAVE_BYTES, WAVE_ROWS = 528 << 10, 192
 """So many rows enter at once for more than one step batch, as long as their gradients take less:
 they make up for what calling torch takes.
 """

@@ -27,7 +27,7 @@ from integrand.schemas.specs.accuracy import Adaptive
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples, TrackGroup
 from integrand.workers.engine.loop import Entrance, Loop
-from integrand.workers.engine.parts import ByDevice
+from integrand.workers.engine.parts import NARROW_PART, ByDevice
 from integrand.workers.engine.tracks import EVERY, Some, Tracks, whole_paths
 from integrand.workers.engine.verdicts import Verdicts
 from integrand.workers.methods.criteria import Criteria, Judged, Next
@@ -226,10 +226,8 @@ class _Conductor:
     def _go(self, step: Next, standing: Standing, stage: Stage, loop: Loop[Stage]) -> None:
         tracks = standing.tracks
         if step is Next.FINER:
-            refined = partial(stage.phase.refined, stage.index + 1, standing.kept)
-            start: Held = self.evaluator.within_memory(refined)
-            finer = replace(stage, index=stage.index + 1, chunk=0, kept=start)
-            self._evaluate(tracks, finer, loop)
+            for some in self._batches(standing, stage):
+                self._refine(some, stage, loop)
         elif step is Next.CUT:
             kept = standing.kept
             assert isinstance(kept, Gradients)
@@ -238,6 +236,25 @@ class _Conductor:
             self._start_pieces(tracks, loop)
         else:
             self._evaluate(tracks, Stage(phase=self.grids, cut=stage.cut), loop)
+
+    def _batches(self, standing: Standing, stage: Stage) -> Iterator[Standing]:
+        """About step batches of their next nodes, one after the other: little is kept at a time.
+        Targets of one row stay together.
+        """
+        problem, count = self.evaluator.problem, len(standing.tracks)
+        nodes = len(stage.phase.chunks(stage.index + 1)[0])
+        size = max(problem.batch_rows // nodes, NARROW_PART.on(problem.device))
+        if problem.targets_per_row > 1 or count <= size:
+            yield standing
+            return
+        for start in range(0, count, size):
+            yield self._some(standing, slice(start, start + size))
+
+    def _refine(self, standing: Standing, stage: Stage, loop: Loop[Stage]) -> None:
+        refined = partial(stage.phase.refined, stage.index + 1, standing.kept)
+        kept: Held = self.evaluator.within_memory(refined)
+        finer = replace(stage, index=stage.index + 1, chunk=0, kept=kept)
+        self._evaluate(standing.tracks, finer, loop)
 
     def _end(self, standing: Standing, stage: Stage, loop: Loop[Stage]) -> Iterator[Verdicts]:
         """Verdicts of whole paths; pieces are put aside until all of their track are done."""

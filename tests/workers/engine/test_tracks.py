@@ -114,7 +114,7 @@ def test_parts_shrink_with_the_step_batch_where_memory_runs_out() -> None:
 
 @pytest.mark.parametrize(
     ("targets", "batch_rows", "expected"),
-    [(1, 1024, 256), (1, 4096, 585), (2000, 8, 1), (100, 8, 31)],
+    [(1, 1024, 192), (1, 4096, 585), (2000, 8, 1), (100, 8, 32)],
 )
 def test_rows_enter_by_the_step_batch_or_as_long_as_they_are_small(
     targets: int, batch_rows: int, expected: int
