@@ -80,10 +80,12 @@ def test_a_group_comes_back_once_when_all_its_items_are_in(batch_rows: int, targ
     assert seen == [0, 1, 2]
 
 
-def test_groups_that_are_added_take_their_turn() -> None:
+def test_groups_that_are_added_come_before_rows_that_wait() -> None:
+    """The last one first: what was begun is finished."""
     evaluator, tracks = setup(2, 4)
-    first, second, third = groups_of(evaluator, [tracks] * 3, [0.5, 1.0])
-    loop: Loop[int] = Loop(evaluator, lambda: None)
+    first, second, third, waiting = groups_of(evaluator, [tracks] * 4, [0.5, 1.0])
+    entering = iter([waiting])
+    loop: Loop[int] = Loop(evaluator, lambda: next(entering, None))
     loop.add(first)
     seen = []
     for group in loop:
@@ -91,7 +93,7 @@ def test_groups_that_are_added_take_their_turn() -> None:
         if group is first:
             loop.add(second)
             loop.add(third)
-    assert seen == [0, 1, 2]
+    assert seen == [0, 2, 1, 3]
 
 
 def test_a_piece_of_the_path_has_its_own_nodes() -> None:
