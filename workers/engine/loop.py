@@ -17,7 +17,7 @@ import numpy as np
 
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Stage, TrackGroup
-from integrand.workers.engine.parts import even, wave_rows
+from integrand.workers.engine.parts import even
 from integrand.workers.engine.steps import Items, Step
 from integrand.workers.engine.tracks import Tracks
 
@@ -113,12 +113,12 @@ class Loop(Generic[Stage]):
 class Entrance:
     """Tracks that wait, by target and row, and enter in waves of rows.
 
-    nodes  of each row that are evaluated first
-    part   tracks of which something is made at once afterwards
+    wave  rows that enter at once, as long as memory does not run out
+    part  tracks of which something is made at once afterwards
     """
 
-    def __init__(self, evaluator: Evaluator, tracks: Tracks, nodes: int, *, part: int) -> None:
-        self.evaluator, self.tracks, self.nodes, self.part = evaluator, tracks, nodes, part
+    def __init__(self, evaluator: Evaluator, tracks: Tracks, *, wave: int, part: int) -> None:
+        self.evaluator, self.tracks, self.wave, self.part = evaluator, tracks, wave, part
         self.targets = evaluator.problem.targets_per_row
         self.entered = 0
 
@@ -140,6 +140,5 @@ class Entrance:
         self.entered += len(wave) // self.targets
 
     def _size(self) -> int:
-        problem = self.evaluator.problem
-        rows = even(wave_rows(problem, self.nodes) // self.evaluator.shrunk)
+        rows = even(self.wave // self.evaluator.shrunk)
         return rows - rows % self.part if rows > self.part else rows

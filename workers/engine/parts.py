@@ -37,12 +37,12 @@ they make up for what calling torch takes.
 _EVEN = 16
 
 
-def wave_rows(problem: Problem, nodes: int) -> int:
-    """Rows that enter at once, and are judged at once after so many nodes: about a step batch, or
-    more where rows are small.
+def wave_rows(problem: Problem, nodes: int, most_bytes: int = WAVE_BYTES) -> int:
+    """Rows that enter at once, and of which something is made at once after so many nodes: about a
+    step batch, or more where their gradients take less than so many bytes.
     """
     row_bytes = nodes * problem.elements * problem.targets_per_row * problem.dtype.itemsize
-    small = min(WAVE_ROWS, WAVE_BYTES // row_bytes)
+    small = min(WAVE_ROWS, most_bytes // row_bytes)
     return max(problem.batch_rows // nodes, small, 1)
 
 

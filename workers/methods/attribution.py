@@ -31,7 +31,7 @@ from integrand.workers.switches import pinned_on
 
 __all__ = ["Attribution", "attribute", "prepare"]
 
-FURTHER_TARGET = 12
+FURTHER_TARGET = 4
 """How often a further target's gradients count in a step batch: they are kept, and judged in
 float64.
 """

@@ -15,13 +15,15 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples, TrackGroup
 from integrand.workers.engine.loop import Entrance, Loop
-from integrand.workers.engine.parts import in_parts, part_rows
+from integrand.workers.engine.parts import in_parts, part_rows, wave_rows
 from integrand.workers.engine.tracks import Tracks, attributions, masked, on_device, whole_paths
 from integrand.workers.engine.verdicts import Verdicts, coded
 from integrand.workers.methods.paths import PathMethod
 from integrand.workers.quadrature.rules import QuadratureRule, plain_rule
 
 STATUSES = (RowStatus.nonfinite, RowStatus.unchecked)
+WAVE_BYTES = 2 << 20
+"""Gradients of the rows that enter at once may take so many bytes: sums are all that is kept."""
 CHUNK = 64
 """Nodes whose gradients are there at once."""
 
@@ -49,7 +51,7 @@ def integrate_fixed(
     tracks = whole_paths(evaluator.problem, rows, f_input, f_baseline)
     weighted = _Weighted(evaluator, rule)
     first = len(weighted.nodes(0))
-    entrance = Entrance(evaluator, tracks, first, part=weighted.part(first))
+    entrance = Entrance(evaluator, tracks, wave=weighted.wave(first), part=weighted.part(first))
     loop: Loop[Sum] = Loop(evaluator, partial(weighted.enter, entrance))
     for group in loop:
         samples = evaluator.within_memory(group.samples)
@@ -95,10 +97,14 @@ class _Weighted:
         problem = self.evaluator.problem
         return TrackGroup(problem, tracks, self.nodes(stage.chunk), stage)
 
+    def wave(self, nodes: int) -> int:
+        """Rows that enter at once."""
+        return wave_rows(self.evaluator.problem, nodes, WAVE_BYTES)
+
     def part(self, nodes: int) -> int:
         """Tracks whose gradients are summed at once."""
-        most = self.evaluator.problem.batch_rows // nodes
-        return part_rows(self.evaluator, nodes * self.evaluator.problem.elements, most)
+        elements = self.evaluator.problem.elements
+        return part_rows(self.evaluator, nodes * elements, self.wave(nodes))
 
     def sums(self, stage: Sum, samples: Samples) -> Tensor:
         """[tracks, 1, elements], with the samples of a stage in them."""

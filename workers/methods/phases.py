@@ -27,7 +27,7 @@ from integrand.schemas.specs.accuracy import Adaptive
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples, TrackGroup
 from integrand.workers.engine.loop import Entrance, Loop
-from integrand.workers.engine.parts import NARROW_PART, ByDevice
+from integrand.workers.engine.parts import NARROW_PART, ByDevice, wave_rows
 from integrand.workers.engine.tracks import EVERY, Some, Tracks, whole_paths
 from integrand.workers.engine.verdicts import Verdicts
 from integrand.workers.methods.criteria import Criteria, Judged, Next
@@ -53,7 +53,9 @@ def integrate_adaptively(
     criteria = Criteria(accuracy, problem)
     nested = Nested(evaluator, criteria, pieces, levels, least_grid(most))
     grids = Grids(evaluator, criteria, pieces)
-    entrance = Entrance(evaluator, tracks, levels[0].count, part=nested.part(0))
+    entrance = Entrance(
+        evaluator, tracks, wave=wave_rows(problem, levels[0].count), part=nested.part(0)
+    )
     yield from _Conductor(evaluator, criteria, pieces, nested, grids).run(entrance)
 
 

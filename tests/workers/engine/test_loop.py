@@ -156,7 +156,7 @@ def test_targets_of_one_row_share_their_path_unless_they_lie_apart() -> None:
 @pytest.mark.parametrize("targets", [1, 3])
 def test_every_row_enters_once_with_all_its_targets(targets: int) -> None:
     evaluator, tracks = setup(200_000, 1024, targets)
-    entrance = Entrance(evaluator, tracks, 7, part=16)
+    entrance = Entrance(evaluator, tracks, wave=146, part=16)
     seen, sizes = [], []
     while (wave := entrance.peek()) is not None:
         again = entrance.peek()
@@ -173,7 +173,7 @@ def test_every_row_enters_once_with_all_its_targets(targets: int) -> None:
 
 def test_fewer_rows_enter_once_memory_ran_out() -> None:
     evaluator, tracks = setup(200_000, 1024)
-    entrance = Entrance(evaluator, tracks, 7, part=16)
+    entrance = Entrance(evaluator, tracks, wave=146, part=16)
     before = entrance.peek()
     evaluator.capacity = 256
     after = entrance.peek()
