@@ -322,7 +322,7 @@ def test_too_few_workers_are_told_with_what_the_cluster_has(ray_run: Run):
     "change",
     [
         ("torch.manual_seed(0)", "torch.manual_seed(os.getpid())"),
-        ("return self.logits(x)", "return self.logits(x) * (1 + os.getpid() % 97)"),
+        ("return self.logits(x)", "return self.logits(x) * (1 + os.getpid())"),
     ],
     ids=["parameters", "a number of Python's"],
 )
