@@ -7,21 +7,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from integrand.schemas.ids import FORMAT_VERSION
+from integrand.schemas.quantiles import Quantiles
+from integrand.schemas.record import Record
 from integrand.schemas.specs.job import AnySpec, AttributeSpec
 from integrand.schemas.tables import CONVERGED, WITHOUT_ATTRIBUTION
 
 Determinism = Literal["bitwise", "tolerance"]
-
-
-class Record(BaseModel):
-    """Base of everything stored: frozen; unknown fields of newer writers are ignored, never an
-    error.
-    """
-
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
 class SourceFile(Record):
@@ -177,15 +171,6 @@ class Projection(Record):
     device_bytes: int = Field(0, description="On a worker's GPU; 0 where it has none.")
     seconds: float
     estimated: bool = Field(False, description="True while the source is not split or counted yet.")
-
-
-class Quantiles(Record):
-    """Quantiles of one diagnostic over a set of rows; null when no row has it."""
-
-    p50: float | None = None
-    p90: float | None = None
-    p99: float | None = None
-    max: float | None = None
 
 
 SomeSpec = TypeVar("SomeSpec", bound=AnySpec, covariant=True)
@@ -480,33 +465,3 @@ def environment(versions: dict[str, str]) -> str:
         f"torch {versions.get('torch', '?')} on"
         f" {versions.get('processor', 'an unrecorded processor')}"
     )
-
-
-def dump(record: Record) -> bytes:
-    """A record as UTF-8 JSON, ended by a newline."""
-    return record.model_dump_json(indent=1).encode() + b"\n"
-
-
-def histogram_quantiles(histogram: dict[str, int], largest: float | None) -> Quantiles:
-    """Upper bounds of the quantiles, from counts by decimal exponent in tenths (`-31` means ≤
-    10**-3.1).
-    """
-    total = sum(histogram.values())
-    if not total:
-        return Quantiles()
-    return Quantiles(
-        p50=_quantile(histogram, total, 0.5, largest),
-        p90=_quantile(histogram, total, 0.9, largest),
-        p99=_quantile(histogram, total, 0.99, largest),
-        max=largest,
-    )
-
-
-def _quantile(histogram: dict[str, int], total: int, share: float, largest: float | None) -> float:
-    seen = 0
-    for exponent in sorted(histogram, key=int):
-        seen += histogram[exponent]
-        if seen >= share * total:
-            bound = float(10.0 ** (int(exponent) / 10))
-            return bound if largest is None else min(bound, largest)
-    raise AssertionError("a quantile lies within its histogram")

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from integrand.schemas.counters import Adds, add_by_key, close, counters, first, largest
 from integrand.schemas.ids import add_digests
-from integrand.schemas.records import Record, ShardFooter
+from integrand.schemas.record import Record
+from integrand.schemas.records import ShardFooter
 
 MOST_ENVIRONMENTS, MOST_REASONS = 16, 8
 """Most that are kept by name, first in alphabetical order: what is folded must not grow with the

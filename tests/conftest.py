@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from integrand.schemas.ids import NUMERICS_VERSION, shard_object
+from integrand.schemas.record import dump
 from integrand.schemas.records import (
     InputShape,
     Numerics,
@@ -22,7 +23,6 @@ from integrand.schemas.records import (
     ShardFooter,
     Slice,
     SourceFile,
-    dump,
 )
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.tables import RowStatus

@@ -20,7 +20,8 @@ import yaml
 from rich.console import Console
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.records import Record, RunManifest, dump
+from integrand.schemas.record import Record, dump
+from integrand.schemas.records import RunManifest
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service.cluster import Cluster

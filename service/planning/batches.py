@@ -4,7 +4,7 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from integrand.service.planning.forms import Form
 from integrand.service.planning.sample import one_target
 from integrand.service.planning.trials import StepTrial, repeats_bits, seconds_per_batch, step_trial
 from integrand.workers.closed_form.integral import BLOCK
+from integrand.workers.engine.batching import halves
 from integrand.workers.engine.evaluator import is_out_of_memory
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.engine.row_results import NUMBERS, RowResults
@@ -177,14 +178,6 @@ def _smaller(asked: Question, size: int) -> StepBatch | None:
         if _error_at(asked, rows) is None and _measured(asked, asked.form, rows) is None:
             return StepBatch(asked.form, rows)
     return None
-
-
-def halves(start: int, fewest: int) -> Iterator[int]:
-    """`start`, half of it, and so on, down to `fewest` at least."""
-    rows = start
-    while rows >= max(1, fewest):
-        yield rows
-        rows //= 2
 
 
 def _price(asked: Question, rows: int, planned: int) -> str:

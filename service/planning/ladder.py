@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from integrand.service.planning.batches import Question, StepBatch, error_of, halves
-from integrand.workers.engine.batching import LEAST
+from integrand.service.planning.batches import Question, StepBatch, error_of
+from integrand.workers.engine.batching import LEAST, halves, power_of_two
 
 DEEPEST = 64
 """How many times smaller the last one may be. Each size is tried on all rows of a full batch, and
@@ -20,9 +20,9 @@ def smaller_batches(asked: Question, chosen: StepBatch) -> tuple[int, ...]:
     them; as long as they run, where bits are lowered anyway.
     """
     fewest = max(LEAST, chosen.rows // DEEPEST)
-    largest = 1 << (chosen.rows - 1).bit_length() - 1 if chosen.rows > 1 else 0
-    if largest < fewest:
+    if chosen.rows <= fewest:
         return ()
+    largest = power_of_two(chosen.rows - 1)
     full = asked.trial(chosen.form, chosen.rows)
     lowered = chosen.lowered is not None
     expected = full.everything()

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.records import Quantiles
+from integrand.schemas.quantiles import Quantiles
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.batches import (
     Question,

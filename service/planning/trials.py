@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.records import Quantiles
+from integrand.schemas.quantiles import Quantiles
 from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.service.planning.sample import one_target
 from integrand.workers.engine.evaluator import Evaluator, lifted

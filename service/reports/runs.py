@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 from rich.console import Console
 
-from integrand.schemas.records import DriverProgress, Quantiles, RunManifest
+from integrand.schemas.quantiles import Quantiles
+from integrand.schemas.records import DriverProgress, RunManifest
 from integrand.service.progress import duration, pace
 from integrand.service.reports.tables import Facts, show_facts
 

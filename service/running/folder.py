@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from integrand.schemas.errors import IntegrityError
-from integrand.schemas.records import dump
+from integrand.schemas.record import dump
 from integrand.schemas.uris import Uri
 from integrand.service.planning.planner import AnyRequest
 from integrand.service.progress import Listener, Notice

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from integrand.schemas.records import Attempt, JobPlan, Quarantined, dump
+from integrand.schemas.record import dump
+from integrand.schemas.records import Attempt, JobPlan, Quarantined
 from integrand.schemas.tasks import Task, Trial
 from integrand.schemas.uris import Uri
 from integrand.service.pools.failures import Failure

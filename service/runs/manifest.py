@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
+from integrand.schemas.quantiles import histogram_quantiles
+from integrand.schemas.record import Record, dump
 from integrand.schemas.records import (
     Attempt,
     JobManifest,
@@ -24,11 +26,8 @@ from integrand.schemas.records import (
     PlanHead,
     Pointer,
     Quarantined,
-    Record,
     RunManifest,
-    dump,
     environment,
-    histogram_quantiles,
 )
 from integrand.schemas.stats import COUNTERS, Stats
 from integrand.schemas.uris import Uri

@@ -15,7 +15,8 @@ from itertools import chain
 from pydantic_core import from_json
 
 from integrand.schemas.errors import IntegrityError
-from integrand.schemas.records import ShardFooter, dump
+from integrand.schemas.record import dump
+from integrand.schemas.records import ShardFooter
 from integrand.schemas.stats import COUNTERS, Block, Member, Stats
 from integrand.service.runs.footers import (
     THREADS,

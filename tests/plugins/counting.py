@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from integrand.schemas.ids import FOOTER_KEY, digest_rows, shard_object
+from integrand.schemas.record import Record
 from integrand.schemas.records import (
     JobManifest,
     JobPlan,
     Numerics,
     Projection,
     Quarantined,
-    Record,
     Shard,
     Slice,
     TaskFooter,

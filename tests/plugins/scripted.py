@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from integrand.schemas.records import Quantiles, ShardFooter
+from integrand.schemas.quantiles import Quantiles
+from integrand.schemas.records import ShardFooter
 from integrand.schemas.specs.compute import Compute
 from integrand.schemas.tasks import Task, Trial
 from integrand.service.pools.base import Outcome

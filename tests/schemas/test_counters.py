@@ -7,7 +7,8 @@ from typing import Annotated
 import pytest
 
 from integrand.schemas.counters import Adds, add_by_key, close, counters, first, largest
-from integrand.schemas.records import Record, RunManifest, ShardFooter
+from integrand.schemas.record import Record
+from integrand.schemas.records import RunManifest, ShardFooter
 from integrand.schemas.stats import COUNTERS, Stats
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.records import dump
+from integrand.schemas.record import dump
 from integrand.schemas.uris import Uri
 from integrand.service.cli import commands as cli, operator
 from integrand.service.operator import Operator

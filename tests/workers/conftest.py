@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from integrand.schemas.records import dump
+from integrand.schemas.record import dump
 from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service.operator import Operator

@@ -4,7 +4,7 @@ budget.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from integrand.workers.quadrature.smooth import FIRST
 CACHE_BYTES = 16 << 20
 """Saved activations of a step batch beyond this size leave the CPU's caches and gain nothing more.
 """
-LARGEST, SMALLEST = 1024, 16
-"""Kernels treat the last rows of batches that are no multiple of 16 differently, and with them
+EVEN = 16
+"""Kernels treat the last rows of batches that are no multiple of so many differently, and with them
 their last bits.
 """
+LARGEST, SMALLEST = 1024, EVEN
 LEAST = 32
 """Rows below which a smaller step batch saves little, and rows are more likely to lose their bits.
 """
@@ -87,14 +88,12 @@ def step_batch_rows(row_bytes: int, memory: int) -> int:
     return power_of_two(min(fits, cached, LARGEST))
 
 
-def smaller_batches(batch_rows: int) -> tuple[int, ...]:
-    """Sizes below a step batch for what does not fill one: halves of it, at least 32."""
-    sizes = []
-    size = batch_rows // 2
-    while size >= LEAST:
-        sizes.append(size)
-        size //= 2
-    return tuple(sizes)
+def halves(start: int, fewest: int) -> Iterator[int]:
+    """`start`, half of it, and so on, down to `fewest` at least, and to 1."""
+    rows = start
+    while rows >= max(1, fewest):
+        yield rows
+        rows //= 2
 
 
 def rows_of_length(batch_rows: int, planned: int, length: int) -> int:

@@ -15,18 +15,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from integrand.workers.engine.batching import EVEN
 from integrand.workers.engine.problem import Lift, Problem
 from integrand.workers.engine.steps import Items, Step, forward_pass
 from integrand.workers.models.gradients import SideBySide
 from integrand.workers.models.outputs import check_output, on_copies
-from integrand.workers.models.row_tensors import one_each
+from integrand.workers.models.row_tensors import one_each, padded
 from integrand.workers.rewriting.hoisting import Hoisted
 
 Found = TypeVar("Found")
 SPARED = 0.75
 """A step batch filled to this share is not taken apart into smaller ones."""
-EVEN = 16
-"""Kernels treat the last rows of products differently that have no multiple of so many."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Evaluator:
         """Outputs at some rows of `points` (one row where all share it): [rows, ...]."""
 
         def run(batch: Batch) -> Tensor:
-            there = _padded(rows[batch.start : batch.stop], batch.size)
+            there = padded(rows[batch.start : batch.stop], batch.size)
             out = self._outputs_at(points, there, check=check)
             return out[: batch.stop - batch.start]
 
@@ -80,10 +79,10 @@ class Evaluator:
         return out
 
     def gradients(
-        self, items: Items, wanted: Sequence[int], receive: Callable[[int, int, int, Step], None]
+        self, items: Items, wanted: Sequence[int], receive: Callable[[int, int, Step], None]
     ) -> None:
         """Steps of each wanted target at all items, handed over as they are found: the target, the
-        first item and the one behind the last, and what was found there.
+        first item, and what was found from there on.
         """
 
         def run(batch: Batch) -> None:
@@ -93,22 +92,22 @@ class Evaluator:
             for target in wanted:
                 step = passed.step(target, last=target == wanted[-1])
                 own = Step(step.gradients[:count], step.values[:count])
-                receive(target, batch.start, batch.stop, own)
+                receive(target, batch.start, own)
             self.padded += batch.padding
 
         self._batched(len(items), run)
 
     def pull(self, rows: Tensor, gradients: Tensor) -> Tensor:
         """Combinations of gradients `[rows, k, elements]` with respect to features, float64: the
-        transposed prefix, if there is one.
+        transposed prefix, if there is one. Bits depend on how many rows there are.
         """
         lift = self.problem.lift
         if lift is None:
             return gradients
         count, each, _ = gradients.shape
         size = -(-count * each // EVEN) * EVEN
-        flat = _padded(gradients.flatten(0, 1).to(self.problem.inputs[0].dtype), size)
-        owners = _padded(rows.repeat_interleave(each), size)
+        flat = padded(gradients.flatten(0, 1).to(self.problem.inputs[0].dtype), size)
+        owners = padded(rows.repeat_interleave(each), size)
         cotangents = SideBySide.like(self.problem.inputs).split(flat)
         pulled = lift.hoisted.pull(cotangents, self.problem.arguments(owners))
         joined = SideBySide.join(pulled)[: count * each]
@@ -122,7 +121,7 @@ class Evaluator:
         rows = torch.arange(1 if shared else problem.rows, device=problem.device)
 
         def run(batch: Batch) -> list[Tensor]:
-            there = _padded(rows[batch.start : batch.stop], batch.size)
+            there = padded(rows[batch.start : batch.stop], batch.size)
             at = [one_each(p, there) for p in points]
             found = hoisted.prefix(*at, *problem.arguments(there))
             return [h[: batch.stop - batch.start] for h in found]
@@ -197,11 +196,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(
         error, MemoryError | torch.OutOfMemoryError
     ) or "can't allocate memory" in str(error)
-
-
-def _padded(rows: Tensor, size: int) -> Tensor:
-    """`size` rows: those given, and the last one over and over."""
-    missing = size - len(rows)
-    if not missing:
-        return rows
-    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])

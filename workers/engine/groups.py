@@ -12,7 +12,7 @@ from torch import Tensor
 
 from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.steps import Items, Step
-from integrand.workers.engine.tracks import Tracks, on_device, to_device
+from integrand.workers.engine.tracks import Tracks, to_device
 
 Floats = NDArray[np.float64]
 Stage = TypeVar("Stage")
@@ -33,7 +33,7 @@ class Paths:
     """The pieces of paths that tracks lie on: targets of one row share theirs, and so their forward
     passes.
 
-    first     for each path one of its tracks, on the device
+    first      for each path one of its tracks, on the device
     of_target  for each target, in the order of the tracks, the paths that its tracks lie on; None
                where these are all
     """
@@ -114,9 +114,8 @@ def _paths(tracks: Tracks, targets: int, *, apart: bool) -> Paths:
     for target in np.unique(tracks.target).tolist():
         own = path[tracks.target == target]
         every = len(own) == len(first) and np.array_equal(own, np.arange(len(first)))
-        chosen = None if every else on_device(own, tracks.device)
-        of_target[target] = chosen if isinstance(chosen, Tensor) else None
-    return Paths(on_device(first, tracks.device), of_target)
+        of_target[target] = None if every else to_device(own, tracks.device)
+    return Paths(to_device(first, tracks.device), of_target)
 
 
 def _items(tracks: Tracks, paths: Paths, nodes: Floats) -> Items:

@@ -38,10 +38,10 @@ class Take(Generic[Stage]):
     def items(self) -> Items:
         return self.group.items.part(self.start, self.stop)
 
-    def receive(self, target: int, start: int, stop: int, step: Step) -> None:
-        """Hand the group what is its own of a step about items [start, stop) of the batch."""
+    def receive(self, target: int, start: int, step: Step) -> None:
+        """Hand the group what is its own of a step about the batch's items from `start` on."""
         first = max(start, self.offset)
-        last = min(stop, self.offset + self.stop - self.start)
+        last = min(start + len(step.values), self.offset + self.stop - self.start)
         if first >= last or target not in self.group.wanted:
             return
         own = slice(first - start, last - start)
@@ -103,14 +103,14 @@ class Loop(Generic[Stage]):
         items = self.evaluator.within_memory(partial(Items.join, [take.items for take in takes]))
         wanted = sorted({target for take in takes for target in take.group.wanted})
 
-        def receive(target: int, start: int, stop: int, step: Step) -> None:
+        def receive(target: int, start: int, step: Step) -> None:
             for take in takes:
-                take.receive(target, start, stop, step)
+                take.receive(target, start, step)
 
         self.evaluator.gradients(items, wanted, receive)
 
 
-class Entrance:
+class Entrance(Generic[Stage]):
     """Tracks that wait, by target and row, and enter in waves of rows.
 
     wave  rows that enter at once, as long as memory does not run out
@@ -118,12 +118,20 @@ class Entrance:
     """
 
     def __init__(self, evaluator: Evaluator, tracks: Tracks, *, wave: int, part: int) -> None:
-        self.evaluator, self.tracks, self.wave, self.part = evaluator, tracks, wave, part
+        self.evaluator, self.tracks, self.wave_rows, self.part = evaluator, tracks, wave, part
         self.targets = evaluator.problem.targets_per_row
         self.entered = 0
 
-    def peek(self) -> Tracks | None:
-        """The next wave: about a step batch of first nodes, or a part where rows are small."""
+    def next_group(self, make: Callable[[Tracks], TrackGroup[Stage]]) -> TrackGroup[Stage] | None:
+        """`make` of the next wave, which has entered then; None once all rows have."""
+        wave = self._wave()
+        if wave is None:
+            return None
+        group = make(wave)
+        self.entered += len(wave) // self.targets
+        return group
+
+    def _wave(self) -> Tracks | None:
         rows = len(self.tracks) // self.targets
         stop = min(rows, self.entered + self._size())
         if self.entered == rows:
@@ -136,9 +144,6 @@ class Entrance:
         firsts = np.arange(self.targets) * rows
         return self.tracks.take((firsts[:, None] + own).reshape(-1))
 
-    def accept(self, wave: Tracks) -> None:
-        self.entered += len(wave) // self.targets
-
     def _size(self) -> int:
-        rows = even(self.wave // self.evaluator.shrunk)
+        rows = even(self.wave_rows // self.evaluator.shrunk)
         return rows - rows % self.part if rows > self.part else rows

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from integrand.workers.engine.batching import EVEN
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.tracks import EVERY, Some
@@ -34,7 +35,6 @@ WAVE_BYTES, WAVE_ROWS = 528 << 10, 192
 """So many rows enter at once for more than one step batch, as long as their gradients take less:
 they make up for what calling torch takes.
 """
-_EVEN = 16
 
 
 def wave_rows(problem: Problem, nodes: int, most_bytes: int = WAVE_BYTES) -> int:
@@ -55,8 +55,8 @@ def part_rows(evaluator: Evaluator, numbers: int, most: int) -> int:
 
 
 def even(count: int) -> int:
-    """A multiple of 16 that is not more, or as it is below that; at least 1."""
-    return max(1, count - count % _EVEN if count >= _EVEN else count)
+    """A multiple of EVEN that is not more, or as it is below that; at least 1."""
+    return max(1, count - count % EVEN if count >= EVEN else count)
 
 
 def in_parts(count: int, size: int) -> Iterator[tuple[Some, int]]:

@@ -124,10 +124,8 @@ class Report:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         shape = (problem.rows, problem.targets_per_row)
-        self._unknown = torch.full(shape, torch.nan, dtype=torch.float64, device=problem.device)
-        self.f_input, self.f_baseline, self.gap, self.error = (
-            self._unknown.clone() for _ in range(4)
-        )
+        unknown = torch.full(shape, torch.nan, dtype=torch.float64, device=problem.device)
+        self.f_input, self.f_baseline, self.gap, self.error = (unknown.clone() for _ in range(4))
         self.evaluations = torch.zeros(shape, dtype=torch.int32, device=problem.device)
         self.needed = torch.zeros(shape, dtype=torch.int64, device=problem.device)
         self.status = torch.full_like(self.needed, CODES[RowStatus.bad_input])
@@ -159,15 +157,19 @@ class Report:
         self.status[rows] = torch.where(finite, CODES[RowStatus.ok], CODES[RowStatus.nonfinite])
         moved = self._moved(rows)
         nothing = finite & ~moved[:, None]
-        values = torch.where(nothing, 0.0, self._unknown[rows])
+        settled = nothing.any(1)
+        self._put_zeros(rows[settled], nothing[settled])
+        return finite.any(1) & moved
+
+    def _put_zeros(self, rows: Tensor, nothing: Tensor) -> None:
+        """Where nothing is to be attributed, `[rows, targets]`: zeros without a gap or an error."""
+        values = torch.where(nothing, 0.0, torch.nan).double()
         self.gap[rows] = values
         self.error[rows] = values
         for column in self.attributions:
             ones = [1] * (column.ndim - values.ndim)
-            shape = (*values.shape, *column.shape[2:])
             zeros = values.to(column.dtype).reshape(*values.shape, *ones)
-            column[rows] = zeros.expand(shape)
-        return finite.any(1) & moved
+            column[rows] = zeros.expand(*values.shape, *column.shape[2:])
 
     def take(self, verdicts: Iterator[Verdicts]) -> None:
         """Put each verdict in its place."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.problem import Rounding
 from integrand.workers.engine.steps import Items, Step
+from integrand.workers.models.row_tensors import padded
 
 PROBES = (0.5, 0.5 - 0.15**0.5, 0.5 + 0.15**0.5)
 """Where on a row's path its gradient is taken in both precisions: the nodes of three-point
@@ -53,7 +54,9 @@ def _apart(reduced: Evaluator, plain: Evaluator, rows: Tensor) -> tuple[Tensor, 
     """‖reduced − plain‖₁ / ‖reduced‖₁ of the integrand summed over the probes, and the mean of
     |reduced − plain| of f there, each [rows, targets].
     """
-    difference = reduced.problem.features.difference(rows)
+    full = reduced.capacity
+    filled = padded(rows, full)
+    difference = reduced.problem.features.difference(filled)
     wanted = range(reduced.problem.targets_per_row)
     error = torch.zeros(len(rows), len(wanted), dtype=torch.float64, device=rows.device)
     size, values = torch.zeros_like(error), torch.zeros_like(error)
@@ -62,9 +65,9 @@ def _apart(reduced: Evaluator, plain: Evaluator, rows: Tensor) -> tuple[Tensor, 
         for target in wanted:
             of_reduced, of_plain = rounded[target], exact[target]
             moved = of_reduced.gradients - of_plain.gradients
-            both = torch.stack([moved, of_reduced.gradients], 1)
-            pulled = reduced.pull(rows, both.double())
-            apart = (pulled * difference[:, None]).abs().sum(2)
+            both = padded(torch.stack([moved, of_reduced.gradients], 1), full)
+            pulled = reduced.pull(filled, both.double())
+            apart = (pulled * difference[:, None]).abs().sum(2)[: len(rows)]
             error[:, target] += apart[:, 0]
             size[:, target] += apart[:, 1]
             values[:, target] += (of_reduced.values - of_plain.values).abs() / len(PROBES)
@@ -79,7 +82,8 @@ def _steps(evaluator: Evaluator, rows: Tensor, alpha: float) -> list[Step]:
     gradients = torch.empty(shape, dtype=problem.dtype, device=rows.device)
     values = torch.empty(shape[:2], dtype=torch.float64, device=rows.device)
 
-    def receive(target: int, start: int, stop: int, step: Step) -> None:
+    def receive(target: int, start: int, step: Step) -> None:
+        stop = start + len(step.values)
         gradients[target, start:stop] = step.gradients
         values[target, start:stop] = step.values
 

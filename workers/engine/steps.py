@@ -12,7 +12,7 @@ from integrand.workers.engine.problem import Problem
 from integrand.workers.models.gradients import SideBySide, gradients_of, independent_of_inputs
 from integrand.workers.models.outputs import select
 from integrand.workers.models.recurrence import differentiable
-from integrand.workers.models.row_tensors import one_each
+from integrand.workers.models.row_tensors import one_each, padded
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +30,9 @@ class Items:
 
     def padded(self, size: int) -> Items:
         """As many as `size`: the last one over and over behind them."""
-        missing = size - len(self)
-        if not missing:
+        if size == len(self):
             return self
-        rows = torch.cat([self.rows, self.rows[-1:].expand(missing)])
-        return Items(rows, torch.cat([self.alphas, self.alphas[-1:].expand(missing)]))
+        return Items(padded(self.rows, size), padded(self.alphas, size))
 
     @staticmethod
     def join(parts: Sequence[Items]) -> Items:

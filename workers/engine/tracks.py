@@ -108,12 +108,12 @@ def whole_paths(problem: Problem, rows: Tensor, f_input: Tensor, f_baseline: Ten
     counts = torch.zeros_like(f_end, dtype=torch.int64)
     target = np.repeat(np.arange(targets), len(numbers))
 
-    def measured(name: str) -> Tensor:
-        if problem.rounding is None:
-            return none
-        found: Tensor = getattr(problem.rounding, name)
-        return found[rows].T.reshape(-1)
-
+    share = single = values = none
+    if problem.rounding is not None:
+        seen = problem.rounding
+        share, single, values = (
+            column[rows].T.reshape(-1) for column in (seen.share, seen.single, seen.values)
+        )
     return Tracks(
         row=np.tile(numbers, targets),
         target=target,
@@ -126,9 +126,9 @@ def whole_paths(problem: Problem, rows: Tensor, f_input: Tensor, f_baseline: Ten
         change=f_end - f_start,
         magnitude=f_end.abs() + f_start.abs(),
         integrand=none,
-        rounding=measured("share"),
-        of_gradients=measured("single"),
-        of_values=measured("values"),
+        rounding=share,
+        of_gradients=single,
+        of_values=values,
         spent=counts,
         reserved=counts,
         depth=counts,

@@ -14,7 +14,7 @@ from torch import nn
 
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.batching import SMALLEST, smaller_batches
+from integrand.workers.engine.batching import LEAST, SMALLEST, halves
 from integrand.workers.engine.memory import memory_budget, row_bytes
 from integrand.workers.engine.prepared import Prepared, assemble
 from integrand.workers.engine.results import Attribution, Explained, Tensors, as_attribution
@@ -85,7 +85,7 @@ def _explained(call: Call, method: Method[Any]) -> Explained:
         size = call.batch_rows or _notebook_batch(forward, rows, method)
     with explained(call, size):
         prepared = prepared_for(forward, rows, method)
-        smaller = () if call.batch_rows else smaller_batches(size)
+        smaller = () if call.batch_rows else tuple(halves(size // 2, LEAST))
         found = explain(prepared, rows, method, batch_rows=size, smaller=smaller)
     if found.holds(RowStatus.not_converged):
         check_rows_apart(call)

@@ -51,7 +51,9 @@ def integrate_fixed(
     tracks = whole_paths(evaluator.problem, rows, f_input, f_baseline)
     weighted = _Weighted(evaluator, rule)
     first = len(weighted.nodes(0))
-    entrance = Entrance(evaluator, tracks, wave=weighted.wave(first), part=weighted.part(first))
+    entrance: Entrance[Sum] = Entrance(
+        evaluator, tracks, wave=weighted.wave(first), part=weighted.part(first)
+    )
     loop: Loop[Sum] = Loop(evaluator, partial(weighted.enter, entrance))
     for group in loop:
         samples = evaluator.within_memory(group.samples)
@@ -85,13 +87,8 @@ class _Weighted:
     def nodes(self, chunk: int) -> Floats:
         return self.rule.nodes[chunk * CHUNK : (chunk + 1) * CHUNK]
 
-    def enter(self, entrance: Entrance) -> TrackGroup[Sum] | None:
-        wave = entrance.peek()
-        if wave is None:
-            return None
-        group = self.group(wave, Sum(0, None))
-        entrance.accept(wave)
-        return group
+    def enter(self, entrance: Entrance[Sum]) -> TrackGroup[Sum] | None:
+        return entrance.next_group(lambda wave: self.group(wave, Sum(0, None)))
 
     def group(self, tracks: Tracks, stage: Sum) -> TrackGroup[Sum]:
         problem = self.evaluator.problem

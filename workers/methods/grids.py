@@ -113,6 +113,8 @@ class Grids:
         added = _addition(self.stages[index], start, start + CHUNK, self.device)
         found = self._found(added, samples)
         kept = kept or self._start(len(tracks))
+        if chunk == 0 and self.stages[index].fold:
+            kept = replace(kept, sums=class_sums(kept.sums))
         # in place, now that nothing can run out of memory any more
         for place, column in enumerate(added.columns):
             own = kept.sums[:, column]
@@ -136,12 +138,6 @@ class Grids:
         deviation = torch.cat(alone)
         doubled = deviation if stage.full else kept.doubled
         return Judged.join(parts), Sums(kept.sums, deviation * stage.cells, doubled)
-
-    def refined(self, index: int, kept: Sums) -> Sums:
-        """What the next stage starts from."""
-        if not self.stages[index].fold:
-            return kept
-        return replace(kept, sums=class_sums(kept.sums))
 
     def _found(self, added: Addition, samples: Samples) -> Tensor:
         """What is added to each sum, [tracks, added, elements] float64."""

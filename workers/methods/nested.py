@@ -103,10 +103,6 @@ class Nested:
             self.evaluator, (level.count + 3 * len(level.functionals)) * elements, most
         )
 
-    def refined(self, index: int, kept: Gradients) -> Gradients:
-        """What the next level starts from."""
-        return kept
-
     def path(self, index: int, tracks: Tracks, kept: Gradients) -> tuple[SpectralLevel, Tensor]:
         """A level, and f at its places, [tracks, places]."""
         level = self.levels[index]

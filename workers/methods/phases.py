@@ -53,7 +53,7 @@ def integrate_adaptively(
     criteria = Criteria(accuracy, problem)
     nested = Nested(evaluator, criteria, pieces, levels, least_grid(most))
     grids = Grids(evaluator, criteria, pieces)
-    entrance = Entrance(
+    entrance: Entrance[Stage] = Entrance(
         evaluator, tracks, wave=wave_rows(problem, levels[0].count), part=nested.part(0)
     )
     yield from _Conductor(evaluator, criteria, pieces, nested, grids).run(entrance)
@@ -68,10 +68,9 @@ class Held(Protocol):
 class Phase(Protocol[Kept]):
     """A way to integrate, in stages.
 
-    chunks   nodes of a stage, evaluated one chunk after the other
-    absorb   what is kept of tracks, with the samples of one more chunk; None before the first
-    judge    what is known of tracks after a stage, and what is kept of them
-    refined  what the next stage, of this index, starts from
+    chunks  nodes of a stage, evaluated one chunk after the other
+    absorb  what is kept of tracks, with the samples of one more chunk; None before the first
+    judge   what is known of tracks after a stage, and what is kept of them
     """
 
     def chunks(self, index: int) -> list[Floats]: ...
@@ -79,7 +78,6 @@ class Phase(Protocol[Kept]):
         self, index: int, chunk: int, tracks: Tracks, kept: Kept | None, samples: Samples
     ) -> Kept: ...
     def judge(self, index: int, tracks: Tracks, kept: Kept) -> tuple[Judged, Kept]: ...
-    def refined(self, index: int, kept: Kept) -> Kept: ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -166,7 +164,7 @@ class _Conductor:
         self.nested = nested
         self.grids = grids
 
-    def run(self, entrance: Entrance) -> Iterator[Verdicts]:
+    def run(self, entrance: Entrance[Stage]) -> Iterator[Verdicts]:
         loop: Loop[Stage] = Loop(self.evaluator, partial(self._enter, entrance))
         judgements: deque[Judgement] = deque()
         ahead = AHEAD.on(self.evaluator.problem.device)
@@ -179,13 +177,9 @@ class _Conductor:
                 return
             yield from self._follow(judgements.popleft(), loop)
 
-    def _enter(self, entrance: Entrance) -> TrackGroup[Stage] | None:
-        wave = entrance.peek()
-        if wave is None:
-            return None
-        group = self._group(wave, Stage(phase=self.nested))
-        entrance.accept(wave)
-        return group
+    def _enter(self, entrance: Entrance[Stage]) -> TrackGroup[Stage] | None:
+        first = Stage(phase=self.nested)
+        return entrance.next_group(lambda wave: self._group(wave, first))
 
     def _take_in(self, group: TrackGroup[Stage], loop: Loop[Stage]) -> Iterator[Judgement]:
         """The judgement of a group, once its last chunk of nodes was evaluated."""
@@ -229,7 +223,8 @@ class _Conductor:
         tracks = standing.tracks
         if step is Next.FINER:
             for some in self._batches(standing, stage):
-                self._refine(some, stage, loop)
+                finer = replace(stage, index=stage.index + 1, chunk=0, kept=some.kept)
+                self._evaluate(some.tracks, finer, loop)
         elif step is Next.CUT:
             kept = standing.kept
             assert isinstance(kept, Gradients)
@@ -251,12 +246,6 @@ class _Conductor:
             return
         for start in range(0, count, size):
             yield self._some(standing, slice(start, start + size))
-
-    def _refine(self, standing: Standing, stage: Stage, loop: Loop[Stage]) -> None:
-        refined = partial(stage.phase.refined, stage.index + 1, standing.kept)
-        kept: Held = self.evaluator.within_memory(refined)
-        finer = replace(stage, index=stage.index + 1, chunk=0, kept=kept)
-        self._evaluate(standing.tracks, finer, loop)
 
     def _end(self, standing: Standing, stage: Stage, loop: Loop[Stage]) -> Iterator[Verdicts]:
         """Verdicts of whole paths; pieces are put aside until all of their track are done."""

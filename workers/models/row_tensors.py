@@ -90,3 +90,11 @@ def one_each(tensor: Tensor, rows: Tensor) -> Tensor:
     if tensor.shape[0] == 1:
         return tensor.expand(len(rows), *tensor.shape[1:])
     return tensor.index_select(0, rows)
+
+
+def padded(rows: Tensor, size: int) -> Tensor:
+    """`size` rows: those given, and the last one over and over."""
+    missing = size - len(rows)
+    if not missing:
+        return rows
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])

@@ -9,7 +9,8 @@ from collections import Counter
 import numpy as np
 
 from integrand.schemas.ids import digest_rows
-from integrand.schemas.records import Plan, Quantiles, Shard, ShardFooter, histogram_quantiles
+from integrand.schemas.quantiles import Quantiles, histogram_quantiles
+from integrand.schemas.records import Plan, Shard, ShardFooter
 from integrand.workers.data.values import plain_values
 from integrand.workers.engine.row_results import Floats
 from integrand.workers.shards.results import Results

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from integrand.schemas.records import Quantiles, ShardFooter
+from integrand.schemas.quantiles import Quantiles
+from integrand.schemas.records import ShardFooter
 from integrand.schemas.stats import COUNTERS
 from integrand.service.checks.findings import Check, Finding, Remark
 from integrand.service.checks.rows.stored import ShardEvidence

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from integrand.schemas.records import Pointer, dump
+from integrand.schemas.record import dump
+from integrand.schemas.records import Pointer
 from tests.plugins.tampering import Tampered, findings_text, verify_alone
 
 POINTERS: dict[str, tuple[Pointer, str]] = {

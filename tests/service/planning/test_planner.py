@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from integrand.schemas.errors import DataError, SpecError
-from integrand.schemas.records import Plan, dump
+from integrand.schemas.record import dump
+from integrand.schemas.records import Plan
 from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.uris import Uri
 from integrand.service.cluster import Cluster

@@ -12,7 +12,8 @@ import pytest
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.ids import add_digests
-from integrand.schemas.records import Pointer, Quarantined, RunManifest, ShardFooter, dump
+from integrand.schemas.record import dump
+from integrand.schemas.records import Pointer, Quarantined, RunManifest, ShardFooter
 from integrand.schemas.stats import Member
 from integrand.schemas.uris import Uri
 from integrand.service.runs.footers import RunFolder, list_shards, read_footers

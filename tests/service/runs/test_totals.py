@@ -18,7 +18,8 @@ from hypothesis import given, strategies as st
 
 from integrand.schemas.errors import IntegrityError, TransientError
 from integrand.schemas.ids import shard_object
-from integrand.schemas.records import ShardFooter, dump
+from integrand.schemas.record import dump
+from integrand.schemas.records import ShardFooter
 from integrand.schemas.stats import MOST_ENVIRONMENTS, MOST_REASONS, Block, Member, Stats
 from integrand.schemas.uris import Uri
 from integrand.service.cluster import Cluster

@@ -4,7 +4,7 @@ their own nodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -153,30 +153,45 @@ def test_targets_of_one_row_share_their_path_unless_they_lie_apart() -> None:
 # --- rows that enter ---------------------------------------------------------------------------
 
 
+def waves(evaluator: Evaluator, tracks: Tracks) -> Iterator[Tracks]:
+    """As they enter."""
+    entrance: Entrance[int] = Entrance(evaluator, tracks, wave=146, part=16)
+    nodes = np.array([0.5])
+
+    def group(wave: Tracks) -> TrackGroup[int]:
+        return TrackGroup(evaluator.problem, wave, nodes, 0)
+
+    while (entered := entrance.next_group(group)) is not None:
+        yield entered.tracks
+
+
 @pytest.mark.parametrize("targets", [1, 3])
 def test_every_row_enters_once_with_all_its_targets(targets: int) -> None:
-    evaluator, tracks = setup(200_000, 1024, targets)
-    entrance = Entrance(evaluator, tracks, wave=146, part=16)
+    evaluator, tracks = setup(20_000, 1024, targets)
     seen, sizes = [], []
-    while (wave := entrance.peek()) is not None:
-        again = entrance.peek()
-        assert again is not None
-        assert np.array_equal(again.row, wave.row)  # until it is accepted
-        entrance.accept(wave)
+    for wave in waves(evaluator, tracks):
         assert np.array_equal(np.bincount(wave.target), np.full(targets, len(wave) // targets))
         seen += wave.row[wave.target == 0].tolist()
         sizes.append(len(wave) // targets)
-    assert seen == list(range(200_000))
-    assert len(set(sizes[:-1])) == 1
-    assert sizes[0] % 16 == 0
+    assert seen == list(range(20_000))
+    assert set(sizes[:-1]) == {144}
+
+
+def test_a_wave_that_cannot_be_made_has_not_entered() -> None:
+    evaluator, tracks = setup(100, 1024)
+    entrance: Entrance[int] = Entrance(evaluator, tracks, wave=146, part=16)
+
+    def fail(wave: Tracks) -> TrackGroup[int]:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        entrance.next_group(fail)
+    assert entrance.entered == 0
 
 
 def test_fewer_rows_enter_once_memory_ran_out() -> None:
-    evaluator, tracks = setup(200_000, 1024)
-    entrance = Entrance(evaluator, tracks, wave=146, part=16)
-    before = entrance.peek()
+    evaluator, tracks = setup(1000, 1024)
+    entering = waves(evaluator, tracks)
+    before = len(next(entering))
     evaluator.capacity = 256
-    after = entrance.peek()
-    assert before is not None
-    assert after is not None
-    assert len(after) <= len(before) / 3
+    assert (before, len(next(entering))) == (144, 32)

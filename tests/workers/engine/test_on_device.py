@@ -86,13 +86,9 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield seen
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("targets", [[1], [0, 1]], ids=str)
-def test_no_gradient_reaches_the_host_on_the_way_to_a_verdict(
-    case: str, targets: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make, accuracy = CASES[case]
-    forward = make()
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of what goes to the host until all verdicts are in."""
     taken: list[int] = []
     real = Report.take
 
@@ -102,6 +98,19 @@ def test_no_gradient_reaches_the_host_on_the_way_to_a_verdict(
         taken.extend(seen)
 
     monkeypatch.setattr(Report, "take", watched)
+    return taken
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("targets", [[1], [0, 1]], ids=str)
+def test_no_gradient_reaches_the_host_on_the_way_to_a_verdict(
+    case: str, targets: list[int], taken: list[int]
+) -> None:
+    """By what takes numbers off a tensor; that none is moved there first, `test_devices.py` tells,
+    on a device that refuses it.
+    """
+    make, accuracy = CASES[case]
+    forward = make()
     found = attribute_untried(forward, X, target=targets, accuracy=accuracy, batch_rows=64)
     assert "ok" in found.status or "unchecked" in found.status or case == "kinked"
     assert taken or case == "fixed"  # where each track goes next
@@ -114,17 +123,8 @@ def test_the_guard_sees_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
             getattr(gradient, leave.__name__)()
 
 
-def test_the_host_waits_once_for_each_level_of_a_wave(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_waits_once_for_each_level_of_a_wave(taken: list[int]) -> None:
     """Smooth rows in one wave: one list of codes for every level that they reach."""
-    taken: list[int] = []
-    real = Report.take
-
-    def watched(report: Report, verdicts: Any) -> None:
-        with guarded(monkeypatch) as seen:
-            real(report, verdicts)
-        taken.extend(seen)
-
-    monkeypatch.setattr(Report, "take", watched)
     scales = torch.linspace(1, 8, len(X))[:, None]
     found = attribute_untried(
         lambda v: (v[:, :5] * 4).sin().sum(1),

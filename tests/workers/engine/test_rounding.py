@@ -5,6 +5,7 @@ costs.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from integrand.workers.engine.reduced import REDUCED
 from integrand.workers.engine.rounding import LEAST, PROBING, measure_rounding
 from integrand.workers.methods.attribution import Attribution
 from integrand.workers.models.row_tensors import RowTensors
-from integrand.workers.rewriting.hoisting import hoist
+from integrand.workers.rewriting.hoisting import Hoisted, hoist
 from tests.plugins.explaining import attribute_untried
 
 HALVES = ("bfloat16", "float16")
@@ -274,3 +275,30 @@ def test_a_hoisted_prefix_stays_float32() -> None:
     )
     assert np.mean([s is RowStatus.ok for s in found.status]) > 0.7
     assert (true_errors(model, found)[[s is RowStatus.ok for s in found.status]] <= 0.1).all()
+
+
+@pytest.mark.parametrize("count", [1, 5, 23])
+def test_what_is_measured_behind_a_prefix_depends_on_the_row_alone(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products of few rows may be rounded in another way than those of many: the prefix is always
+    given as many.
+    """
+    model = NETS["steep"]
+    prepared = stepping(Prepared(model, hoist(model, (X,))), "bfloat16", "cpu", compile=False)
+    assert prepared.hoisted is not None
+    shapes: set[int] = set()
+    real = Hoisted.pull
+
+    def watched(hoisted: Hoisted, cotangents: Sequence[Tensor], *arguments: Any) -> Any:
+        shapes.add(len(cotangents[0]))
+        return real(hoisted, cotangents, *arguments)
+
+    monkeypatch.setattr(Hoisted, "pull", watched)
+    tensors = RowTensors((X,), (torch.zeros(1, 8),), target=torch.ones(len(X), 1, 1).long())
+    problem = Problem(model, tensors, 16, step=prepared.step, reduced=prepared.reduced)
+    inner = lifted(Evaluator(problem), prepared.hoisted)
+    everything = measure_rounding(Evaluator(inner), torch.arange(len(X)))
+    some = measure_rounding(Evaluator(inner), torch.arange(count))
+    assert shapes == {32}
+    assert torch.equal(some.share[:count], everything.share[:count])

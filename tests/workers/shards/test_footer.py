@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from integrand.schemas.ids import FOOTER_KEY, add_digests
-from integrand.schemas.records import ShardFooter, histogram_quantiles
+from integrand.schemas.quantiles import histogram_quantiles
+from integrand.schemas.records import ShardFooter
 from integrand.schemas.tables import RowStatus
 from integrand.workers.shards.footer import histogram, shard_digest
 from integrand.workers.shards.job import Job

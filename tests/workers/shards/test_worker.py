@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
-from integrand.schemas.records import Plan, dump
+from integrand.schemas.record import dump
+from integrand.schemas.records import Plan
 from integrand.schemas.tasks import Trial
 from integrand.workers.models.code import CodeBundle
 from integrand.workers.shards.numerics import pin_numerics, versions
