@@ -56,11 +56,11 @@ def integrate_fixed(
     )
     loop: Loop[Sum] = Loop(evaluator, partial(weighted.enter, entrance))
     for group in loop:
-        samples = evaluator.within_memory(group.samples)
-        sums = evaluator.within_memory(partial(weighted.sums, group.stage, samples))
-        following = group.stage.chunk + 1
-        if following < weighted.chunks:
-            loop.add(weighted.group(group.tracks, Sum(following, sums)))
+        sums = weighted.absorb(group)
+        following = Sum(group.stage.chunk + 1, sums)
+        if following.chunk < weighted.chunks:
+            more = partial(weighted.group, group.tracks, following)
+            loop.add(evaluator.within_memory(more))
         else:
             yield evaluator.within_memory(partial(weighted.verdicts, group.tracks, sums))
 
@@ -102,6 +102,11 @@ class _Weighted:
         """Tracks whose gradients are summed at once."""
         elements = self.evaluator.problem.elements
         return part_rows(self.evaluator, nodes * elements, self.wave(nodes))
+
+    def absorb(self, group: TrackGroup[Sum]) -> Tensor:
+        """The sums with a complete group's samples in them, which are let go of."""
+        samples = self.evaluator.within_memory(group.samples)
+        return self.evaluator.within_memory(partial(self.sums, group.stage, samples))
 
     def sums(self, stage: Sum, samples: Samples) -> Tensor:
         """[tracks, 1, elements], with the samples of a stage in them."""

@@ -277,6 +277,7 @@ STAGES = {
     "sums": (Grids, "absorb"),
     "grids judged": (Grids, "_judge"),
     "rows that go on": (phases.Standing, "take"),
+    "plain groups": (TrackGroup, "__init__"),
     "plain sums": (_Weighted, "sums"),
     "plain verdicts": (_Weighted, "verdicts"),
 }
