@@ -12,6 +12,7 @@ from integrand.schemas.specs.baselines import Baseline, ZeroBaseline
 from integrand.schemas.specs.compute import Compute
 from integrand.schemas.specs.inputs import ForwardArg, IdsInput, Input, ids_of
 from integrand.schemas.specs.messages import explain
+from integrand.schemas.specs.methods import IntegratedGradients, Method, refusal
 from integrand.schemas.specs.models import Model
 from integrand.schemas.specs.part import Name, Part, repeated
 from integrand.schemas.specs.source import Source
@@ -86,6 +87,10 @@ class AttributeSpec(Part):
     baseline: Baseline = Field(
         default_factory=ZeroBaseline, description="The input that stands for absence."
     )
+    method: Method = Field(
+        default_factory=IntegratedGradients,
+        description="How rows are attributed: a part, its kind alone, or `captum:<Class>`.",
+    )
     accuracy: Accuracy = Field(
         default_factory=Adaptive, description="How exact, and how it is checked."
     )
@@ -130,6 +135,13 @@ class AttributeSpec(Part):
                 f"a {self.baseline.kind} baseline says nothing about ids: give {inheriting[0]}"
                 " its own"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _exactness(self) -> AttributeSpec:
+        wrong = refusal(self.method, self.accuracy, asked="accuracy" in self.model_fields_set)
+        if wrong:
+            raise ValueError(wrong)
         return self
 
     @property

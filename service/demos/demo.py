@@ -176,7 +176,7 @@ def _present(
     rows = open_run(run, access=folder.store.access).to_pandas(inputs=True)
     outcome = demo.explain(rows, folder)
     folder.write(picture, outcome.png)
-    tolerance = method_of(spec.accuracy).tolerance
+    tolerance = method_of(spec.accuracy, spec.method).tolerance
     assert tolerance is not None
     shown = (
         *summary.run_sections(manifest, rows, tolerance),

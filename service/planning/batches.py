@@ -69,7 +69,7 @@ class Question:
     @property
     def gradients(self) -> bool:
         """Whether step batches take gradients."""
-        return method_of(self.spec.accuracy).needs_gradients
+        return method_of(self.spec.accuracy, self.spec.method).needs_gradients
 
     @property
     def insisting(self) -> bool:

@@ -61,7 +61,7 @@ def _try_model(
     if not isinstance(out, Tensor):
         check_output(out, sample.rows, None)
     warnings = _output_warnings(spec, out, points[0].dtype)
-    if method_of(spec.accuracy).needs_gradients:
+    if method_of(spec.accuracy, spec.method).needs_gradients:
         unused = [spec.inputs[i].name for i in unused_inputs(out, points)]
         again = on_copies(forward, *arguments)
         gradients = differentiate(again.sum(), points)

@@ -34,7 +34,7 @@ def choose_form(spec: AttributeSpec, model: Forward, sample: RowTensors) -> Form
 
     Raises SpecError where the closed form is asked for and there is none.
     """
-    method = method_of(spec.accuracy)
+    method = method_of(spec.accuracy, spec.method)
     wanted = method.needs_closed_form or spec.compute.savings != "none"
     if not wanted or method.closed_form(model, sample, spec.target.transform) is None:
         return stepping_form(spec, model, sample)
@@ -45,7 +45,7 @@ def stepping_form(spec: AttributeSpec, model: Forward, sample: RowTensors) -> Fo
     """Without the closed form."""
     savings = Savings()
     if spec.compute.savings != "none":
-        savings = choose(model, sample, method_of(spec.accuracy).needs.work)
+        savings = choose(model, sample, method_of(spec.accuracy, spec.method).needs.work)
         if sample.forward_args:
             savings = without_hoisting(savings, "forward_args differ from row to row")
     return _form(spec, model, sample, savings)

@@ -81,7 +81,7 @@ def examine(
 
     varying  whether other rows have other lengths than those of the sample
     """
-    method = method_of(spec.accuracy)
+    method = method_of(spec.accuracy, spec.method)
     sample, width, warnings = first_pass(spec, model, sample)
     method.check(model, sample)
     form = choose_form(spec, model, sample)

@@ -10,6 +10,8 @@ from integrand.schemas.ids import digest_json
 from integrand.schemas.records import Artefact, Numerics, Plan
 from integrand.schemas.specs.job import AttributeSpec
 
+LATER = ("method",)
+"""Parts of a spec without which older ones were written: they count where they are used."""
 FileId = tuple[str, int, str]
 """A source file as the run id knows it: path below the source root, size and fingerprint."""
 
@@ -35,7 +37,7 @@ def run_id(
     that the factory built. Of `stored` records a field that they were written without does not
     count.
     """
-    parts = {"inputs", "forward_args", "target", "baseline", "accuracy"}
+    parts = {"inputs", "forward_args", "target", "baseline", "accuracy"} | _later(spec)
     places = {"weights", "uri", "code"}
     identity = {
         "spec": spec.model_dump(mode="json", include=parts, exclude_unset=stored),
@@ -49,6 +51,16 @@ def run_id(
     }
     identity |= {} if state is None else {"state": state}
     return digest_json(identity)[:24]
+
+
+def _later(spec: AttributeSpec) -> set[str]:
+    """Parts that specs did not always have, where they are not at their defaults."""
+    defaults = {name: AttributeSpec.model_fields[name] for name in LATER}
+    return {
+        name
+        for name, field in defaults.items()
+        if getattr(spec, name) != field.get_default(call_default_factory=True)
+    }
 
 
 def _choices(numerics: Numerics, *, stored: bool) -> dict[str, object]:

@@ -91,7 +91,7 @@ class StepTrial:
 def _outputs(problem: Problem, rows: Tensor) -> Tensor:
     """f at the ends of some rows' paths as one batch, `[rows, numbers]`."""
     evaluator = Evaluator(replace(problem, batch_rows=len(rows)))
-    return evaluator.outputs(problem.inputs, rows).reshape(len(rows), -1)
+    return evaluator.outputs(problem.input, rows).reshape(len(rows), -1)
 
 
 def _hidden(lift: Lift, rows: Tensor) -> tuple[Tensor, ...]:

@@ -108,7 +108,7 @@ def _most_rows(spec: AttributeSpec, prepared: Prepared, sample: RowTensors) -> i
     than a plan takes is tried too.
     """
     budget = memory_of(spec, sample.device)
-    step = row_cost(method_of(spec.accuracy), prepared, sample).step
+    step = row_cost(method_of(spec.accuracy, spec.method), prepared, sample).step
     if budget.device != "cuda":
         return budget.batch // (2 * step)
     return max(budget.batch, budget.most // 2) // step
@@ -120,7 +120,7 @@ def _trials(
     """Step batches of growing size, while they fit into memory and are not slow."""
     most = _most_rows(spec, prepared, sample)
     sizes = SIZES_ON_CUDA if sample.device.type == "cuda" else SIZES
-    gradients = method_of(spec.accuracy).needs_gradients
+    gradients = method_of(spec.accuracy, spec.method).needs_gradients
     with pinned(threads):
         for size in sizes:
             if size > max(most, sizes[0]):

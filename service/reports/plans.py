@@ -107,7 +107,7 @@ def _integral(plan: Plan) -> Facts:
         from integrand.workers.methods.table import method_of  # whoever plans has torch
 
         way = "in closed form, without step batches"
-        if not method_of(accuracy).needs_closed_form:
+        if not method_of(accuracy, plan.spec.method).needs_closed_form:
             way += f", as `{accuracy.kind}` does where there is one"
         return [("integral", way)]
     savings = ", ".join(chosen.savings) or "none"

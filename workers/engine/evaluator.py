@@ -24,6 +24,8 @@ from integrand.workers.models.row_tensors import one_each, padded
 from integrand.workers.rewriting.hoisting import Hoisted
 
 Found = TypeVar("Found")
+Points = Callable[[Tensor], Sequence[Tensor]]
+"""Takes numbers of rows, gives one point for each: a tensor `[rows, ...]` for every input."""
 SPARED = 0.75
 """A step batch filled to this share is not taken apart into smaller ones."""
 
@@ -59,8 +61,8 @@ class Evaluator:
         return max(1, self.problem.batch_rows // self.capacity)
 
     @torch.no_grad()
-    def outputs(self, points: Sequence[Tensor], rows: Tensor, *, check: bool = True) -> Tensor:
-        """Outputs at some rows of `points` (one row where all share it): [rows, ...]."""
+    def outputs(self, points: Points, rows: Tensor, *, check: bool = True) -> Tensor:
+        """Outputs at the points of some rows, `[rows, ...]`."""
 
         def run(batch: Batch) -> Tensor:
             there = padded(rows[batch.start : batch.stop], batch.size)
@@ -70,10 +72,9 @@ class Evaluator:
         found = self._batched(len(rows), run)
         return self.within_memory(partial(torch.cat, found))
 
-    def _outputs_at(self, points: Sequence[Tensor], rows: Tensor, *, check: bool) -> Tensor:
+    def _outputs_at(self, points: Points, rows: Tensor, *, check: bool) -> Tensor:
         problem = self.problem
-        at = [one_each(p, rows) for p in points]
-        out = on_copies(problem.forward, *at, *problem.arguments(rows))
+        out = on_copies(problem.forward, *points(rows), *problem.arguments(rows))
         for target in range(problem.targets_per_row if check else 0):
             out = check_output(out, len(rows), problem.table(rows, target))
         return out
@@ -115,18 +116,18 @@ class Evaluator:
 
     @torch.no_grad()
     def hidden(self, hoisted: Hoisted, points: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The prefix at every row of `points`, or at the one row that all share."""
+        """The prefix at every one of `points`; where all inputs have a single one, at that."""
         problem = self.problem
-        shared = all(p.shape[0] == 1 for p in points) and not problem.forward_args
-        rows = torch.arange(1 if shared else problem.rows, device=problem.device)
+        count = problem.rows if problem.forward_args else max(len(p) for p in points)
+        every = torch.arange(count, device=problem.device)
 
         def run(batch: Batch) -> list[Tensor]:
-            there = padded(rows[batch.start : batch.stop], batch.size)
+            there = padded(every[batch.start : batch.stop], batch.size)
             at = [one_each(p, there) for p in points]
             found = hoisted.prefix(*at, *problem.arguments(there))
             return [h[: batch.stop - batch.start] for h in found]
 
-        found = self._batched(len(rows), run)
+        found = self._batched(count, run)
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def absorb(self, other: Evaluator) -> None:
@@ -183,12 +184,21 @@ def lifted(evaluator: Evaluator, hoisted: Hoisted) -> Problem:
     h(x')).
     """
     problem = evaluator.problem
+    if problem.forward_args or not _alike(problem.baselines):
+        # every path has a prefix of its own, or starts of several inputs that go together
+        problem = replace(problem, tensors=problem.tensors.along_paths())
+        evaluator.problem = problem
     hidden = replace(
         problem.tensors,
         inputs=evaluator.hidden(hoisted, problem.inputs),
         baselines=evaluator.hidden(hoisted, problem.baselines),
     )
     return replace(problem, forward=hoisted.tail, tensors=hidden, lift=Lift(problem, hoisted))
+
+
+def _alike(baselines: Sequence[Tensor]) -> bool:
+    """Whether there is one of each input, or of those with more as many."""
+    return len({len(b) for b in baselines if len(b) > 1}) <= 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -33,7 +33,8 @@ class Rounding:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What one call is about.
+    """What one call is about. Its rows are paths: a row with several baselines is there once for
+    each, draw by draw.
 
     tensors    validated; its target is `[rows, targets, depth]`, None for scalar outputs
     lift       where inputs and baselines are hidden tensors of a hoisted prefix: the problem in
@@ -72,8 +73,12 @@ class Problem:
         return self.tensors.target
 
     @property
+    def draws(self) -> int:
+        return self.tensors.draws
+
+    @property
     def rows(self) -> int:
-        return self.tensors.rows
+        return self.tensors.paths
 
     @property
     def targets_per_row(self) -> int:
@@ -107,21 +112,24 @@ class Problem:
         return nullcontext() if self.reduced is None else self.reduced.passes()
 
     def arguments(self, rows: Tensor) -> list[Tensor]:
-        return [a[rows] for a in self.forward_args]
+        return [self.tensors.of_row(a, rows) for a in self.forward_args]
+
+    def input(self, rows: Tensor) -> list[Tensor]:
+        return [self.tensors.of_row(x, rows) for x in self.inputs]
 
     def baseline(self, rows: Tensor) -> list[Tensor]:
-        return [one_each(b, rows) for b in self.baselines]
+        return [self.tensors.of_draw(b, rows) for b in self.baselines]
 
     def table(self, rows: Tensor, target: int) -> Tensor | None:
         """Output indices of one target of some rows, `[rows, depth]`."""
         if self.targets is None:
             return None
-        return one_each(self.targets, rows)[:, target]
+        return one_each(self.targets, self.tensors.owner(rows))[:, target]
 
     def difference(self, rows: Tensor) -> Tensor:
         """x − x' of some rows, all inputs side by side: [rows, elements] float64."""
-        ends = zip(self.inputs, self.baseline(rows), strict=True)
-        parts = [x.index_select(0, rows).double() - b.double() for x, b in ends]
+        ends = zip(self.input(rows), self.baseline(rows), strict=True)
+        parts = [x.double() - b.double() for x, b in ends]
         return SideBySide.join(parts)
 
     @property

@@ -17,7 +17,6 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.row_results import NUMBERS, RowResults
 from integrand.workers.engine.verdicts import CODES, STATUSES, Ending, Verdicts, decoded
-from integrand.workers.models.row_tensors import one_each
 
 Tensors = Tensor | tuple[Tensor, ...]
 _SAYS_IT_ALL = (RowStatus.ok, RowStatus.unchecked)
@@ -119,11 +118,13 @@ Reason = Callable[[Ending], str | None]
 class Report:
     """Results per (row, target) while they come in, on the problem's device; a row that never gets
     to its targets fails or settles for all.
+
+    together  paths of the problem that are one row here: one, or all draws
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        shape = (problem.rows, problem.targets_per_row)
+    def __init__(self, problem: Problem, together: int = 1) -> None:
+        self.problem, self.together = problem, together
+        shape = (problem.rows // together, problem.targets_per_row)
         unknown = torch.full(shape, torch.nan, dtype=torch.float64, device=problem.device)
         self.f_input, self.f_baseline, self.gap, self.error = (unknown.clone() for _ in range(4))
         self.evaluations = torch.zeros(shape, dtype=torch.int32, device=problem.device)
@@ -137,15 +138,25 @@ class Report:
 
     def set_bad_inputs(self) -> Tensor:
         """Mark rows whose input or baseline is not finite; return the numbers of the others."""
-        clean = torch.ones(self.problem.rows, dtype=torch.bool, device=self.problem.device)
-        for kind, tensors in (("input", self.problem.inputs), ("baseline", self.problem.baselines)):
-            for i, tensor in enumerate(tensors):
+        tensors = self.problem.tensors
+        paths = torch.arange(self.problem.rows, device=self.problem.device)
+        clean = torch.ones(len(self.status), dtype=torch.bool, device=paths.device)
+        ends = (
+            ("input", self.problem.inputs, tensors.of_row),
+            ("baseline", self.problem.baselines, tensors.of_draw),
+        )
+        for kind, each, of_paths in ends:
+            for i, tensor in enumerate(each):
                 largest = tensor.reshape(len(tensor), -1).abs().amax(1)
-                finite = torch.isfinite(largest).expand(self.problem.rows)
+                finite = self._rows(of_paths(torch.isfinite(largest), paths)).all(1)
                 for row in (~finite & clean).nonzero().flatten().tolist():
                     self.refused[row] = f"{kind} {i} holds NaN or inf"
                 clean &= finite
         return clean.nonzero().flatten()
+
+    def _rows(self, of_paths: Tensor) -> Tensor:
+        """What is known of paths, `[rows, together]`."""
+        return of_paths.reshape(-1, self.together)
 
     def settle(self, rows: Tensor, f_input: Tensor, f_baseline: Tensor) -> Tensor:
         """Take f at both ends, and settle rows with x = x' (all zeros) and with a non-finite f;
@@ -225,12 +236,14 @@ class Report:
         return found
 
     def _moved(self, rows: Tensor) -> Tensor:
-        """Which rows differ from their baselines in any element."""
-        moved = torch.zeros_like(rows, dtype=torch.bool)
-        for x, baseline in zip(self.problem.inputs, self.problem.baselines, strict=True):
-            apart = x.index_select(0, rows) != one_each(baseline, rows)
-            moved |= apart.reshape(len(rows), -1).any(1)
-        return moved
+        """Which rows differ from a baseline of theirs in any element."""
+        each = torch.arange(self.together, device=rows.device)
+        paths = (rows[:, None] * self.together + each).flatten()
+        moved = torch.zeros_like(paths, dtype=torch.bool)
+        ends = zip(self.problem.input(paths), self.problem.baseline(paths), strict=True)
+        for x, baseline in ends:
+            moved |= (x != baseline).reshape(len(paths), -1).any(1)
+        return self._rows(moved).any(1)
 
     def _put(self, verdict: Verdicts) -> None:
         """Status and costs of all, numbers of those that have some."""

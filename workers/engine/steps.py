@@ -12,7 +12,7 @@ from integrand.workers.engine.problem import Problem
 from integrand.workers.models.gradients import SideBySide, gradients_of, independent_of_inputs
 from integrand.workers.models.outputs import select
 from integrand.workers.models.recurrence import differentiable
-from integrand.workers.models.row_tensors import one_each, padded
+from integrand.workers.models.row_tensors import padded
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,13 +96,13 @@ def first_step(problem: Problem, items: Items) -> Step:
 
 def _points(problem: Problem, items: Items) -> list[Tensor]:
     with torch.no_grad():
-        pairs = zip(problem.inputs, problem.baselines, strict=True)
-        points = [_between(b, x, items) for x, b in pairs]
+        ends = zip(problem.input(items.rows), problem.baseline(items.rows), strict=True)
+        points = [_between(start, x, items.alphas) for x, start in ends]
     return [point.requires_grad_() for point in points]
 
 
-def _between(baseline: Tensor, x: Tensor, items: Items) -> Tensor:
+def _between(start: Tensor, x: Tensor, alphas: Tensor) -> Tensor:
+    """Takes x over."""
     ones = [1] * (x.ndim - 1)
-    alpha = items.alphas.to(x.dtype).reshape(-1, *ones)
-    start = one_each(baseline, items.rows)
-    return x.index_select(0, items.rows).sub_(start).mul_(alpha).add_(start)
+    alpha = alphas.to(x.dtype).reshape(-1, *ones)
+    return x.sub_(start).mul_(alpha).add_(start)

@@ -72,6 +72,16 @@ class Method(ABC, Generic[Kind]):
     """Whether there is no other way than the closed form."""
     varies: ClassVar[bool] = False
     """Whether rows take different numbers of evaluations, so that a plan tries some."""
+    by_path: ClassVar[bool] = True
+    """Whether each baseline of a row is a case of its own, whose results are averaged; if not, the
+    method makes one result of all of them.
+    """
+    random: ClassVar[bool] = False
+    """Whether it draws random numbers, by the keys of its rows."""
+    complete: ClassVar[bool] = True
+    """Whether attributions are promised to add up to f(x) − f(x')."""
+    signed: ClassVar[bool] = True
+    """Whether the sign of an attribution says which way a feature pushed."""
 
     @property
     @abstractmethod

@@ -21,7 +21,7 @@ from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.verdicts import Verdicts, coded
 from integrand.workers.methods.base import JUDGED, Method, Needs, Settle
 from integrand.workers.models.outputs import Forward
-from integrand.workers.models.row_tensors import RowTensors, shared_or_taken
+from integrand.workers.models.row_tensors import RowTensors
 
 Floats = NDArray[np.float64]
 
@@ -118,10 +118,11 @@ def _integrate(
     network: ShallowNetwork, problem: Problem, rows: Tensor, target: int
 ) -> ExactIntegral:
     table = problem.table(rows, target)
+    (baseline,) = problem.baselines
     return integrate_exactly(
         network,
-        problem.inputs[0][rows],
-        shared_or_taken(problem.baselines[0], rows),
+        problem.input(rows)[0],
+        baseline if len(baseline) == 1 else problem.baseline(rows)[0],
         None if table is None else table[:, 0],
         tick=problem.tick,
     )

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from integrand.schemas.specs.accuracy import Adaptive, Exact, FixedSteps
+from integrand.schemas.specs.methods import IntegratedGradients, MethodPart
 from integrand.schemas.specs.part import Part
 from integrand.workers.methods.adaptive import AdaptiveMethod
 from integrand.workers.methods.base import Method
@@ -17,7 +18,13 @@ METHODS: Mapping[type[Part], type[Method[Any]]] = MappingProxyType(
     {Adaptive: AdaptiveMethod, FixedSteps: FixedMethod, Exact: ExactMethod}
 )
 
+INTEGRATED = IntegratedGradients()
 
-def method_of(accuracy: Part) -> Method[Any]:
-    """The method that a spec's accuracy asks for."""
-    return METHODS[type(accuracy)](accuracy)
+
+def method_of(accuracy: Part, method: MethodPart = INTEGRATED) -> Method[Any]:
+    """The method that a spec asks for: integrated gradients by how exact they shall be, others by
+    their own parts.
+    """
+    if isinstance(method, IntegratedGradients):
+        return METHODS[type(accuracy)](accuracy)
+    raise NotImplementedError(type(method).__name__)

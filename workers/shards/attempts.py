@@ -42,7 +42,7 @@ def attribute_clean(
     """
     if not rows.rows:
         return Attributed(_nothing(0, rows))
-    method = method_of(job.plan.spec.accuracy)
+    method = method_of(job.plan.spec.accuracy, job.plan.spec.method)
 
     share = job.plan.spec.compute.gpus_per_worker or 1.0
     kept = memory_budget(rows.device, share=share).kept

@@ -47,7 +47,7 @@ def row_targets(
 
     def choose(choice: Choice) -> Tensor:
         smaller = job.plan.numerics.smaller_batches
-        problem = Problem(job.prepared, tensors, batch_rows, tick, smaller=smaller)
+        problem = Problem(job.prepared, tensors.first_draw(), batch_rows, tick, smaller=smaller)
         return _chosen(problem, choice, job.plan.targets_per_row)
 
     target = job.plan.spec.target
@@ -66,7 +66,7 @@ def _chosen(problem: Problem, choice: Choice, targets: int) -> Tensor:
 
     def attempt(rows: slice) -> Tensor:
         evaluator = Evaluator(problem)
-        out = evaluator.outputs(problem.inputs, index[rows], check=False)
+        out = evaluator.outputs(problem.input, index[rows], check=False)
         return choice(out)
 
     def failed(error: Raised) -> Tensor:

@@ -111,7 +111,7 @@ class LeftOutMethod(Method[LeftOut]):
         for element in range(problem.elements):
             without = problem.inputs[0].clone()
             without[:, element] = problem.baselines[0][:, element]
-            out = evaluator.outputs([without], rows)
+            out = evaluator.outputs(lambda some, all_=without: [all_[some]], rows)
             found[:, element] = f_input[:, 0] - select(out, problem.table(rows, 0))
         yield verdicts(rows, found, f_input - f_baseline, evaluations=problem.elements)
 

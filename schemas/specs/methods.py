@@ -1,0 +1,124 @@
+"""By which method rows are attributed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSteps
+from integrand.schemas.specs.part import Part
+
+Value = bool | int | float | str | None
+Argument = Value | tuple[Value | tuple[Value, ...], ...]
+
+
+class MethodPart(Part):
+    """Base of every method."""
+
+    takes: ClassVar[tuple[type[Part], ...]] = ()
+    """The kinds of accuracy that say how exact it shall be; none where nothing is approximated."""
+
+
+class IntegratedGradients(MethodPart):
+    """Gradients integrated on the straight path from the baseline; over several baselines of a row
+    their mean. Sundararajan, Taly & Yan 2017.
+    """
+
+    takes = (Adaptive, FixedSteps, Exact)
+
+    kind: Literal["integrated_gradients"] = "integrated_gradients"
+
+
+class ExpectedGradients(MethodPart):
+    """The mean over a row's baselines of integrated gradients, by samples of baseline and α.
+    Erion, Janizek, Sturmfels, Lundberg & Lee 2021, §2.
+
+    Adaptive accuracy takes samples until their standard error is within the tolerance, fixed
+    accuracy takes so many `steps` of them.
+    """
+
+    takes = (Adaptive, FixedSteps, Exact)
+
+    kind: Literal["expected_gradients"] = "expected_gradients"
+    sampling: Literal["product", "stratified", "iid"] = Field(
+        "stratified",
+        description=(
+            "iid: baseline and α are drawn anew for each sample, as published; stratified: every"
+            " baseline as often as the others, α in equal strata; product: every baseline with the"
+            " nodes of its own certified integral, as integrated_gradients does."
+        ),
+    )
+    seed: int = Field(0, ge=0, description="Of the draws, which depend on it and the row alone.")
+
+
+class SmoothGrad(MethodPart):
+    """The mean gradient at noisy copies of the row. Smilkov, Thorat, Kim, Viégas & Wattenberg
+    2017.
+
+    Adaptive accuracy takes copies until their standard error is within the tolerance, fixed
+    accuracy takes so many `steps` of them.
+    """
+
+    takes = (Adaptive, FixedSteps)
+
+    kind: Literal["smoothgrad"] = "smoothgrad"
+    sigma: float = Field(gt=0, description="Standard deviation of the noise, in model units.")
+    times_input: bool = Field(
+        False, description="Each gradient times its noisy copy: (x + ε)·∂F(x + ε)."
+    )
+    seed: int = Field(0, ge=0, description="Of the noise, which depends on it and the row alone.")
+
+
+class Saliency(MethodPart):
+    """The gradient at the row. Simonyan, Vedaldi & Zisserman 2014."""
+
+    kind: Literal["saliency"] = "saliency"
+    absolute: bool = Field(True, description="Its absolute value, as published.")
+
+
+class InputXGradient(MethodPart):
+    """The row times the gradient there. Shrikumar, Greenside, Shcherbina & Kundaje 2016."""
+
+    kind: Literal["input_x_gradient"] = "input_x_gradient"
+
+
+class CaptumMethod(MethodPart):
+    """An attribution class of Captum, by its name."""
+
+    kind: Literal["captum"] = "captum"
+    name: str = Field(description="The class, such as DeepLift.")
+    arguments: dict[str, Argument] = Field(
+        {}, description="Arguments of the class and of its `attribute`, by name."
+    )
+    seed: int = Field(
+        0, ge=0, description="Of classes that draw: a row's draws depend on it and the row alone."
+    )
+
+
+_METHODS = Annotated[
+    IntegratedGradients | ExpectedGradients | SmoothGrad | Saliency | InputXGradient | CaptumMethod,
+    Field(discriminator="kind"),
+]
+
+
+def _spelled_out(value: Any) -> Any:
+    """`saliency` and `captum:DeepLift` as parts."""
+    if not isinstance(value, str):
+        return value
+    kind, colon, name = value.partition(":")
+    return {"kind": kind, "name": name} if colon else {"kind": kind}
+
+
+Method = Annotated[_METHODS, BeforeValidator(_spelled_out)]
+
+
+def refusal(method: MethodPart, accuracy: Accuracy, *, asked: bool) -> str | None:
+    """Why a method cannot be as exact as is asked for, if it cannot."""
+    kind = type(method).model_fields["kind"].default
+    if not method.takes:
+        return f"{kind} approximates nothing: leave out `accuracy`" if asked else None
+    sampled = isinstance(method, ExpectedGradients) and method.sampling != "product"
+    if isinstance(accuracy, method.takes) and not (sampled and isinstance(accuracy, Exact)):
+        return None
+    return f"{kind} is sampled: take an accuracy of kind adaptive or fixed"
