@@ -6,12 +6,9 @@ import difflib
 from collections.abc import Sequence
 from typing import TypeAlias
 
-import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.tables import PREFIX
@@ -22,13 +19,6 @@ Filters: TypeAlias = (
 """Conditions as pandas.read_parquet takes them (a list is AND, a list of lists OR of ANDs), or an
 Arrow expression.
 """
-
-_POSITION = "_position"
-_SANDBOX: dict[str, str | bool | int | float | list[str]] = {
-    "enable_external_access": False,
-    "python_enable_replacements": False,
-    "lock_configuration": True,
-}
 
 
 def check_columns(asked: Sequence[str], known: Sequence[str]) -> None:
@@ -77,29 +67,3 @@ def _bad_filter(error: Exception) -> SpecError:
         seen=str(error).split("\n")[0],
         next_step="check names and types of the columns",
     )
-
-
-def sandbox() -> duckdb.DuckDBPyConnection:
-    """A database without tables, files and settings."""
-    return duckdb.connect(config=_SANDBOX)
-
-
-def matching_rows(
-    connection: duckdb.DuckDBPyConnection, table: pa.Table, sql: str
-) -> NDArray[np.int64]:
-    """Numbers of the rows for which the expression is true. DuckDB parses it as one: it cannot end
-    the statement.
-    """
-    numbered = table.append_column(_POSITION, pa.array(np.arange(table.num_rows)))
-    try:
-        found = (
-            connection.from_arrow(numbered).filter(sql).project(_POSITION).fetchnumpy()[_POSITION]
-        )
-    except duckdb.Error as error:
-        raise SpecError(
-            "where",
-            expected='a DuckDB boolean expression, such as error_estimate > 0.01 or "attr.x" > 0',
-            seen=str(error).split("\n")[0],
-            next_step="quote names that hold a dot",
-        ) from None
-    return np.sort(np.asarray(found, np.int64))

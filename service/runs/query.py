@@ -28,8 +28,6 @@ from integrand.service.runs.conditions import (
     check_columns,
     filter_expression,
     filtered,
-    matching_rows,
-    sandbox,
 )
 from integrand.service.runs.finding import resolve_run
 from integrand.service.runs.footers import RunFolder
@@ -47,6 +45,7 @@ from integrand.service.runs.manifest import (
 )
 from integrand.service.runs.totals import read_committed
 from integrand.workers.data.columns import BAD
+from integrand.workers.data.conditions import matching_rows, sandbox
 from integrand.workers.data.decoding import forget_extensions
 from integrand.workers.data.reading import read_slices
 from integrand.workers.storage.store import Access, Store
