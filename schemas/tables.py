@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 from itertools import product
 
@@ -39,11 +40,27 @@ COLUMNS: dict[str, str] = {
     "evaluations": "Gradient evaluations that the row cost, as if it ran alone.",
 }
 
+OPTIONAL_COLUMNS: dict[str, str] = {
+    "baseline_spread": (
+        "Where rows have several baselines: root mean square over them of ‖a_k − ā‖₁, divided by"
+        " ‖ā‖₁; null where there is no attribution."
+    ),
+    "draws": "Where rows have several baselines: how many the attributions are the mean of.",
+}
+"""Columns of runs that ask for them, behind the attributions and by name."""
+OPTIONAL_TYPES: dict[str, pa.DataType] = {"baseline_spread": pa.float64(), "draws": pa.int32()}
+"""Null where a float is NaN and where anything but a number is None."""
+
 
 def output_schema(
-    row_id: pa.DataType, target: pa.DataType, attributions: list[pa.Field]
+    row_id: pa.DataType,
+    target: pa.DataType,
+    attributions: list[pa.Field],
+    optional: Sequence[str] = (),
 ) -> pa.Schema:
-    """Schema of a shard's object: the ten columns of COLUMNS, then the attributions."""
+    """Schema of a shard's object: the ten columns of COLUMNS, then the attributions, then the
+    optional columns that there are.
+    """
     types = {
         "row_id": row_id,
         "target": target,
@@ -52,7 +69,8 @@ def output_schema(
         "evaluations": pa.int32(),
     }
     fields = [pa.field(name, types.get(name, pa.float64())) for name in COLUMNS]
-    return pa.schema(fields + attributions)
+    behind = [pa.field(name, OPTIONAL_TYPES[name]) for name in optional]
+    return pa.schema(fields + attributions + behind)
 
 
 def feature_fields(features: tuple[str, ...], value: pa.DataType) -> list[pa.Field]:

@@ -24,6 +24,11 @@ class BaselinePart(Part):
         """Whether what is read is scaled like the data before use."""
         return False
 
+    @property
+    def draws_per_row(self) -> int:
+        """Baselines of each row, over which its attributions are averaged."""
+        return 1
+
 
 class ZeroBaseline(BaselinePart):
     """All zeros, in the units that the model receives."""

@@ -14,22 +14,13 @@ from integrand.schemas.specs.inputs import ForwardArg, IdsInput, Input, ids_of
 from integrand.schemas.specs.messages import explain
 from integrand.schemas.specs.methods import IntegratedGradients, Method, refusal
 from integrand.schemas.specs.models import Model
+from integrand.schemas.specs.output import Output
 from integrand.schemas.specs.part import Name, Part, repeated
 from integrand.schemas.specs.source import Source
 from integrand.schemas.specs.targets import (
     ScalarTarget,
     Target,
 )
-
-
-class Output(Part):
-    """Where the run folder goes."""
-
-    uri: str = Field(
-        description=(
-            "Root under which the run folder `<run_id>/` is made: local, s3://, gs:// or abfs://."
-        )
-    )
 
 
 class Limits(Part):
@@ -153,6 +144,11 @@ class AttributeSpec(Part):
     def baselines(self) -> tuple[Baseline, ...]:
         """The baseline of each input, the job's where the input names none."""
         return tuple(i.baseline or self.baseline for i in self.inputs)
+
+    @property
+    def draws(self) -> int:
+        """Baselines of each row, over which its attributions are averaged."""
+        return max(baseline.draws_per_row for baseline in self.baselines)
 
 
 JobSpec = AttributeSpec

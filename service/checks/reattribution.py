@@ -177,6 +177,7 @@ def _bits(results: Results, row: int) -> list[object]:
     numbers[np.isnan(numbers)] = np.nan
     target = results.target[row].as_py()
     found: list[object] = [rows.status[row], target, numbers.tobytes()]
+    found += [repr(column[row]) for _, column in sorted(rows.optional.items())]
     if rows.attributed[row]:
         found += [values.tobytes() for values in results.values(row)]
     return found

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.specs.part import Part, branches_of
-from integrand.schemas.tables import COLUMNS
+from integrand.schemas.tables import COLUMNS, OPTIONAL_COLUMNS
 from integrand.service.checks.rows.columns import CHECK as COLUMN_CHECK
 from integrand.service.checks.rows.footer import CHECK as FOOTER
 from integrand.service.checks.rows.table import ROW_CHECKS
@@ -91,6 +91,8 @@ def column_table() -> str:
         " the field's metadata. Of ids in lists of varying length, a list as long as the row's"
         " own. |"
     )
+    for name, meaning in OPTIONAL_COLUMNS.items():
+        rows.append(f"| `{name}` | {_cell(meaning)} |")
     return "\n".join(["| column | meaning |", "|---|---|", *rows])
 
 

@@ -27,7 +27,8 @@ from integrand.schemas.records import (
     TaskFooter,
 )
 from integrand.schemas.specs.compute import Compute
-from integrand.schemas.specs.job import Limits, Output
+from integrand.schemas.specs.job import Limits
+from integrand.schemas.specs.output import Output
 from integrand.schemas.tasks import Trial
 from integrand.schemas.uris import Uri
 from integrand.service.operator import Operator

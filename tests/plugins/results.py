@@ -54,6 +54,10 @@ def assert_same(one: RowResults, other: RowResults) -> None:
     for mine, theirs in zip(one.attributions, other.attributions, strict=True):
         assert mine.dtype == theirs.dtype
         np.testing.assert_array_equal(mine, theirs)
+    assert one.optional.keys() == other.optional.keys()
+    for name, column in one.optional.items():
+        assert column.dtype == other.optional[name].dtype
+        np.testing.assert_array_equal(column, other.optional[name])
 
 
 def with_columns(whole: Results, **columns: Any) -> Results:

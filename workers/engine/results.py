@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -58,6 +58,7 @@ class Explained:
     attributions  for each input `[rows, targets, ...]` in its dtype, on its device
     numbers       by name, `[rows, targets]` on the host
     codes         of the statuses, on the host
+    optional      columns that some runs have, by name, `[rows, targets]` on the host
     """
 
     attributions: tuple[Tensor, ...]
@@ -66,13 +67,20 @@ class Explained:
     reason: NDArray[np.object_]
     padded: int
     batch_rows: int
+    optional: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @cached_property
     def results(self) -> RowResults:
         """All of it on the host."""
         values = tuple(own.cpu().numpy() for own in self.attributions)
         status = decoded(self.codes)
-        return RowResults(attributions=values, status=status, reason=self.reason, **self.numbers)
+        return RowResults(
+            attributions=values,
+            status=status,
+            reason=self.reason,
+            optional=self.optional,
+            **self.numbers,
+        )
 
     def holds(self, status: RowStatus) -> bool:
         """Whether any row has it."""

@@ -24,6 +24,7 @@ def shard_digest(results: Results) -> str:
     columns = [rows.f_input, rows.f_baseline, rows.gap, rows.error_estimate]
     numbers = np.stack(columns, 1)
     numbers[np.isnan(numbers)] = np.nan  # which NaN it is, a stored null does not tell
+    optional = [column.tolist() for _, column in sorted(rows.optional.items())]
     names = plain_values(results.row_id)
     targets = results.target.to_pylist()
     there = rows.attributed
@@ -34,7 +35,8 @@ def shard_digest(results: Results) -> str:
             tail += b"".join(values.tobytes() for values in results.values(i))
         status, evaluations = rows.status[i], rows.evaluations[i]
         head = f"{names[i]!r}\0{targets[i]!r}\0{status}\0{evaluations}\0"
-        return head.encode() + tail
+        behind = "".join(f"\0{column[i]!r}" for column in optional)
+        return head.encode() + tail + behind.encode()
 
     return digest_rows(map(row, range(len(names))))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from integrand.schemas.records import Plan
 from integrand.schemas.specs.targets import Place
 from integrand.schemas.tables import (
     COLUMNS,
+    OPTIONAL_TYPES,
     RowStatus,
     output_schema,
 )
@@ -22,6 +24,7 @@ from integrand.workers.engine.row_results import NUMBERS, Floats, RowResults
 from integrand.workers.shards.layouts import Lengths, Values, layout_of, to_numpy
 from integrand.workers.shards.results import Results
 
+_OF_DRAWS = ("baseline_spread", "draws")
 ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
 
 
@@ -32,6 +35,11 @@ def attribution_fields(plan: Plan) -> list[pa.Field]:
     for shape in plan.inputs:
         fields += layout_of(shape).fields(value)
     return fields
+
+
+def optional_columns(plan: Plan) -> tuple[str, ...]:
+    """Names of the columns that this run has behind its attributions, sorted."""
+    return _OF_DRAWS if plan.spec.draws > 1 else ()
 
 
 def results_table(plan: Plan, results: Results) -> pa.Table:
@@ -47,8 +55,10 @@ def results_table(plan: Plan, results: Results) -> pa.Table:
     there = rows.attributed
     for shape, values, lengths in zip_longest(plan.inputs, rows.attributions, results.lengths):
         columns += layout_of(shape).columns(values, lengths, there)
+    optional = optional_columns(plan)
+    columns += [_optional(rows, name) for name in optional]
     fields = attribution_fields(plan)
-    schema = output_schema(results.row_id.type, results.target.type, fields)
+    schema = output_schema(results.row_id.type, results.target.type, fields, optional)
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -80,6 +90,7 @@ def results_of(plan: Plan, table: pa.Table) -> Results:
     its schema.
     """
     columns = {name: table[name].combine_chunks() for name in COLUMNS}
+    optional = {name: _stored(table[name].combine_chunks()) for name in optional_columns(plan)}
     behind = table.columns[len(COLUMNS) :]
     attributed = iter([column.combine_chunks() for column in behind])
     values = [layout_of(shape).read(attributed) for shape in plan.inputs]
@@ -89,6 +100,7 @@ def results_of(plan: Plan, table: pa.Table) -> Results:
         status=np.array(statuses, object),
         reason=np.array(columns["reason"].to_pylist(), object),
         attributions=tuple(v for v, _ in values),
+        optional=MappingProxyType(optional),
         **numbers,
     )
     return Results(
@@ -116,6 +128,22 @@ def _input_sums(values: Values, lengths: Lengths | None) -> Floats:
         if own:
             sums[row] = math.fsum(values[row, :own])
     return sums
+
+
+def _optional(rows: RowResults, name: str) -> pa.Array:
+    values = rows.optional[name]
+    if values.dtype == object:
+        return pa.array(values.tolist(), OPTIONAL_TYPES[name])
+    return _numbers(values)
+
+
+def _stored(column: pa.Array) -> NDArray[Any]:
+    """An optional column as it was before it was written: NaN or None where it is null."""
+    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+        return to_numpy(column)
+    found = np.empty(len(column), object)
+    found[:] = column.to_pylist()
+    return found
 
 
 def _numbers(values: NDArray[Any]) -> pa.Array:

@@ -24,6 +24,7 @@ from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.shards.attempts import attribute_clean
 from integrand.workers.shards.distinct import Distinct, distinct_rows
 from integrand.workers.shards.job import Job
+from integrand.workers.shards.output import optional_columns
 from integrand.workers.shards.refusals import Refusals, refusals
 from integrand.workers.shards.results import Results, merge
 from integrand.workers.shards.targets import row_targets, target_column
@@ -178,6 +179,7 @@ def _in_places(
         (len(refused.reasons) * per_row,),
         inputs=[shape.shape for shape in part.shapes],
         dtypes=[job.plan.numerics.precision for _ in part.shapes],
+        optional=optional_columns(job.plan),
     )
     results.reason[:] = np.repeat(np.array(refused.reasons, object), per_row)
     origin = _output_rows(distinct.copied.numpy(), per_row)

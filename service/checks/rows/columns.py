@@ -11,7 +11,7 @@ from integrand.schemas.records import Plan
 from integrand.schemas.tables import RowStatus, output_schema
 from integrand.service.checks.findings import Check, Finding, Remark, listed
 from integrand.service.checks.rows.stored import ShardEvidence
-from integrand.workers.shards.output import attribution_fields, repeated_targets
+from integrand.workers.shards.output import attribution_fields, optional_columns, repeated_targets
 
 
 def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
@@ -37,7 +37,7 @@ def _planned_schema(plan: Plan, seen: pa.Schema) -> pa.Schema:
     places = plan.spec.target.places(plan.numerics.outputs) or ((0,),)
     target = repeated_targets(places, len(places)).type
     row_id = seen.field("row_id").type if "row_id" in seen.names else pa.null()
-    return output_schema(row_id, target, attribution_fields(plan))
+    return output_schema(row_id, target, attribution_fields(plan), optional_columns(plan))
 
 
 def _unlike(where: str, planned: list[str], seen: list[str]) -> Finding:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.row_results import FILLS, NUMBERS, RowResults
+from integrand.workers.engine.row_results import FILLS, NUMBERS, OPTIONAL_FILLS, RowResults
 from tests.plugins.results import assert_same
 
 COLUMNS = [*FILLS, "attributions"]
+OPTIONAL = sorted(OPTIONAL_FILLS)
+
+
+def empty(shape: tuple[int, ...], width: int = 3) -> RowResults:
+    kinds = ["float32", "float64"]
+    return RowResults.empty(shape, inputs=[(width,), (2, 2)], dtypes=kinds, optional=OPTIONAL)
 
 
 def made(rows: int, targets: int = 2, width: int = 3) -> RowResults:
     """A number of its own in each place."""
     shape = (rows, targets)
-    found = RowResults.empty(shape, inputs=[(width,), (2, 2)], dtypes=["float32", "float64"])
+    found = empty(shape, width)
     count = np.arange(rows * targets).reshape(shape)
     for place, name in enumerate(NUMBERS):
         getattr(found, name)[:] = 100 * place + count
@@ -26,6 +33,8 @@ def made(rows: int, targets: int = 2, width: int = 3) -> RowResults:
     found.reason[:] = [[None if n % 2 == 0 else f"why {n}" for n in row] for row in count]
     for values in found.attributions:
         values[:] = np.random.default_rng(rows).normal(size=values.shape)
+    for place, column in enumerate(found.optional.values()):
+        column[:] = 1000 * place + count
     return found
 
 
@@ -42,7 +51,7 @@ def test_nothing_is_known_of_empty_rows() -> None:
 
 def test_rows_put_back_where_they_were_taken_from() -> None:
     whole, order = made(5), np.array([3, 0, 4, 1, 2])
-    again = RowResults.empty((5, 2), inputs=[(3,), (2, 2)], dtypes=["float32", "float64"])
+    again = empty((5, 2))
     again.put(order, whole.take(order))
     assert_same(again, whole)
 
@@ -67,6 +76,20 @@ def test_shorter_attributions_get_zeros_behind_them() -> None:
     found = RowResults.concat([made(2, width=3), made(1, width=5)])
     assert found.attributions[0].shape == (3, 2, 5)
     assert (found.attributions[0][:2, :, 3:] == 0).all()
+
+
+def test_optional_columns_that_a_part_lacks_hold_their_fill() -> None:
+    whole = made(3)
+    lacking = replace(made(2), optional={})
+    found = RowResults.concat([lacking, whole])
+    assert list(found.optional) == OPTIONAL
+    for name, column in found.optional.items():
+        assert column.dtype == whole.optional[name].dtype
+        np.testing.assert_array_equal(column[2:], whole.optional[name])
+        fill = np.full((2, 2), OPTIONAL_FILLS[name], column.dtype)
+        np.testing.assert_array_equal(column[:2], fill)
+    found.put(slice(2, 4), lacking)
+    np.testing.assert_array_equal(found.optional["draws"][2:], whole.optional["draws"])
 
 
 @pytest.mark.parametrize("name", COLUMNS)

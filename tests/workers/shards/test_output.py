@@ -14,16 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from integrand.schemas.records import InputShape
-from integrand.schemas.tables import COLUMNS
+from integrand.schemas.tables import COLUMNS, OPTIONAL_COLUMNS, OPTIONAL_TYPES
 from integrand.workers.engine.results import Attribution
 from integrand.workers.engine.row_results import FILLS, NUMBERS
 from integrand.workers.shards.footer import shard_digest
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.output import results_of, results_table, target_array
 from tests.plugins.results import (
+    assert_same,
     encoded,
     made_results,
     varying_results,
+    with_columns,
 )
 
 
@@ -112,3 +114,25 @@ def test_what_is_known_of_a_row_has_a_column_each() -> None:
     made = {"row_id", "target", "attribution_sum"}
     assert set(COLUMNS) == set(FILLS) | made
     assert set(NUMBERS) < {field.name for field in fields(Attribution)}
+
+
+def test_every_optional_column_is_documented() -> None:
+    assert set(OPTIONAL_TYPES) == set(OPTIONAL_COLUMNS)
+    assert not set(OPTIONAL_COLUMNS) & set(COLUMNS)
+
+
+@pytest.mark.parametrize("asked", [("draws",), ("baseline_spread", "draws")])
+def test_optional_columns_stand_behind_the_attributions(
+    job: Job, asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, plain = made_results(12), made_results(12)
+    spread = np.where(found.rows.attributed, np.arange(12.0), np.nan)
+    known = {"baseline_spread": spread, "draws": np.arange(12, dtype=np.int32)}
+    found = with_columns(found, optional={name: known[name] for name in asked})
+    monkeypatch.setattr("integrand.workers.shards.output.optional_columns", lambda plan: asked)
+    table = results_table(job.plan, found)
+    assert table.column_names[-len(asked) :] == list(asked)
+    assert table.column_names[: -len(asked)][-1] == "attr.image"
+    again = results_of(job.plan, table)
+    assert shard_digest(again) == shard_digest(found) != shard_digest(plain)
+    assert_same(again.rows, found.rows)
