@@ -43,9 +43,10 @@ def choose_form(spec: AttributeSpec, model: Forward, sample: RowTensors) -> Form
 
 def stepping_form(spec: AttributeSpec, model: Forward, sample: RowTensors) -> Form:
     """Without the closed form."""
+    method = method_of(spec.accuracy, spec.method)
     savings = Savings()
-    if spec.compute.savings != "none":
-        savings = choose(model, sample, method_of(spec.accuracy, spec.method).needs.work)
+    if spec.compute.savings != "none" and not method.needs_plain_model:
+        savings = choose(model, sample, method.needs.work)
         if sample.forward_args:
             savings = without_hoisting(savings, "forward_args differ from row to row")
     return _form(spec, model, sample, savings)
@@ -55,7 +56,8 @@ def aligned_form(
     spec: AttributeSpec, model: Forward, sample: RowTensors, savings: Savings
 ) -> Form | None:
     """With linear layers of whole vectors; None where that is no way."""
-    if spec.compute.savings == "none":
+    plain = method_of(spec.accuracy, spec.method).needs_plain_model
+    if plain or spec.compute.savings == "none":
         return None
     found = with_alignment(model, savings, sample)
     return None if found is None else _form(spec, model, sample, found)

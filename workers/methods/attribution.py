@@ -117,7 +117,7 @@ def prepare(
 def _prepared(model: nn.Module, rows: RowTensors, method: Method[Any]) -> Prepared:
     check_eval(model)
     found = prepared_for(model, rows, method)
-    if found.network is not None:
+    if found.network is not None or method.needs_plain_model:
         return found
     first = replace(rows, target=None if rows.target is None else rows.target[:, 0])
     savings = choose(model, first, method.needs.work)

@@ -66,22 +66,44 @@ class Method(ABC, Generic[Kind]):
 
     accuracy: Kind
 
-    needs_gradients: ClassVar[bool] = True
-    """Whether the output must have a gradient; if not, none is asked for before `explain`."""
     needs_closed_form: ClassVar[bool] = False
     """Whether there is no other way than the closed form."""
     varies: ClassVar[bool] = False
     """Whether rows take different numbers of evaluations, so that a plan tries some."""
-    by_path: ClassVar[bool] = True
-    """Whether each baseline of a row is a case of its own, whose results are averaged; if not, the
-    method makes one result of all of them.
-    """
-    random: ClassVar[bool] = False
-    """Whether it draws random numbers, by the keys of its rows."""
-    complete: ClassVar[bool] = True
-    """Whether attributions are promised to add up to f(x) − f(x')."""
-    signed: ClassVar[bool] = True
-    """Whether the sign of an attribution says which way a feature pushed."""
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the output must have a gradient; if not, none is asked for before `explain`."""
+        return True
+
+    @property
+    def needs_plain_model(self) -> bool:
+        """Whether it looks into the model, which is then run as it was given: savings that keep the
+        function may change what it finds.
+        """
+        return False
+
+    @property
+    def by_path(self) -> bool:
+        """Whether each baseline of a row is a case of its own, whose results are averaged; if not,
+        the method makes one result of all of them.
+        """
+        return True
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws random numbers, by the keys of its rows."""
+        return False
+
+    @property
+    def complete(self) -> bool:
+        """Whether attributions are promised to add up to f(x) − f(x')."""
+        return True
+
+    @property
+    def signed(self) -> bool:
+        """Whether the sign of an attribution says which way a feature pushed."""
+        return True
 
     @property
     @abstractmethod
