@@ -160,6 +160,21 @@ PrepassFiles = Annotated[
 ]
 
 
+class ReasonLine(Record):
+    """One line of a file of reason codes."""
+
+    feature: str
+    code: str
+    text: str
+
+
+class ReasonCodes(Record):
+    """A file of reason codes as it was planned with."""
+
+    sha256: str
+    lines: tuple[ReasonLine, ...]
+
+
 class Projection(Record):
     """What the plan expects the run to cost, measured on a few real rows."""
 
@@ -202,6 +217,9 @@ class JobPlan(Record, Generic[SomeSpec]):
         None, description="Digest of the code that is shipped to the workers."
     )
     statistics: PrepassFiles = Field({}, description="Pre-passes over the data, by name.")
+    reason_codes: ReasonCodes | None = Field(
+        None, description="The codes and texts of `output.reasons`, where a file names them."
+    )
     shards: tuple[Shard, ...]
     projection: Projection
     warnings: tuple[str, ...] = ()

@@ -23,6 +23,16 @@ class RowStatus(StrEnum):
     failed = "failed"
 
 
+class ReasonsStatus(StrEnum):
+    """How certain the reasons of one output row are."""
+
+    certified = "certified"
+    order_uncertain = "order_uncertain"
+    none_toward = "none_toward"
+    not_converged = "not_converged"
+    prohibited = "prohibited"
+
+
 CONVERGED = (RowStatus.ok, RowStatus.at_precision_floor)
 WITHOUT_ATTRIBUTION = (RowStatus.bad_input, RowStatus.nonfinite, RowStatus.failed)
 PREFIX = "attr."
@@ -46,9 +56,35 @@ OPTIONAL_COLUMNS: dict[str, str] = {
         " ‖ā‖₁; null where there is no attribution."
     ),
     "draws": "Where rows have several baselines: how many the attributions are the mean of.",
+    "reasons": (
+        "Where `output.reasons` asks: what pushed f most, in order: rank, code, feature (of several"
+        " with that code the one that pushed most), its value in the source as text, contribution"
+        " (in units of f), share (of all that pushed the same way), separated (whether it is ahead"
+        " of the next for certain), text; null where `when` does not hold or there is no"
+        " attribution."
+    ),
+    "reasons_status": "Beside it: how certain the reasons are, see the table of these.",
 }
 """Columns of runs that ask for them, behind the attributions and by name."""
-OPTIONAL_TYPES: dict[str, pa.DataType] = {"baseline_spread": pa.float64(), "draws": pa.int32()}
+REASON = pa.struct(
+    [
+        ("rank", pa.int32()),
+        ("code", pa.string()),
+        ("feature", pa.string()),
+        ("value", pa.string()),
+        ("contribution", pa.float64()),
+        ("share", pa.float64()),
+        ("separated", pa.bool_()),
+        ("text", pa.string()),
+    ]
+)
+"""One reason of a row."""
+OPTIONAL_TYPES: dict[str, pa.DataType] = {
+    "baseline_spread": pa.float64(),
+    "draws": pa.int32(),
+    "reasons": pa.list_(REASON),
+    "reasons_status": pa.string(),
+}
 """Null where a float is NaN and where anything but a number is None."""
 
 

@@ -39,6 +39,9 @@ class Limits(Part):
             "Quarantined shards above which the run stops early; default: the others finish."
         ),
     )
+    max_prohibited: int | None = Field(
+        0, ge=0, description="Rows with a prohibited feature among their reasons; null: any number."
+    )
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@ that is stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from integrand.schemas.ids import digest_json
 from integrand.schemas.records import Artefact, Numerics, Plan
@@ -25,6 +26,7 @@ def run_id(
     salt: str,
     *,
     state: str | None = None,
+    reason_codes: str | None = None,
     stored: bool = False,
 ) -> str:
     """Digest of spec, data, model and numerics: not the output, name, workers, attempts, deadlines
@@ -34,12 +36,12 @@ def run_id(
     of it, nor are the kernels in force: resuming on others is refused, or lowers the level of
     determinism. Nor are the smaller step batches, which kernels allow and no bit depends on. `code`
     are the digests of the entrypoint's package and of what is shipped, `state` that of the model
-    that the factory built. Of `stored` records a field that they were written without does not
-    count.
+    that the factory built, `reason_codes` that of the file of codes. Of `stored` records a field
+    that they were written without does not count.
     """
     parts = {"inputs", "forward_args", "target", "baseline", "accuracy"} | _later(spec)
     places = {"weights", "uri", "code"}
-    identity = {
+    identity: dict[str, Any] = {
         "spec": spec.model_dump(mode="json", include=parts, exclude_unset=stored),
         "row_id": spec.source.row_id,
         "model": spec.model.model_dump(mode="json", exclude=places, exclude_unset=stored),
@@ -50,6 +52,8 @@ def run_id(
         "salt": salt,
     }
     identity |= {} if state is None else {"state": state}
+    identity |= {} if reason_codes is None else {"reason_codes": reason_codes}
+    identity |= _of_output(spec)
     return digest_json(identity)[:24]
 
 
@@ -61,6 +65,14 @@ def _later(spec: AttributeSpec) -> set[str]:
         for name, field in defaults.items()
         if getattr(spec, name) != field.get_default(call_default_factory=True)
     }
+
+
+def _of_output(spec: AttributeSpec) -> dict[str, object]:
+    """What is kept of results, where that is not what it is by default; not where it goes."""
+    asked = spec.output.model_dump(
+        mode="json", exclude={"uri": True, "reasons": {"codes"}}, exclude_defaults=True
+    )
+    return {"output": asked} if asked else {}
 
 
 def _choices(numerics: Numerics, *, stored: bool) -> dict[str, object]:
@@ -91,5 +103,6 @@ def stored_run_id(plan: Plan) -> str | None:
         plan.numerics,
         plan.salt,
         state=plan.model_state,
+        reason_codes=plan.reason_codes.sha256 if plan.reason_codes else None,
         stored=True,
     )

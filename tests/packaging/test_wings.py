@@ -15,6 +15,7 @@ WINGS = {
         "quadrature",
         "storage",
         "data",
+        "reason_codes",
         "models",
         "baselines",
         "rewriting",
