@@ -58,4 +58,13 @@ class Exact(Part):
     kind: Literal["exact"] = "exact"
 
 
-Accuracy = Annotated[FixedSteps | Adaptive | Exact, Field(discriminator="kind")]
+class FixedSamples(Part):
+    """So many samples of every row, for methods that draw them; rows are `unchecked`, and their
+    error estimate is told all the same.
+    """
+
+    kind: Literal["samples"] = "samples"
+    samples: int = Field(200, ge=1, le=1_000_000, description="Gradient evaluations per row.")
+
+
+Accuracy = Annotated[FixedSteps | Adaptive | Exact | FixedSamples, Field(discriminator="kind")]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSteps
-from integrand.schemas.specs.part import Part
+from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSamples, FixedSteps
+from integrand.schemas.specs.part import Part, kind_of
 
+QUADRATURES = (Adaptive, FixedSteps, Exact)
+SAMPLINGS = (Adaptive, FixedSamples)
 Value = bool | int | float | str | None
 Argument = Value | tuple[Value | tuple[Value, ...], ...]
 
@@ -16,8 +18,12 @@ Argument = Value | tuple[Value | tuple[Value, ...], ...]
 class MethodPart(Part):
     """Base of every method."""
 
-    takes: ClassVar[tuple[type[Part], ...]] = ()
-    """The kinds of accuracy that say how exact it shall be; none where nothing is approximated."""
+    @property
+    def takes(self) -> tuple[type[Part], ...]:
+        """The kinds of accuracy that say how exact it shall be; none where nothing is
+        approximated.
+        """
+        return ()
 
 
 class IntegratedGradients(MethodPart):
@@ -25,20 +31,20 @@ class IntegratedGradients(MethodPart):
     their mean. Sundararajan, Taly & Yan 2017.
     """
 
-    takes = (Adaptive, FixedSteps, Exact)
-
     kind: Literal["integrated_gradients"] = "integrated_gradients"
+
+    @property
+    def takes(self) -> tuple[type[Part], ...]:
+        return QUADRATURES
 
 
 class ExpectedGradients(MethodPart):
     """The mean over a row's baselines of integrated gradients, by samples of baseline and α.
     Erion, Janizek, Sturmfels, Lundberg & Lee 2021, §2.
 
-    Adaptive accuracy takes samples until their standard error is within the tolerance, fixed
-    accuracy takes so many `steps` of them.
+    Of kind `adaptive`, the accuracy takes samples until their standard error is within the
+    tolerance; of kind `samples`, so many of them.
     """
-
-    takes = (Adaptive, FixedSteps, Exact)
 
     kind: Literal["expected_gradients"] = "expected_gradients"
     sampling: Literal["product", "stratified", "iid"] = Field(
@@ -51,16 +57,18 @@ class ExpectedGradients(MethodPart):
     )
     seed: int = Field(0, ge=0, description="Of the draws, which depend on it and the row alone.")
 
+    @property
+    def takes(self) -> tuple[type[Part], ...]:
+        return QUADRATURES if self.sampling == "product" else SAMPLINGS
+
 
 class SmoothGrad(MethodPart):
     """The mean gradient at noisy copies of the row. Smilkov, Thorat, Kim, Viégas & Wattenberg
     2017.
 
-    Adaptive accuracy takes copies until their standard error is within the tolerance, fixed
-    accuracy takes so many `steps` of them.
+    Of kind `adaptive`, the accuracy takes copies until their standard error is within the
+    tolerance; of kind `samples`, so many of them.
     """
-
-    takes = (Adaptive, FixedSteps)
 
     kind: Literal["smoothgrad"] = "smoothgrad"
     sigma: float = Field(gt=0, description="Standard deviation of the noise, in model units.")
@@ -68,6 +76,10 @@ class SmoothGrad(MethodPart):
         False, description="Each gradient times its noisy copy: (x + ε)·∂F(x + ε)."
     )
     seed: int = Field(0, ge=0, description="Of the noise, which depends on it and the row alone.")
+
+    @property
+    def takes(self) -> tuple[type[Part], ...]:
+        return SAMPLINGS
 
 
 class Saliency(MethodPart):
@@ -115,10 +127,11 @@ Method = Annotated[_METHODS, BeforeValidator(_spelled_out)]
 
 def refusal(method: MethodPart, accuracy: Accuracy, *, asked: bool) -> str | None:
     """Why a method cannot be as exact as is asked for, if it cannot."""
-    kind = type(method).model_fields["kind"].default
+    kind = kind_of(type(method))
     if not method.takes:
         return f"{kind} approximates nothing: leave out `accuracy`" if asked else None
-    sampled = isinstance(method, ExpectedGradients) and method.sampling != "product"
-    if isinstance(accuracy, method.takes) and not (sampled and isinstance(accuracy, Exact)):
+    if isinstance(accuracy, method.takes):
         return None
-    return f"{kind} is sampled: take an accuracy of kind adaptive or fixed"
+    kinds = " or ".join(str(kind_of(one)) for one in method.takes)
+    sampling = f" with sampling {method.sampling}" if isinstance(method, ExpectedGradients) else ""
+    return f"{kind}{sampling} takes an accuracy of kind {kinds}, not {accuracy.kind}"

@@ -40,6 +40,7 @@ from integrand.workers.data.prepasses.base import Scan
 from integrand.workers.data.prepasses.table import PREPASSES
 from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import Rows
+from integrand.workers.methods.table import method_of
 from integrand.workers.models.code import (
     CodeBundle,
     check_shipped,
@@ -258,8 +259,18 @@ def settle_kernels(spec: AttributeSpec) -> None:
 
 
 def check_precision(spec: AttributeSpec) -> None:
-    """Raises SpecError for a precision that workers on CPUs do not have."""
+    """Raises SpecError for a precision that workers on CPUs do not have, or whose rounding a
+    method does not measure.
+    """
     compute = spec.compute
+    method = method_of(spec.accuracy, spec.method)
+    if compute.reduced and not method.by_path:
+        raise SpecError(
+            f"compute.precision: {compute.precision}",
+            expected=f"float32 or float64: {spec.method.kind} does not measure what rounding does",
+            seen=compute.precision,
+            next_step="set compute.precision: float32",
+        )
     if compute.precision == "tf32" and not compute.gpus_per_worker:
         raise SpecError(
             "compute.precision: tf32",

@@ -82,8 +82,9 @@ def examine(
     varying  whether other rows have other lengths than those of the sample
     """
     method = method_of(spec.accuracy, spec.method)
-    sample, width, warnings = first_pass(spec, model, sample)
-    method.check(model, sample)
+    rows, width, warnings = first_pass(spec, model, sample)
+    method.check(model, rows)
+    sample = rows.first_draw()
     form = choose_form(spec, model, sample)
     if form.exact and not method.needs_closed_form and _loses_bits(spec, form, sample):
         form = stepping_form(spec, model, sample)  # step batches may keep the bits
@@ -103,9 +104,7 @@ def examine(
     gradients = method.needs_gradients
     trial = step_trial(prepared, sample, batch_rows, gradients=gradients)
     batch_s = seconds_per_batch(trial)
-    evaluations = evaluations_per_row(
-        method, prepared, sample, batch_rows, batch_s, smaller=smaller
-    )
+    evaluations = evaluations_per_row(method, prepared, rows, batch_rows, batch_s, smaller=smaller)
     return PlanFacts(
         batch_rows=batch_rows,
         smaller=smaller,

@@ -35,6 +35,8 @@ class Attribution:
     error_estimate  estimated ‖a − a*‖₁ / ‖a‖₁, `[rows]` float64; NaN where the rule gives none
     evaluations     gradient evaluations of the row as if alone, `[rows]` int32
     status, reason  what became of each row (row by row, target by target), and why if it is not ok
+    baseline_spread  root mean square over draws of ‖a_k − ā‖₁, divided by ‖ā‖₁, `[rows]` float64;
+                    None where rows have one baseline
     padded          gradient evaluations that only filled step batches up
     batch_rows      rows of a step batch: fewer than planned where memory ran out
     """
@@ -49,6 +51,7 @@ class Attribution:
     reason: tuple[str | None, ...]
     padded: int = 0
     batch_rows: int = 0
+    baseline_spread: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -92,16 +95,20 @@ def as_attribution(found: Explained, inputs: Tensors, *, several: bool) -> Attri
     several targets were asked for.
     """
     values = found.attributions
+    spread = found.optional.get("baseline_spread")
+    apart = None if spread is None else torch.from_numpy(spread)
     numbers = {name: torch.from_numpy(column) for name, column in found.numbers.items()}
     if not several:
         values = tuple(own[:, 0] for own in values)
         numbers = {name: column[:, 0] for name, column in numbers.items()}
+        apart = None if apart is None else apart[:, 0]
     return Attribution(
         attributions=values if isinstance(inputs, tuple) else values[0],
         status=_statuses(found.codes),
         reason=tuple(found.reason.reshape(-1).tolist()),
         padded=found.padded,
         batch_rows=found.batch_rows,
+        baseline_spread=apart,
         **numbers,
     )
 

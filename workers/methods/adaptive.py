@@ -42,6 +42,10 @@ class AdaptiveMethod(PathMethod[Adaptive]):
     def tolerance(self) -> float:
         return self.accuracy.tolerance
 
+    def tighter(self, factor: float) -> AdaptiveMethod:
+        tolerance = self.accuracy.tolerance / factor
+        return AdaptiveMethod(self.accuracy.model_copy(update={"tolerance": tolerance}))
+
     def closed_form(
         self, forward: Forward, rows: RowTensors, transform: str = "none"
     ) -> ShallowNetwork | None:

@@ -19,7 +19,11 @@ Baselines = Tensors | tuple[Tensor | float | None, ...] | float | None
 
 
 def row_tensors(
-    inputs: Tensors, baselines: Baselines, forward_args: Tensors, target: TargetLike
+    inputs: Tensors,
+    baselines: Baselines,
+    forward_args: Tensors,
+    target: TargetLike,
+    draws: int = 1,
 ) -> RowTensors:
     """The arguments of `attribute`, as it documents them; the target is `[rows, targets, depth]`.
 
@@ -28,11 +32,19 @@ def row_tensors(
     xs = _tensors("inputs", inputs)
     for i, x in enumerate(xs):
         _check_input(f"inputs[{i}]", x, xs[0])
-    starts = _baselines(xs, baselines)
+    _check_draws(draws)
+    starts = _baselines(xs, baselines, draws)
     arguments = _forward_args(forward_args, xs)
     targets = target_tables(target, xs[0].shape[0])
     targets = None if targets is None else targets.to(xs[0].device)
-    return RowTensors(xs, starts, arguments, targets)
+    return RowTensors(xs, starts, arguments, targets, draws)
+
+
+def _check_draws(draws: int) -> None:
+    if draws < 1:
+        raise SpecError(
+            "draws", expected="at least 1", seen=str(draws), next_step="leave it out for one"
+        )
 
 
 def check_batch_rows(batch_rows: int | None) -> None:
@@ -94,7 +106,7 @@ def _wrong_dtype(name: str, x: Tensor) -> SpecError:
     return SpecError(name, expected="float32 or float64", seen=str(x.dtype), next_step=step)
 
 
-def _baselines(xs: tuple[Tensor, ...], baselines: Baselines) -> tuple[Tensor, ...]:
+def _baselines(xs: tuple[Tensor, ...], baselines: Baselines, draws: int) -> tuple[Tensor, ...]:
     if _is_number(baselines):
         baselines = tuple(baselines for _ in xs)
     if isinstance(baselines, tuple) and len(baselines) == len(xs):
@@ -109,12 +121,16 @@ def _baselines(xs: tuple[Tensor, ...], baselines: Baselines) -> tuple[Tensor, ..
             next_step="pass a tuple with one baseline for each input, or one number for all",
         )
     for i, (b, x) in enumerate(zip(given, xs, strict=True)):
-        if b.shape[1:] != x.shape[1:] or b.shape[0] not in (1, x.shape[0]):
+        sizes = {1, draws, draws * x.shape[0]}
+        if b.shape[1:] != x.shape[1:] or b.shape[0] not in sizes:
+            own = " or ".join(f"{[size, *x.shape[1:]]}" for size in sorted(sizes, reverse=True))
             raise SpecError(
                 f"baselines[{i}]",
-                expected=f"shape {list(x.shape)} or {[1, *x.shape[1:]]}",
+                expected=f"shape {own}",
                 seen=f"{list(b.shape)}",
-                next_step="add the row dimension with baseline[None]",
+                next_step=(
+                    "add the row dimension with baseline[None]; several for each row are `draws`"
+                ),
             )
     return tuple(b.to(x) for b, x in zip(given, xs, strict=True))
 

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive
+from integrand.schemas.specs.methods import MethodPart, refusal
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.batching import LEAST, SMALLEST, halves
 from integrand.workers.engine.memory import memory_budget, row_bytes
@@ -23,9 +25,9 @@ from integrand.workers.methods.arguments import Baselines, check_batch_rows, row
 from integrand.workers.methods.base import Method
 from integrand.workers.methods.explaining import explain
 from integrand.workers.methods.probing import Call, check_eval, check_rows_apart, explained, probe
-from integrand.workers.methods.table import method_of
+from integrand.workers.methods.table import INTEGRATED, method_of
 from integrand.workers.models.outputs import Forward, TargetLike
-from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.models.row_tensors import RowTensors, keys_of_rows
 from integrand.workers.rewriting.choosing import choose
 from integrand.workers.switches import pinned_on
 
@@ -46,9 +48,11 @@ def attribute(
     forward_args: Tensors = (),
     accuracy: Accuracy | None = None,
     batch_rows: int | None = None,
+    method: MethodPart = INTEGRATED,
+    draws: int = 1,
 ) -> Attribution:
-    """Integrated Gradients of `forward` at `inputs` against `baselines`. Sundararajan, Taly & Yan
-    2017.
+    """Integrated Gradients of `forward` at `inputs` against `baselines`, or what another method
+    makes of them. Sundararajan, Taly & Yan 2017.
 
     inputs        a floating tensor `[rows, ...]` or a tuple of them, passed to `forward` in order
     baselines     None for zeros, a number, or tensors shaped like inputs with `rows` rows or 1; one
@@ -63,17 +67,27 @@ def attribute(
                   at most two hidden layers
     batch_rows    rows of a step batch; the same value gives the same bits whatever rows are beside
                   a row
+    method        a part of `schemas.specs.methods`; what it draws depends on its seed and on what a
+                  row holds
+    draws         baselines of each row, over which attributions are averaged: `baselines` are then
+                  `[draws, ...]`, shared by all rows, or `[rows × draws, ...]`, each row's own
 
     Raises SpecError or DataError (both ValueErrors) that say what to change. Rows with NaN or inf
     do not raise: they come back as `bad_input` or `nonfinite`.
     """
-    method = method_of(accuracy or Adaptive())
+    exactness = accuracy or Adaptive()
+    refused = refusal(method, exactness, asked=accuracy is not None)
+    if refused:
+        raise SpecError("accuracy", expected=refused, seen=exactness.kind)
+    asked = method_of(exactness, method)
     check_batch_rows(batch_rows)
     with torch.inference_mode(False):
-        rows = row_tensors(inputs, baselines, forward_args, target)
+        rows = row_tensors(inputs, baselines, forward_args, target, draws)
+        if asked.random:
+            rows = replace(rows, keys=keys_of_rows(rows.inputs))
         warn_once(rows.device.type)
         with pinned_on(rows.device):
-            found = _explained(Call(forward, rows, batch_rows), method)
+            found = _explained(Call(forward, rows, batch_rows), asked)
         return as_attribution(found, inputs, several=isinstance(target, list))
 
 
@@ -119,6 +133,7 @@ def _prepared(model: nn.Module, rows: RowTensors, method: Method[Any]) -> Prepar
     found = prepared_for(model, rows, method)
     if found.network is not None or method.needs_plain_model:
         return found
+    rows = rows.first_draw()
     first = replace(rows, target=None if rows.target is None else rows.target[:, 0])
     savings = choose(model, first, method.needs.work)
     return assemble(model, "none", savings, rows.inputs, rows.forward_args)

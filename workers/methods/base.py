@@ -91,6 +91,13 @@ class Method(ABC, Generic[Kind]):
         return True
 
     @property
+    def hoists(self) -> bool:
+        """Whether gradients behind an affine prefix will do, which come back as one sum of each
+        row.
+        """
+        return True
+
+    @property
     def random(self) -> bool:
         """Whether it draws random numbers, by the keys of its rows."""
         return False
@@ -123,6 +130,10 @@ class Method(ABC, Generic[Kind]):
     def tolerance(self) -> float | None:
         """Relative error that rows are held to."""
         return None
+
+    def tighter(self, factor: float) -> Method[Kind]:
+        """The same method, held to so much smaller a tolerance."""
+        return self
 
     def check(self, forward: Forward, rows: RowTensors) -> None:
         """Raises SpecError for a model, or rows, that the method is not for: seen on a few rows

@@ -251,7 +251,7 @@ def check_rows_apart(call: Call) -> None:
     that do not converge may tell: tried on a few rows and their baselines.
     """
     count = min(call.rows, _JUDGED_ROWS)
-    some = call.tensors.take(slice(count)).expanded()
+    some = call.tensors.take(slice(count)).first_draw().expanded()
     pairs = zip(some.inputs, some.baselines, strict=True)
     ends = tuple(torch.cat([x, start]) for x, start in pairs)
     first_target = None if some.target is None else some.target[:, 0]

@@ -4,8 +4,9 @@ output is explained.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -164,3 +165,16 @@ def padded(rows: Tensor, size: int) -> Tensor:
     if not missing:
         return rows
     return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+
+
+def keys_of_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """A key for each row, made of what it holds: `[rows, 2]` int64, on the device of the rows."""
+    arrays = [t.detach().reshape(len(t), -1).cpu().contiguous().view(torch.uint8) for t in tensors]
+    digests = []
+    for row in range(len(tensors[0])):
+        digest = blake2b(digest_size=16)
+        for array in arrays:
+            digest.update(array[row].numpy().tobytes())
+        digests.append(digest.digest())
+    keys = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64)
+    return keys.reshape(-1, 2).to(tensors[0].device)

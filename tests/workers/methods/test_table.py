@@ -14,6 +14,7 @@ from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSteps
+from integrand.schemas.specs.methods import MethodPart
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.endpoints import endpoint_values
 from integrand.workers.engine.evaluator import Evaluator
@@ -33,12 +34,14 @@ X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
 WEIGHTS = torch.tensor([1.0, -2.0, 3.0], dtype=F64)
 
 
-@dataclass(frozen=True)
-class AtInput:
+class AtInput(MethodPart):
     """The gradient at x, times x − x'."""
 
 
-class AtInputMethod(PathMethod[AtInput]):
+@dataclass(frozen=True)
+class AtInputMethod(PathMethod[Any]):
+    part: AtInput
+
     @property
     def most_evaluations(self) -> int:
         return 1
@@ -51,17 +54,19 @@ class AtInputMethod(PathMethod[AtInput]):
         yield verdicts(rows, found, f_input - f_baseline, evaluations=1)
 
 
-@dataclass(frozen=True)
-class Noisy:
+class Noisy(MethodPart):
     """Gradients at x and noise; draws come from a seed and a row's own values."""
 
     draws: int = 4
 
 
-class NoisyMethod(Method[Noisy]):
+@dataclass(frozen=True)
+class NoisyMethod(Method[Any]):
+    part: Noisy
+
     @property
     def most_evaluations(self) -> int:
-        return self.accuracy.draws
+        return self.part.draws
 
     def explain(
         self, evaluator: Evaluator, prepared: Prepared, rows: Tensor, settle: Settle
@@ -69,7 +74,7 @@ class NoisyMethod(Method[Noisy]):
         f_input, f_baseline = endpoint_values(evaluator, rows)
         moving = settle(rows, f_input, f_baseline)
         there, draws = rows[moving], []
-        for draw in range(self.accuracy.draws):
+        for draw in range(self.part.draws):
             noisy = replace(evaluator.problem, tensors=self._noisy(evaluator, draw))
             draws.append(at_input(noisy, there))
         found = torch.stack(draws) * evaluator.problem.difference(there)
@@ -85,12 +90,14 @@ class NoisyMethod(Method[Noisy]):
         return replace(rows, inputs=(rows.inputs[0] + torch.stack(noise),))
 
 
-@dataclass(frozen=True)
-class LeftOut:
+class LeftOut(MethodPart):
     """f(x) less f at x with one element as in x'."""
 
 
-class LeftOutMethod(Method[LeftOut]):
+@dataclass(frozen=True)
+class LeftOutMethod(Method[Any]):
+    part: LeftOut
+
     needs_gradients = False
 
     @property
@@ -150,21 +157,16 @@ def verdicts(
 @pytest.fixture(autouse=True)
 def _listed(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = {AtInput: AtInputMethod, Noisy: NoisyMethod, LeftOut: LeftOutMethod}
-    monkeypatch.setattr(table, "METHODS", {**table.METHODS, **ours})
+    monkeypatch.setattr(table, "OTHERS", {**table.OTHERS, **ours})
 
 
 def linear(x: Tensor) -> Tensor:
     return x @ WEIGHTS
 
 
-def asked(part: object) -> Any:
-    """No part of our spec, whose parts are documented."""
-    return part
-
-
 @pytest.mark.parametrize(("part", "spent"), [(AtInput(), 1), (Noisy(), 4), (LeftOut(), 3)])
-def test_a_method_of_another_kind_is_one_class_and_one_line(part: object, spent: int) -> None:
-    found = attribute(linear, X, accuracy=asked(part), batch_rows=4)
+def test_a_method_of_another_kind_is_one_class_and_one_line(part: MethodPart, spent: int) -> None:
+    found = attribute(linear, X, method=part, batch_rows=4)
     torch.testing.assert_close(found.attributions, X * WEIGHTS)
     assert set(found.evaluations.tolist()) == {spent}
 
@@ -172,7 +174,7 @@ def test_a_method_of_another_kind_is_one_class_and_one_line(part: object, spent:
 def test_rows_that_say_it_all_are_settled_for_every_method() -> None:
     x = X.clone()
     x[1], x[2, 0] = 0, torch.nan
-    found = attribute(linear, x, accuracy=asked(AtInput()), batch_rows=4)
+    found = attribute(linear, x, method=AtInput(), batch_rows=4)
     assert found.status[1:3] == (RowStatus.ok, RowStatus.bad_input)
     assert found.status[0] == RowStatus.unchecked
 
@@ -181,11 +183,11 @@ def test_a_methods_own_error_and_reason_are_what_a_row_is_told() -> None:
     def curved(x: Tensor) -> Tensor:
         return x.pow(3).sum(1)
 
-    sampled = attribute(curved, X, accuracy=asked(Noisy(draws=9)), batch_rows=4)
+    sampled = attribute(curved, X, method=Noisy(draws=9), batch_rows=4)
     assert (sampled.error_estimate > 0).all()
-    alone = attribute(curved, X[3:4], accuracy=asked(Noisy(draws=9)), batch_rows=4)
+    alone = attribute(curved, X[3:4], method=Noisy(draws=9), batch_rows=4)
     assert torch.equal(alone.attributions[0], sampled.attributions[3])
-    left_out = attribute(lambda x: x.prod(1), X, accuracy=asked(LeftOut()), batch_rows=4)
+    left_out = attribute(lambda x: x.prod(1), X, method=LeftOut(), batch_rows=4)
     assert str(left_out.reason[0]).startswith("the gap is")
 
 
@@ -193,15 +195,15 @@ def test_without_gradients_none_are_asked_for() -> None:
     def steps(x: Tensor) -> Tensor:
         return x.detach().round() @ WEIGHTS
 
-    found = attribute(steps, X, accuracy=asked(LeftOut()), batch_rows=4)
+    found = attribute(steps, X, method=LeftOut(), batch_rows=4)
     torch.testing.assert_close(found.attributions, X.round() * WEIGHTS)
     with pytest.raises(SpecError, match="no gradient path"):
-        attribute(steps, X, accuracy=asked(AtInput()), batch_rows=4)
+        attribute(steps, X, method=AtInput(), batch_rows=4)
 
 
 def test_a_method_refuses_what_it_is_not_for() -> None:
     with pytest.raises(SpecError, match="at most 100 elements"):
-        attribute(lambda x: x.sum(1), torch.ones(2, 101), accuracy=asked(LeftOut()))
+        attribute(lambda x: x.sum(1), torch.ones(2, 101), method=LeftOut())
 
 
 @pytest.mark.parametrize("accuracy", [Adaptive(), FixedSteps(steps=9), Exact()], ids=str)
