@@ -3,6 +3,7 @@ from .methods.attribution import (
     attribute as attribute,
     prepare as prepare,
 )
+from .methods.captum_api import IntegratedGradients as IntegratedGradients
 from .models.embeddings import at_embedding as at_embedding
 from .quadrature.rules import QuadratureRule as QuadratureRule
 from .storage.store import Access as Access, Store as Store

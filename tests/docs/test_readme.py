@@ -177,6 +177,8 @@ def test_notebook_examples_run():
         scope["again"].attributions, scope["several"].attributions[:, 2], atol=1e-3
     )
     assert scope["found"].attributions.sum(-1).shape == (3, 5)
+    assert set(scope["told"].status) == {RowStatus.ok}
+    assert torch.equal(scope["values"], scope["told"].attributions)
 
 
 def test_the_certificate_is_fooled_as_told():
