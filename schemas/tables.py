@@ -36,6 +36,8 @@ class ReasonsStatus(StrEnum):
 CONVERGED = (RowStatus.ok, RowStatus.at_precision_floor)
 WITHOUT_ATTRIBUTION = (RowStatus.bad_input, RowStatus.nonfinite, RowStatus.failed)
 PREFIX = "attr."
+PLACES = "index."
+"""Begins the names of columns that say where the largest attributions of an input are."""
 
 COLUMNS: dict[str, str] = {
     "row_id": "The source's row_id column, or `<relative path>#<row>`.",
@@ -126,6 +128,28 @@ def list_field(name: str, value: pa.DataType) -> pa.Field:
     return pa.field(PREFIX + name, pa.list_(value))
 
 
+def top_fields(
+    name: str, shape: tuple[int, ...] | None, features: tuple[str, ...], value: pa.DataType
+) -> list[pa.Field]:
+    """Two list columns for the largest attributions of an input and their places in it, flat and
+    from 0. Of named features the metadata has the names, of a tensor its shape.
+    """
+    metadata = {"index": PLACES + name}
+    if features:
+        metadata["features"] = json.dumps(list(features))
+    elif shape:
+        metadata["shape"] = json.dumps(list(shape))
+    values = pa.field(PREFIX + name, pa.list_(value), metadata=metadata)
+    return [values, pa.field(PLACES + name, pa.list_(pa.int32()))]
+
+
+def places_column(field: pa.Field) -> str | None:
+    """Which column says where the values of this one are, if it holds the largest ones alone."""
+    metadata = field.metadata or {}
+    found = metadata.get(b"index")
+    return None if found is None else str(found.decode())
+
+
 def tensor_shape(field: pa.Field) -> tuple[int, ...] | None:
     """Shape that a tensor column declares, or None for a plain column."""
     metadata = field.metadata or {}
@@ -141,11 +165,16 @@ def feature_names(field: pa.Field, length: int | None = None) -> list[str]:
     A list of varying length is one feature, or `length` of them where one row is meant.
     """
     name = field.name.removeprefix(PREFIX)
-    if pa.types.is_list(field.type) and length is not None:
+    named = (field.metadata or {}).get(b"features")
+    if named is not None:
+        return list(json.loads(named))
+    shape = tensor_shape(field)
+    if shape is None and pa.types.is_list(field.type) and length is not None:
         return [f"{name}[{i}]" for i in range(length)]
-    if not pa.types.is_fixed_size_list(field.type):
+    if shape is None and pa.types.is_fixed_size_list(field.type):
+        shape = (field.type.list_size,)
+    if shape is None:
         return [name]
-    shape = tensor_shape(field) or (field.type.list_size,)
     names = []
     for index in product(*map(range, shape)):
         place = ",".join(map(str, index))

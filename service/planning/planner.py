@@ -26,6 +26,7 @@ from integrand.schemas.records import (
     Shard,
 )
 from integrand.schemas.specs.job import AnySpec, AttributeSpec
+from integrand.schemas.specs.output import TopKStore
 from integrand.service.planning.contract import column_outputs
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, prepare_dataset, run_prepass
@@ -61,6 +62,8 @@ from integrand.workers.models.state import probe_outputs
 from integrand.workers.shards.numerics import processor, versions
 from integrand.workers.storage.store import Store
 
+PLACE_BYTES = 4
+"""Of the place of one attribution, where the largest are stored alone."""
 SomeSpec = TypeVar("SomeSpec", bound=AnySpec)
 
 
@@ -447,7 +450,7 @@ def _cut(
         fitting = auto_rows(
             sum(f.rows for f in files),
             compute.worker_range.max,
-            per_row * _output_row_bytes(spec, shapes),
+            per_row * _result_row_bytes(spec, shapes),
             per_row * findings.seconds_per_row,
         )
         # half of it is left to ids, masks and targets
@@ -457,10 +460,22 @@ def _cut(
     return shards
 
 
-def _output_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:
-    width = 4 if spec.compute.storage == "float32" else 8
+def _result_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:
+    """Of an output row while its shard is computed."""
+    width = np.dtype(spec.compute.storage).itemsize
     attributions = sum(math.prod(s.shape) for s in shapes)
     return attributions * width + 100
+
+
+def _stored_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:
+    """Of an output row as it is stored."""
+    width = np.dtype(spec.output.dtype or spec.compute.storage).itemsize
+    store = spec.output.store
+    elements = [math.prod(s.shape) for s in shapes]
+    if isinstance(store, TopKStore):
+        width += PLACE_BYTES
+        elements = [min(store.k, own) for own in elements]
+    return sum(elements) * width + 100
 
 
 def _projection(
@@ -473,13 +488,12 @@ def _projection(
     per_row = spec.target.per_row(findings.outputs)
     rows = (dataset.estimated_rows or sum(f.rows for f in dataset.files)) * per_row
     largest = max((s.rows for s in shards), default=0) * per_row
-    row_bytes = _output_row_bytes(spec, shapes)
     return Projection(
         seconds_per_row=findings.seconds_per_row,
         evaluations_per_row=findings.evaluations_per_row,
         batch_seconds=findings.batch_s,
-        output_bytes=rows * row_bytes,
-        memory_bytes=findings.memory.host + 4 * largest * row_bytes,
+        output_bytes=rows * _stored_row_bytes(spec, shapes),
+        memory_bytes=findings.memory.host + 4 * largest * _result_row_bytes(spec, shapes),
         device_bytes=findings.memory.device,
         seconds=rows * findings.seconds_per_row / spec.compute.side_by_side,
         estimated=dataset.estimated,

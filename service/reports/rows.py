@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
 from rich.console import Console
 
 from integrand.schemas.errors import DataError
 from integrand.schemas.records import RunManifest
-from integrand.schemas.tables import COLUMNS, PREFIX, WITHOUT_ATTRIBUTION, feature_names
+from integrand.schemas.tables import (
+    COLUMNS,
+    PREFIX,
+    WITHOUT_ATTRIBUTION,
+    feature_names,
+    places_column,
+)
 from integrand.service.reports.tables import cell, show_facts, show_frame
 
 if TYPE_CHECKING:
@@ -93,6 +101,16 @@ def largest_attributions(run: Run, record: pd.Series[Any]) -> pd.DataFrame:
         if field.name.startswith(PREFIX):
             flat = np.atleast_1d(np.asarray(record[field.name], float)).ravel()
             values.append(flat)
-            features += feature_names(field, len(flat))
+            features += _names(field, flat, record)
     found = pd.DataFrame({"feature": features, "attribution": np.concatenate(values)})
     return found.sort_values("attribution", key=abs, ascending=False, kind="stable")
+
+
+def _names(field: pa.Field, flat: NDArray[np.float64], record: pd.Series[Any]) -> list[str]:
+    """Of the features that a row has values of: all, or those that are the largest."""
+    index = places_column(field)
+    if index is None:
+        return feature_names(field, len(flat))
+    places = [int(place) for place in record[index]]
+    names = feature_names(field, 1 + max(places, default=-1))
+    return [names[place] for place in places]

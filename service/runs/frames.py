@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from integrand.schemas.errors import SpecError
+from integrand.schemas.tables import PREFIX, feature_names, places_column
 from integrand.workers.data.values import plain_values
 
 
@@ -65,11 +67,70 @@ def largest_rows(table: pa.Table, column: str, k: int) -> pa.Table:
     return table.take(order[valued])
 
 
-def attribution_matrix(table: pa.Table) -> NDArray[np.float64]:
-    """Attributions `[rows, features]` in float64 of the rows that have them: all columns of a row,
-    or none.
+def widened(schema: pa.Schema) -> pa.Schema:
+    """The schema with float32 in the place of float16."""
+    for place, field in enumerate(schema):
+        wide = _widened(field.type)
+        if wide != field.type:
+            schema = schema.set(place, field.with_type(wide))
+    return schema
+
+
+def _widened(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_widened(kind.value_type)), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_widened(kind.value_type)))
+    return kind
+
+
+@dataclass(frozen=True)
+class FeatureSums:
+    """Sums of attributions and of their absolute values, `[features]`, over so many rows that have
+    any.
+    """
+
+    total: NDArray[np.float64]
+    absolute: NDArray[np.float64]
+    rows: int
+
+
+def feature_sums(table: pa.Table) -> FeatureSums:
+    """Of columns of attributions, and of their places where the largest of a row are stored alone:
+    all columns of a row have a value, or none.
     """
     there = table.filter(pc.is_valid(table.column(0)))
+    if not any(map(places_column, there.schema)):
+        values = _matrix(there)
+        return FeatureSums(values.sum(0), np.abs(values).sum(0), len(values))
+    fields = [field for field in there.schema if field.name.startswith(PREFIX)]
+    by_input = [_sums_of_largest(there, field) for field in fields]
+    total, absolute = zip(*by_input, strict=True)
+    return FeatureSums(np.concatenate(total), np.concatenate(absolute), there.num_rows)
+
+
+def _sums_of_largest(
+    there: pa.Table, field: pa.Field
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums of attributions of one input by feature, and of their absolute values."""
+    column = there[field.name].combine_chunks()
+    features = len(feature_names(field))
+    if features == 1:
+        values = _features(column)
+        return values.sum(0), np.abs(values).sum(0)
+    indices = there[places_column(field)].combine_chunks().flatten()
+    places = np.asarray(indices.to_numpy(zero_copy_only=False), np.int64)
+    kept = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float64)
+    total, absolute = np.zeros(features), np.zeros(features)
+    np.add.at(total, places, kept)
+    np.add.at(absolute, places, np.abs(kept))
+    return total, absolute
+
+
+def _matrix(there: pa.Table) -> NDArray[np.float64]:
+    """Attributions `[rows, features]` in float64."""
     blocks = [np.empty((there.num_rows, 0))]
     for column in there.itercolumns():
         blocks.append(_features(column.combine_chunks()))

@@ -21,7 +21,7 @@ import pyarrow.dataset as ds
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import shard_object
 from integrand.schemas.records import Plan, RunManifest, Shard
-from integrand.schemas.tables import PREFIX, feature_names
+from integrand.schemas.tables import PLACES, PREFIX, feature_names
 from integrand.schemas.uris import Uri
 from integrand.service.runs.conditions import (
     Filters,
@@ -32,10 +32,11 @@ from integrand.service.runs.conditions import (
 from integrand.service.runs.finding import resolve_run
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.frames import (
-    attribution_matrix,
+    feature_sums,
     largest_rows,
     pandas_frame,
     stored_id,
+    widened,
 )
 from integrand.service.runs.manifest import (
     fold,
@@ -126,9 +127,11 @@ class Run:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Columns of the output."""
+        """Columns of the output. Those of float16 are read as float32, which holds the same numbers
+        and which conditions can be about.
+        """
         with _fragment(self.store, self._object(self.shards[0])) as fragment:
-            return fragment.physical_schema
+            return widened(fragment.physical_schema)
 
     def to_pandas(
         self,
@@ -174,7 +177,7 @@ class Run:
         mentioned = [
             n
             for n in empty.column_names
-            if not n.startswith(PREFIX) or n.casefold() in sql.casefold()
+            if not n.startswith((PREFIX, PLACES)) or n.casefold() in sql.casefold()
         ]
         found = [empty]
         with sandbox() as connection:
@@ -191,7 +194,7 @@ class Run:
 
         `worst_by` says which of the two; a row may be in both.
         """
-        columns = [n for n in self.schema.names if not n.startswith(PREFIX)]
+        columns = [n for n in self.schema.names if not n.startswith((PREFIX, PLACES))]
         none = self.schema.empty_table().select(columns)
         best = {"error_estimate": none, "gap": none}
         for shard in self.shards:
@@ -209,21 +212,23 @@ class Run:
         """The `k` features of largest mean |attribution|, over the rows that have attributions.
 
         Columns: feature (tensors flattened, as in `image[0,12,3]`), mean_abs and mean (in units of
-        f), and share: mean_abs over the sum of mean_abs of all features. Reads one shard at a time.
+        f), and share: mean_abs over the sum of mean_abs of all features. Where the largest of each
+        row are stored alone, the others count as zeros. Reads one shard at a time.
         """
-        columns = [n for n in self.schema.names if n.startswith(PREFIX)]
+        columns = [n for n in self.schema.names if n.startswith((PREFIX, PLACES))]
         features: list[str] = []
         for column in columns:
-            features += feature_names(self.schema.field(column))
+            if column.startswith(PREFIX):
+                features += feature_names(self.schema.field(column))
         names = np.array(features)
         total = np.zeros(len(names))
         absolute = np.zeros(len(names))
         count = 0
         for shard in self.shards:
-            values = attribution_matrix(self._read(shard, columns))
-            total += values.sum(0)
-            absolute += np.abs(values).sum(0)
-            count += len(values)
+            sums = feature_sums(self._read(shard, columns))
+            total += sums.total
+            absolute += sums.absolute
+            count += sums.rows
         top = np.argsort(-absolute, kind="stable")[:k]
         rows = max(1, count)
         found = {
@@ -243,10 +248,15 @@ class Run:
         columns: Sequence[str] | None = None,
         expression: ds.Expression | None = None,
     ) -> pa.Table:
+        asked = list(columns) if columns is not None else None
         with _fragment(self.store, self._object(shard)) as fragment:
-            return fragment.to_table(
-                columns=list(columns) if columns is not None else None, filter=expression
-            )
+            narrow = widened(fragment.physical_schema) != fragment.physical_schema
+            if not narrow or expression is None:
+                found = fragment.to_table(columns=asked, filter=expression)
+                return found.cast(widened(found.schema)) if narrow else found
+            whole = fragment.to_table()
+            found = filtered(whole.cast(widened(whole.schema)), expression)
+            return found if asked is None else found.select(asked)
 
     def _read_with_inputs(
         self, shard: Shard, columns: Sequence[str] | None, expression: ds.Expression | None

@@ -91,6 +91,11 @@ def column_table() -> str:
         " the field's metadata. Of ids in lists of varying length, a list as long as the row's"
         " own. |"
     )
+    rows.append(
+        "| `index.<input>` | With `output.store: {kind: top_k, k: ...}`, which keeps the largest"
+        " attributions of each input as a list `attr.<input>`: their places in it, flat and from"
+        " 0. |"
+    )
     for name, meaning in OPTIONAL_COLUMNS.items():
         rows.append(f"| `{name}` | {_cell(meaning)} |")
     return "\n".join(["| column | meaning |", "|---|---|", *rows])

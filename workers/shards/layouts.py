@@ -1,9 +1,10 @@
-"""How the attributions of one input stand in the output table: a column for each feature, or one
-for the whole input.
+"""How the attributions of one input stand in the output table: a column for each feature, one for
+the whole input, or the largest with their places.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from integrand.schemas.records import InputShape
-from integrand.schemas.tables import feature_fields, list_field, tensor_field
+from integrand.schemas.specs.output import FullStore, TopKStore
+from integrand.schemas.tables import feature_fields, list_field, tensor_field, top_fields
 
 Values = NDArray[np.floating[Any]]
 Lengths = NDArray[np.int64]
@@ -44,6 +46,10 @@ class Layout(ABC):
     @abstractmethod
     def read(self, columns: Iterator[pa.Array]) -> tuple[Values, Lengths | None]:
         """Attributions and lengths, of the columns that this input takes."""
+
+    def kept(self, values: Values, lengths: Lengths | None) -> tuple[Values, Lengths | None]:
+        """What `read` gives back of attributions and lengths where they are there."""
+        return values, lengths
 
 
 class Features(Layout):
@@ -120,14 +126,90 @@ class Lists(Layout):
         return padded, lengths
 
 
-def _own(values: Values, lengths: Lengths) -> NDArray[np.bool_]:
+AT_ONCE = 1 << 20
+"""Numbers that are put in order at once."""
+
+
+@dataclass(frozen=True)
+class Largest(Layout):
+    """Two columns of lists: the k largest attributions by absolute value, the first among equals
+    first, and their places. All others are zeros when they are read.
+    """
+
+    k: int
+
+    def fields(self, value: pa.DataType) -> list[pa.Field]:
+        shape = None if self.shape.varying else self.shape.shape
+        features = self.shape.columns if self.shape.named else ()
+        return top_fields(self.shape.name, shape, features, value)
+
+    def columns(
+        self, values: Values, lengths: Lengths | None, there: NDArray[np.bool_]
+    ) -> list[pa.Array]:
+        flat = values.reshape(len(values), -1)
+        places, counts = self._places(flat, lengths)
+        counts = np.where(there, counts, 0)
+        chosen = _own(places, counts)
+        kept = np.take_along_axis(flat, places, 1)[chosen]
+        ends = np.cumsum(counts)
+        offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
+        absent = pa.array(~there)
+        columns = (pa.array(kept), pa.array(places[chosen].astype(np.int32)))
+        return [pa.ListArray.from_arrays(offsets, own, mask=absent) for own in columns]
+
+    def read(self, columns: Iterator[pa.Array]) -> tuple[Values, Lengths | None]:
+        lists, indices = next(columns), next(columns)
+        kept, places = to_numpy(lists.flatten()), to_numpy(indices.flatten())
+        counts = np.asarray(pc.list_value_length(lists).fill_null(0), np.int64)
+        row = np.repeat(np.arange(len(lists)), counts)
+        ends = _ends(places, row, len(lists)) if self.shape.varying else None
+        width = self.shape.shape if ends is None else (int(ends.max(initial=0)),)
+        found = np.zeros((len(lists), math.prod(width)), kept.dtype)
+        found[row, places] = kept
+        found[~to_numpy(lists.is_valid())] = np.nan
+        return found.reshape(-1, *width), ends
+
+    def kept(self, values: Values, lengths: Lengths | None) -> tuple[Values, Lengths | None]:
+        flat = values.reshape(len(values), -1)
+        places, counts = self._places(flat, lengths)
+        chosen = _own(places, counts)
+        row = np.repeat(np.arange(len(flat)), counts)
+        found = np.zeros_like(flat)
+        found[row, places[chosen]] = flat[row, places[chosen]]
+        ends = None if lengths is None else _ends(places[chosen], row, len(flat))
+        return found.reshape(values.shape), ends
+
+    def _places(self, flat: Values, lengths: Lengths | None) -> tuple[NDArray[np.int64], Lengths]:
+        """Of the largest in each row, [rows, k], and how many of these are the row's own."""
+        rows, width = flat.shape
+        own = np.full(rows, width) if lengths is None else lengths
+        most = min(self.k, width)
+        found = np.empty((rows, most), np.int64)
+        for start in range(0, rows, max(1, AT_ONCE // max(1, width))):
+            part = slice(start, start + max(1, AT_ONCE // max(1, width)))
+            sizes = np.where(_own(flat[part], own[part]), np.abs(flat[part]), -1.0)
+            order = np.argsort(-sizes, axis=1, kind="stable")
+            found[part] = order[:, :most]
+        return found, np.minimum(own, most)
+
+
+def _ends(places: NDArray[np.int64], row: NDArray[np.int64], rows: int) -> Lengths:
+    """The place behind the last one of each row."""
+    ends = np.zeros(rows, np.int64)
+    np.maximum.at(ends, row, places + 1)
+    return ends
+
+
+def _own(values: NDArray[Any], lengths: Lengths) -> NDArray[np.bool_]:
     """Which elements of varying rows, `[rows, longest]`, are the row's own."""
     places = np.arange(values.shape[1])
     return np.asarray(places < lengths[:, None])
 
 
-def layout_of(shape: InputShape) -> Layout:
-    """The layout of an input of this shape."""
+def layout_of(shape: InputShape, store: FullStore | TopKStore | None = None) -> Layout:
+    """The layout of an input of this shape, of which so much is stored: all, if nothing is said."""
+    if isinstance(store, TopKStore):
+        return Largest(shape, store.k)
     if shape.named:
         return Features(shape)
     return Lists(shape) if shape.varying else Tensors(shape)

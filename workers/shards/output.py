@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from integrand.schemas.records import Plan
+from integrand.schemas.specs.output import FullStore
 from integrand.schemas.specs.targets import Place
 from integrand.schemas.tables import (
     COLUMNS,
@@ -21,19 +22,29 @@ from integrand.schemas.tables import (
     output_schema,
 )
 from integrand.workers.engine.row_results import NUMBERS, Floats, RowResults
-from integrand.workers.shards.layouts import Lengths, Values, layout_of, to_numpy
+from integrand.workers.shards.layouts import Layout, Lengths, Values, layout_of, to_numpy
 from integrand.workers.shards.results import Results
 
 _OF_DRAWS = ("baseline_spread", "draws")
-ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
+ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
+
+
+def stored_dtype(plan: Plan) -> str:
+    """Of the attributions in the output table."""
+    return plan.spec.output.dtype or plan.numerics.precision
+
+
+def layouts(plan: Plan) -> list[Layout]:
+    """How the attributions of each input stand in the output table."""
+    return [layout_of(shape, plan.spec.output.store) for shape in plan.inputs]
 
 
 def attribution_fields(plan: Plan) -> list[pa.Field]:
     """Output fields of every input, in order."""
-    value = ARROW_TYPES[plan.numerics.precision]
+    value = ARROW_TYPES[stored_dtype(plan)]
     fields = []
-    for shape in plan.inputs:
-        fields += layout_of(shape).fields(value)
+    for layout in layouts(plan):
+        fields += layout.fields(value)
     return fields
 
 
@@ -50,11 +61,12 @@ def results_table(plan: Plan, results: Results) -> pa.Table:
     made["target"] = results.target
     made["status"] = pa.array([str(status) for status in rows.status])
     made["reason"] = pa.array(rows.reason.tolist(), pa.string())
-    made["attribution_sum"] = _numbers(_sums(results))
+    sums = attribution_sums(results) if results.sums is None else results.sums
+    made["attribution_sum"] = _numbers(sums)
     columns = [made[name] for name in COLUMNS]
     there = rows.attributed
-    for shape, values, lengths in zip_longest(plan.inputs, rows.attributions, results.lengths):
-        columns += layout_of(shape).columns(values, lengths, there)
+    for layout, values, lengths in zip_longest(layouts(plan), rows.attributions, results.lengths):
+        columns += layout.columns(values, lengths, there)
     optional = optional_columns(plan)
     columns += [_optional(rows, name) for name in optional]
     fields = attribution_fields(plan)
@@ -93,7 +105,7 @@ def results_of(plan: Plan, table: pa.Table) -> Results:
     optional = {name: _stored(table[name].combine_chunks()) for name in optional_columns(plan)}
     behind = table.columns[len(COLUMNS) :]
     attributed = iter([column.combine_chunks() for column in behind])
-    values = [layout_of(shape).read(attributed) for shape in plan.inputs]
+    values = [layout.read(attributed) for layout in layouts(plan)]
     numbers = {name: to_numpy(columns[name]) for name in NUMBERS}
     statuses = [RowStatus(s) for s in columns["status"].to_pylist()]
     rows = RowResults(
@@ -108,17 +120,24 @@ def results_of(plan: Plan, table: pa.Table) -> Results:
         target=columns["target"],
         rows=rows,
         lengths=tuple(n for _, n in values),
+        sums=to_numpy(columns["attribution_sum"]) if loses(plan) else None,
     )
 
 
-def _sums(results: Results) -> Floats:
+def loses(plan: Plan) -> bool:
+    """Whether less is stored than was computed."""
+    whole = isinstance(plan.spec.output.store, FullStore)
+    return not whole or stored_dtype(plan) != plan.numerics.precision
+
+
+def attribution_sums(results: Results) -> Floats:
     """Σ attributions of each row, of all inputs, in float64."""
     pairs = zip_longest(results.rows.attributions, results.lengths)
-    by_input = [_input_sums(values, lengths) for values, lengths in pairs]
+    by_input = [input_sums(values, lengths) for values, lengths in pairs]
     return np.asarray(np.sum(by_input, axis=0))
 
 
-def _input_sums(values: Values, lengths: Lengths | None) -> Floats:
+def input_sums(values: Values, lengths: Lengths | None) -> Floats:
     """Of one input. Of varying rows the exact sum: numpy's rounds by the width of all."""
     if lengths is None:
         flat = values.reshape(len(values), -1)

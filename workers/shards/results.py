@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from integrand.workers.engine.row_results import RowResults
+from integrand.workers.engine.row_results import Floats, RowResults
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -21,6 +21,8 @@ class Results:
     rows        what became of each, `[rows × targets]`; NaN where there is no value
     lengths     for inputs of varying length, how much of a row's attributions is the row's own;
                 None for others
+    sums        Σ attributions of each row, `[rows]` float64, where what is stored of them does not
+                tell
     padded      gradient evaluations that only filled step batches up
     duplicates  input rows whose results were copied from equal ones
     halved      rows of the smallest step batch where memory ran out
@@ -30,6 +32,7 @@ class Results:
     target: pa.Array
     rows: RowResults
     lengths: tuple[NDArray[np.int64] | None, ...] = ()
+    sums: Floats | None = None
     padded: int = 0
     duplicates: int = 0
     halved: int | None = None
@@ -51,11 +54,12 @@ class Results:
             target=self.target.take(pa.array(index)),
             rows=self.rows.take(index),
             lengths=tuple(None if own is None else own[index] for own in self.lengths),
+            sums=None if self.sums is None else self.sums[index],
         )
 
     @classmethod
     def concat(cls, parts: Sequence[Results]) -> Results:
-        """The rows of all parts below each other."""
+        """The rows of all parts below each other, none of them as it is stored yet."""
         halved = [part.halved for part in parts if part.halved is not None]
         lengths = zip(*(part.lengths for part in parts), strict=True)
         return cls(

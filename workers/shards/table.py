@@ -20,6 +20,7 @@ from integrand.workers.baselines.tensors import baseline_tensors
 from integrand.workers.data.tensors import Bucket, Rows, length_buckets, to_rows
 from integrand.workers.engine.batching import rows_of_length
 from integrand.workers.engine.row_results import RowResults
+from integrand.workers.methods.table import method_of
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.shards.attempts import attribute_clean
 from integrand.workers.shards.distinct import Distinct, distinct_rows
@@ -27,6 +28,7 @@ from integrand.workers.shards.job import Job
 from integrand.workers.shards.output import optional_columns
 from integrand.workers.shards.refusals import Refusals, refusals
 from integrand.workers.shards.results import Results, merge
+from integrand.workers.shards.storing import as_stored
 from integrand.workers.shards.targets import row_targets, target_column
 
 
@@ -53,8 +55,8 @@ def attribute_table(
     tick: Callable[[], None],
     culprits: Mapping[int, str] = MappingProxyType({}),
 ) -> Results:
-    """Results of all rows and targets in order, computed for one padded length of ids after the
-    other.
+    """Results of all rows and targets in order, as they are stored; computed for one padded length
+    of ids after the other.
 
     `culprits` are rows that are not run, with the reason why they have `failed`.
     """
@@ -69,7 +71,8 @@ def attribute_table(
         )
         places = _output_rows(bucket.rows, job.plan.targets_per_row)
         found.append((places, attribute_rows(job, rows, tick)))
-    return merge(found)
+    method = method_of(job.plan.spec.accuracy, job.plan.spec.method)
+    return as_stored(job.plan, merge(found), method.tolerance)
 
 
 def attribute_rows(job: Job, part: SameLength, tick: Callable[[], None]) -> Results:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from integrand.schemas.tables import PREFIX, RowStatus
+from integrand.schemas.tables import PLACES, PREFIX, RowStatus
 from integrand.service.checks.findings import Check, Finding, Remark
 from integrand.service.checks.rows.stored import ShardEvidence
 
@@ -38,7 +38,8 @@ def _misplaced(shard: ShardEvidence) -> dict[str, NDArray[np.bool_]]:
     """By column, the rows whose null is too much or missing."""
     table, rows = shard.stored.table, shard.results.rows
     valid = {name: pc.is_valid(table[name]).to_numpy() for name in table.column_names}
-    attributions = [name for name in table.column_names if name.startswith(PREFIX)]
+    prefixes = (PREFIX, PLACES)
+    attributions = [name for name in table.column_names if name.startswith(prefixes)]
     silent = np.array([status in _SILENT for status in rows.status], bool)
     wrong = {name: valid[name] != rows.attributed for name in attributions}
     for name in ("attribution_sum", "gap"):

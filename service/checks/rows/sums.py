@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from integrand.schemas.specs.output import FullStore, TopKStore
 from integrand.service.checks.findings import Check, Finding, Remark
 from integrand.service.checks.rows.stored import ShardEvidence
-from integrand.workers.engine.row_results import RowResults
-from integrand.workers.shards.output import results_table
+from integrand.workers.shards.output import attribution_sums, loses, stored_dtype
 
 Floats = NDArray[np.float64]
 
@@ -20,11 +20,14 @@ Floats = NDArray[np.float64]
 def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
     rows = shard.results.rows
     stored = shard.stored.table["attribution_sum"].to_numpy()
-    total = results_table(shard.plan, shard.results)["attribution_sum"].to_numpy()
     with np.errstate(invalid="ignore"):  # rows without attributions may have any f
         left = rows.gap - (stored - (rows.f_input - rows.f_baseline))
-    double, single = _rounding(rows)
-    yield from _off_remarks(shard, "attribution_sum", stored - total, double)
+    double, single = _rounding(shard)
+    if isinstance(shard.plan.spec.output.store, FullStore):
+        total = attribution_sums(shard.results)
+        # of attributions as they were before they were rounded to another type, where they were
+        rounded = single if loses(shard.plan) else 0.0
+        yield from _off_remarks(shard, "attribution_sum", stored - total, double + rounded)
     # the gap was taken before the attributions were rounded to the type of their columns
     yield from _off_remarks(shard, "gap", left, double + single)
 
@@ -44,18 +47,23 @@ def _off_remarks(shard: ShardEvidence, name: str, off: Floats, allowed: Floats) 
         )
 
 
-def _rounding(rows: RowResults) -> tuple[Floats, Floats]:
+def _rounding(shard: ShardEvidence) -> tuple[Floats, Floats]:
     """What sums of each row may be off by: taken in float64, and of values rounded to the type of
-    their columns.
+    their columns, or of the job.
     """
+    rows, store = shard.results.rows, shard.plan.spec.output.store
     flat = [a.reshape(len(a), -1) for a in rows.attributions]
     sizes = [np.abs(a).astype(np.float64).sum(1) for a in flat]
     size = np.sum(sizes, axis=0)
     count = float(sum(a.shape[1] for a in flat))
+    if isinstance(store, TopKStore):
+        size = size * (1 + count / store.k)  # what is not stored is smaller than that
     ends = np.abs(rows.f_input) + np.abs(rows.f_baseline)
-    widest = max(np.finfo(a.dtype).eps for a in rows.attributions)
+    types = {stored_dtype(shard.plan), shard.plan.numerics.precision}
+    widest = max(np.finfo(name).eps for name in types)
     epsilon = np.finfo(np.float64).eps
-    tiny = np.finfo(np.float32).tiny
+    smallest = "float16" if "float16" in types else "float32"
+    tiny = np.finfo(smallest).tiny
     double = (count + 4) * epsilon * (size + ends)
     single = widest * size + tiny * count
     return double, single

@@ -1,0 +1,105 @@
+"""Results as they are stored: rounded to the type of their columns, the largest of them alone, and
+what that costs told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+
+from integrand.schemas.records import Plan
+from integrand.schemas.tables import RowStatus
+from integrand.workers.engine.row_results import Floats
+from integrand.workers.shards.layouts import Values
+from integrand.workers.shards.output import (
+    attribution_sums,
+    input_sums,
+    layouts,
+    loses,
+    stored_dtype,
+)
+from integrand.workers.shards.results import Results
+
+
+def as_stored(plan: Plan, results: Results, tolerance: float | None) -> Results:
+    """What reading the stored rows gives back. Sums are those of all attributions as they were
+    computed; rows are held to `tolerance`, if to any.
+    """
+    if not loses(plan):
+        return results
+    sums = attribution_sums(results)
+    dtype = stored_dtype(plan)
+    if dtype != plan.numerics.precision:
+        results = _rounded(results, dtype, tolerance)
+    sums = np.where(results.rows.attributed, sums, np.nan)
+    return replace(_kept(plan, results), sums=sums)
+
+
+def _kept(plan: Plan, results: Results) -> Results:
+    """What the store keeps of every input."""
+    pairs = zip_longest(results.rows.attributions, results.lengths)
+    found = []
+    for layout, (values, lengths) in zip(layouts(plan), pairs, strict=True):
+        found.append(layout.kept(values, lengths))
+    rows = replace(results.rows, attributions=tuple(values for values, _ in found))
+    return replace(results, rows=rows, lengths=tuple(lengths for _, lengths in found))
+
+
+def _rounded(results: Results, dtype: str, tolerance: float | None) -> Results:
+    """Attributions of a narrower type. What that moves goes into the error estimate; rows that it
+    takes above the tolerance are at the floor of their precision, rows that do not fit have none.
+    """
+    rows = results.rows
+    with np.errstate(over="ignore"):
+        narrow = tuple(values.astype(dtype) for values in rows.attributions)
+    beyond = rows.attributed & _overflows(narrow)
+    moved = _moved(results, narrow)
+    error = rows.error_estimate + moved
+    lifted = np.zeros(len(error), bool)
+    if tolerance is not None:
+        lifted = (rows.status == RowStatus.ok) & (error > tolerance) & (moved > 0)
+    status, reason = rows.status.copy(), rows.reason.copy()
+    status[lifted] = RowStatus.at_precision_floor
+    for row in np.flatnonzero(lifted).tolist():
+        reason[row] = (
+            f"error estimate {error[row]:.2g}: rounding to {dtype} alone moves the attributions by"
+            f" {moved[row]:.2g} of their size; leave out output.dtype"
+        )
+    status[beyond] = RowStatus.nonfinite
+    reason[beyond] = f"an attribution does not fit {dtype}; leave out output.dtype"
+    for values in narrow:
+        values[beyond] = np.nan
+    changed = replace(
+        rows,
+        attributions=narrow,
+        gap=np.where(beyond, np.nan, rows.gap),
+        error_estimate=np.where(beyond, np.nan, error),
+        status=status,
+        reason=reason,
+    )
+    return replace(results, rows=changed)
+
+
+def _overflows(attributions: Sequence[Values]) -> NDArray[np.bool_]:
+    """Which rows have an infinite one."""
+    found = [np.isinf(values.reshape(len(values), -1)).any(1) for values in attributions]
+    return np.asarray(np.any(found, axis=0))
+
+
+def _moved(results: Results, narrow: Sequence[Values]) -> Floats:
+    """By how much rounding moves the attributions of each row, relative to their L1 norm; 0 where
+    there is nothing to move.
+    """
+    distances, sizes = [], []
+    for values, rounded, lengths in zip_longest(results.rows.attributions, narrow, results.lengths):
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(rounded.astype(values.dtype) - values)
+        distances.append(input_sums(apart, lengths))
+        sizes.append(input_sums(np.abs(values), lengths))
+    distance, size = np.sum(distances, axis=0), np.sum(sizes, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(distance == 0, 0.0, distance / size)
