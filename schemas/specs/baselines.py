@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,8 +17,10 @@ class BaselinePart(Part):
     for each feature.
     """
 
-    covers_ids: ClassVar[bool] = False
-    """Whether a baseline of the job says what stands for the absence of an id, too."""
+    @property
+    def covers_ids(self) -> bool:
+        """Whether a baseline of the job says what stands for the absence of an id, too."""
+        return False
 
     @property
     def reads_raw(self) -> bool:
@@ -29,17 +32,37 @@ class BaselinePart(Part):
         """Baselines of each row, over which its attributions are averaged."""
         return 1
 
+    @property
+    def by_key(self) -> bool:
+        """Whether each row draws its own, by its id."""
+        return False
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Where the dataset is that it names; none if that is the job's source."""
+        return ()
+
+    def moved(self, absolute: Callable[[str], str]) -> Self:
+        """The same part with every URI as workers will see it."""
+        return self
+
 
 class ZeroBaseline(BaselinePart):
-    """All zeros, in the units that the model receives."""
-
-    covers_ids: ClassVar[bool] = True
+    """All zeros, in the units that the model receives; of ids, zero vectors in place of their
+    embeddings.
+    """
 
     kind: Literal["zero"] = "zero"
 
+    @property
+    def covers_ids(self) -> bool:
+        return True
+
 
 class ConstantBaseline(BaselinePart):
-    """One value for all features, or one per feature (a flat list, or one per leading channel)."""
+    """One value for all features, or one per feature (a flat list, or one per leading channel); of
+    ids the id `value` in every place, such as a mask token.
+    """
 
     kind: Literal["constant"] = "constant"
     value: Numbers = Field(
@@ -48,6 +71,14 @@ class ConstantBaseline(BaselinePart):
     units: Literal["model", "raw"] = Field(
         "model", description="raw: scaled like the data before use."
     )
+
+    @property
+    def id(self) -> int | None:
+        """The value as an id; None where it is none."""
+        value = self.value
+        if self.units == "raw" or isinstance(value, tuple) or value < 0 or not value.is_integer():
+            return None
+        return int(value)
 
 
 class ColumnBaseline(BaselinePart):
@@ -87,6 +118,67 @@ class MeanBaseline(BaselinePart):
     kind: Literal["mean"] = "mean"
 
 
+class MaxDistanceBaseline(BaselinePart):
+    """For each element the end of the input's `range` that is farther from it: the valid input at
+    the largest L1 distance.
+    """
+
+    kind: Literal["max_distance"] = "max_distance"
+
+
+class BlurBaseline(BaselinePart):
+    """The row itself under a Gaussian blur over its last two axes, mirrored at the borders."""
+
+    kind: Literal["blur"] = "blur"
+    sigma: float = Field(gt=0, description="Standard deviation of the blur, in pixels.")
+
+
+class DrawnBaseline(BaselinePart):
+    """Base of the kinds that draw, by seed, row id and draw: the same whatever the shards."""
+
+    draws: int = Field(
+        16, ge=1, description="Baselines of each row, over which its attributions are averaged."
+    )
+    seed: int = Field(
+        0, ge=0, description="Of the draws, which depend on it and the row's id alone."
+    )
+
+    @property
+    def draws_per_row(self) -> int:
+        return self.draws
+
+
+class UniformBaseline(DrawnBaseline):
+    """Noise that is uniform over the input's `range`, independent for each element."""
+
+    kind: Literal["uniform"] = "uniform"
+    shared: bool = Field(False, description="One set of draws for all rows.")
+
+    @property
+    def by_key(self) -> bool:
+        return not self.shared
+
+
+class GaussianBaseline(DrawnBaseline):
+    """The row itself under Gaussian noise."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    sigma: float = Field(gt=0, description="Standard deviation of the noise, in model units.")
+    clip: bool = Field(True, description="Clipped to the input's `range`, which it needs then.")
+
+    @property
+    def by_key(self) -> bool:
+        return True
+
+
 Baseline = Annotated[
-    ZeroBaseline | ConstantBaseline | ColumnBaseline | MeanBaseline, Field(discriminator="kind")
+    ZeroBaseline
+    | ConstantBaseline
+    | ColumnBaseline
+    | MeanBaseline
+    | MaxDistanceBaseline
+    | BlurBaseline
+    | UniformBaseline
+    | GaussianBaseline,
+    Field(discriminator="kind"),
 ]

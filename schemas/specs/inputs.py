@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from integrand.schemas.specs.baselines import Baseline, ConstantBaseline, ZeroBaseline
 from integrand.schemas.specs.part import (
@@ -38,6 +46,30 @@ class InputPart(Part):
         return ()
 
 
+class ValidRange(Part):
+    """The values that an input may take: [low, high]."""
+
+    low: Numbers = Field(description="A number, or one per feature or channel.")
+    high: Numbers = Field(description="A number, or one per feature or channel.")
+    units: Literal["model", "raw"] = Field(
+        "model", description="raw: scaled like the data before use."
+    )
+
+
+def _named_ends(value: Any) -> Any:
+    """`[low, high]` as a part."""
+    if not isinstance(value, tuple | list):
+        return value
+    if len(value) != 2:
+        raise ValueError("a range is [low, high]")
+    return {"low": value[0], "high": value[1]}
+
+
+_Ends = BeforeValidator(
+    _named_ends, json_schema_input_type=ValidRange | tuple[Numbers, Numbers] | None
+)
+
+
 class ScaledInput(InputPart):
     """Base of inputs of numbers: what is read becomes (value / divide − mean) / std."""
 
@@ -51,6 +83,13 @@ class ScaledInput(InputPart):
         1.0,
         description="Then the result is divided by this: a number, or one per feature or channel.",
     )
+    range: Annotated[ValidRange | None, _Ends] = Field(
+        None,
+        description=(
+            "Valid values, [low, high] in model units or `{low, high, units: raw}`: for baselines,"
+            " none of which may lie outside."
+        ),
+    )
     baseline: Baseline | None = Field(
         None, description="Overrides the job's baseline for this input."
     )
@@ -61,6 +100,12 @@ class ScaledInput(InputPart):
         if self.divide == 0 or 0 in stds:
             raise ValueError("`divide` and `std` must not be 0")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_of_later(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No `range` that is not given: digests of specs that were written without one stay."""
+        written: dict[str, Any] = fields(self)
+        return {k: v for k, v in written.items() if k != "range" or v is not None}
 
 
 class ColumnsInput(ScaledInput):
@@ -157,12 +202,7 @@ class IdsInput(InputPart):
     def baseline_id(self) -> int | None:
         """The id whose embedding is the baseline; None for a zero vector."""
         given = self.baseline
-        if not isinstance(given, ConstantBaseline) or given.units == "raw":
-            return None
-        value = given.value
-        if isinstance(value, tuple) or value < 0 or not value.is_integer():
-            return None
-        return int(value)
+        return given.id if isinstance(given, ConstantBaseline) else None
 
     @property
     def columns(self) -> tuple[str, ...]:

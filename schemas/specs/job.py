@@ -132,6 +132,15 @@ class AttributeSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _one_number_of_draws(self) -> AttributeSpec:
+        draws = {i.name: b.draws_per_row for i, b in zip(self.inputs, self.baselines, strict=True)}
+        several = {name: count for name, count in draws.items() if count > 1}
+        if len(set(several.values())) > 1:
+            told = ", ".join(f"{count} of {name}" for name, count in several.items())
+            raise ValueError(f"inputs have one number of draws, or one baseline each: {told}")
+        return self
+
+    @model_validator(mode="after")
     def _exactness(self) -> AttributeSpec:
         wrong = refusal(self.method, self.accuracy, asked="accuracy" in self.model_fields_set)
         if wrong:

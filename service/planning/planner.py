@@ -38,7 +38,6 @@ from integrand.workers import kernels, switches
 from integrand.workers.baselines.tensors import check_baselines, prepasses_of
 from integrand.workers.data.columns import declared_columns, row_bytes
 from integrand.workers.data.prepasses.base import Scan
-from integrand.workers.data.prepasses.table import PREPASSES
 from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import Rows
 from integrand.workers.methods.table import method_of
@@ -215,7 +214,7 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     _refuse_lengths(spec, tried)
     portion = _portion(spec, forward, loaded, rows, device)
     forward = in_portions(forward, portion)
-    wanted = [PREPASSES[name] for name in prepasses_of(spec.baselines)]
+    wanted = prepasses_of(spec.baselines)
     counted = {one.name: one.stand_in(tried) for one in wanted}
     sample = sample_rows(spec, tried, rows, counted, device, forward)
     prepasses: dict[str, PrepassFile] = {}

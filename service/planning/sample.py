@@ -17,7 +17,7 @@ from integrand.schemas.errors import DataError, IntegrandError, SpecError
 from integrand.schemas.records import InputShape, Slice
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.datasets import Dataset
-from integrand.workers.baselines.tensors import baseline_tensors
+from integrand.workers.baselines.tensors import Given, with_baselines
 from integrand.workers.data.columns import declared_columns
 from integrand.workers.data.prepasses.base import Arrays
 from integrand.workers.data.reading import read_parts, read_slices
@@ -29,6 +29,7 @@ from integrand.workers.models.embeddings import IdsModel
 from integrand.workers.models.outputs import Forward, on_copies
 from integrand.workers.models.portions import SIZES, runs
 from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.philox import keys_of
 from integrand.workers.storage.store import Store
 
 SAMPLE_ROWS, SAMPLE_FILES = 16, 4
@@ -166,14 +167,14 @@ def sample_rows(
     """The first clean rows that the model takes, of rows of which some are clean; a single one
     twice: no batch has one.
     """
-    baselines = baseline_tensors(spec, shapes, rows, counted)
-    every = RowTensors(rows.inputs, baselines, rows.forward_args).to(device)
-    taken = _taken(forward, every.arguments, _clean(rows), most)
+    numbers = [str(row) for row in range(len(rows.reasons))]
+    every = Given.of(rows, keys_of(numbers)).each(lambda tensor: tensor.to(device))
+    taken = _taken(forward, (*every.inputs, *every.forward_args), _clean(rows), most)
     if len(taken) == 1:
         taken = taken * 2
     index = torch.tensor(taken)
     target = None if rows.target is None else rows.target[index].to(device)
-    sample = every.take(index.to(device))
+    sample = with_baselines(spec, shapes, every.take(index.to(device)), counted)
     return replace(sample, target=target)
 
 

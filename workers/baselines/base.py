@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import InputPart
 from integrand.workers.data.inputs.table import kind_of_input
+from integrand.workers.data.prepasses.base import Arrays, PrePass
+
+_STREAMS = 1 << 31
+"""Where the streams of baselines begin."""
 
 Part = TypeVar("Part", bound=BaselinePart)
 
@@ -39,31 +44,56 @@ class Place:
 class PlaceRows(Place):
     """That input's rows, and all that a baseline may be made of.
 
+    number   of the input among the job's
     values   the input itself, `[rows, *shape]` in the job's precision, model units
     read     what the baseline's part reads of the source, like `values`; None if nothing
-    counted  what its pre-pass found for this input; None if it has none
+    keys     `[rows, 2]` int64, by which rows draw random numbers; None where nothing is drawn
+    counted  what pre-passes found for each input, by name
+    member   of a baseline that is made of several; others have no number
     """
 
+    number: int
     values: Tensor
     read: Tensor | None
-    counted: np.ndarray | None
+    keys: Tensor | None
+    counted: Mapping[str, Arrays]
+    member: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.values.shape[0]
 
     @property
     def dtype(self) -> torch.dtype:
         return self.values.dtype
+
+    @property
+    def stream(self) -> int:
+        """Of random numbers: told apart from those of methods, other inputs and members."""
+        return _STREAMS + (self.number << 12) + self.member
+
+    def found(self, prepass: PrePass[Any]) -> np.ndarray:
+        """What a pre-pass of its baseline found for this input."""
+        return self.counted[prepass.name][self.number]
+
+    def placed(self, values: np.ndarray) -> Tensor:
+        """An array in the dtype and on the device of the rows."""
+        array = np.ascontiguousarray(values)
+        return torch.from_numpy(array).to(self.values.device, self.dtype)
 
 
 class BaselineKind(ABC, Generic[Part]):
     """One kind of baseline, for its part of the spec.
 
     An extender overrides `tensor`; `check` where not every value of the part fits every input;
-    `prepass` where the data must be gone over first; `draws` where a row has several baselines. The
-    columns that it reads stand in the part itself (`reads`), and are checked and read like those
-    of its input.
+    `prepasses` where the data must be gone over first. How many baselines a row has, whether it
+    draws them by its id and which columns are read stands in the part itself (`draws_per_row`,
+    `by_key`, `reads`).
     """
 
-    prepass: ClassVar[str | None] = None
-    """Name of the pre-pass over the data that must be over before any tensor is made."""
+    def prepasses(self, part: Part) -> tuple[PrePass[Any], ...]:
+        """The passes over data that must be over before any tensor is made."""
+        return ()
 
     def check(self, part: Part, place: Place) -> None:
         """Raises SpecError, before workers start, for a part that does not fit the input."""
@@ -73,8 +103,7 @@ class BaselineKind(ABC, Generic[Part]):
     def tensor(self, part: Part, rows: PlaceRows) -> Tensor:
         """`[1, *shape]` where all rows share it, else `[rows, *shape]`, in the dtype of the rows
         and in model units.
-        """
 
-    def draws(self, part: Part) -> int:
-        """Baselines of each row, over which its attributions are averaged."""
-        return 1
+        Of a part with K > 1 draws `[K, *shape]` where all rows share them, else
+        `[rows × K, *shape]`, the draws of one row after the other.
+        """

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.baselines import ConstantBaseline
 from integrand.workers.baselines.base import BaselineKind, Place, PlaceRows
+from integrand.workers.baselines.ranges import check_within
 from integrand.workers.data.scaling import spread
 
 
@@ -16,14 +16,18 @@ class Constant(BaselineKind[ConstantBaseline]):
     """The part's numbers spread over the input's shape, shared by all rows."""
 
     def check(self, part: ConstantBaseline, place: Place) -> None:
-        """SpecError for a list that fits neither the features nor the leading channels."""
-        _values(part, place)
+        """SpecError for a list that fits neither the features nor the leading channels, and for a
+        value outside the input's range.
+        """
+        check_within(place, _in_model_units(part, place))
 
     def tensor(self, part: ConstantBaseline, rows: PlaceRows) -> Tensor:
-        values = _values(part, rows)
-        if part.units == "raw":
-            values = rows.to_model_units(values)
-        return torch.from_numpy(np.ascontiguousarray(values)).to(rows.dtype)
+        return rows.placed(_in_model_units(part, rows))
+
+
+def _in_model_units(part: ConstantBaseline, place: Place) -> np.ndarray:
+    values = _values(part, place)
+    return place.to_model_units(values) if part.units == "raw" else values
 
 
 def _values(part: ConstantBaseline, place: Place) -> np.ndarray:

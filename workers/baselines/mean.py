@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from integrand.schemas.specs.baselines import MeanBaseline
 from integrand.workers.baselines.base import BaselineKind, PlaceRows
+from integrand.workers.data.prepasses.base import PrePass
 from integrand.workers.data.prepasses.means import Means
+
+_MEANS = Means()
 
 
 class Mean(BaselineKind[MeanBaseline]):
     """What the pre-pass over the data found, shared by all rows."""
 
-    prepass = Means.name
+    def prepasses(self, part: MeanBaseline) -> tuple[PrePass[Any], ...]:
+        return (_MEANS,)
 
     def tensor(self, part: MeanBaseline, rows: PlaceRows) -> Tensor:
-        assert rows.counted is not None, "a kind with a pre-pass is handed what that found"
-        means = torch.from_numpy(rows.counted).to(rows.dtype)
-        return means.reshape(1, *rows.shape.shape)
+        return rows.placed(rows.found(_MEANS)[None])

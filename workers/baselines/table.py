@@ -8,15 +8,23 @@ from typing import Any
 
 from integrand.schemas.specs.baselines import (
     BaselinePart,
+    BlurBaseline,
     ColumnBaseline,
     ConstantBaseline,
+    GaussianBaseline,
+    MaxDistanceBaseline,
     MeanBaseline,
+    UniformBaseline,
     ZeroBaseline,
 )
 from integrand.workers.baselines.base import BaselineKind
+from integrand.workers.baselines.blur import Blur
 from integrand.workers.baselines.column import Column
 from integrand.workers.baselines.constant import Constant
+from integrand.workers.baselines.gaussian import Gaussian
+from integrand.workers.baselines.max_distance import MaxDistance
 from integrand.workers.baselines.mean import Mean
+from integrand.workers.baselines.uniform import Uniform
 from integrand.workers.baselines.zero import Zero
 
 KINDS: Mapping[type[BaselinePart], BaselineKind[Any]] = MappingProxyType(
@@ -25,6 +33,10 @@ KINDS: Mapping[type[BaselinePart], BaselineKind[Any]] = MappingProxyType(
         ConstantBaseline: Constant(),
         ColumnBaseline: Column(),
         MeanBaseline: Mean(),
+        MaxDistanceBaseline: MaxDistance(),
+        BlurBaseline: Blur(),
+        UniformBaseline: Uniform(),
+        GaussianBaseline: Gaussian(),
     }
 )
 

@@ -2,74 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.workers.baselines.base import Place, PlaceRows
+from integrand.workers.baselines.ranges import bounds_of
 from integrand.workers.baselines.table import kind_of_baseline
-from integrand.workers.data.prepasses.base import Arrays
+from integrand.workers.data.prepasses.base import Arrays, PrePass
 from integrand.workers.data.tensors import Rows
+from integrand.workers.models.row_tensors import RowTensors
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Given:
+    """What baselines are made of, on the device where they are wanted; rows may be any of a table.
+
+    inputs, read, forward_args  as in `Rows`
+    keys                        `[rows, 2]` int64, where something is drawn by them
+    """
+
+    inputs: tuple[Tensor, ...]
+    read: tuple[Tensor | None, ...]
+    forward_args: tuple[Tensor, ...]
+    keys: Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Rows, keys: Tensor | None = None) -> Given:
+        """All rows of a table."""
+        return cls(
+            inputs=rows.inputs, read=rows.baselines, forward_args=rows.forward_args, keys=keys
+        )
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Given:
+        """The same change to every tensor."""
+        return Given(
+            inputs=tuple(change(x) for x in self.inputs),
+            read=tuple(None if b is None else change(b) for b in self.read),
+            forward_args=tuple(change(a) for a in self.forward_args),
+            keys=None if self.keys is None else change(self.keys),
+        )
+
+    def take(self, index: Tensor | slice) -> Given:
+        """The rows of these numbers."""
+        return self.each(lambda tensor: tensor[index])
 
 
 def check_baselines(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
-    """SpecError for a baseline that does not fit its input."""
+    """SpecError for a baseline that does not fit its input, or a range that does not."""
     for one, baseline, shape in zip(spec.inputs, spec.baselines, shapes, strict=True):
         if not one.modules:
-            kind = kind_of_baseline(baseline)
-            kind.check(baseline, Place(input=one, shape=shape))
-            _check_draws(shape, kind.draws(baseline))
+            place = Place(input=one, shape=shape)
+            bounds_of(place)
+            kind_of_baseline(baseline).check(baseline, place)
 
 
-def _check_draws(shape: InputShape, draws: int) -> None:
-    if draws != 1:
-        raise SpecError(
-            f"baseline of input `{shape.name}`",
-            expected="one baseline for each row, as every accuracy takes it",
-            seen=f"{draws}",
-            next_step="choose another baseline",
-        )
-
-
-def prepasses_of(baselines: Sequence[BaselinePart]) -> tuple[str, ...]:
-    """Names of the pre-passes that these baselines need, each once."""
-    names: list[str] = []
+def prepasses_of(baselines: Sequence[BaselinePart]) -> tuple[PrePass[Any], ...]:
+    """The pre-passes that these baselines need, each once."""
+    found: dict[str, PrePass[Any]] = {}
     for one in baselines:
-        prepass = kind_of_baseline(one).prepass
-        if prepass is not None and prepass not in names:
-            names.append(prepass)
-    return tuple(names)
+        for prepass in kind_of_baseline(one).prepasses(one):
+            found.setdefault(prepass.name, prepass)
+    return tuple(found.values())
+
+
+def draws_by_key(spec: AttributeSpec) -> bool:
+    """Whether rows draw baselines of their own, by their ids."""
+    return any(baseline.by_key for baseline in spec.baselines)
+
+
+def with_baselines(
+    spec: AttributeSpec,
+    shapes: Sequence[InputShape],
+    given: Given,
+    counted: Mapping[str, Arrays],
+) -> RowTensors:
+    """Rows as the model gets them, with the baselines of each.
+
+    counted  what the pre-passes found, by name
+    """
+    return RowTensors(
+        given.inputs,
+        baseline_tensors(spec, shapes, given, counted),
+        given.forward_args,
+        draws=spec.draws,
+        keys=given.keys,
+    )
 
 
 def baseline_tensors(
-    spec: AttributeSpec, shapes: Sequence[InputShape], rows: Rows, counted: Mapping[str, Arrays]
+    spec: AttributeSpec,
+    shapes: Sequence[InputShape],
+    given: Given,
+    counted: Mapping[str, Arrays],
 ) -> tuple[Tensor, ...]:
     """One tensor per input: `[1, *shape]` where all rows share it, else `[rows, *shape]`; zeros for
     ids, see IdsModel.
 
-    counted  what the pre-passes found, by name
+    In a job of K > 1 draws `[1, *shape]`, `[K, *shape]` or `[rows × K, *shape]`, as `RowTensors`
+    has them; an input with one baseline has it in all draws.
     """
     tensors = []
     for i, shape in enumerate(shapes):
-        tensors.append(_tensor(spec, i, shape, rows, counted))
+        tensor = _tensor(spec, i, shape, given, counted)
+        own = spec.baselines[i].draws_per_row == 1 and tensor.shape[0] > 1
+        if own and spec.draws > 1:
+            tensor = tensor.repeat_interleave(spec.draws, 0)
+        tensors.append(tensor)
     return tuple(tensors)
 
 
 def _tensor(
-    spec: AttributeSpec, i: int, shape: InputShape, rows: Rows, counted: Mapping[str, Arrays]
+    spec: AttributeSpec,
+    i: int,
+    shape: InputShape,
+    given: Given,
+    counted: Mapping[str, Arrays],
 ) -> Tensor:
     one = spec.inputs[i]
     baseline = spec.baselines[i]
-    values = rows.inputs[i]
+    values = given.inputs[i]
     if one.modules:
-        return torch.zeros(1, *shape.shape, dtype=values.dtype)
-    kind = kind_of_baseline(baseline)
-    found = None if kind.prepass is None else counted[kind.prepass][i]
-    read = rows.baselines[i]
-    place = PlaceRows(input=one, shape=shape, values=values, read=read, counted=found)
-    return kind.tensor(baseline, place)
+        return values.new_zeros(1, *shape.shape)
+    place = PlaceRows(
+        input=one,
+        shape=shape,
+        number=i,
+        values=values,
+        read=given.read[i],
+        keys=given.keys,
+        counted=counted,
+    )
+    return kind_of_baseline(baseline).tensor(baseline, place)

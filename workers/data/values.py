@@ -29,6 +29,20 @@ def plain_value(value: pa.Scalar) -> object:
         return value.value
 
 
+def as_texts(column: pa.Array) -> list[str]:
+    """Each value as text: bytes as hexadecimal digits, null as nothing."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
+        return [text or "" for text in column.cast(pa.large_string()).to_pylist()]
+    return [_text(value) for value in plain_values(column)]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
+    return "" if value is None else str(value)
+
+
 def arrow_type(name: str) -> pa.DataType | None:
     """The type that a plan names; None for those without a form of their own, which all files must
     share anyway.

@@ -65,7 +65,7 @@ def attribute_clean(
         return Attributed(_failed(rows, error))
 
     with torch.inference_mode(False):
-        return _joined(isolate(attempt, failed, slice(0, rows.rows)))
+        return joined(isolate(attempt, failed, slice(0, rows.rows)))
 
 
 def _calls(rows: RowTensors, at_once: int) -> Iterator[RowTensors]:
@@ -88,7 +88,7 @@ def side_by_side(calls: Sequence[Explained], planned: int) -> Attributed:
     )
 
 
-def _joined(parts: Sequence[Attributed]) -> Attributed:
+def joined(parts: Sequence[Attributed]) -> Attributed:
     """The rows of all parts below each other."""
     halved = [part.halved for part in parts if part.halved is not None]
     return Attributed(

@@ -4,25 +4,29 @@ on in their places.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.records import InputShape
 from integrand.schemas.tables import RowStatus
-from integrand.workers.baselines.tensors import baseline_tensors
+from integrand.workers.baselines.tensors import Given, draws_by_key, with_baselines
 from integrand.workers.data.tensors import Bucket, Rows, length_buckets, to_rows
+from integrand.workers.data.values import as_texts
 from integrand.workers.engine.batching import rows_of_length
 from integrand.workers.engine.row_results import RowResults
 from integrand.workers.methods.table import method_of
-from integrand.workers.models.row_tensors import RowTensors
-from integrand.workers.shards.attempts import attribute_clean
+from integrand.workers.philox import keys_of
+from integrand.workers.shards.attempts import Attributed, attribute_clean, joined
 from integrand.workers.shards.distinct import Distinct, distinct_rows
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.output import optional_columns
@@ -30,6 +34,12 @@ from integrand.workers.shards.refusals import Refusals, refusals
 from integrand.workers.shards.results import Results, merge
 from integrand.workers.shards.storing import as_stored
 from integrand.workers.shards.targets import row_targets, target_column
+
+_BYTES = 8
+"""Of an element of a baseline, taken as float64."""
+
+_ON_CPU, _ON_CUDA = 128 << 20, 4 << 30
+"""Bytes that the baselines of a part of a table may take."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,12 +91,9 @@ def attribute_rows(job: Job, part: SameLength, tick: Callable[[], None]) -> Resu
     """
     rows = part.rows
     refused = refusals(job, rows, part.culprits)
-    baselines = baseline_tensors(job.plan.spec, part.shapes, rows, job.counted)
-    distinct = distinct_rows(_received(rows, baselines), refused.clean)
-    tensors = _on_device(job, RowTensors(rows.inputs, baselines, rows.forward_args), distinct)
-    column = None if rows.target is None else rows.target[distinct.first]
-    targets = row_targets(job, tensors, column, part.batch_rows, tick)
-    found = attribute_clean(job, replace(tensors, target=targets), part.batch_rows, tick)
+    given = Given.of(rows, _keys(job, part.ids))
+    distinct = distinct_rows(_told_apart(rows, given), refused.clean)
+    targets, found = _attributed(job, part, given, distinct.first, tick)
     results = _in_places(job, part, refused, distinct, found.rows)
     return Results(
         row_id=_repeated_ids(part.ids, job.plan.targets_per_row),
@@ -97,6 +104,35 @@ def attribute_rows(job: Job, part: SameLength, tick: Callable[[], None]) -> Resu
         duplicates=distinct.duplicates,
         halved=found.halved,
     )
+
+
+def _attributed(
+    job: Job, part: SameLength, given: Given, rows: Tensor, tick: Callable[[], None]
+) -> tuple[Tensor | None, Attributed]:
+    """Targets and attributions of these rows: a part of them after the other, so that the baselines
+    of all are never there at once.
+    """
+    column = part.rows.target
+    targets, found = [], []
+    for some in rows.split(_rows_at_once(job, part.shapes)):
+        placed = _on_device(job, given.take(some))
+        tensors = with_baselines(job.plan.spec, part.shapes, placed, job.counted)
+        named = None if column is None else column[some]
+        explained = row_targets(job, tensors, named, part.batch_rows, tick)
+        targets.append(explained)
+        rows_in = replace(tensors, target=explained)
+        found.append(attribute_clean(job, rows_in, part.batch_rows, tick))
+    known = [one for one in targets if one is not None]
+    return torch.cat(known) if known else None, joined(found)
+
+
+def _rows_at_once(job: Job, shapes: Sequence[InputShape]) -> int:
+    """Rows whose baselines are made together: all, where a row has one of them."""
+    if job.plan.spec.draws == 1:
+        return sys.maxsize
+    elements = sum(prod(shape.shape) for shape in shapes)
+    row = job.plan.spec.draws * elements * _BYTES
+    return max(1, (_ON_CPU if job.device == "cpu" else _ON_CUDA) // row)
 
 
 # --- one padded length ---------------------------------------------------------------------------
@@ -130,35 +166,32 @@ def _culprits_within(bucket: Bucket, culprits: Mapping[int, str]) -> dict[int, s
 # --- what the model gets -------------------------------------------------------------------------
 
 
-def _received(rows: Rows, baselines: Sequence[Tensor]) -> Iterator[Tensor]:
-    """All that a row has of its own of what the model receives."""
-    yield from rows.inputs
-    yield from (baseline for baseline in baselines if baseline.shape[0] > 1)
-    yield from rows.forward_args
+def _keys(job: Job, ids: pa.Array) -> Tensor | None:
+    """By which rows draw random numbers; None where nothing is drawn."""
+    spec = job.plan.spec
+    if not (draws_by_key(spec) or method_of(spec.accuracy, spec.method).random):
+        return None
+    return keys_of(as_texts(ids))
+
+
+def _told_apart(rows: Rows, given: Given) -> Iterator[Tensor]:
+    """All that a row has of its own of what its attributions are made of."""
+    yield from given.inputs
+    yield from (read for read in given.read if read is not None)
+    yield from given.forward_args
     if rows.target is not None:
         yield rows.target
+    if given.keys is not None:
+        yield given.keys
 
 
-def _on_device(job: Job, tensors: RowTensors, distinct: Distinct) -> RowTensors:
-    """The distinct rows on the worker's device, copied once and from pinned memory: step batches
+def _on_device(job: Job, given: Given) -> Given:
+    """Rows on the worker's device, copied once and from pinned memory: baselines and step batches
     are made of them there.
     """
-    tensors = tensors.take(distinct.first)
     if job.device == "cpu":
-        return tensors
-    return RowTensors(
-        _pinned(tensors.inputs, job.device),
-        _pinned(tensors.baselines, job.device),
-        _pinned(tensors.forward_args, job.device),
-    )
-
-
-def _pinned(tensors: Sequence[Tensor], device: str) -> tuple[Tensor, ...]:
-    placed = []
-    for tensor in tensors:
-        pinned = tensor.pin_memory()
-        placed.append(pinned.to(device, non_blocking=True))
-    return tuple(placed)
+        return given
+    return given.each(lambda tensor: tensor.pin_memory().to(job.device, non_blocking=True))
 
 
 # --- everything in its place ---------------------------------------------------------------------

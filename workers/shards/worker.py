@@ -16,7 +16,7 @@ from integrand.schemas.records import Plan, Shard, ShardFooter
 from integrand.schemas.tasks import Trial
 from integrand.schemas.uris import Uri
 from integrand.workers import kernels
-from integrand.workers.data.prepasses.table import read_prepasses
+from integrand.workers.data.prepasses.found import read_prepasses
 from integrand.workers.data.values import arrow_type
 from integrand.workers.engine.prepared import prepare_planned
 from integrand.workers.failpoints import reach

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
-from integrand.workers.baselines.tensors import baseline_tensors
+from integrand.workers.baselines.tensors import Given, baseline_tensors
 from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import to_rows
 from integrand.workers.shards.shard import read_shard, run_shard
@@ -36,7 +36,8 @@ def baselines(
 ) -> tuple[Tensor, ...]:
     job = spec(*inputs, **fields)
     shapes = resolve_columns(TABLE.schema, job)
-    return baseline_tensors(job, shapes, to_rows(TABLE, job, shapes), {"mean": tuple(means or ())})
+    given = Given.of(to_rows(TABLE, job, shapes))
+    return baseline_tensors(job, shapes, given, {"mean": tuple(means or ())})
 
 
 def test_zero_is_the_default_and_shared() -> None:

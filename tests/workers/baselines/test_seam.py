@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,9 @@ from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.specs.part import Read
 from integrand.workers.baselines import table, tensors
 from integrand.workers.baselines.base import BaselineKind, Place, PlaceRows
+from integrand.workers.baselines.tensors import Given
 from integrand.workers.data.columns import declared_columns
+from integrand.workers.data.prepasses.base import Arrays, PrePass, Scan
 from integrand.workers.data.roles import roles_of
 from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import to_rows
@@ -39,9 +42,24 @@ class Between(BaselinePart):
     def reads_raw(self) -> bool:
         return True
 
+    @property
+    def draws_per_row(self) -> int:
+        return int(self.factor)
+
+
+class Largest(PrePass[float]):
+    name = "largest"
+
+    def partial(self, scan: Scan, file: int, row_group: int) -> float:
+        raise NotImplementedError
+
+    def merge(self, partials: Sequence[float]) -> Arrays:
+        raise NotImplementedError
+
 
 class Halfway(BaselineKind[Between]):
-    prepass = "largest"
+    def prepasses(self, part: Between) -> tuple[PrePass[Any], ...]:
+        return (Largest(),)
 
     def check(self, part: Between, place: Place) -> None:
         if part.factor < 0:
@@ -49,11 +67,9 @@ class Halfway(BaselineKind[Between]):
 
     def tensor(self, part: Between, rows: PlaceRows) -> Tensor:
         assert rows.read is not None
-        assert rows.counted is not None
-        return part.factor * (rows.read + torch.from_numpy(rows.counted).to(rows.dtype)) / 2
-
-    def draws(self, part: Between) -> int:
-        return int(part.factor) or 1
+        between = (rows.read + rows.placed(rows.found(Largest()))) / 2
+        draws = torch.arange(1, part.draws_per_row + 1).repeat(rows.rows)
+        return draws[:, None] * between.repeat_interleave(part.draws_per_row, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +88,12 @@ def spec(columns: tuple[str, ...] = ("c", "d"), factor: float = 1.0) -> Attribut
         }
     )
     return plain.model_copy(update={"baseline": Between(columns=columns, factor=factor)})
+
+
+def made(job: AttributeSpec) -> tuple[Tensor, ...]:
+    shapes = resolve_columns(TABLE.schema, job)
+    given = Given.of(to_rows(TABLE, job, shapes))
+    return tensors.baseline_tensors(job, shapes, given, {"largest": (np.array([1.0, 2]),)})
 
 
 def test_what_it_reads_is_declared_typed_read_and_judged() -> None:
@@ -95,17 +117,21 @@ def test_columns_that_make_no_tensor_of_its_input_are_refused() -> None:
 
 def test_it_names_its_prepass_and_is_handed_what_that_found() -> None:
     job = spec()
-    assert tensors.prepasses_of(job.baselines) == ("largest",)
-    shapes = resolve_columns(TABLE.schema, job)
-    (found,) = tensors.baseline_tensors(
-        job, shapes, to_rows(TABLE, job, shapes), {"largest": (np.array([1.0, 2]),)}
-    )
+    assert [one.name for one in tensors.prepasses_of(job.baselines)] == ["largest"]
+    (found,) = made(job)
     assert found[0].tolist() == [1.75, 2.75]
     assert found.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("factor", "message"), [(-1, "a factor from 0"), (3, "(.|\n)*seen: 3")])
-def test_it_is_checked_before_workers_start(factor: float, message: str) -> None:
-    job = spec(factor=factor)
-    with pytest.raises(SpecError, match=f"baseline of input `f`(.|\n)*{message}"):
+def test_it_says_how_many_baselines_a_row_has() -> None:
+    job = spec(factor=3)
+    assert job.draws == 3
+    (found,) = made(job)
+    assert found.shape == (6, 2)  # three of the first row, then three of the second
+    assert found[:3].tolist() == [[1.75, 2.75], [3.5, 5.5], [5.25, 8.25]]
+
+
+def test_it_is_checked_before_workers_start() -> None:
+    job = spec(factor=-1)
+    with pytest.raises(SpecError, match=r"baseline of input `f`(.|\n)*a factor from 0"):
         tensors.check_baselines(job, resolve_columns(TABLE.schema, job))

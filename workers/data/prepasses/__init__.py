@@ -1,1 +1,1 @@
-"""Passes over all the data before a run, one file each, found by name in `table`."""
+"""Passes over all the data before a run, one file each."""

@@ -1,17 +1,10 @@
-"""The pre-passes by name: a new one is listed here."""
+"""What the pre-passes of a plan found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
-
 from integrand.schemas.records import Plan
-from integrand.workers.data.prepasses.base import Arrays, PrePass, read_arrays
-from integrand.workers.data.prepasses.means import Means
+from integrand.workers.data.prepasses.base import Arrays, read_arrays
 from integrand.workers.storage.store import Store
-
-PREPASSES: Mapping[str, PrePass[Any]] = MappingProxyType({one.name: one for one in (Means(),)})
 
 
 def read_prepasses(store: Store, plan: Plan) -> dict[str, Arrays]:
