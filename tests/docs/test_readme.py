@@ -179,6 +179,8 @@ def test_notebook_examples_run():
     assert scope["found"].attributions.sum(-1).shape == (3, 5)
     assert set(scope["told"].status) == {RowStatus.ok}
     assert torch.equal(scope["values"], scope["told"].attributions)
+    assert [a.tolist() for a in scope["integrated"]] == [[[1.5, -0.5]], [[1.5, -0.5]]]
+    assert [a.tolist() for a in scope["layer_by_layer"]] == [[[1.5, -0.5]], [[2.0, -1.0]]]
 
 
 def test_the_certificate_is_fooled_as_told():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from captum.attr import DeepLift
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
@@ -97,6 +98,37 @@ def test_equal_functions_get_equal_attributions() -> None:
     x = rows(10)
     one, other = (attribute(f, x, target=0, accuracy=FixedSteps(steps=20)) for f in (net, twin))
     assert_close(one.attributions, other.attributions, rtol=1e-9, atol=1e-12)
+
+
+def pair(first: list[float], last: float) -> nn.Module:
+    """With (0, 0), −1 it is relu(relu(a) − 1 − relu(b)), with (−1, 0), 0 relu(relu(a − 1) −
+    relu(b)): one function. Sundararajan et al. 2017, appendix B.
+    """
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1), nn.ReLU()).double().eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(2))
+        net[0].bias.copy_(torch.tensor(first))
+        net[2].weight.copy_(torch.tensor([[1.0, -1.0]]))
+        net[2].bias.fill_(last)
+    return net
+
+
+def test_deeplift_tells_equal_functions_apart() -> None:
+    """What holds of Integrated Gradients by the row above fails for rules that go from layer to
+    layer.
+    """
+    twins = pair([0.0, 0.0], -1.0), pair([-1.0, 0.0], 0.0)
+    x = 3 * rows(50, 2)
+    assert_close(twins[0](x), twins[1](x))
+    one, other = (attribute(net, x, accuracy=Adaptive(tolerance=1e-6)) for net in twins)
+    assert_close(one.attributions, other.attributions, atol=1e-9)
+    point = torch.tensor([[3.0, 1.0]], dtype=F64)
+    exact = torch.tensor([[1.5, -0.5]], dtype=F64)
+    for net in twins:
+        assert_close(attribute(net, point).attributions, exact)
+    by_layer = [DeepLift(net).attribute(point).detach() for net in twins]
+    assert_close(by_layer[0], exact)
+    assert_close(by_layer[1], torch.tensor([[2.0, -1.0]], dtype=F64))
 
 
 def test_a_feature_that_the_model_ignores_gets_nothing() -> None:
