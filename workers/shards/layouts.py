@@ -128,6 +128,8 @@ class Lists(Layout):
 
 AT_ONCE = 1 << 20
 """Numbers that are put in order at once."""
+WIDE = 256
+"""Numbers of a row from which on those that cannot be among the largest are left out first."""
 
 
 @dataclass(frozen=True)
@@ -185,12 +187,29 @@ class Largest(Layout):
         own = np.full(rows, width) if lengths is None else lengths
         most = min(self.k, width)
         found = np.empty((rows, most), np.int64)
-        for start in range(0, rows, max(1, AT_ONCE // max(1, width))):
-            part = slice(start, start + max(1, AT_ONCE // max(1, width)))
-            sizes = np.where(_own(flat[part], own[part]), np.abs(flat[part]), -1.0)
-            order = np.argsort(-sizes, axis=1, kind="stable")
-            found[part] = order[:, :most]
+        at_once = max(1, AT_ONCE // max(1, width))
+        for start in range(0, rows, at_once):
+            part = slice(start, start + at_once)
+            sizes = np.abs(flat[part])
+            sizes[~_own(sizes, own[part]) | np.isnan(sizes)] = -1
+            found[part] = _largest(sizes, most)
         return found, np.minimum(own, most)
+
+
+def _largest(sizes: Values, most: int) -> NDArray[np.int64]:
+    """Places of the largest in each row, in order, the first among equals first: [rows, most]."""
+    if sizes.shape[1] < WIDE:
+        return np.argsort(-sizes, axis=1, kind="stable")[:, :most]
+    found = np.empty((len(sizes), most), np.int64)
+    for row, own in enumerate(sizes):
+        candidates = np.flatnonzero(own > 0)
+        if len(candidates) < most:
+            candidates = np.arange(len(own))
+        least = np.partition(own[candidates], -most)[-most]
+        candidates = candidates[own[candidates] >= least]
+        order = np.argsort(-own[candidates], kind="stable")
+        found[row] = candidates[order[:most]]
+    return found
 
 
 def _ends(places: NDArray[np.int64], row: NDArray[np.int64], rows: int) -> Lengths:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
@@ -15,10 +16,12 @@ from integrand.schemas.errors import SpecError
 from integrand.schemas.records import RunManifest
 from integrand.schemas.tables import RowStatus
 from integrand.service.checks.verify import verify_run
+from integrand.service.reports.page import html_page
 from integrand.service.reports.rows import show_row
 from integrand.service.reports.spreadsheet import write_csv
 from integrand.service.runs.query import Run, open_run
 from tests.plugins.jobs import COLUMNS, JobFolder
+from tests.plugins.texts import text_fields
 
 NAMES = [f"attr.{name}" for name in COLUMNS]
 TOP_2 = {"kind": "top_k", "k": 2}
@@ -137,3 +140,44 @@ def test_what_is_stored_is_part_of_the_id_where_it_is_said(job: JobFolder) -> No
 def test_stores_that_cannot_be(job: JobFolder, output: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=r"output\.(store|dtype)"):
         job.spec(output={"uri": "out", **output})
+
+
+def test_the_largest_of_an_image(job: JobFolder) -> None:
+    images = np.random.default_rng(1).normal(size=(20, 12)).astype(np.float32)
+    job.write_rows(pixels=pa.FixedSizeListArray.from_arrays(pa.array(images.ravel()), 12))
+    job.write_model("return self.logits(x.flatten(1)[:, ::4])")
+    inputs = [{"name": "image", "column": "pixels", "shape": [3, 2, 2]}]
+    found = {}
+    for out, store in {"whole": "full", "top": TOP_2}.items():
+        manifest = job.run(inputs=inputs, output={"uri": out, "store": store, "dtype": "float16"})
+        verified(job, manifest, out)
+        found[out] = open_run(job.run_uri(manifest, out))
+    whole, top = (run.to_pandas() for run in found.values())
+    for values, kept, places in zip(
+        whole["attr.image"], top["attr.image"], top["index.image"], strict=True
+    ):
+        order = np.argsort(-np.abs(values), kind="stable")[:2]
+        assert (places.tolist(), kept.tolist()) == (order.tolist(), values[order].tolist())
+    names = set(found["top"].top_features(12)["feature"])
+    assert names <= set(found["whole"].top_features(12)["feature"])
+    assert len(names) == 12
+    assert "image[" in html_page(found["top"], 5)
+
+
+def test_the_largest_of_a_text(texts: JobFolder) -> None:
+    found = {}
+    for out, store in {"whole": "full", "top": TOP_2}.items():
+        manifest = texts.run(**text_fields(texts, output={"uri": out, "store": store}))
+        verified(texts, manifest, out)
+        found[out] = open_run(texts.run_uri(manifest, out))
+    whole, top = (run.to_pandas() for run in found.values())
+    for values, kept, places in zip(
+        whole["attr.tokens"], top["attr.tokens"], top["index.tokens"], strict=True
+    ):
+        order = np.argsort(-np.abs(values), kind="stable")[:2]
+        assert (places.tolist(), kept.tolist()) == (order.tolist(), values[order].tolist())
+    sums = top["attr.tokens"].map(np.sum)
+    assert found["top"].top_features()["mean"][0] == pytest.approx(sums.mean())
+    text = io.StringIO()
+    show_row(Console(file=text, width=200), found["top"], "3", 5)
+    assert f"tokens[{top['index.tokens'][3][0]}]" in text.getvalue()

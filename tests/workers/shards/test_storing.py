@@ -43,15 +43,20 @@ def largest(values: np.ndarray, k: int) -> list[int]:
     return sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))[:k]
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 100])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_the_largest_stand_in_order_and_are_read_back(kind: str, k: int) -> None:
+def test_the_largest_stand_in_order_and_are_read_back(
+    kind: str, k: int, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("integrand.workers.shards.layouts.WIDE", 1 if wide else 100)
     shape = SHAPES[kind]
     random = np.random.default_rng(k)
     width = int(np.prod(shape.shape))
     values = random.integers(-2, 3, (ROWS, *shape.shape)).astype(np.float32)  # many are equal
     lengths = random.integers(1, width + 1, ROWS) if shape.varying else None
     there = random.random(ROWS) < 0.8
+    values[~there] = np.nan
     layout = layout_of(shape, TopKStore(k=k))
     columns = layout.columns(values, lengths, there)
     fields = layout.fields(pa.float32())
