@@ -142,7 +142,7 @@ class AttributeSpec(Part):
 
     @model_validator(mode="after")
     def _exactness(self) -> AttributeSpec:
-        wrong = refusal(self.method, self.accuracy, asked="accuracy" in self.model_fields_set)
+        wrong = refusal(self.method, self.accuracy, asked=self.accuracy != Adaptive())
         if wrong:
             raise ValueError(wrong)
         return self

@@ -122,7 +122,7 @@ def _spelled_out(value: Any) -> Any:
     return {"kind": kind, "name": name} if colon else {"kind": kind}
 
 
-Method = Annotated[_METHODS, BeforeValidator(_spelled_out)]
+Method = Annotated[_METHODS, BeforeValidator(_spelled_out, json_schema_input_type=str | _METHODS)]
 
 
 def refusal(method: MethodPart, accuracy: Accuracy, *, asked: bool) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.specs.job import AttributeSpec
-from integrand.service.planning.sample import real_rows
+from integrand.service.planning.sample import one_target, real_rows
 from integrand.workers.methods.probing import unused_inputs
 from integrand.workers.methods.table import method_of
 from integrand.workers.models.gradients import differentiate
@@ -19,11 +19,15 @@ from integrand.workers.models.outputs import (
     Forward,
     check_output,
     on_copies,
+    select,
     transformed,
 )
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.targets.base import output_width
 from integrand.workers.models.targets.table import kind_of_target
+
+LARGE = 1.0
+"""Of |f| at rows: from there on |f| at the baseline is far from 0 beside it."""
 
 
 def first_pass(
@@ -40,6 +44,28 @@ def first_pass(
     check_output(out, sample.rows, table)
     with_targets = replace(sample, target=table)
     return with_targets, output_width(out), warnings
+
+
+def baseline_warnings(spec: AttributeSpec, model: Forward, sample: RowTensors) -> list[str]:
+    """That f at the baseline is far from 0 beside f at rows: attributions explain the difference
+    alone, so a baseline shall say little (Sundararajan, Taly & Yan 2017, §6).
+
+    sample  rows with one baseline each, and with their targets
+    """
+    forward = transformed(model, spec.target.transform)
+    rows = one_target(sample).expanded()
+    ends = []
+    for points in (rows.inputs, rows.baselines):
+        with real_rows(forward, rows.arguments), torch.no_grad():
+            out = on_copies(forward, *points, *rows.forward_args)
+        ends.append(select(out, sample.target).double().abs().median().item())
+    at_rows, at_baseline = ends
+    if not at_baseline > LARGE * at_rows:
+        return []
+    return [
+        f"f at the baseline is {at_baseline:.2g} beside {at_rows:.2g} at the first rows (medians of"
+        " |f|): attributions explain the difference of both, and not f itself"
+    ]
 
 
 def column_outputs(spec: AttributeSpec, model: Forward, sample: RowTensors) -> int | None:

@@ -17,7 +17,7 @@ from integrand.service.planning.batches import (
     judge_closed_form,
     keeps_order,
 )
-from integrand.service.planning.contract import first_pass
+from integrand.service.planning.contract import baseline_warnings, first_pass
 from integrand.service.planning.cost import (
     WorkerMemory,
     affordable_rows,
@@ -85,6 +85,7 @@ def examine(
     rows, width, warnings = first_pass(spec, model, sample)
     method.check(model, rows)
     sample = rows.first_draw()
+    warnings += baseline_warnings(spec, model, sample)
     form = choose_form(spec, model, sample)
     if form.exact and not method.needs_closed_form and _loses_bits(spec, form, sample):
         form = stepping_form(spec, model, sample)  # step batches may keep the bits

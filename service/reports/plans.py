@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from integrand.schemas.records import Numerics, Plan
+from integrand.schemas.specs.methods import IntegratedGradients
 from integrand.service.progress import duration
 from integrand.service.reports.tables import Facts, show_facts, show_frame
 
@@ -37,7 +38,10 @@ def _amounts(plan: Plan) -> Facts:
     facts = [("rows", _planned_rows(plan)), ("shards", _shards(plan))]
     if plan.files:
         facts.append(("source files", f"{len(plan.files):,}"))
-    return [*facts, ("targets per row", f"{plan.targets_per_row:,}")]
+    facts.append(("targets per row", f"{plan.targets_per_row:,}"))
+    if not isinstance(plan.spec.method, IntegratedGradients):
+        facts.append(("method", plan.spec.method.kind))
+    return facts
 
 
 def _planned_rows(plan: Plan) -> str:

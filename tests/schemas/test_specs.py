@@ -383,3 +383,39 @@ def test_every_published_field_is_described():
         for title, name, f in fields
         if "description" not in f and name not in ("kind", "baseline")
     ] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [
+        ("saliency", "saliency"),
+        ({"kind": "expected_gradients", "sampling": "iid"}, "expected_gradients"),
+        ("captum:DeepLift", "captum"),
+    ],
+)
+def test_a_method_is_a_part_or_its_name_and_survives_a_stored_plan(asked: Any, kind: str) -> None:
+    spec = parse_spec(DESIGN | {"method": asked, "accuracy": {"kind": "adaptive"}})
+    assert spec.method.kind == kind
+    again = AttributeSpec.model_validate_json(spec.model_dump_json())
+    assert again == spec
+
+
+@pytest.mark.parametrize(
+    ("method", "accuracy", "message"),
+    [
+        ("saliency", {"kind": "exact"}, "approximates nothing"),
+        ("expected_gradients", {"kind": "exact"}, "adaptive or samples"),
+        ("expected_gradients", {"kind": "fixed", "steps": 9}, "adaptive or samples"),
+        ("integrated_gradients", {"kind": "samples"}, "adaptive or fixed or exact"),
+        ({"kind": "smoothgrad", "sigma": 0}, None, "greater than 0"),
+        ({"kind": "smoothgrad", "sigma": 1, "noise": 2}, None, "unknown field"),
+        ("salliency", None, "did you mean `saliency`"),
+    ],
+)
+def test_methods_and_accuracies_that_do_not_go_together_are_refused(
+    method: Any, accuracy: Any, message: str
+) -> None:
+    fields = DESIGN | {"method": method}
+    fields["accuracy"] = accuracy or {"kind": "adaptive"}
+    with pytest.raises(SpecError, match=message):
+        parse_spec(fields)

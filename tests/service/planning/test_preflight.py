@@ -323,7 +323,7 @@ def test_an_unused_input_is_named_and_gets_zeros(job: JobFolder):
 @pytest.mark.needs_strict_kernels
 def test_an_input_that_some_row_uses_is_not_called_unused(job: JobFolder):
     """A gradient of zero at a saturated point is no proof that the input is unused."""
-    job.write_model("return self.logits(x) + more[0].clamp(max=-1)")
+    job.write_model("return self.logits(x) + more[0].clamp(max=-1) + 1")
     inputs = [{"name": "features", "columns": list(COLUMNS)}, {"name": "spare", "columns": ["id"]}]
     assert job.plan(inputs=inputs).warnings == ()
 
@@ -486,3 +486,9 @@ def test_the_process_is_left_as_it_was(job: JobFolder):
     job.write_model("raise RuntimeError()")
     refusal(job, compute={"threads": threads + 1})
     assert torch.get_num_threads() == threads
+
+
+def test_a_baseline_at_which_the_model_says_much_is_warned_of(job: JobFolder):
+    job.write_model("return self.logits(x) + 100 * (1 - x.abs().sum(1, keepdim=True)).clamp(min=0)")
+    (warning,) = [w for w in job.plan().warnings if w.startswith("f at the baseline")]
+    assert "attributions explain the difference" in warning
