@@ -296,6 +296,7 @@ class ShardFooter(TaskFooter):
     gap_histogram: dict[str, int] = Field(
         description="Rows by decimal exponent of |gap|, rounded up."
     )
+    reasons: dict[str, int] = Field({}, description="Rows that get reasons, by reasons_status.")
     evaluations: int
     padded_evaluations: int
     duplicates: int = Field(
@@ -369,6 +370,7 @@ class RunManifest(JobManifest):
     statuses: dict[str, int]
     gap: Quantiles
     error: Quantiles
+    reasons: dict[str, int] = Field({}, description="Rows that get reasons, by reasons_status.")
     evaluations: int
     digest: str
     determinism: Determinism

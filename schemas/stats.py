@@ -51,6 +51,9 @@ class Stats(Record):
     )
     gap_max: Annotated[float | None, Adds(largest, of=lambda footer: footer.gap.max)] = None
     error_max: Annotated[float | None, Adds(largest, of=lambda footer: footer.error.max)] = None
+    reasons: Annotated[dict[str, int], Adds(add_by_key)] = Field(
+        {}, description="Rows that get reasons, by reasons_status."
+    )
     evaluations: Annotated[int, Adds(sum)] = 0
     padded_evaluations: Annotated[int, Adds(sum, in_rows=False)] = 0
     duplicates: Annotated[int, Adds(sum, in_rows=False)] = 0

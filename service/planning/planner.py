@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,11 +26,17 @@ from integrand.schemas.records import (
     Shard,
 )
 from integrand.schemas.specs.job import AnySpec, AttributeSpec
-from integrand.schemas.specs.output import TopKStore
+from integrand.schemas.specs.output import Output, TopKStore
 from integrand.service.planning.contract import column_outputs
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, prepare_dataset, run_prepass
 from integrand.service.planning.preflight import PlanFacts, examine
+from integrand.service.planning.reason_codes import (
+    check_reasons,
+    check_when,
+    read_codes,
+    reason_warnings,
+)
 from integrand.service.planning.runid import run_id
 from integrand.service.planning.sample import find_rows, looks, real_rows, sample_rows
 from integrand.service.pools.base import Mapper
@@ -100,9 +106,11 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     check_trust(spec.model, request.trusted)
     settle_kernels(spec)
     check_precision(spec)
+    codes = read_codes(store, spec, request.base)
     store.prove_creates(store.parse(spec.output.uri, request.base))
     with pinned(_thread_count(spec)):
         job = survey(request, pool)
+        check_reasons(spec, job.shapes, codes)
         varying = any(shape.varying for shape in job.shapes)
         findings = examine(spec, job.forward, job.sample, varying=varying)
     if job.device == "cuda":
@@ -115,7 +123,14 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     roughly, exactly = (state.roughly, state.exactly) if state else (None, None)
     plan = Plan(
         run_id=run_id(
-            spec, dataset.identity, facts.artefacts, code, numerics, request.salt, state=roughly
+            spec,
+            dataset.identity,
+            facts.artefacts,
+            code,
+            numerics,
+            request.salt,
+            state=roughly,
+            reason_codes=codes.sha256 if codes else None,
         ),
         spec=_absolute(request),
         model_state=roughly,
@@ -132,6 +147,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
         artefacts=facts.artefacts,
         code_sha256=facts.code_sha256,
         statistics=job.prepasses,
+        reason_codes=codes,
         shards=shards,
         projection=_projection(spec, dataset, shapes, shards, findings),
         warnings=(
@@ -139,6 +155,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
             *findings.warnings,
             *_device_warnings(spec),
             *_kernel_warnings(findings, job.device),
+            *reason_warnings(spec),
         ),
         left_out=findings.savings.left_out,
         half_error=findings.half_error,
@@ -146,6 +163,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(job.device),
     )
+    check_when(plan)
     return plan, facts.code
 
 
@@ -425,9 +443,16 @@ def _absolute(request: Request) -> AttributeSpec:
 
     uris = tuple(absolute(uri) for uri in spec.source.uris)
     source = spec.source.model_copy(update={"uri": uris})
-    output = spec.output.model_copy(update={"uri": absolute(spec.output.uri)})
+    output = _absolute_output(spec.output, absolute)
     model = spec.model.moved(absolute)
     return spec.model_copy(update={"source": source, "output": output, "model": model})
+
+
+def _absolute_output(output: Output, absolute: Callable[[str], str]) -> Output:
+    reasons = output.reasons
+    if reasons is not None and reasons.codes is not None:
+        reasons = reasons.model_copy(update={"codes": absolute(reasons.codes)})
+    return output.model_copy(update={"uri": absolute(output.uri), "reasons": reasons})
 
 
 def _cut(

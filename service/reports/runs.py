@@ -44,6 +44,7 @@ def manifest_facts(manifest: RunManifest) -> Facts:
         ("rows out", f"{manifest.rows_out:,}"),
         *_statuses(manifest),
         ("converged", f"{manifest.converged_share:.1%}"),
+        *_reasons(manifest),
         ("evaluations/row", f"{manifest.evaluations_per_row:,.1f}"),
         ("|gap|", quantiles(manifest.gap)),
         ("error estimate", quantiles(manifest.error)),
@@ -64,6 +65,14 @@ def _statuses(manifest: RunManifest) -> Facts:
     for status, count in manifest.statuses.items():
         share = count / rows
         facts.append((f"  {status}", f"{count:,} ({share:.1%})"))
+    return facts
+
+
+def _reasons(manifest: RunManifest) -> Facts:
+    rows = sum(manifest.reasons.values())
+    facts = [("reasons", f"{rows:,} rows")] if rows else []
+    for status, count in manifest.reasons.items():
+        facts.append((f"  {status}", f"{count:,} ({count / rows:.1%})"))
     return facts
 
 

@@ -9,6 +9,7 @@ from typing import Any, Generic
 
 from integrand.schemas.records import JobPlan, Plan, RunManifest
 from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.tables import ReasonsStatus
 from integrand.service import progress
 from integrand.service.cluster import Cluster
 from integrand.service.operator import Operator
@@ -181,10 +182,12 @@ def limits_exceeded(spec: AttributeSpec, manifest: RunManifest) -> list[str]:
     total = max(1, manifest.rows_out)
     bad = manifest.count("bad_input", "nonfinite", "failed") / total
     uncertified = manifest.count("not_converged") / total
+    prohibited = manifest.reasons.get(ReasonsStatus.prohibited, 0)
     shares = [
         ("max_bad_share", limits.max_bad_share, bad),
         ("max_uncertified_share", limits.max_uncertified_share, uncertified),
         ("max_quarantined", limits.max_quarantined, len(manifest.quarantined)),
+        ("max_prohibited", limits.max_prohibited, prohibited),
     ]
     return [
         f"limits.{name}: {seen:.4g} is above {most:g}"

@@ -67,25 +67,6 @@ def largest_rows(table: pa.Table, column: str, k: int) -> pa.Table:
     return table.take(order[valued])
 
 
-def widened(schema: pa.Schema) -> pa.Schema:
-    """The schema with float32 in the place of float16."""
-    for place, field in enumerate(schema):
-        wide = _widened(field.type)
-        if wide != field.type:
-            schema = schema.set(place, field.with_type(wide))
-    return schema
-
-
-def _widened(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_float16(kind):
-        return pa.float32()
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(_widened(kind.value_type)), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_widened(kind.value_type)))
-    return kind
-
-
 @dataclass(frozen=True)
 class FeatureSums:
     """Sums of attributions and of their absolute values, `[features]`, over so many rows that have

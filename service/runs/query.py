@@ -36,7 +36,6 @@ from integrand.service.runs.frames import (
     largest_rows,
     pandas_frame,
     stored_id,
-    widened,
 )
 from integrand.service.runs.manifest import (
     fold,
@@ -49,6 +48,7 @@ from integrand.workers.data.columns import BAD
 from integrand.workers.data.conditions import matching_rows, sandbox
 from integrand.workers.data.decoding import forget_extensions
 from integrand.workers.data.reading import read_slices
+from integrand.workers.data.values import widened
 from integrand.workers.storage.store import Access, Store
 
 _THREADS = 8

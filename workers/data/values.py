@@ -57,3 +57,22 @@ def arrow_type(name: str) -> pa.DataType | None:
         return pa.type_for_alias(name)
     except ValueError:
         return None
+
+
+def widened(schema: pa.Schema) -> pa.Schema:
+    """The schema with float32 in the place of float16."""
+    for place, field in enumerate(schema):
+        wide = _widened(field.type)
+        if wide != field.type:
+            schema = schema.set(place, field.with_type(wide))
+    return schema
+
+
+def _widened(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_widened(kind.value_type)), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_widened(kind.value_type)))
+    return kind

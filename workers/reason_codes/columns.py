@@ -104,13 +104,14 @@ def _statuses(candidates: Candidates, rows: Asked, ranking: Ranking) -> NDArray[
     found = np.empty(len(ranking.certain), object)
     for row, status in enumerate(rows.status):
         if failing[row]:
-            found[row] = ReasonsStatus.prohibited
+            said = ReasonsStatus.prohibited
         elif status is RowStatus.not_converged:
-            found[row] = ReasonsStatus.not_converged
+            said = ReasonsStatus.not_converged
         elif not ranking.certain[row]:
-            found[row] = ReasonsStatus.order_uncertain
+            said = ReasonsStatus.order_uncertain
         elif ranking.given[row].any():
-            found[row] = ReasonsStatus.certified
+            said = ReasonsStatus.certified
         else:
-            found[row] = ReasonsStatus.none_toward
+            said = ReasonsStatus.none_toward
+        found[row] = str(said)
     return found

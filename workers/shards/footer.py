@@ -12,7 +12,7 @@ from integrand.schemas.ids import digest_rows
 from integrand.schemas.quantiles import Quantiles, histogram_quantiles
 from integrand.schemas.records import Plan, Shard, ShardFooter
 from integrand.workers.data.values import plain_values
-from integrand.workers.engine.row_results import Floats
+from integrand.workers.engine.row_results import Floats, RowResults
 from integrand.workers.shards.results import Results
 
 
@@ -71,6 +71,7 @@ def shard_footer(
         error=_quantiles(error_histogram, error),
         gap_histogram=gap_histogram,
         error_histogram=error_histogram,
+        reasons=_reasons(rows),
         evaluations=int(rows.evaluations.sum()),
         padded_evaluations=results.padded,
         duplicates=results.duplicates,
@@ -82,6 +83,12 @@ def shard_footer(
         node=socket.gethostname(),
         versions=versions,
     )
+
+
+def _reasons(rows: RowResults) -> dict[str, int]:
+    """Rows that get reasons, by status."""
+    statuses = rows.optional.get("reasons_status", ())
+    return dict(sorted(Counter(status for status in statuses if status is not None).items()))
 
 
 def _lowered(plan: Plan, results: Results, *, same_build: bool) -> list[str]:

@@ -26,6 +26,7 @@ from integrand.workers.shards.layouts import Layout, Lengths, Values, layout_of,
 from integrand.workers.shards.results import Results
 
 _OF_DRAWS = ("baseline_spread", "draws")
+REASON_COLUMNS = ("reasons", "reasons_status")
 ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
 
 
@@ -50,7 +51,15 @@ def attribution_fields(plan: Plan) -> list[pa.Field]:
 
 def optional_columns(plan: Plan) -> tuple[str, ...]:
     """Names of the columns that this run has behind its attributions, sorted."""
-    return _OF_DRAWS if plan.spec.draws > 1 else ()
+    several = _OF_DRAWS if plan.spec.draws > 1 else ()
+    return (*several, *(REASON_COLUMNS if plan.spec.output.reasons else ()))
+
+
+def planned_schema(plan: Plan, row_id: pa.DataType) -> pa.Schema:
+    """The columns of every object of a run, with this type of row id."""
+    places = plan.spec.target.places(plan.numerics.outputs) or ((0,),)
+    target = repeated_targets(places, len(places)).type
+    return output_schema(row_id, target, attribution_fields(plan), optional_columns(plan))
 
 
 def results_table(plan: Plan, results: Results) -> pa.Table:

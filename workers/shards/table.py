@@ -30,6 +30,7 @@ from integrand.workers.shards.attempts import Attributed, attribute_clean, joine
 from integrand.workers.shards.distinct import Distinct, distinct_rows
 from integrand.workers.shards.job import Job
 from integrand.workers.shards.output import optional_columns
+from integrand.workers.shards.reasons import moved_elements, with_reasons
 from integrand.workers.shards.refusals import Refusals, refusals
 from integrand.workers.shards.results import Results, merge
 from integrand.workers.shards.storing import as_stored
@@ -46,11 +47,13 @@ _ON_CPU, _ON_CUDA = 128 << 20, 4 << 30
 class SameLength:
     """Rows of a table whose inputs have one padded length.
 
+    source      the rows as they are stored
     shapes      of the inputs of one row
     batch_rows  rows of their step batches
     culprits    rows that are not run, with the reason why they have `failed`
     """
 
+    source: pa.Table
     rows: Rows
     ids: pa.Array
     shapes: tuple[InputShape, ...]
@@ -72,8 +75,10 @@ def attribute_table(
     """
     found = []
     for bucket in length_buckets(table, job.plan.spec, job.plan.inputs):
+        source = bucket.of(table)
         rows = SameLength(
-            rows=to_rows(bucket.of(table), job.plan.spec, bucket.shapes),
+            source=source,
+            rows=to_rows(source, job.plan.spec, bucket.shapes),
             ids=ids.take(pa.array(bucket.rows)),
             shapes=bucket.shapes,
             batch_rows=_batch_rows(job, bucket.shapes),
@@ -93,27 +98,33 @@ def attribute_rows(job: Job, part: SameLength, tick: Callable[[], None]) -> Resu
     refused = refusals(job, rows, part.culprits)
     given = Given.of(rows, _keys(job, part.ids))
     distinct = distinct_rows(_told_apart(rows, given), refused.clean)
-    targets, found = _attributed(job, part, given, distinct.first, tick)
-    results = _in_places(job, part, refused, distinct, found.rows)
-    return Results(
+    targets, found, moved = _attributed(job, part, given, distinct.first, tick)
+    in_places = _in_places(job, part, refused, distinct, found.rows)
+    results = Results(
         row_id=_repeated_ids(part.ids, job.plan.targets_per_row),
-        target=_targets_in_places(job, rows, refused, distinct, targets, results),
-        rows=results,
+        target=_targets_in_places(job, rows, refused, distinct, targets, in_places),
+        rows=in_places,
         lengths=_lengths(part, job.plan.targets_per_row),
         padded=found.padded,
         duplicates=distinct.duplicates,
         halved=found.halved,
     )
+    if moved is None:
+        return results
+    apart = np.ones((len(refused.reasons), moved.shape[1]), bool)
+    apart[distinct.rows.numpy()] = moved[distinct.copied.numpy()]
+    return with_reasons(job.plan, part.source, apart, results)
 
 
 def _attributed(
     job: Job, part: SameLength, given: Given, rows: Tensor, tick: Callable[[], None]
-) -> tuple[Tensor | None, Attributed]:
-    """Targets and attributions of these rows: a part of them after the other, so that the baselines
-    of all are never there at once.
+) -> tuple[Tensor | None, Attributed, NDArray[np.bool_] | None]:
+    """Targets and attributions of these rows, and where these have reasons, which elements differ
+    from a baseline: a part of them after the other, so that the baselines of all are never there at
+    once.
     """
     column = part.rows.target
-    targets, found = [], []
+    targets, found, moved = [], [], []
     for some in rows.split(_rows_at_once(job, part.shapes)):
         placed = _on_device(job, given.take(some))
         tensors = with_baselines(job.plan.spec, part.shapes, placed, job.counted)
@@ -122,8 +133,11 @@ def _attributed(
         targets.append(explained)
         rows_in = replace(tensors, target=explained)
         found.append(attribute_clean(job, rows_in, part.batch_rows, tick))
+        if job.plan.spec.output.reasons is not None:
+            moved.append(moved_elements(tensors))
     known = [one for one in targets if one is not None]
-    return torch.cat(known) if known else None, joined(found)
+    differing = np.concatenate(moved) if job.plan.spec.output.reasons else None
+    return torch.cat(known) if known else None, joined(found), differing
 
 
 def _rows_at_once(job: Job, shapes: Sequence[InputShape]) -> int:

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from integrand.schemas.records import Plan
-from integrand.schemas.tables import RowStatus, output_schema
+from integrand.schemas.tables import RowStatus
 from integrand.service.checks.findings import Check, Finding, Remark, listed
 from integrand.service.checks.rows.stored import ShardEvidence
-from integrand.workers.shards.output import attribution_fields, optional_columns, repeated_targets
+from integrand.workers.shards.output import planned_schema
 
 
 def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
     table = shard.stored.table
-    schema = _planned_schema(shard.plan, table.schema)
+    seen_ids = table.schema.field("row_id").type if "row_id" in table.column_names else pa.null()
+    schema = planned_schema(shard.plan, seen_ids)
     planned = [_described(field) for field in schema]
     planned[0] = f"row_id {shard.plan.row_id_type}"
     seen = [_described(field) for field in table.schema]
@@ -30,14 +30,6 @@ def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
 
 
 CHECK = Check("columns", "columns and statuses are those that a run may have", _remarks)
-
-
-def _planned_schema(plan: Plan, seen: pa.Schema) -> pa.Schema:
-    """With the row id as it is seen."""
-    places = plan.spec.target.places(plan.numerics.outputs) or ((0,),)
-    target = repeated_targets(places, len(places)).type
-    row_id = seen.field("row_id").type if "row_id" in seen.names else pa.null()
-    return output_schema(row_id, target, attribution_fields(plan), optional_columns(plan))
 
 
 def _unlike(where: str, planned: list[str], seen: list[str]) -> Finding:

@@ -111,6 +111,7 @@ def stats(draw: st.DrawFn) -> Stats:
         error_histogram=draw(counts),
         gap_max=draw(largest),
         error_max=draw(largest),
+        reasons=draw(statuses),
         evaluations=draw(number),
         padded_evaluations=draw(number),
         duplicates=draw(number),

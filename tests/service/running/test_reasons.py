@@ -1,0 +1,139 @@
+"""Reasons of a whole job: in every row that asks for them, whatever the shards."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from integrand.service import open_run, verify_run
+from integrand.service.running.jobs import limits_exceeded
+
+ADAPTIVE = {"kind": "adaptive", "tolerance": 1e-3}
+CODES = "feature_or_group,code,text\na,AB,first two\nb,AB,first two\nc,C,third\n"
+
+
+def reasons(**fields):
+    return {"uri": "out", "reasons": {"toward": "lower", "k": 2} | fields}
+
+
+def as_lists(frame: pd.DataFrame) -> list[list[dict] | None]:
+    return [None if own is None else list(own) for own in frame["reasons"]]
+
+
+def test_reasons_are_the_largest_that_push_the_way_asked_for(job):
+    manifest = job.run(accuracy=ADAPTIVE, output=reasons())
+    frame, source = job.rows(manifest), job.rows_of("rows.parquet")
+    assert frame.columns[-2:].tolist() == ["reasons", "reasons_status"]
+    for i, row in frame.iterrows():
+        pushes = {name: -row[f"attr.{name}"] for name in "abc"}
+        largest = sorted((n for n in pushes if pushes[n] > 0), key=pushes.get, reverse=True)[:2]
+        own = row["reasons"]
+        assert [one["feature"] for one in own] == largest
+        assert [one["contribution"] for one in own] == [row[f"attr.{n}"] for n in largest]
+        assert [np.float32(one["value"]) for one in own] == [source[n][i] for n in largest]
+        total = sum(push for push in pushes.values() if push > 0)
+        assert [one["share"] for one in own] == pytest.approx([pushes[n] / total for n in largest])
+        assert [one["rank"] for one in own] == list(range(1, len(own) + 1))
+        assert all(one["text"] is None and one["code"] == one["feature"] for one in own)
+    assert set(frame["reasons_status"]) <= {"certified", "none_toward", "order_uncertain"}
+    assert (frame["reasons_status"] == "certified").sum() > 10
+
+
+def test_codes_are_added_up_and_frozen_in_the_plan(job):
+    (job.path / "codes.csv").write_text(CODES)
+    output = reasons(codes="codes.csv", k=1)
+    plan = job.plan(accuracy=ADAPTIVE, output=output)
+    assert [line.code for line in plan.reason_codes.lines] == ["AB", "AB", "C"]
+    frame = job.rows(job.run(accuracy=ADAPTIVE, output=output))
+    for _, row in frame.iterrows():
+        sums = {"AB": row["attr.a"] + row["attr.b"], "C": row["attr.c"]}
+        least = min(sums, key=sums.get)
+        expected = [(least, pytest.approx(sums[least]))] if sums[least] < 0 else []
+        assert [(one["code"], one["contribution"]) for one in row["reasons"]] == expected
+        assert {one["text"] for one in row["reasons"]} <= {"first two", "third"}
+    (job.path / "codes.csv").write_text(CODES.replace("third", "another"))
+    assert job.plan(accuracy=ADAPTIVE, output=output).run_id != plan.run_id
+
+
+def test_when_chooses_rows_and_bad_ones_have_none(job):
+    table = job.rows_of("rows.parquet")
+    table.loc[3, "a"] = np.nan
+    table.to_parquet(job.path / "data/rows.parquet")
+    manifest = job.run(accuracy=ADAPTIVE, output=reasons(when='f_input < 0 and "attr.a" < 9'))
+    frame = job.rows(manifest)
+    asked = (frame["f_input"] < 0).to_numpy()
+    assert 0 < asked.sum() < 19
+    assert frame["reasons"].notna().tolist() == asked.tolist()
+    assert frame["reasons_status"].notna().tolist() == asked.tolist()
+
+
+def test_reasons_do_not_depend_on_shards_or_neighbours(job):
+    output = reasons(when="f_input < 0.3")
+    whole = job.rows(job.run(accuracy=ADAPTIVE, output=output))
+    compute = {"shard_rows": 3, "batch_rows": 16}
+    cut = job.rows(
+        job.run(accuracy=ADAPTIVE, output=output | {"uri": "cut"}, compute=compute), "cut"
+    )
+    assert as_lists(whole) == as_lists(cut)
+    assert whole["reasons_status"].tolist() == cut["reasons_status"].tolist()
+
+
+def test_every_target_has_its_own(job):
+    output = reasons(toward="higher")
+    manifest = job.run(accuracy=ADAPTIVE, output=output, target={"kind": "all"})
+    frame = job.rows(manifest)
+    assert len(frame) == 40
+    for _, row in frame.iterrows():
+        contributions = [row[f"attr.{one['feature']}"] for one in row["reasons"]]
+        assert contributions == sorted(contributions, reverse=True)
+        assert all(c > 0 for c in contributions)
+
+
+def test_a_run_with_reasons_holds_against_itself(job):
+    manifest = job.run(accuracy=ADAPTIVE, output=reasons())
+    found = verify_run(str(job.run_uri(manifest)), trusted=(job.module,))
+    assert found.findings == ()
+    assert found.bitwise == 16
+
+
+def test_a_feature_at_its_baseline_leaves_nothing_uncertain(job):
+    """Two of three features push, the third is not there: with k = 3 the two are all."""
+    job.write_rows(a=np.zeros(20, np.float32))
+    frame = job.rows(job.run(accuracy=ADAPTIVE, output=reasons(k=3)))
+    both = [len(r) == 2 for r in frame["reasons"]]
+    assert (frame["reasons_status"][both] == "certified").all()
+    assert any(both)
+
+
+def test_rows_without_an_estimate_are_uncertain_and_the_plan_says_so(job):
+    plan = job.plan(output=reasons())
+    assert any("order_uncertain" in warning for warning in plan.warnings)
+    assert set(job.rows(job.run(output=reasons()))["reasons_status"]) == {"order_uncertain"}
+
+
+def test_pandas_reads_lists(job):
+    job.run(accuracy=ADAPTIVE, output=reasons(k=1))
+    frame = open_run(job.path / "out").to_pandas(columns=["row_id", "reasons"])
+    assert frame["reasons"][0][0]["feature"] in "abc"
+
+
+@pytest.mark.parametrize(("most", "code"), [(0, True), (None, False), (20, False)])
+def test_prohibited_reasons_are_counted_and_held_against_a_limit(job, most, code):
+    limits = {"max_prohibited": most}
+    manifest = job.run(accuracy=ADAPTIVE, output=reasons(prohibited=["a"]), limits=limits)
+    frame = job.rows(manifest)
+    among = [any(one["feature"] == "a" for one in own) for own in frame["reasons"]]
+    assert (frame["reasons_status"] == "prohibited").tolist() == among
+    assert manifest.reasons["prohibited"] == sum(among) > 0
+    assert sum(manifest.reasons.values()) == 20
+    exceeded = limits_exceeded(job.spec(limits=limits), manifest)
+    assert exceeded == ([f"limits.max_prohibited: {sum(among)} is above 0"] if code else [])
+
+
+@pytest.mark.parametrize("kept", [{"store": {"kind": "top_k", "k": 1}}, {"dtype": "float16"}])
+def test_reasons_are_those_of_all_that_was_computed(job, kept):
+    """Whatever is stored of it; what `when` sees is what is stored."""
+    asked = reasons(when="error_estimate < 1")
+    whole = job.rows(job.run(accuracy=ADAPTIVE, output=asked))
+    some = job.rows(job.run(accuracy=ADAPTIVE, output=asked | kept | {"uri": "some"}), "some")
+    assert as_lists(whole) == as_lists(some)
+    assert whole["reasons_status"].tolist() == some["reasons_status"].tolist()
