@@ -56,6 +56,16 @@ def averaged(found: Explained, draws: int, tolerance: float | None) -> Explained
     )
 
 
+def counted(found: Explained, draws: int) -> Explained:
+    """Rows whose baselines were taken together: there are so many, and how far they are apart is
+    not known.
+    """
+    shape = found.codes.shape
+    unknown = np.full(shape, np.nan)
+    drawn = np.full(shape, draws, np.int32)
+    return replace(found, optional={"baseline_spread": unknown, "draws": drawn})
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Sizes:
     """What draws amount to.

@@ -17,6 +17,7 @@ from integrand.workers.methods.averaging import (
     averaged,
     below,
     cancelling,
+    counted,
     rows_at_once,
     with_rows,
 )
@@ -39,8 +40,10 @@ def explain(
     batches that may be taken for less than `batch_rows`; `tick` is called after each step batch.
     """
     call = _Call(prepared, batch_rows, smaller, tick)
-    if rows.draws == 1 or not method.by_path:
+    if rows.draws == 1:
         return call.explain(rows, method)
+    if not method.by_path:
+        return counted(call.explain(rows, method), rows.draws)
     targets = 1 if rows.target is None else rows.target.shape[1]
     size = rows_at_once(rows.device, targets * rows.elements * rows.draws)
     return below([call.average(part, method) for part in _parts(rows, size)])

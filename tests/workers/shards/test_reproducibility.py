@@ -17,6 +17,14 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from integrand.schemas.specs.accuracy import Adaptive, FixedSteps
+from integrand.schemas.specs.methods import (
+    ExpectedGradients,
+    InputXGradient,
+    IntegratedGradients,
+    MethodPart,
+    Saliency,
+    SmoothGrad,
+)
 from integrand.workers.methods.attribution import Attribution, attribute
 
 pytestmark = pytest.mark.needs_strict_kernels
@@ -87,24 +95,43 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 MODELS = ("gelu", "relu", "logarithm", "wide", "convolutions", "transformer", "recurrent")
 
 
+METHODS: dict[str, MethodPart] = {
+    "integrated": IntegratedGradients(),
+    "iid": ExpectedGradients(sampling="iid"),
+    "stratified": ExpectedGradients(sampling="stratified"),
+    "smoothgrad": SmoothGrad(sigma=0.3, times_input=True),
+    "saliency": Saliency(),
+    "input x gradient": InputXGradient(),
+}
+
+
 @dataclass(frozen=True)
 class Setting:
-    """All that bits may depend on, besides the row."""
+    """All that bits may depend on, besides the row. Where it is of another method, or has draws,
+    each row has three baselines.
+    """
 
     model: str
     dtype: torch.dtype
     accuracy: str
     batch_rows: int
+    method: str = "integrated"
+    draws: int = 1
 
     def attribute(self, rows: list[int]) -> Attribution:
         model, x, baseline, targets = _material(self.model, self.dtype)
+        scales = torch.arange(1, self.draws + 1, dtype=self.dtype)
+        several = torch.stack([baseline * scale for scale in scales], 1)
+        method = METHODS[self.method]
         return attribute(
             model,
             x[rows],
-            baselines=baseline[rows],
+            baselines=several[rows].flatten(0, 1),
             target=targets[rows],
             batch_rows=self.batch_rows,
-            accuracy=ACCURACIES[self.accuracy],
+            accuracy=ACCURACIES[self.accuracy] if method.takes else None,
+            method=method,
+            draws=self.draws,
         )
 
 
@@ -150,8 +177,13 @@ settings_of_all = pytest.mark.parametrize(
         Setting(m, torch.float32, "fixed", rows)
         for m in ("relu", "transformer")
         for rows in (1, 64)
+    ]
+    + [
+        Setting(model, torch.float32, "adaptive", 16, method, 3)
+        for model in ("gelu", "convolutions", "logarithm")
+        for method in METHODS
     ],
-    ids=lambda s: f"{s.model}-{str(s.dtype)[6:]}-{s.accuracy}-{s.batch_rows}",
+    ids=lambda s: f"{s.model}-{str(s.dtype)[6:]}-{s.accuracy}-{s.batch_rows}-{s.method}-{s.draws}",
 )
 
 
