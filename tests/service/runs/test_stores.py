@@ -6,6 +6,7 @@ import io
 import json
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -161,6 +162,11 @@ def test_the_largest_of_an_image(job: JobFolder) -> None:
     names = set(found["top"].top_features(12)["feature"])
     assert names <= set(found["whole"].top_features(12)["feature"])
     assert len(names) == 12
+    files = f"{found['top'].uri.path}/data/*.parquet"
+    query = f"""select row_id, unnest("index.image"), unnest("attr.image") from '{files}'"""
+    rows = duckdb.sql(query).fetchall()
+    expected = zip(top["row_id"], top["index.image"], top["attr.image"], strict=True)
+    assert rows == [(i, p, a) for i, ps, own in expected for p, a in zip(ps, own, strict=True)]
     assert "image[" in html_page(found["top"], 5)
 
 
