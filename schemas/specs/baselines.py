@@ -81,8 +81,16 @@ class ConstantBaseline(BaselinePart):
         return int(value)
 
 
+class PadBaseline(BaselinePart):
+    """The id of the input's `pad` in every place: a text of nothing. Of ids alone."""
+
+    kind: Literal["pad"] = "pad"
+
+
 class ColumnBaseline(BaselinePart):
-    """A baseline of its own for each row, held by columns of the source."""
+    """A baseline of its own for each row, held by columns of the source; of ids in a list as many
+    as the row has.
+    """
 
     kind: Literal["column"] = "column"
     column: str | None = Field(
@@ -159,6 +167,33 @@ class UniformBaseline(DrawnBaseline):
         return not self.shared
 
 
+class ShuffleBaseline(DrawnBaseline):
+    """The row itself in another order: the ids of a list, or the letters of a one-hot sequence. One
+    too short to be shuffled equals itself, and earns nothing.
+    """
+
+    kind: Literal["shuffle"] = "shuffle"
+    preserve: Literal["nothing", "dinucleotide"] = Field(
+        "nothing",
+        description=(
+            "nothing: every order alike; dinucleotide: every order alike of those that keep the"
+            " first and the last letter, and how often each one follows each other."
+        ),
+    )
+    channels: Literal["first", "last"] = Field(
+        "first",
+        description="Which axis of a one-hot sequence tells its letters.",
+    )
+
+    @property
+    def covers_ids(self) -> bool:
+        return True
+
+    @property
+    def by_key(self) -> bool:
+        return True
+
+
 class GaussianBaseline(DrawnBaseline):
     """The row itself under Gaussian noise."""
 
@@ -179,6 +214,13 @@ Baseline = Annotated[
     | MaxDistanceBaseline
     | BlurBaseline
     | UniformBaseline
-    | GaussianBaseline,
+    | GaussianBaseline
+    | ShuffleBaseline,
     Field(discriminator="kind"),
 ]
+
+IdsBaseline = Annotated[
+    ZeroBaseline | ConstantBaseline | PadBaseline | ColumnBaseline | ShuffleBaseline,
+    Field(discriminator="kind"),
+]
+"""Those of inputs of ids."""

@@ -14,7 +14,13 @@ from pydantic import (
     model_validator,
 )
 
-from integrand.schemas.specs.baselines import Baseline, ConstantBaseline, ZeroBaseline
+from integrand.schemas.specs.baselines import (
+    Baseline,
+    ConstantBaseline,
+    IdsBaseline,
+    PadBaseline,
+    ZeroBaseline,
+)
 from integrand.schemas.specs.part import (
     Count,
     InputName,
@@ -168,13 +174,11 @@ class IdsInput(InputPart):
     max_length: int = Field(
         512, ge=1, description="Longest list of varying length; rows beyond it are bad_input."
     )
-    baseline: Annotated[ZeroBaseline | ConstantBaseline, Field(discriminator="kind")] | None = (
-        Field(
-            None,
-            description=(
-                "zero: a zero vector for each id; constant: the embedding of the id `value`."
-            ),
-        )
+    baseline: IdsBaseline | None = Field(
+        None,
+        description=(
+            "zero: a zero vector for each id; all others are ids, whose embeddings stand for it."
+        ),
     )
 
     @model_validator(mode="after")
@@ -196,13 +200,23 @@ class IdsInput(InputPart):
             raise ValueError(
                 "the baseline of ids is an id: one whole number from 0, in model units"
             )
+        if isinstance(self.baseline, PadBaseline) and self.pad is None:
+            raise ValueError("a `pad` baseline is the input's `pad`: give it")
         return self
 
     @property
     def baseline_id(self) -> int | None:
-        """The id whose embedding is the baseline; None for a zero vector."""
+        """The one id whose embedding is the baseline; None where there is none."""
         given = self.baseline
+        if isinstance(given, PadBaseline):
+            return self.pad
         return given.id if isinstance(given, ConstantBaseline) else None
+
+    @property
+    def baseline_per_row(self) -> bool:
+        """Whether its baseline is ids of each row, which go along with the row's own."""
+        zero = self.baseline is None or isinstance(self.baseline, ZeroBaseline)
+        return not zero and self.baseline_id is None
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive
-from integrand.schemas.specs.baselines import Baseline, ZeroBaseline
+from integrand.schemas.specs.baselines import Baseline, IdsBaseline, ZeroBaseline
 from integrand.schemas.specs.compute import Compute
 from integrand.schemas.specs.inputs import ForwardArg, IdsInput, Input, ids_of
 from integrand.schemas.specs.messages import explain
@@ -153,9 +153,17 @@ class AttributeSpec(Part):
         return ids_of(self.inputs)
 
     @property
-    def baselines(self) -> tuple[Baseline, ...]:
+    def baselines(self) -> tuple[Baseline | IdsBaseline, ...]:
         """The baseline of each input, the job's where the input names none."""
         return tuple(i.baseline or self.baseline for i in self.inputs)
+
+    @property
+    def inputs_with_baselines(self) -> tuple[Input, ...]:
+        """The inputs, each with its baseline."""
+        return tuple(
+            one.model_copy(update={"baseline": baseline})
+            for one, baseline in zip(self.inputs, self.baselines, strict=True)
+        )
 
     @property
     def draws(self) -> int:

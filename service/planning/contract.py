@@ -80,8 +80,9 @@ def _try_model(
     spec: AttributeSpec, forward: Forward, sample: RowTensors
 ) -> tuple[Tensor, list[str]]:
     """The model's output, and what is doubtful about it and its gradients."""
-    points = [x.clone().requires_grad_() for x in sample.inputs]
-    arguments = [*points, *sample.forward_args]
+    rows = sample.first_draw()
+    points = [x.clone().requires_grad_() for x in rows.inputs]
+    arguments = [*points, *rows.forward_args]
     with real_rows(forward, arguments), torch.enable_grad():
         out = on_copies(forward, *arguments)
     if not isinstance(out, Tensor):

@@ -226,7 +226,7 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     facts = _model_facts(request)
     loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device)
     second = build_again(spec.model, loaded) if rebuild else None
-    forward = through_embeddings(loaded.forward, spec.inputs)
+    forward = through_embeddings(loaded.forward, spec.inputs_with_baselines)
     found = looks(store, spec, dataset)
     tried, rows = find_rows(spec, shapes, found, device, forward, estimated=dataset.estimated)
     _refuse_lengths(spec, tried)
@@ -325,9 +325,9 @@ def _outputs(spec: AttributeSpec, job: Survey) -> tuple[float, ...] | None:
 
 
 def _outputs_on_sample(spec: AttributeSpec, job: Survey, model: Forward) -> object:
-    embedded = through_embeddings(model, spec.inputs)
+    embedded = through_embeddings(model, spec.inputs_with_baselines)
     forward = in_portions(embedded, job.portion)
-    arguments = (*job.sample.inputs, *job.sample.forward_args)
+    arguments = job.sample.first_draw().arguments
     with real_rows(forward, arguments), torch.no_grad():
         return on_copies(forward, *arguments)
 

@@ -17,7 +17,7 @@ from integrand.schemas.errors import DataError, IntegrandError, SpecError
 from integrand.schemas.records import InputShape, Slice
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.datasets import Dataset
-from integrand.workers.baselines.tensors import Given, with_baselines
+from integrand.workers.baselines.tensors import Given, at_rows, with_baselines
 from integrand.workers.data.columns import declared_columns
 from integrand.workers.data.prepasses.base import Arrays
 from integrand.workers.data.reading import read_parts, read_slices
@@ -140,7 +140,7 @@ def _of_lengths(
     found = []
     for bucket in length_buckets(table, spec, shapes):
         rows = to_rows(bucket.of(table), spec, bucket.shapes)
-        reasons = _judge_ids(forward, rows, device)
+        reasons = _judge_ids(spec, forward, rows, device)
         judged = replace(rows, reasons=reasons)
         found.append((bucket.rows, bucket.shapes, judged))
     return found
@@ -169,7 +169,7 @@ def sample_rows(
     """
     numbers = [str(row) for row in range(len(rows.reasons))]
     every = Given.of(rows, keys_of(numbers)).each(lambda tensor: tensor.to(device))
-    taken = _taken(forward, (*every.inputs, *every.forward_args), _clean(rows), most)
+    taken = _taken(forward, at_rows(spec, every), _clean(rows), most)
     if len(taken) == 1:
         taken = taken * 2
     index = torch.tensor(taken)
@@ -211,12 +211,12 @@ def _taken(forward: Forward, arguments: Sequence[Tensor], clean: list[int], most
     return found or clean[:most]
 
 
-def _judge_ids(forward: Forward, rows: Rows, device: str) -> list[str | None]:
+def _judge_ids(spec: AttributeSpec, forward: Forward, rows: Rows, device: str) -> list[str | None]:
     """The rows' reasons, with those of ids that the model does not know."""
     clean = _clean(rows)
     if not isinstance(forward, IdsModel) or not clean:
         return rows.reasons
-    tensors = (*rows.inputs, *rows.forward_args)
+    tensors = at_rows(spec, Given.of(rows))
     arguments = [t[clean].to(device) for t in tensors]
     with real_rows(forward, arguments):
         found = forward.unknown_ids(*arguments)

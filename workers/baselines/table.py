@@ -14,6 +14,8 @@ from integrand.schemas.specs.baselines import (
     GaussianBaseline,
     MaxDistanceBaseline,
     MeanBaseline,
+    PadBaseline,
+    ShuffleBaseline,
     UniformBaseline,
     ZeroBaseline,
 )
@@ -24,6 +26,8 @@ from integrand.workers.baselines.constant import Constant
 from integrand.workers.baselines.gaussian import Gaussian
 from integrand.workers.baselines.max_distance import MaxDistance
 from integrand.workers.baselines.mean import Mean
+from integrand.workers.baselines.pad import Pad
+from integrand.workers.baselines.shuffle import Shuffle
 from integrand.workers.baselines.uniform import Uniform
 from integrand.workers.baselines.zero import Zero
 
@@ -37,6 +41,8 @@ KINDS: Mapping[type[BaselinePart], BaselineKind[Any]] = MappingProxyType(
         BlurBaseline: Blur(),
         UniformBaseline: Uniform(),
         GaussianBaseline: Gaussian(),
+        ShuffleBaseline: Shuffle(),
+        PadBaseline: Pad(),
     }
 )
 

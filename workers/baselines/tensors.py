@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
+from integrand.schemas.specs.inputs import IdsInput
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.workers.baselines.base import Place, PlaceRows
 from integrand.workers.baselines.ranges import bounds_of
 from integrand.workers.baselines.table import kind_of_baseline
+from integrand.workers.data.inputs.ids import PADDING
 from integrand.workers.data.prepasses.base import Arrays, PrePass
 from integrand.workers.data.tensors import Rows
 from integrand.workers.models.row_tensors import RowTensors
@@ -55,11 +58,14 @@ class Given:
 
 def check_baselines(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
     """SpecError for a baseline that does not fit its input, or a range that does not."""
-    for one, baseline, shape in zip(spec.inputs, spec.baselines, shapes, strict=True):
-        if not one.modules:
-            place = Place(input=one, shape=shape)
-            bounds_of(place)
-            kind_of_baseline(baseline).check(baseline, place)
+    for one, baseline, shape in zip(
+        spec.inputs_with_baselines, spec.baselines, shapes, strict=True
+    ):
+        place = Place(input=one, shape=shape)
+        if isinstance(one, IdsInput) and not one.baseline_per_row:
+            continue
+        bounds_of(place)
+        kind_of_baseline(baseline).check(baseline, place)
 
 
 def prepasses_of(baselines: Sequence[BaselinePart]) -> tuple[PrePass[Any], ...]:
@@ -86,13 +92,28 @@ def with_baselines(
 
     counted  what the pre-passes found, by name
     """
+    ids, others = _split(spec, given)
+    made = baseline_ids(spec, shapes, given, counted)
     return RowTensors(
         given.inputs,
         baseline_tensors(spec, shapes, given, counted),
-        given.forward_args,
+        (*ids, *made, *others),
         draws=spec.draws,
         keys=given.keys,
     )
+
+
+def at_rows(spec: AttributeSpec, given: Given) -> tuple[Tensor, ...]:
+    """What the model is called with at the rows themselves, before their baselines are made: ids
+    that columns hold for that, and else the row's own, stand where baselines of ids go.
+    """
+    ids, others = _split(spec, given)
+    baselines = []
+    for (i, one), own in zip(_ids_inputs(spec), ids, strict=True):
+        read = given.read[i]
+        if one.baseline_per_row:
+            baselines.append(own if read is None else read)
+    return (*given.inputs, *ids, *baselines, *others)
 
 
 def baseline_tensors(
@@ -115,6 +136,61 @@ def baseline_tensors(
             tensor = tensor.repeat_interleave(spec.draws, 0)
         tensors.append(tensor)
     return tuple(tensors)
+
+
+def baseline_ids(
+    spec: AttributeSpec,
+    shapes: Sequence[InputShape],
+    given: Given,
+    counted: Mapping[str, Arrays],
+) -> tuple[Tensor, ...]:
+    """For each input of ids with baselines of its rows the ids of these: like its own, of K draws
+    `[rows × K, ...]`; PADDING in the same places.
+    """
+    ids, _ = _split(spec, given)
+    found = []
+    for (i, one), own in zip(_ids_inputs(spec), ids, strict=True):
+        if one.baseline_per_row:
+            found.append(_ids(spec, i, shapes[i], own, given, counted))
+    return tuple(found)
+
+
+def _ids(
+    spec: AttributeSpec,
+    i: int,
+    shape: InputShape,
+    own: Tensor,
+    given: Given,
+    counted: Mapping[str, Arrays],
+) -> Tensor:
+    baseline = spec.baselines[i]
+    draws = baseline.draws_per_row
+    place = PlaceRows(
+        input=spec.inputs[i],
+        shape=shape,
+        number=i,
+        values=own.reshape(len(own), *shape.shape),
+        read=given.read[i],
+        keys=given.keys,
+        counted=counted,
+    )
+    made = kind_of_baseline(baseline).tensor(baseline, place).to(torch.int64)
+    if made.shape[0] == draws:
+        made = made.repeat(len(own), *[1] * len(shape.shape))
+    each = own.repeat_interleave(draws, 0)
+    return made.reshape(each.shape).masked_fill(each == PADDING, PADDING)
+
+
+def _ids_inputs(spec: AttributeSpec) -> list[tuple[int, IdsInput]]:
+    """The inputs of ids, with their baselines and their numbers among all."""
+    inputs = enumerate(spec.inputs_with_baselines)
+    return [(i, one) for i, one in inputs if isinstance(one, IdsInput)]
+
+
+def _split(spec: AttributeSpec, given: Given) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Forward arguments: the ids of each input of them, and those of the spec."""
+    count = len(spec.ids_inputs)
+    return given.forward_args[:count], given.forward_args[count:]
 
 
 def _tensor(

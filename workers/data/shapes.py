@@ -18,6 +18,7 @@ from integrand.workers.data.columns import (
     column_shape,
     columns_of,
     is_number,
+    unnest,
 )
 from integrand.workers.data.inputs.table import kind_of_input
 
@@ -85,9 +86,26 @@ def _check_baseline(schema: pa.Schema, baseline: BaselinePart, shape: InputShape
         )
     names = columns_of(baseline)
     if listed:
-        column_shape(names[0], check_column(schema, names[0]), shape.shape)
+        kind = check_column(schema, names[0])
+        if shape.varying:
+            _check_varying(names[0], kind)
+        else:
+            column_shape(names[0], kind, shape.shape)
         return
     if len(names) != shape.shape[0]:
         raise SpecError(where, expected=f"{shape.shape[0]} columns", seen=f"{len(names)}")
     for name in names:
         check_number(schema, name)
+
+
+def _check_varying(name: str, kind: pa.DataType) -> None:
+    """Lists of ids may be of any length."""
+    leaf, sizes = unnest(kind)
+    if is_number(leaf) and len(sizes) == 1:
+        return
+    raise SpecError(
+        f"column `{name}`",
+        expected="lists of integers",
+        seen=str(kind),
+        next_step="store one list of ids per row, as long as its own",
+    )

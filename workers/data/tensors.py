@@ -19,7 +19,6 @@ from integrand.workers.data.columns import columns_of, unnest
 from integrand.workers.data.gathering import NO_INTEGER, Source, read_floats, read_integers
 from integrand.workers.data.inputs.base import InputArrays
 from integrand.workers.data.inputs.ids import PADDING
-from integrand.workers.data.inputs.scaled import judge_finite
 from integrand.workers.data.inputs.table import kind_of_input
 from integrand.workers.data.reasons import Reasons, judge, reasons_of_ingest
 
@@ -30,7 +29,8 @@ class Rows:
 
     inputs        one per input, `[rows, *shape]` in the job's precision, model units; for an input
                   of ids 1 where the row has an id and 0 in padding (`inputs.ids.Ids`)
-    baselines     like inputs for baselines held by columns, else None
+    baselines     like inputs for baselines held by columns, like their ids for those of ids; else
+                  None
     forward_args  first the ids of each such input, int64 `[rows]` or `[rows, length]`, PADDING
                   where there is none; then the spec's, `[rows]` or `[rows, *shape]` in their own
                   dtype
@@ -161,14 +161,7 @@ def _baseline(
     dtype: np.dtype[Any],
     reasons: Reasons,
 ) -> NDArray[Any]:
-    """What a baseline reads, `[rows, *shape]` in model units."""
-    listed = baseline.reads[0].holds == "list"
-    source = Source(columns_of(baseline), shape.shape, listed)
-    values = read_floats(table, source, dtype)
-    if baseline.reads_raw:
-        values = kind_of_input(part).to_model_units(part, values, shape)
-    judge_finite(table, source, values, reasons)
-    return values
+    return kind_of_input(part).read_baseline(table, part, baseline, shape, dtype, reasons)
 
 
 def _argument(

@@ -254,19 +254,35 @@ class _Place:
         return values if self.column is None else values[:, self.column]
 
 
+@dataclass(frozen=True, eq=False)
+class _Called:
+    """What an IdsModel is called with; `baseline_ids` of every input of ids, which are the ids
+    themselves where the baseline is zero.
+    """
+
+    inputs: Sequence[Tensor]
+    ids: Sequence[Tensor]
+    baseline_ids: Sequence[Tensor]
+    forward_args: Sequence[Tensor]
+
+
 class IdsModel(nn.Module):
     """A model with inputs of ids as a function of real numbers: `forward(*inputs, *ids,
-    *forward_args)`.
+    *baseline_ids, *forward_args)`.
 
     inputs        one per input of the spec; for one of ids, s per id: 0 is its baseline, 1 the id
                   itself
     ids           one int64 tensor per input of ids, PADDING where there is no id; the model gets
                   `pad` there, and its embedding stays what it is, so that padding earns exactly
                   nothing
+    baseline_ids  like ids, for those of these inputs whose baselines are ids of each row
     forward_args  as the spec says
 
-    The baseline e' of an id is a zero vector, or the embedding of a constant id in the same place.
-    Raises SpecError like `at_embedding`, and where a module does not give one vector per id.
+    The baseline e' of an id is a zero vector, or the embedding in the same place of a constant id
+    or of that among the baseline ids. Raises SpecError like `at_embedding`, and where a module does
+    not give one vector per id.
+
+    inputs        parts of the spec, each with its baseline; without one it is zero
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Input, ...]) -> None:
@@ -287,9 +303,10 @@ class IdsModel(nn.Module):
         return {name: self.model.get_submodule(name) for name in self.places}
 
     def forward(self, *arguments: Tensor) -> Tensor:
-        inputs, ids, forward_args = self._split(arguments)
-        shares = [x for x, one in zip(inputs, self.inputs, strict=True) if one.modules]
-        baseline = self._baseline(inputs, ids, forward_args)
+        called = self._split(arguments)
+        ids = called.ids
+        shares = [x for x, one in zip(called.inputs, self.inputs, strict=True) if one.modules]
+        baseline = self._baseline(called)
 
         def move(name: str, output: Tensor) -> Tensor:
             place = self.places[name]
@@ -309,83 +326,81 @@ class IdsModel(nn.Module):
                 else torch.lerp(baseline[name], output, share)
             )
 
-        return _run(self.model, self.named, move, self._arguments(inputs, ids, forward_args))
+        return _run(self.model, self.named, move, self._arguments(called))
 
     def unknown_ids(self, *arguments: Tensor) -> list[str | None]:
-        """Why a row cannot be embedded, if it cannot: an id beyond an nn.Embedding. The model is
-        run up to there.
+        """Why a row cannot be embedded, if it cannot: an id beyond an nn.Embedding, its own or its
+        baseline's. The model is run up to there.
 
-        Raises SpecError if a baseline's id is.
+        Raises SpecError if the id of a constant baseline is.
         """
-        split = self._split(arguments)
-        reasons: list[str | None] = [None] * split[0][0].shape[0]
-        for name, row, seen in ids_outside(self.model, self.named, self._arguments(*split)):
-            reasons[row] = (
-                reasons[row]
-                or f"{self._input_of(name)} holds {seen}: expected {self._known_ids(name)}"
-            )
-        for name, _, seen in ids_outside(
-            self.model, self._with_baseline_id(), self._arguments(*split, at_baseline=True)
-        ):
-            raise SpecError(
-                f"baseline of input `{self._input_of(name)}`",
-                expected=self._known_ids(name),
-                seen=str(seen),
-                next_step="name an id that the embedding has",
-            )
+        called = self._split(arguments)
+        reasons: list[str | None] = [None] * called.inputs[0].shape[0]
+        for name, row, seen in ids_outside(self.model, self.named, self._arguments(called)):
+            holds = f"{self._input_of(name).name} holds {seen}"
+            reasons[row] = reasons[row] or f"{holds}: expected {self._known_ids(name)}"
+        at_baseline = self._arguments(called, at_baseline=True)
+        for name, row, seen in ids_outside(self.model, self._with_baseline_ids(), at_baseline):
+            one = self._input_of(name)
+            if not one.baseline_per_row:
+                raise SpecError(
+                    f"baseline of input `{one.name}`",
+                    expected=self._known_ids(name),
+                    seen=str(seen),
+                    next_step="name an id that the embedding has",
+                )
+            holds = f"the baseline of {one.name} holds {seen}"
+            reasons[row] = reasons[row] or f"{holds}: expected {self._known_ids(name)}"
         return reasons
 
-    def _input_of(self, module: str) -> str:
-        place = self.places[module]
-        return self.ids_inputs[place.ids].name
+    def _input_of(self, module: str) -> IdsInput:
+        return self.ids_inputs[self.places[module].ids]
 
     def _known_ids(self, module: str) -> str:
         return _known_ids(module, self.named[module])
 
-    def _split(
-        self, arguments: Sequence[Tensor]
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-        first = len(self.inputs)
-        second = first + len(self.ids_inputs)
-        return arguments[:first], arguments[first:second], arguments[second:]
+    def _split(self, arguments: Sequence[Tensor]) -> _Called:
+        rest = list(arguments)
+        inputs, rest = rest[: len(self.inputs)], rest[len(self.inputs) :]
+        ids, rest = rest[: len(self.ids_inputs)], rest[len(self.ids_inputs) :]
+        baseline_ids = []
+        for one, its_ids in zip(self.ids_inputs, ids, strict=True):
+            baseline_ids.append(self._baseline_ids(one, its_ids, rest))
+        return _Called(inputs, ids, baseline_ids, rest)
 
-    def _arguments(
-        self,
-        inputs: Sequence[Tensor],
-        ids: Sequence[Tensor],
-        forward_args: Sequence[Tensor],
-        at_baseline: bool = False,
-    ) -> list[Tensor]:
+    def _baseline_ids(self, one: IdsInput, ids: Tensor, rest: list[Tensor]) -> Tensor:
+        """What stands for the absence of these ids; taken off the `rest` of the arguments where
+        each row has its own.
+        """
+        if one.baseline_per_row:
+            return rest.pop(0)
+        constant = one.baseline_id
+        return ids if constant is None else torch.full_like(ids, constant)
+
+    def _arguments(self, called: _Called, at_baseline: bool = False) -> list[Tensor]:
         """What the model itself takes: ids in the places of their inputs, padding filled up."""
-        called = list(inputs)
+        values = list(called.inputs)
         embedded = [place for place, one in enumerate(self.inputs) if one.modules]
-        for place, one, its_ids in zip(embedded, self.ids_inputs, ids, strict=True):
-            called[place] = self._filled(one, its_ids, at_baseline)
-        return [*called, *forward_args]
+        taken = called.baseline_ids if at_baseline else called.ids
+        for k, (place, one) in enumerate(zip(embedded, self.ids_inputs, strict=True)):
+            values[place] = taken[k].masked_fill(called.ids[k] == PADDING, one.pad or 0)
+        return [*values, *called.forward_args]
 
-    def _filled(self, one: IdsInput, ids: Tensor, at_baseline: bool) -> Tensor:
-        baseline = one.baseline_id if at_baseline else None
-        values = ids if baseline is None else torch.full_like(ids, baseline)
-        return values.masked_fill(ids == PADDING, one.pad or 0)
+    def _baseline(self, called: _Called) -> dict[str, Tensor]:
+        """Embeddings of the baseline ids, for those modules that have some."""
+        named = self._with_baseline_ids()
+        if not named:
+            return {}
+        return look_up(self.model, named, self._arguments(called, at_baseline=True))
 
-    def _baseline(
-        self, inputs: Sequence[Tensor], ids: Sequence[Tensor], forward_args: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
-        """Embeddings of the baseline ids, for those modules that have one."""
-        named = self._with_baseline_id()
-        return (
-            look_up(self.model, named, self._arguments(inputs, ids, forward_args, at_baseline=True))
-            if named
-            else {}
-        )
-
-    def _with_baseline_id(self) -> dict[str, nn.Module]:
-        """The modules whose input has a baseline id."""
-        return {
-            name: module
-            for name, module in self.named.items()
-            if self.ids_inputs[self.places[name].ids].baseline_id is not None
-        }
+    def _with_baseline_ids(self) -> dict[str, nn.Module]:
+        """The modules whose input has baseline ids: one constant, or those of each row."""
+        found = {}
+        for name, module in self.named.items():
+            one = self._input_of(name)
+            if one.baseline_per_row or one.baseline_id is not None:
+                found[name] = module
+        return found
 
 
 def through_embeddings(forward: Forward, inputs: tuple[Input, ...]) -> Forward:

@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from integrand.workers.baselines.tensors import Given, at_rows
 from integrand.workers.data.tensors import Rows
 from integrand.workers.isolation import Raised, isolate
 from integrand.workers.models.embeddings import IdsModel
@@ -45,7 +46,7 @@ def refusals(job: Job, rows: Rows, culprits: Mapping[int, str]) -> Refusals:
     lost = {row: reason for row, reason in culprits.items() if reasons[row] is None}
     if isinstance(job.forward, IdsModel):
         clean = _numbers(reasons, lost)
-        _refuse_ids(job.forward, job.device, rows, reasons, clean)
+        _refuse_ids(job, job.forward, rows, reasons, clean)
     return Refusals(tuple(reasons), lost)
 
 
@@ -56,12 +57,13 @@ def _numbers(reasons: list[str | None], lost: Mapping[int, str]) -> Tensor:
 
 
 def _refuse_ids(
-    model: IdsModel, device: str, rows: Rows, reasons: list[str | None], clean: Tensor
+    job: Job, model: IdsModel, rows: Rows, reasons: list[str | None], clean: Tensor
 ) -> None:
     """Reasons for rows with ids that the model does not know; one that it raises on is `failed`
     later.
     """
-    arguments = [t[clean].to(device) for t in (*rows.inputs, *rows.forward_args)]
+    some = Given.of(rows).take(clean)
+    arguments = [t.to(job.device) for t in at_rows(job.plan.spec, some)]
 
     def attempt(part: slice) -> list[str | None]:
         some = [a[part] for a in arguments]

@@ -164,6 +164,7 @@ def _load_forward(store: Store, plan: Plan) -> Forward:
     numerics = plan.numerics
     loaded = load_model(store, plan.spec.model, plan.artefacts, numerics.precision, numerics.device)
     check_state(plan, loaded.state)
-    forward = in_portions(through_embeddings(loaded.forward, plan.spec.inputs), numerics.takes_rows)
+    embedded = through_embeddings(loaded.forward, plan.spec.inputs_with_baselines)
+    forward = in_portions(embedded, numerics.takes_rows)
     check_outputs(plan, forward)
     return forward

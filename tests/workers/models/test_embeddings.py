@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.specs.accuracy import FixedSteps
+from integrand.workers.data.inputs.ids import PADDING
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.models.embeddings import IdsModel, at_embedding, through_embeddings
 from tests.toys import spec
@@ -255,6 +256,37 @@ def test_one_number_per_id_is_the_sum_over_its_embedding(constant: int | None) -
     )
     torch.testing.assert_close(found.f_input, expected.f_input, rtol=0, atol=0)
     torch.testing.assert_close(found.f_baseline, expected.f_baseline, rtol=0, atol=0)
+
+
+def test_each_row_may_have_ids_of_its_own_as_its_baseline() -> None:
+    """Beside a second input of ids, and padding; what is the same id in both earns nothing."""
+    model, (ids, mask) = made(Text), texts()
+    others = ids.flip(1)
+    ids[1, 4] = PADDING
+    mask[1, 4] = 0
+    x = {"name": "x", "ids": "x", "embedding": "tokens", "pad": 0}
+    shuffled = spec(x | {"baseline": {"kind": "shuffle"}})
+    opened = IdsModel(model, shuffled.inputs)
+    shares = mask.to(F64)
+    found = attribute(opened, shares, target=1, forward_args=(ids, others, mask), accuracy=GAUSS)
+    lookup, forward = at_embedding(model, "tokens")
+    filled = ids.masked_fill(ids == PADDING, 0)
+    expected = attribute(
+        forward,
+        lookup(filled, mask),
+        target=1,
+        forward_args=(filled, mask),
+        accuracy=GAUSS,
+        baselines=lookup(others.masked_fill(ids == PADDING, 0), mask),
+    )
+    torch.testing.assert_close(
+        found.attributions, expected.attributions.sum(-1), rtol=1e-12, atol=1e-13
+    )
+    assert (found.attributions[ids == others] == 0).all()
+    assert found.attributions[1, 4] == 0
+    torch.testing.assert_close(found.f_baseline, expected.f_baseline, rtol=0, atol=0)
+    unknown = opened.unknown_ids(shares, ids, others.masked_fill(others == others[2, 0], 20), mask)
+    assert unknown[2] == "the baseline of x holds 20: expected ids from 0 to 19 at `tokens`"
 
 
 @pytest.mark.parametrize("constant", [None, 7])

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from integrand.schemas.records import InputShape
+from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import InputPart
 from integrand.workers.data.reasons import Reasons
 
@@ -32,9 +33,10 @@ class InputArrays:
 class InputKind(ABC, Generic[Part]):
     """One kind of input, for its part of the spec.
 
-    An extender overrides `resolve` and `read`; `to_model_units` where raw numbers of its columns
-    are scaled; `padded_lengths` where rows may vary in length. The columns that it reads, its
-    output columns and the modules that embed it stand in the part itself.
+    An extender overrides `resolve` and `read`; `read_baseline` where columns may hold baselines of
+    its rows; `to_model_units` where raw numbers of its columns are scaled; `padded_lengths` where
+    rows may vary in length. The columns that it reads, its output columns and the modules that
+    embed it stand in the part itself.
     """
 
     judged_first: ClassVar[bool] = False
@@ -58,6 +60,20 @@ class InputKind(ABC, Generic[Part]):
         """Arrays of a table's rows. It never raises: what is wrong with a row goes into `reasons`,
         unless there is one.
         """
+
+    def read_baseline(
+        self,
+        table: pa.Table,
+        part: Part,
+        baseline: BaselinePart,
+        shape: InputShape,
+        dtype: np.dtype[Any],
+        reasons: Reasons,
+    ) -> NDArray[Any]:
+        """What a baseline reads, one for each row: like `values` of the input, or like `ids` where
+        it has some. It never raises, like `read`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads no baselines")
 
     def to_model_units(self, part: Part, values: NDArray[Any], shape: InputShape) -> NDArray[Any]:
         """Raw values `[rows, *shape]` as the model receives them; not a copy if nothing changes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,15 @@ from numpy.typing import NDArray
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
+from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import IdsInput
-from integrand.workers.data.columns import check_column, check_number, is_number, unnest
+from integrand.workers.data.columns import (
+    check_column,
+    check_number,
+    columns_of,
+    is_number,
+    unnest,
+)
 from integrand.workers.data.gathering import Source, integers_of, read_integers, storage_of
 from integrand.workers.data.inputs.base import InputArrays, InputKind
 from integrand.workers.data.reasons import Reasons, judge, value_reason
@@ -62,13 +70,30 @@ class Ids(InputKind[IdsInput]):
         dtype: np.dtype[Any],
         reasons: Reasons,
     ) -> InputArrays:
-        ids = _ids(table, part, shape, reasons)
+        columns = _Columns(part, part.columns, shape)
+        ids = columns.ids(table, reasons)
         present = (ids != PADDING).astype(dtype)
         values = present.reshape(len(ids), *shape.shape)
         return InputArrays(values, ids)
 
+    def read_baseline(
+        self,
+        table: pa.Table,
+        part: IdsInput,
+        baseline: BaselinePart,
+        shape: InputShape,
+        dtype: np.dtype[Any],
+        reasons: Reasons,
+    ) -> NDArray[np.int64]:
+        """Ids for those of each row: lists must be as long as the row's own."""
+        columns = _Columns(part, columns_of(baseline), shape)
+        ids = columns.ids(table, reasons)
+        if shape.varying:
+            _judge_lengths(table, part.columns[0], columns.names[0], reasons)
+        return ids
+
     def padded_lengths(self, table: pa.Table, part: IdsInput) -> NDArray[np.int64]:
-        own = _list_lengths(_lists(table, part))
+        own = _list_lengths(_lists(table, part.columns[0]))
         lengths = np.clip(own, 1, part.max_length)
         if part.pad is None:
             return lengths
@@ -76,57 +101,65 @@ class Ids(InputKind[IdsInput]):
         return np.minimum(steps * LENGTH_STEP, part.max_length)
 
 
-def _ids(table: pa.Table, part: IdsInput, shape: InputShape, reasons: Reasons) -> NDArray[np.int64]:
-    """`[rows]` of one scalar column, else `[rows, length]`."""
-    if shape.varying:
-        lists = _lists(table, part)
-        return _varying_ids(lists, part, shape.shape[0], reasons)
-    source = Source(shape.columns, shape.shape, not shape.named)
-    values = read_integers(table, source)
-    judge(table, source, values < 0, _AN_ID, reasons)
-    if shape.named and isinstance(part.ids, str):
-        return values[:, 0]
-    return values
+@dataclass(frozen=True)
+class _Columns:
+    """Columns that hold ids for an input of this shape: its own, or those of a baseline."""
+
+    part: IdsInput
+    names: tuple[str, ...]
+    shape: InputShape
+
+    def ids(self, table: pa.Table, reasons: Reasons) -> NDArray[np.int64]:
+        """`[rows]` of one scalar column, else `[rows, length]`."""
+        if self.shape.varying:
+            return self._varying(_lists(table, self.names[0]), reasons)
+        source = Source(self.names, self.shape.shape, not self.shape.named)
+        values = read_integers(table, source)
+        judge(table, source, values < 0, _AN_ID, reasons)
+        if self.shape.named and isinstance(self.part.ids, str):
+            return values[:, 0]
+        return values
+
+    def _varying(self, lists: pa.Array, reasons: Reasons) -> NDArray[np.int64]:
+        """`[rows, width]` of lists that are no longer than that; of a longer one, which is bad,
+        what fits.
+        """
+        width = self.shape.shape[0]
+        lengths = _list_lengths(lists)
+        starts = np.cumsum(lengths) - lengths
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        place = np.arange(len(row)) - np.repeat(starts, lengths)
+        found = integers_of(lists.flatten())
+        fits = place < width
+        values = np.full((len(lengths), width), PADDING, np.int64)
+        values[row[fits], place[fits]] = found[fits]
+        held = np.arange(width) < lengths[:, None]
+        negative = values.min(1, where=held, initial=0) < 0
+        misshapen = (lengths == 0) | (lengths > self.part.max_length)
+        for i in np.flatnonzero(negative | misshapen).tolist():
+            reasons[i] = reasons[i] or self._list_reason(lists[i], values[i])
+        return values
+
+    def _list_reason(self, items: pa.Scalar, values: NDArray[np.int64]) -> str:
+        name, most = self.names[0], self.part.max_length
+        if not items.is_valid:
+            return f"{name} is null"
+        count = len(items.values)
+        if not 0 < count <= most:
+            return f"{name} has {count} ids, expected 1 to {most}"
+        first = int((values < 0).argmax())
+        return value_reason(items.values[first], f"{name}[{first}]", _AN_ID)
 
 
-def _varying_ids(
-    lists: pa.Array, part: IdsInput, width: int, reasons: Reasons
-) -> NDArray[np.int64]:
-    """`[rows, width]` of lists that are no longer than that; of a longer one, which is bad, what
-    fits.
-    """
-    lengths = _list_lengths(lists)
-    starts = np.cumsum(lengths) - lengths
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(len(row)) - np.repeat(starts, lengths)
-    found = integers_of(lists.flatten())
-    fits = place < width
-    values = np.full((len(lengths), width), PADDING, np.int64)
-    values[row[fits], place[fits]] = found[fits]
-    held = np.arange(width) < lengths[:, None]
-    negative = values.min(1, where=held, initial=0) < 0
-    misshapen = (lengths == 0) | (lengths > part.max_length)
-    for i in np.flatnonzero(negative | misshapen).tolist():
-        reasons[i] = reasons[i] or _list_reason(lists[i], values[i], part)
-    return values
+def _judge_lengths(table: pa.Table, own: str, other: str, reasons: Reasons) -> None:
+    """A reason for each row that has another number of ids in its baseline."""
+    lengths, others = (_list_lengths(_lists(table, name)) for name in (own, other))
+    for i in np.flatnonzero(lengths != others).tolist():
+        reasons[i] = reasons[i] or f"{other} has {others[i]} ids, expected {lengths[i]} as in {own}"
 
 
-def _list_reason(items: pa.Scalar, values: NDArray[np.int64], part: IdsInput) -> str:
-    name = part.columns[0]
-    if not items.is_valid:
-        return f"{name} is null"
-    count = len(items.values)
-    if not 0 < count <= part.max_length:
-        return f"{name} has {count} ids, expected 1 to {part.max_length}"
-    first = int((values < 0).argmax())
-    return value_reason(items.values[first], f"{name}[{first}]", _AN_ID)
-
-
-def _lists(table: pa.Table, part: IdsInput) -> pa.Array:
-    """The input's list column in one piece; a file without a single list may hold a column of
-    nulls.
-    """
-    name = part.columns[0]
+def _lists(table: pa.Table, name: str) -> pa.Array:
+    """A list column in one piece; a file without a single list may hold a column of nulls."""
     column = storage_of(table.column(name)).combine_chunks()
     if pa.types.is_null(column.type):
         return pa.nulls(len(column), pa.list_(pa.int64()))

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
+from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import ScaledInput
+from integrand.workers.data.columns import columns_of
 from integrand.workers.data.gathering import Source, read_floats
 from integrand.workers.data.inputs.base import InputArrays, InputKind
 from integrand.workers.data.reasons import Reasons, judge
@@ -36,6 +38,23 @@ class Scaled(InputKind[Part]):
         values = scale(values, part, shape)
         judge_finite(table, source, values, reasons)
         return InputArrays(values)
+
+    def read_baseline(
+        self,
+        table: pa.Table,
+        part: Part,
+        baseline: BaselinePart,
+        shape: InputShape,
+        dtype: np.dtype[Any],
+        reasons: Reasons,
+    ) -> NDArray[Any]:
+        listed = baseline.reads[0].holds == "list"
+        source = Source(columns_of(baseline), shape.shape, listed)
+        values = read_floats(table, source, dtype)
+        if baseline.reads_raw:
+            values = self.to_model_units(part, values, shape)
+        judge_finite(table, source, values, reasons)
+        return values
 
     def to_model_units(self, part: Part, values: NDArray[Any], shape: InputShape) -> NDArray[Any]:
         return scale(values, part, shape)

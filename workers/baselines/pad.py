@@ -1,0 +1,18 @@
+"""The id that fills lists up, in every place."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from integrand.schemas.specs.baselines import PadBaseline
+from integrand.schemas.specs.inputs import IdsInput
+from integrand.workers.baselines.base import BaselineKind, PlaceRows
+
+
+class Pad(BaselineKind[PadBaseline]):
+    """One list of them, shared by all rows."""
+
+    def tensor(self, part: PadBaseline, rows: PlaceRows) -> Tensor:
+        assert isinstance(rows.input, IdsInput)
+        assert rows.input.pad is not None
+        return rows.values.new_full((1, *rows.shape.shape), rows.input.pad)
