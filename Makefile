@@ -43,6 +43,7 @@ bench: $(BENCHED) ## benchmarks; they print what they measure, in an hour or two
 	$(BIN)/python tests/bench/bench_job.py
 	$(BIN)/python tests/bench/bench_certificate.py
 	$(BIN)/python tests/bench/bench_engine.py
+	$(BIN)/python tests/bench/bench_expected.py
 	$(BIN)/python tests/bench/bench_kernels.py
 
 load: $(INSTALLED) ## a run of 100,000 shards without an engine: what its driver costs, in a quarter of an hour
