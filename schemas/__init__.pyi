@@ -11,6 +11,17 @@ from .records import (
     Shard as Shard,
     ShardFooter as ShardFooter,
 )
-from .specs.accuracy import Adaptive as Adaptive, Exact as Exact, FixedSteps as FixedSteps
+from .specs.accuracy import (
+    Adaptive as Adaptive,
+    Exact as Exact,
+    FixedSamples as FixedSamples,
+    FixedSteps as FixedSteps,
+)
 from .specs.job import AttributeSpec as AttributeSpec, JobSpec as JobSpec
+from .specs.methods import (
+    ExpectedGradients as ExpectedGradients,
+    InputXGradient as InputXGradient,
+    Saliency as Saliency,
+    SmoothGrad as SmoothGrad,
+)
 from .tables import RowStatus as RowStatus
