@@ -48,6 +48,13 @@ class Adaptive(Part):
             " evaluations."
         ),
     )
+    until: Literal["tolerance", "reasons"] = Field(
+        "tolerance",
+        description=(
+            "`reasons`: a row within the tolerance goes on until its reasons (`output.reasons`) are"
+            " certain, or its evaluations are spent."
+        ),
+    )
 
 
 class Exact(Part):

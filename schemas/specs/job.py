@@ -147,6 +147,19 @@ class AttributeSpec(Part):
             raise ValueError(wrong)
         return self
 
+    @model_validator(mode="after")
+    def _until_reasons(self) -> AttributeSpec:
+        if not isinstance(self.accuracy, Adaptive) or self.accuracy.until != "reasons":
+            return self
+        if self.output.reasons is None:
+            raise ValueError("accuracy.until: reasons, and no output.reasons to go on for")
+        if not isinstance(self.method, IntegratedGradients) or self.draws > 1:
+            raise ValueError(
+                "accuracy.until: reasons is for integrated_gradients against one baseline: take a"
+                " smaller `tolerance` instead"
+            )
+        return self
+
     @property
     def ids_inputs(self) -> tuple[IdsInput, ...]:
         """The inputs that are ids, in order."""

@@ -318,7 +318,7 @@ def _export(run: Run, csv: Path | None, html: Path | None, top: int) -> None:
         from integrand.service.reports.spreadsheet import write_csv
 
         with _writing(csv) as file:
-            write_csv(file, run.tables())
+            write_csv(file, run.wide_tables())
     if html is not None:
         from integrand.service.reports.page import html_page
 

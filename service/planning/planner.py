@@ -64,6 +64,7 @@ from integrand.workers.models.portions import Portions, find_portion, in_portion
 from integrand.workers.models.rebuilding import build_again, check_outputs
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.state import probe_outputs
+from integrand.workers.reason_codes.candidates import candidates_of
 from integrand.workers.shards.numerics import processor, versions
 from integrand.workers.storage.store import Store
 
@@ -112,7 +113,8 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
         job = survey(request, pool)
         check_reasons(spec, job.shapes, codes)
         varying = any(shape.varying for shape in job.shapes)
-        findings = examine(spec, job.forward, job.sample, varying=varying)
+        among = candidates_of(spec.output.reasons, job.shapes, codes)
+        findings = examine(spec, job.forward, job.sample, varying=varying, candidates=among)
     if job.device == "cuda":
         torch.cuda.empty_cache()  # what was tried in here is for workers to take
     dataset, shapes, facts = job.dataset, job.shapes, job.facts

@@ -38,11 +38,13 @@ from integrand.service.planning.trials import (
 )
 from integrand.workers.engine.reduced import REDUCED
 from integrand.workers.engine.rounding import CAUTION, LEAST
+from integrand.workers.methods.adaptive import until_reasons
 from integrand.workers.methods.base import Method
 from integrand.workers.methods.table import method_of
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.portions import Portions
 from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.reason_codes.candidates import Candidates
 from integrand.workers.rewriting.savings import Savings
 
 SPOILT = 0.01
@@ -74,14 +76,20 @@ class PlanFacts:
 
 
 def examine(
-    spec: AttributeSpec, model: Forward, sample: RowTensors, *, varying: bool = False
+    spec: AttributeSpec,
+    model: Forward,
+    sample: RowTensors,
+    *,
+    varying: bool = False,
+    candidates: Candidates | None = None,
 ) -> PlanFacts:
     """Try the model on real rows. Raises SpecError for whatever cannot work, with its
     likely cause.
 
-    varying  whether other rows have other lengths than those of the sample
+    varying     whether other rows have other lengths than those of the sample
+    candidates  what may be a reason, where rows get some
     """
-    method = method_of(spec.accuracy, spec.method)
+    method = until_reasons(method_of(spec.accuracy, spec.method), candidates)
     rows, width, warnings = first_pass(spec, model, sample)
     method.check(model, rows)
     sample = rows.first_draw()

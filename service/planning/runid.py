@@ -41,8 +41,9 @@ def run_id(
     """
     parts = {"inputs", "forward_args", "target", "baseline", "accuracy"} | _later(spec)
     places = {"weights", "uri", "code"}
+    asked = spec.model_dump(mode="json", include=parts, exclude_unset=stored)
     identity: dict[str, Any] = {
-        "spec": spec.model_dump(mode="json", include=parts, exclude_unset=stored),
+        "spec": asked | {"accuracy": _used(asked["accuracy"])},
         "row_id": spec.source.row_id,
         "model": spec.model.model_dump(mode="json", exclude=places, exclude_unset=stored),
         "artefacts": [a.sha256 for a in artefacts],
@@ -65,6 +66,14 @@ def _later(spec: AttributeSpec) -> set[str]:
         for name, field in defaults.items()
         if getattr(spec, name) != field.get_default(call_default_factory=True)
     }
+
+
+def _used(accuracy: dict[str, Any]) -> dict[str, Any]:
+    """How exact a job shall be, without fields that specs did not always have where they are at
+    their defaults.
+    """
+    later = {"until": "tolerance"}
+    return {name: value for name, value in accuracy.items() if later.get(name) != value}
 
 
 def _of_output(spec: AttributeSpec) -> dict[str, object]:

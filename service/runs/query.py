@@ -44,6 +44,7 @@ from integrand.service.runs.manifest import (
     read_quarantined,
 )
 from integrand.service.runs.totals import read_committed
+from integrand.service.runs.wide import reasons_wide
 from integrand.workers.data.columns import BAD
 from integrand.workers.data.conditions import matching_rows, sandbox
 from integrand.workers.data.decoding import forget_extensions
@@ -158,6 +159,28 @@ class Run:
     def tables(self) -> Iterator[pa.Table]:
         """The output rows one committed shard at a time, in the order of the input."""
         return (self._read(shard) for shard in self.shards)
+
+    def reasons_wide(self) -> pd.DataFrame:
+        """The rows that have reasons, with these side by side: `row_id`, what else is known but the
+        attributions, and `reason_1_code`, `reason_1_feature` … `reason_4_text`, where 4 is the `k`
+        of `output.reasons`. SpecError for a run without reasons.
+        """
+        columns = [n for n in self.schema.names if not n.startswith(PREFIX)]
+        check_columns(["reasons"], columns)
+        given = pc.field("reasons").is_valid()
+        found = [self._wide(self._read(shard, columns, given)) for shard in self.shards]
+        return self._frame(pa.concat_tables(found))
+
+    def wide_tables(self) -> Iterator[pa.Table]:
+        """Like `tables`, with reasons side by side."""
+        return map(self._wide, self.tables())
+
+    def _wide(self, table: pa.Table) -> pa.Table:
+        asked = self.plan.spec.output.reasons
+        if asked is None:
+            return table
+        features = sum(len(shape.columns) for shape in self.plan.inputs)
+        return reasons_wide(table, min(asked.k, features))
 
     def rows(self, row_id: object) -> pd.DataFrame:
         """The output rows of one input row, or of all rows that share the id; empty if there is

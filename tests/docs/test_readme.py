@@ -4,9 +4,11 @@ commands are understood.
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,7 +136,7 @@ def test_every_block_of_code_is_tried_here():
     """Each is in a language whose blocks are run, parsed or accepted below."""
     languages = {w for text in TEXTS.values() for w in re.findall(r"^```(\w+)$", text, re.M)}
     assert languages == {"bash", "python", "toml", "yaml"}
-    assert len(blocks("yaml")) == 3
+    assert len(blocks("yaml")) == 4
     assert [b for b in blocks("python") if "attribute(" not in b and "open_run(" not in b] == []
 
 
@@ -242,6 +244,42 @@ def test_query_example_runs(finished_run):
         compile(example.replace('"attributions"', repr(str(finished_run))), "README", "exec"), scope
     )
     assert scope["run"].complete
+
+
+def test_the_example_of_reason_codes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On real data, command by command, with what is shown of it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(
+        ROOT / "examples/credit",
+        tmp_path / "examples/credit",
+        ignore=shutil.ignore_patterns("out", "*.safetensors", "__pycache__"),
+    )
+    commands = next(b for b in blocks("bash") if "credit_model.py" in b)
+    for line in commands.splitlines():
+        python, *arguments = shlex.split(line, comments=True)
+        command = [] if python == "python" else ["-m", "integrand.service.cli"]
+        subprocess.run([sys.executable, *command, *arguments], check=True, capture_output=True)
+    example = next(b for b in blocks("python") if "reasons_wide(" in b)
+    scope: dict[str, object] = {"open_run": open_run}
+    exec(compile(example, "README", "exec"), scope)
+    letters = scope["letters"]
+    shown = [line[1:].split("  ") for line in example.splitlines() if line.startswith("#")]
+    names, *rows = [[cell.strip() for cell in cells if cell.strip()] for cells in shown]
+    for row in rows:
+        (own,) = letters[letters["row_id"] == int(row[0])][names].values.tolist()
+        assert own[1] == pytest.approx(float(row[1]), abs=0.02)
+        assert own[2:] == row[2:]
+    assert (letters["reasons_status"] == "certified").all()
+    assert len(letters) == pytest.approx(193, abs=5)
+    with (tmp_path / "letters.csv").open(newline="") as file:
+        assert "reason_4_text" in next(csv.reader(file))
+
+
+def test_the_spec_of_reason_codes_is_that_of_the_example():
+    shown = parse_text(blocks("yaml")[3], "README")
+    whole = parse_text((ROOT / "examples/credit/credit.yaml").read_text(), "credit.yaml")
+    assert shown.items() <= whole.items()
+    parse_spec(whole)
 
 
 @pytest.mark.parametrize("status", list(RowStatus))

@@ -13,6 +13,7 @@ from torch import Tensor
 from integrand.schemas.specs.accuracy import Adaptive
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.problem import Problem
+from integrand.workers.engine.reason_margins import ReasonSums
 from integrand.workers.engine.rounding import PROBING
 from integrand.workers.engine.tracks import Some, Tracks, on_device
 from integrand.workers.engine.verdicts import Verdicts, coded
@@ -37,6 +38,9 @@ SHARE = 0.5
 """Part of the tolerance that a piece may use, relative to its own attributions or to f(x) − f(x'),
 whichever is larger.
 """
+
+BELOW = 1 - 1e-9
+"""A deviation must be below what would make reasons uncertain, and not at it."""
 
 
 class Next(IntEnum):
@@ -126,16 +130,32 @@ def judged(estimate: Estimate, *, gaps: Tensor, integrand: Tensor) -> Judged:
 
 @dataclass(frozen=True, eq=False)
 class Criteria:
-    """What tracks are held to."""
+    """What tracks are held to: the tolerance, and where `sums` may be reasons, that these are
+    certain.
+    """
 
     accuracy: Adaptive
     problem: Problem
+    sums: ReasonSums | None = None
 
     def allowed(self, tracks: Tracks, known: Judged) -> Tensor:
-        """The deviation that the tolerance allows each track, or its piece."""
-        of_piece = SHARE * torch.maximum(known.size, tracks.change.abs())
-        size = torch.where(tracks.depth > 0, of_piece, known.size)
-        return self._tolerance(tracks) * size
+        """The deviation that is allowed each track, or its piece."""
+        within = self._within(tracks, known)
+        if self.sums is None:
+            return within
+        apart = self._apart(self.sums, tracks, known)
+        return torch.where(tracks.depth > 0, within, torch.minimum(within, apart))
+
+    def goal(self, tracks: Tracks, known: Judged) -> Tensor:
+        """The deviation that tracks are on their way to: within the tolerance first."""
+        allowed = self.allowed(tracks, known)
+        return torch.where(self.good_enough(tracks, known), allowed, self._within(tracks, known))
+
+    def good_enough(self, tracks: Tracks, known: Judged) -> Tensor:
+        """Whether the tolerance is met, so that only reasons may be wanting."""
+        if self.sums is None:
+            return torch.zeros_like(known.deviation, dtype=torch.bool)
+        return known.deviation <= self._within(tracks, known)
 
     def settled(self, tracks: Tracks, known: Judged, *, certify: bool = True) -> Tensor:
         """Whether the deviation is allowed, or is what rounding leaves, or nothing is finite."""
@@ -176,6 +196,21 @@ class Criteria:
         floor = torch.where(self.at_floor(tracks, known), 2, 3)
         places = torch.where(within, 1, floor)
         return coded(STATUSES, torch.where(self._finite(tracks, known), places, 0))
+
+    def _within(self, tracks: Tracks, known: Judged) -> Tensor:
+        """The deviation that the tolerance allows."""
+        of_piece = SHARE * torch.maximum(known.size, tracks.change.abs())
+        size = torch.where(tracks.depth > 0, of_piece, known.size)
+        return self._tolerance(tracks) * size
+
+    def _apart(self, sums: ReasonSums, tracks: Tracks, known: Judged) -> Tensor:
+        """The deviation up to which the reasons of whole paths are certain, whose error estimates
+        have rounding in them too.
+        """
+        still = self.problem.features.difference(tracks.rows) == 0
+        margin = sums.margin(known.attributions, still)
+        rounding = self._rounding(tracks, known) * known.size
+        return BELOW * (margin - rounding).clamp(min=0)
 
     def _finite(self, tracks: Tracks, known: Judged) -> Tensor:
         return torch.isfinite(known.total + tracks.change)

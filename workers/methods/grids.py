@@ -186,7 +186,8 @@ class Grids:
         return room >= len(self.stages[index].nodes)
 
     def _needed(self, stage: GridStage, tracks: Tracks, known: Judged, doubled: Tensor) -> Tensor:
-        """Evaluations that the tolerance would take, where that is out of reach; 0 elsewhere.
+        """Evaluations that the tolerance, or within it the reasons, would take, where that is out
+        of reach; 0 elsewhere.
 
         The order of convergence is the one seen over the last doubling of the grid, and at least 1.
         """
@@ -194,8 +195,8 @@ class Grids:
         if not stage.full or stage.cells < 2 * JUDGED or accuracy.on_unreachable != "stop":
             return torch.zeros_like(known.needed)
         order = (doubled / known.deviation).log2().nan_to_num(nan=1.0).clamp(min=1.0)
-        allowed = self.criteria.allowed(tracks, known)
-        ratio = (known.deviation / allowed).nan_to_num(nan=1.0).clamp(min=1.0)
+        goal = self.criteria.goal(tracks, known)
+        ratio = (known.deviation / goal).nan_to_num(nan=1.0).clamp(min=1.0)
         foreseen = (stage.count * ratio ** (1 / order)).clamp(max=1e15)
         resolved = known.deviation < RESOLVED * known.size
         hopeless = resolved & (foreseen > HOPELESS * accuracy.max_evaluations)

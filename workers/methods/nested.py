@@ -126,9 +126,11 @@ class Nested:
         )
         settled = self.criteria.settled(tracks, known)
         onwards, window = self._onwards(index, tracks, path, estimate)
+        good = self.criteria.good_enough(tracks, known)
+        onwards = torch.where(good, self._same_rule(index, tracks), onwards)
         return replace(
             known,
-            deviation=torch.where(settled, estimate.deviation, estimate.likely),
+            deviation=torch.where(settled | good, estimate.deviation, estimate.likely),
             window=window,
             next=torch.where(settled, int(Next.DONE), onwards),
         )
@@ -151,6 +153,13 @@ class Nested:
             cut, window = self.pieces.divisible(level, tracks, path, estimate.converging)
             stuck = torch.where(cut & ~estimate.drowned, int(Next.CUT), stuck)
         return torch.where(finer, int(Next.FINER), stuck), window
+
+    def _same_rule(self, index: int, tracks: Tracks) -> Tensor:
+        """More nodes of this rule or none, for tracks of which only the reasons are wanting:
+        another way begins anew, and may end above the tolerance.
+        """
+        finer = self._fits(index + 1, self.pieces.room(tracks))
+        return torch.where(finer, int(Next.FINER), int(Next.END))
 
     def _fits(self, index: int, room: Tensor) -> Tensor:
         """Whether there is such a level, and room for it."""

@@ -28,6 +28,7 @@ from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.groups import Floats, Samples, TrackGroup
 from integrand.workers.engine.loop import Entrance, Loop
 from integrand.workers.engine.parts import NARROW_PART, ByDevice, wave_rows
+from integrand.workers.engine.reason_margins import ReasonSums
 from integrand.workers.engine.tracks import EVERY, Some, Tracks, whole_paths
 from integrand.workers.engine.verdicts import Verdicts
 from integrand.workers.methods.criteria import Criteria, Judged, Next
@@ -41,16 +42,22 @@ AHEAD = ByDevice(cpu=0, gpu=1)
 
 
 def integrate_adaptively(
-    evaluator: Evaluator, accuracy: Adaptive, rows: Tensor, f_input: Tensor, f_baseline: Tensor
+    evaluator: Evaluator,
+    accuracy: Adaptive,
+    rows: Tensor,
+    f_input: Tensor,
+    f_baseline: Tensor,
+    sums: ReasonSums | None = None,
 ) -> Iterator[Verdicts]:
     """Verdicts in order of completion. `rows` [n] are row numbers of the problem; f_* [n, targets]
-    belong to them.
+    belong to them. `sums` are what may be reasons, where tracks go on until these are certain.
     """
     problem, most = evaluator.problem, accuracy.max_evaluations
     tracks = whole_paths(problem, rows, f_input, f_baseline)
     levels = affordable_levels(most, problem.elements, problem.device)
     pieces = Pieces(levels, most)
-    criteria = Criteria(accuracy, problem)
+    there = None if sums is None else sums.to(problem.device)
+    criteria = Criteria(accuracy, problem, there)
     nested = Nested(evaluator, criteria, pieces, levels, least_grid(most))
     grids = Grids(evaluator, criteria, pieces)
     entrance: Entrance[Stage] = Entrance(

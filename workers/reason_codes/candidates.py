@@ -98,7 +98,14 @@ def candidates(features: Sequence[str], asked: Reasons, codes: ReasonCodes | Non
 
 def planned_candidates(plan: Plan) -> Candidates | None:
     """What may be a reason in a run; None where it gives none."""
-    asked, features = plan.spec.output.reasons, named_features(plan.inputs)
+    return candidates_of(plan.spec.output.reasons, plan.inputs, plan.reason_codes)
+
+
+def candidates_of(
+    asked: Reasons | None, shapes: Sequence[InputShape], codes: ReasonCodes | None
+) -> Candidates | None:
+    """What may be a reason among the features of inputs; None where none are asked for."""
+    features = named_features(shapes)
     if asked is None or features is None:
         return None
-    return candidates(features, asked, plan.reason_codes)
+    return candidates(features, asked, codes)

@@ -15,9 +15,11 @@ from integrand.workers.engine.memory import memory_budget
 from integrand.workers.engine.results import Explained, numpy_dtype
 from integrand.workers.engine.row_results import RowResults
 from integrand.workers.isolation import Raised, isolate
+from integrand.workers.methods.adaptive import until_reasons
 from integrand.workers.methods.explaining import explain
 from integrand.workers.methods.table import method_of
 from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.reason_codes.candidates import planned_candidates
 from integrand.workers.shards.job import Job
 
 
@@ -42,8 +44,8 @@ def attribute_clean(
     """
     if not rows.rows:
         return Attributed(_nothing(0, rows))
-    method = method_of(job.plan.spec.accuracy, job.plan.spec.method)
-
+    asked = method_of(job.plan.spec.accuracy, job.plan.spec.method)
+    method = until_reasons(asked, planned_candidates(job.plan))
     share = job.plan.spec.compute.gpus_per_worker or 1.0
     kept = memory_budget(rows.device, share=share).kept
     at_once = targets_at_once(batch_rows, rows.elements, kept)
