@@ -263,6 +263,10 @@ class JobPlan(Record, Generic[SomeSpec]):
 class Plan(JobPlan[AttributeSpec]):
     """The plan of an attribution job."""
 
+    promises_completeness: bool | None = Field(
+        None, description="Whether its method promises attributions that add up to f(x) − f(x')."
+    )
+
     @property
     def prepasses(self) -> dict[str, PrepassFile]:
         """What was found over all the data before the run, by the name of the pre-pass."""
@@ -388,6 +392,9 @@ class RunManifest(JobManifest):
     )
     half_error: Quantiles | None = Field(
         None, description="What reduced precision does to the first rows, against float32."
+    )
+    promises_completeness: bool | None = Field(
+        None, description="Whether the method promises attributions that add up to f(x) − f(x')."
     )
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()

@@ -160,6 +160,16 @@ class AttributeSpec(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _plain_passes(self) -> AttributeSpec:
+        changed = self.compute.reduced or ("compile" if self.compute.compile else None)
+        if changed and self.method.looks_inside:
+            raise ValueError(
+                f"{self.method.kind} looks at the model's own layers, which compute runs in another"
+                f" form ({changed}): take precision float32 or float64, and compile false"
+            )
+        return self
+
     @property
     def ids_inputs(self) -> tuple[IdsInput, ...]:
         """The inputs that are ids, in order."""

@@ -12,7 +12,11 @@ from integrand.schemas.specs.part import Part, kind_of
 QUADRATURES = (Adaptive, FixedSteps, Exact)
 SAMPLINGS = (Adaptive, FixedSamples)
 Value = bool | int | float | str | None
-Argument = Value | tuple[Value | tuple[Value, ...], ...]
+_Row = tuple[Value, ...]
+_Plane = tuple[Value | _Row, ...]
+_Image = tuple[Value | _Plane, ...]
+Argument = Value | tuple[Value | _Image, ...]
+"""A value, or a tensor of up to four dimensions in lists."""
 
 
 class MethodPart(Part):
@@ -24,6 +28,11 @@ class MethodPart(Part):
         approximated.
         """
         return ()
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether it looks at the layers of the model, which must then run as they are."""
+        return False
 
 
 class IntegratedGradients(MethodPart):
@@ -106,6 +115,10 @@ class CaptumMethod(MethodPart):
     seed: int = Field(
         0, ge=0, description="Of classes that draw: a row's draws depend on it and the row alone."
     )
+
+    @property
+    def looks_inside(self) -> bool:
+        return True
 
 
 _METHODS = Annotated[

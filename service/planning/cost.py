@@ -122,7 +122,7 @@ def evaluations_per_row(
     smaller: tuple[int, ...] = (),
 ) -> float:
     """The mean, tried on the sample where that is quick and rows differ in it; else the most."""
-    most = method.most_evaluations * (sample.draws if method.by_path else 1)
+    most = method.evaluations_of(sample)
     trial_s = sample.rows * most / batch_rows * batch_s
     if not method.varies or trial_s > TRIAL_S:
         return float(most)

@@ -107,6 +107,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     check_trust(spec.model, request.trusted)
     settle_kernels(spec)
     check_precision(spec)
+    method = method_of(spec.accuracy, spec.method)  # raises for one that there is not
     codes = read_codes(store, spec, request.base)
     store.prove_creates(store.parse(spec.output.uri, request.base))
     with pinned(_thread_count(spec)):
@@ -161,6 +162,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
         ),
         left_out=findings.savings.left_out,
         half_error=findings.half_error,
+        promises_completeness=method.complete,
         salt=request.salt,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(job.device),

@@ -111,16 +111,17 @@ def examine(
     half_error = rounding_seen(prepared, sample, batch_rows) if prepared.reduced else None
     check_rounding(spec, method, half_error)
     gradients = method.needs_gradients
-    trial = step_trial(prepared, sample, batch_rows, gradients=gradients)
+    at_once = method.rows_of_pass(batch_rows, rows.draws)
+    trial = step_trial(prepared, sample, at_once, gradients=gradients)
     batch_s = seconds_per_batch(trial)
-    evaluations = evaluations_per_row(method, prepared, rows, batch_rows, batch_s, smaller=smaller)
+    evaluations = evaluations_per_row(method, prepared, rows, at_once, batch_s, smaller=smaller)
     return PlanFacts(
         batch_rows=batch_rows,
         smaller=smaller,
         outputs=width,
         batch_s=batch_s,
         evaluations_per_row=evaluations,
-        seconds_per_row=seconds_per_row(evaluations, batch_rows, batch_s),
+        seconds_per_row=seconds_per_row(evaluations, at_once, batch_s),
         memory=worker_memory(method, row, batch_rows),
         warnings=(*warnings, *chosen.warnings, *_rounding_warnings(spec, method, half_error)),
         exact=form.exact,

@@ -157,6 +157,7 @@ def fold(
         numerics=plan.numerics,
         left_out=plan.left_out,
         half_error=plan.half_error,
+        promises_completeness=plan.promises_completeness,
         created=created,
         **counted,
     )

@@ -117,6 +117,14 @@ class Method(ABC, Generic[Kind]):
     def most_evaluations(self) -> int:
         """Evaluations that a row may take: of gradients, or of f where it needs none."""
 
+    def evaluations_of(self, rows: RowTensors) -> int:
+        """Evaluations that one of these rows may take, for all of its baselines."""
+        return self.most_evaluations * (rows.draws if self.by_path else 1)
+
+    def rows_of_pass(self, batch_rows: int, draws: int) -> int:
+        """Rows that the model is run on at once, where step batches have so many."""
+        return batch_rows
+
     @property
     def needs(self) -> Needs:
         """What is set aside for a row before any is explained."""

@@ -19,7 +19,7 @@ class Ends:
     rows: Tensor
     change: Tensor
 
-    def take(self, which: Tensor) -> Ends:
+    def take(self, which: Tensor | slice) -> Ends:
         return Ends(self.rows[which], self.change[which])
 
 
@@ -37,3 +37,10 @@ def ends_of(evaluator: Evaluator, rows: Tensor, settle: Settle) -> Ends:
     at_row = f_input[::draws]
     settle(rows, at_row, mean)
     return Ends(rows, at_row - mean)
+
+
+def path_ends(evaluator: Evaluator, rows: Tensor, settle: Settle) -> tuple[Ends, Tensor]:
+    """The same of paths, each with one baseline, and which of them have a way to go, `[n]` bool."""
+    f_input, f_baseline = endpoint_values(evaluator, rows)
+    moving = settle(rows, f_input, f_baseline)
+    return Ends(rows, f_input - f_baseline), moving

@@ -8,6 +8,7 @@ from typing import Any
 
 from integrand.schemas.specs.accuracy import Adaptive, Exact, FixedSteps
 from integrand.schemas.specs.methods import (
+    CaptumMethod,
     ExpectedGradients,
     InputXGradient,
     IntegratedGradients,
@@ -18,6 +19,7 @@ from integrand.schemas.specs.methods import (
 from integrand.schemas.specs.part import Part
 from integrand.workers.methods.adaptive import AdaptiveMethod
 from integrand.workers.methods.base import Method
+from integrand.workers.methods.captum.method import CaptumAttribution
 from integrand.workers.methods.exact import ExactMethod
 from integrand.workers.methods.expected import IndependentExpectation, StratifiedExpectation
 from integrand.workers.methods.fixed import FixedMethod
@@ -34,6 +36,7 @@ OTHERS: Mapping[type[MethodPart], Any] = MappingProxyType(
         SmoothGrad: SmoothGradMethod,
         Saliency: SaliencyMethod,
         InputXGradient: InputXGradientMethod,
+        CaptumMethod: CaptumAttribution,
     }
 )
 INTEGRATED = IntegratedGradients()

@@ -103,9 +103,11 @@ class _Opened(nn.Module):
         return _run(self.model, self.named, replace, arguments[len(self.named) :])
 
 
-def find_modules(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """The modules of these dotted names. Raises SpecError with the nearest name for one that is not
-    there.
+def find_modules(
+    model: nn.Module, names: Sequence[str], *, what: str = "embedding"
+) -> dict[str, nn.Module]:
+    """The modules of these dotted names, and what they are to be. Raises SpecError with the nearest
+    name for one that is not there.
     """
     known = dict(model.named_modules())
     for name in names:
@@ -117,7 +119,7 @@ def find_modules(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]
                 or list(known)[1:4]
             )
             raise SpecError(
-                f"embedding `{name}`",
+                f"{what} `{name}`",
                 expected="a module of the model",
                 seen="no module of this name",
                 next_step=f"did you mean {' or '.join(f'`{n}`' for n in near)}?",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from numbers import Integral
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from integrand.schemas.errors import SpecError
 from integrand.workers.models.recurrence import differentiable
@@ -16,10 +16,10 @@ Forward = Callable[..., Tensor]
 TargetLike = int | tuple[int, ...] | Tensor | list[int | tuple[int, ...] | Tensor] | None
 """A target as the notebook's door takes it; a list asks for several of each row."""
 
-_TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda out: out.softmax(-1),
-    "log_softmax": lambda out: out.log_softmax(-1),
-    "sigmoid": torch.sigmoid,
+_TRANSFORMS: dict[str, Callable[[], nn.Module]] = {
+    "softmax": lambda: nn.Softmax(-1),
+    "log_softmax": lambda: nn.LogSoftmax(-1),
+    "sigmoid": nn.Sigmoid,
 }
 
 
@@ -31,12 +31,24 @@ def on_copies(forward: Forward, *arguments: Tensor) -> Tensor:
         return forward(*[a.clone() for a in arguments])
 
 
+class Transformed(nn.Module):
+    """A model followed by an output transform, which whoever looks into modules finds there."""
+
+    def __init__(self, model: Forward, transform: nn.Module) -> None:
+        super().__init__()
+        self.model, self.transform = model, transform
+        self.training = isinstance(model, nn.Module) and model.training
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        out: Tensor = self.transform(self.model(*arguments))
+        return out
+
+
 def transformed(forward: Forward, transform: str) -> Forward:
     """`forward` followed by a named output transform; `none` returns it unchanged."""
     if transform == "none":
         return forward
-    apply = _TRANSFORMS[transform]
-    return lambda *arguments: apply(forward(*arguments))
+    return Transformed(forward, _TRANSFORMS[transform]().eval())
 
 
 def target_tables(target: TargetLike, rows: int) -> Tensor | None:

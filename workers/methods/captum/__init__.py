@@ -1,0 +1,1 @@
+"""Attribution classes of Captum, run on rows like any other method."""
