@@ -87,7 +87,7 @@ def tune_job(
             Request(spec, base, Store(access), trusted, ingest=False), LocalPool(), rebuild=False
         )
         threads = [1] if job.device == "cuda" else sorted({1, every})
-        sample = first_pass(spec, job.forward, job.sample)[0]
+        sample = first_pass(spec, job.forward, job.sample)[0].first_draw()
         trials: list[Timing] = []
         for savings in _CHOICES:
             compute = spec.compute.model_copy(update={"savings": savings})

@@ -14,6 +14,10 @@ from integrand.schemas.specs.methods import ExpectedGradients
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.results import Attribution
 from integrand.workers.methods.attribution import attribute
+from integrand.workers.methods.expected import ALPHA, BASELINE
+from integrand.workers.methods.sampling import CAUTION
+from integrand.workers.models.row_tensors import keys_of_rows
+from integrand.workers.philox import integers, uniforms
 
 F64 = torch.float64
 DRAWS = 8
@@ -100,6 +104,30 @@ def test_the_standard_error_of_independent_samples_is_correctly_divided() -> Non
     assert 1.6 < off[256] / off[1024] < 2.5
     assert 1.8 < said[256] / said[1024] < 2.2
     assert 1.2 < said[1024] / off[1024] < 3.5
+
+
+def test_independent_samples_are_a_plain_loop_over_what_is_drawn() -> None:
+    """Baseline and α of every sample are numbers of Philox by the row's key, added up in order."""
+    model, samples = network(nn.GELU), 40
+    found = expected(model, "iid", FixedSamples(samples=samples), X[:2])
+    keys = keys_of_rows((X[:2],))
+    every = range(samples)
+    chosen = integers(keys, seed=1, stream=BASELINE, draws=every, count=1, below=DRAWS)
+    alphas = uniforms(keys, seed=1, stream=ALPHA, draws=every, count=1)
+    for row in range(2):
+        terms = []
+        for sample in every:
+            start = BACKGROUND[chosen[row, sample, 0]]
+            point = start + alphas[row, sample, 0] * (X[row] - start)
+            point.requires_grad_()
+            (gradient,) = torch.autograd.grad(model(point[None])[0, 0], point)
+            terms.append((X[row] - start) * gradient)
+        mean = torch.stack(terms).mean(0)
+        torch.testing.assert_close(found.attributions[row], mean, rtol=1e-10, atol=1e-12)
+        standard = torch.stack(terms).std(0) / samples**0.5
+        said = CAUTION * standard.sum() / mean.abs().sum()
+        gap = found.gap[row].abs() / mean.abs().sum()
+        torch.testing.assert_close(found.error_estimate[row], torch.maximum(said, gap))
 
 
 def test_strata_take_fewer_samples_than_independence() -> None:

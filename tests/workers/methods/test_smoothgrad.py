@@ -13,6 +13,8 @@ from integrand.schemas.specs.methods import InputXGradient, MethodPart, Saliency
 from integrand.schemas.tables import RowStatus
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.methods.table import method_of
+from integrand.workers.models.row_tensors import keys_of_rows
+from integrand.workers.philox import normals
 
 F64 = torch.float64
 X = torch.tensor([[1.0, -2.0], [0.5, 3.0], [0.0, 0.0]], dtype=F64)
@@ -42,6 +44,23 @@ def test_times_the_noisy_input_it_has_the_variance_in_it() -> None:
     """E (x + ε) · 2(x + ε) = 2(x² + σ²)."""
     exact = 2 * (X.square() + SIGMA**2)
     torch.testing.assert_close(smoothed(4000, times_input=True), exact, rtol=0.05, atol=0.05)
+
+
+def test_it_is_a_plain_loop_over_the_noise_that_is_drawn() -> None:
+    def wave(x: Tensor) -> Tensor:
+        return torch.sin(2 * x).prod(1)
+
+    samples = 33
+    method = SmoothGrad(sigma=SIGMA, times_input=True, seed=3)
+    found = attribute(wave, X, method=method, accuracy=FixedSamples(samples=samples))
+    keys = keys_of_rows((X,))
+    noise = normals(keys, seed=3, stream=0, draws=range(samples), count=2)
+    total = torch.zeros_like(X)
+    for sample in range(samples):
+        point = (X + SIGMA * noise[:, sample]).requires_grad_()
+        (gradient,) = torch.autograd.grad(wave(point).sum(), point)
+        total += point.detach() * gradient
+    torch.testing.assert_close(found.attributions, total / samples, rtol=1e-10, atol=1e-12)
 
 
 def test_expected_gradients_of_noise_are_minus_its_variance() -> None:
