@@ -15,7 +15,7 @@ from integrand.schemas.records import InputShape, Plan, ReasonCodes, ReasonLine
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.specs.reasons import Reasons
 from integrand.schemas.uris import Uri
-from integrand.workers.data.conditions import matching_rows, sandbox
+from integrand.workers.data.conditions import check_repeatable, matching_rows, sandbox
 from integrand.workers.data.values import arrow_type, widened
 from integrand.workers.methods.table import method_of
 from integrand.workers.reason_codes.candidates import named_features
@@ -151,6 +151,7 @@ def check_when(plan: Plan) -> None:
         schema = widened(planned_schema(plan, row_id))
         table = schema.empty_table().drop_columns(REASON_COLUMNS)
         with sandbox() as connection:
+            check_repeatable(connection, asked.when, f"{_REASONS}.when")
             matching_rows(connection, table, asked.when, f"{_REASONS}.when")
 
 

@@ -15,6 +15,7 @@ from integrand.schemas.records import RunManifest
 from integrand.schemas.tables import (
     COLUMNS,
     PREFIX,
+    REASON,
     WITHOUT_ATTRIBUTION,
     feature_names,
     places_column,
@@ -74,7 +75,9 @@ def columns_with_values(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def show_row(console: Console, run: Run, row_id: str, most: int) -> None:
-    """Every target of one row: its diagnostics, and its largest attributions by name."""
+    """Every target of one row: its diagnostics, its reasons where it has some, and its largest
+    attributions by name.
+    """
     frame = run.rows(row_id)
     if frame.empty:
         raise DataError(
@@ -86,9 +89,14 @@ def show_row(console: Console, run: Run, row_id: str, most: int) -> None:
             ),
         )
     for _, record in frame.iterrows():
-        show_facts(console, f"row {row_id}", [(str(c), cell(record[c])) for c in COLUMNS])
+        told = [name for name in (*COLUMNS, "reasons_status") if name in frame.columns]
+        facts = [(name, cell(record[name])) for name in told]
+        show_facts(console, f"row {row_id}", facts)
         if record["status"] in WITHOUT_ATTRIBUTION:
             continue
+        if record.get("reasons") is not None:
+            reasons = pd.DataFrame(list(record["reasons"]), columns=REASON.names)
+            show_frame(console, reasons, "reasons", most)
         show_frame(
             console, largest_attributions(run, record).head(most), "largest attributions", most
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,11 @@ _SANDBOX: dict[str, str | bool | int | float | list[str]] = {
     "python_enable_replacements": False,
     "lock_configuration": True,
 }
+
+
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
+_CALLED = re.compile(r"\b([a-z_]\w*)\s*\(|\b(current_\w+|localtime\w*)\b", re.IGNORECASE)
+_CHANGING = "select function_name from duckdb_functions() where stability <> 'CONSISTENT'"
 
 
 def sandbox() -> duckdb.DuckDBPyConnection:
@@ -43,3 +50,19 @@ def matching_rows(
             next_step="quote names that hold a dot",
         ) from None
     return np.sort(np.asarray(found, np.int64))
+
+
+def check_repeatable(connection: duckdb.DuckDBPyConnection, sql: str, where: str) -> None:
+    """SpecError for a condition that may hold today and not tomorrow, such as one of the time or of
+    a random number: what is stored must not depend on when it was computed.
+    """
+    changing = {str(name) for (name,) in connection.sql(_CHANGING).fetchall()}
+    for call in _CALLED.finditer(_QUOTED.sub("''", sql)):
+        name = (call[1] or call[2]).casefold()
+        if name in changing or call[2]:
+            raise SpecError(
+                where,
+                expected="a condition that gives the same answer whenever it is asked",
+                seen=f"`{name}`",
+                next_step="compare columns with constants",
+            )

@@ -3,8 +3,11 @@
 import pytest
 
 from integrand.schemas.errors import SpecError
-from integrand.workers.methods.adaptive import AdaptiveMethod
+from integrand.schemas.records import InputShape
+from integrand.schemas.specs.job import parse_spec
+from integrand.service.planning.reason_codes import check_reasons
 
+SHAPES = (InputShape(name="features", columns=("a", "b", "c"), shape=(3,), named=True),)
 HEADER = "feature_or_group,code,text\n"
 CODES = HEADER + 'a,A,"first, of three"\nb,B,second\nc,C,\n'
 
@@ -41,6 +44,9 @@ def test_a_file_of_codes_is_frozen_in_the_plan(job):
         (None, {"when": "score < 1"}, "output.reasons.when"),
         (None, {"when": "f_input < 1; drop table x"}, "output.reasons.when"),
         (None, {"when": "reasons_status = 'certified'"}, "output.reasons.when"),
+        (None, {"when": "f_input < random()"}, "`random`"),
+        (None, {"when": "now() > '2026-01-01'"}, "`now`"),
+        (None, {"when": "f_input < 1 and Current_Timestamp is not null"}, "`current_timestamp`"),
         ("", {}, "the first line feature_or_group,code,text"),
         ("feature,code,text\n", {}, "the first line feature_or_group,code,text"),
         (b"\xff\xfe", {}, "CSV in UTF-8"),
@@ -67,6 +73,10 @@ def test_a_file_that_is_not_there(job):
         job.plan(output=asked)
 
 
+def test_words_within_quotes_are_no_calls(job):
+    planned(job, when="""status <> 'random()' and abs(gap) < 1 and "attr.a" < 1""")
+
+
 def test_features_without_a_line_may_be_excluded_or_prohibited(job):
     plan = planned(job, HEADER + "a,A,one\n", exclude=["b"], prohibited=["c"])
     assert len(plan.reason_codes.lines) == 1
@@ -81,10 +91,23 @@ def test_inputs_without_names_have_no_reasons(job):
         job.plan(inputs=[{"name": "x", "column": "all", "shape": [3]}], output=asked)
 
 
-def test_a_method_without_sign_has_no_reasons(job, monkeypatch):
-    monkeypatch.setattr(AdaptiveMethod, "signed", False)
-    with pytest.raises(SpecError, match="which gives magnitudes alone"):
-        planned(job)
+@pytest.mark.parametrize(
+    ("method", "signed"),
+    [
+        ("saliency", False),
+        ({"kind": "saliency", "absolute": False}, True),
+        ("input_x_gradient", True),
+    ],
+)
+def test_a_method_without_sign_has_no_reasons(job, method, signed):
+    fields = job.fields(method=method, output={"uri": "out", "reasons": {"toward": "lower"}})
+    del fields["accuracy"]
+    spec = parse_spec(fields)
+    if signed:
+        check_reasons(spec, SHAPES, None)
+        return
+    with pytest.raises(SpecError, match="method saliency, which gives magnitudes alone"):
+        check_reasons(spec, SHAPES, None)
 
 
 def test_what_changes_reasons_makes_another_run_and_where_codes_lie_does_not(job):

@@ -1,10 +1,14 @@
 """Reasons of a whole job: in every row that asks for them, whatever the shards."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from integrand.service import open_run, verify_run
+from integrand.service.reports.rows import show_row
 from integrand.service.running.jobs import limits_exceeded
 
 ADAPTIVE = {"kind": "adaptive", "tolerance": 1e-3}
@@ -137,3 +141,17 @@ def test_reasons_are_those_of_all_that_was_computed(job, kept):
     some = job.rows(job.run(accuracy=ADAPTIVE, output=asked | kept | {"uri": "some"}), "some")
     assert as_lists(whole) == as_lists(some)
     assert whole["reasons_status"].tolist() == some["reasons_status"].tolist()
+
+
+def test_a_row_is_shown_with_its_reasons(job):
+    job.run(accuracy=ADAPTIVE, output=reasons(when="row_id <> 4"))
+    run, page = open_run(job.path / "out"), io.StringIO()
+    show_row(Console(file=page, width=200), run, "3", 5)
+    text = page.getvalue()
+    assert "reasons_status" in text
+    (row,) = run.rows(3)["reasons"]
+    for one in row:
+        assert one["value"] in text
+    page = io.StringIO()
+    show_row(Console(file=page, width=200), run, "4", 5)
+    assert "separated" not in page.getvalue()
