@@ -65,6 +65,10 @@ OPTIONAL_COLUMNS: dict[str, str] = {
         " of the next for certain), text; null where `when` does not hold or there is no"
         " attribution."
     ),
+    "reasons_agree": (
+        "Where rows have several baselines and reasons: share of the baselines against which alone"
+        " the first reason is the same; null where the method does not take each by itself."
+    ),
     "reasons_status": "Beside it: how certain the reasons are, see the table of these.",
 }
 """Columns of runs that ask for them, behind the attributions and by name."""
@@ -85,6 +89,7 @@ OPTIONAL_TYPES: dict[str, pa.DataType] = {
     "baseline_spread": pa.float64(),
     "draws": pa.int32(),
     "reasons": pa.list_(REASON),
+    "reasons_agree": pa.float64(),
     "reasons_status": pa.string(),
 }
 """Null where a float is NaN and where anything but a number is None."""

@@ -18,6 +18,7 @@ from integrand.workers.engine.parts import NARROW_PART, ByDevice, in_parts
 from integrand.workers.engine.results import Explained
 from integrand.workers.engine.tracks import on_device
 from integrand.workers.engine.verdicts import CODES
+from integrand.workers.reason_codes.candidates import Candidates
 
 Numbers = NDArray[Any]
 AT_ONCE = ByDevice(cpu=128 << 20, gpu=2 << 30)
@@ -31,8 +32,11 @@ def rows_at_once(device: torch.device, numbers: int) -> int:
     return max(1, AT_ONCE.on(device) // (8 * numbers))
 
 
-def averaged(found: Explained, draws: int, tolerance: float | None) -> Explained:
-    """Means over the draws of rows whose paths lie side by side in `found`.
+def averaged(
+    found: Explained, draws: int, tolerance: float | None, candidates: Candidates | None = None
+) -> Explained:
+    """Means over the draws of rows whose paths lie side by side in `found`; `candidates` are what
+    may be reasons, where rows have some.
 
     The error of a mean is at most the mean of errors, Σ_k e_k ‖a_k‖₁ / (K ‖ā‖₁): more than each
     of them where the draws cancel.
@@ -43,16 +47,19 @@ def averaged(found: Explained, draws: int, tolerance: float | None) -> Explained
     error = _ratio(_total(errors * sizes.of_draws) / draws, sizes.of_mean)
     numbers["error_estimate"] = error
     codes = _codes(_by_draw(found.codes, draws), error, tolerance)
+    optional = {
+        "baseline_spread": _ratio(sizes.spread, sizes.of_mean),
+        "draws": np.full(codes.shape, draws, np.int32),
+    }
+    if candidates is not None:
+        optional["reasons_agree"] = _agreement(found.attributions, sizes.means, draws, candidates)
     return replace(
         found,
         attributions=sizes.means,
         numbers=numbers,
         codes=codes,
         reason=_reasons(found, codes, error, draws),
-        optional={
-            "baseline_spread": _ratio(sizes.spread, sizes.of_mean),
-            "draws": np.full(codes.shape, draws, np.int32),
-        },
+        optional=optional,
     )
 
 
@@ -64,6 +71,22 @@ def counted(found: Explained, draws: int) -> Explained:
     unknown = np.full(shape, np.nan)
     drawn = np.full(shape, draws, np.int32)
     return replace(found, optional={"baseline_spread": unknown, "draws": drawn})
+
+
+def _agreement(
+    attributions: Sequence[Tensor], means: Sequence[Tensor], draws: int, candidates: Candidates
+) -> Numbers:
+    """Share of draws whose first reason is that of their mean, `[rows, targets]`."""
+    first = _first(means, candidates)
+    by_draw = _by_draw(_first(attributions, candidates), draws)
+    return np.asarray((by_draw == first[:, None]).mean(axis=1))
+
+
+def _first(attributions: Sequence[Tensor], candidates: Candidates) -> Numbers:
+    """Each row's first reason, by its number among the candidates, `[rows, targets]`."""
+    flat = torch.cat([own.flatten(2).double() for own in attributions], 2).cpu().numpy()
+    rows, targets, features = flat.shape
+    return candidates.first(flat.reshape(rows * targets, features)).reshape(rows, targets)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

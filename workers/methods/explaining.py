@@ -23,6 +23,7 @@ from integrand.workers.methods.averaging import (
 )
 from integrand.workers.methods.base import Method
 from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.reason_codes.candidates import Candidates
 
 
 def explain(
@@ -33,13 +34,15 @@ def explain(
     batch_rows: int,
     smaller: tuple[int, ...] = (),
     tick: Callable[[], None] = lambda: None,
+    candidates: Candidates | None = None,
 ) -> Explained:
     """Results of rows. The model is as it shall run: nothing is tried of it here.
 
     The target of `rows` is `[rows, targets, depth]`, or None for scalar outputs; `smaller` are step
-    batches that may be taken for less than `batch_rows`; `tick` is called after each step batch.
+    batches that may be taken for less than `batch_rows`; `tick` is called after each step batch;
+    `candidates` are what may be reasons, where rows have some.
     """
-    call = _Call(prepared, batch_rows, smaller, tick)
+    call = _Call(prepared, batch_rows, smaller, tick, candidates)
     if rows.draws == 1:
         return call.explain(rows, method)
     if not method.by_path:
@@ -62,6 +65,7 @@ class _Call:
     batch_rows: int
     smaller: tuple[int, ...]
     tick: Callable[[], None]
+    candidates: Candidates | None
 
     def explain(self, rows: RowTensors, method: Method[Any]) -> Explained:
         """One result for each path, or for each row of a method that takes its paths together."""
@@ -82,13 +86,13 @@ class _Call:
         is not certain, they are taken once more, to a smaller tolerance.
         """
         found = self.explain(rows, method)
-        mean = averaged(found, rows.draws, method.tolerance)
+        mean = averaged(found, rows.draws, method.tolerance, self.candidates)
         if method.tolerance is None:
             return mean
         factors = cancelling(found, mean, rows.draws, method.tolerance)
         for factor in np.unique(factors[factors > 1]).tolist():
             some = np.flatnonzero(factors == factor)
             again = self.explain(rows.take(torch.from_numpy(some)), method.tighter(factor))
-            better = averaged(again, rows.draws, method.tolerance)
+            better = averaged(again, rows.draws, method.tolerance, self.candidates)
             mean = with_rows(mean, some, better)
         return mean

@@ -51,6 +51,15 @@ class Candidates:
                 found[:, place] += self.sign * attributions[:, member]
         return found
 
+    def first(self, attributions: Floats) -> NDArray[np.int64]:
+        """The candidate of each row that pushes most, the earlier one of equals; −1 where none
+        does.
+        """
+        pushes = self.pushes(attributions)
+        largest = pushes.argmax(axis=1)
+        pushing = np.take_along_axis(pushes, largest[:, None], axis=1)[:, 0] > 0
+        return np.where(pushing, largest, -1)
+
     def moved(self, moved: Flags) -> Flags:
         """Whether any feature of each candidate is, `[rows, candidates]`."""
         found = [moved[:, list(candidate.members)].any(1) for candidate in self.each]

@@ -45,7 +45,8 @@ def attribute_clean(
     if not rows.rows:
         return Attributed(_nothing(0, rows))
     asked = method_of(job.plan.spec.accuracy, job.plan.spec.method)
-    method = until_reasons(asked, planned_candidates(job.plan))
+    among = planned_candidates(job.plan)
+    method = until_reasons(asked, among)
     share = job.plan.spec.compute.gpus_per_worker or 1.0
     kept = memory_budget(rows.device, share=share).kept
     at_once = targets_at_once(batch_rows, rows.elements, kept)
@@ -56,6 +57,7 @@ def attribute_clean(
         batch_rows=batch_rows,
         smaller=job.plan.numerics.smaller_batches,
         tick=tick,
+        candidates=among,
     )
 
     def attempt(part: slice) -> Attributed:

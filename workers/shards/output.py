@@ -26,6 +26,7 @@ from integrand.workers.shards.layouts import Layout, Lengths, Values, layout_of,
 from integrand.workers.shards.results import Results
 
 _OF_DRAWS = ("baseline_spread", "draws")
+AGREE = "reasons_agree"
 REASON_COLUMNS = ("reasons", "reasons_status")
 ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
 
@@ -51,8 +52,10 @@ def attribution_fields(plan: Plan) -> list[pa.Field]:
 
 def optional_columns(plan: Plan) -> tuple[str, ...]:
     """Names of the columns that this run has behind its attributions, sorted."""
-    several = _OF_DRAWS if plan.spec.draws > 1 else ()
-    return (*several, *(REASON_COLUMNS if plan.spec.output.reasons else ()))
+    several, reasons = plan.spec.draws > 1, plan.spec.output.reasons is not None
+    names: tuple[str, ...] = _OF_DRAWS if several else ()
+    names += REASON_COLUMNS if reasons else ()
+    return tuple(sorted((*names, AGREE) if several and reasons else names))
 
 
 def planned_schema(plan: Plan, row_id: pa.DataType) -> pa.Schema:

@@ -18,7 +18,7 @@ from integrand.workers.data.values import plain_values, widened
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.reason_codes.candidates import planned_candidates
 from integrand.workers.reason_codes.columns import Asked, reason_columns
-from integrand.workers.shards.output import REASON_COLUMNS, results_table
+from integrand.workers.shards.output import AGREE, REASON_COLUMNS, results_table
 from integrand.workers.shards.results import Results
 
 
@@ -51,6 +51,9 @@ def with_reasons(
     for name, found in zip(REASON_COLUMNS, reason_columns(among, asked, texts), strict=True):
         columns[name] = columns[name].copy()
         columns[name][chosen] = found
+    if AGREE in columns:
+        columns[AGREE] = columns[AGREE].copy()
+        columns[AGREE][np.setdiff1d(np.arange(len(results.rows.status)), chosen)] = np.nan
     filled = replace(results.rows, optional=MappingProxyType(columns))
     return replace(results, rows=filled)
 

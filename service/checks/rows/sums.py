@@ -58,6 +58,8 @@ def _rounding(shard: ShardEvidence) -> tuple[Floats, Floats]:
     count = float(sum(a.shape[1] for a in flat))
     if isinstance(store, TopKStore):
         size = size * (1 + count / store.k)  # what is not stored is smaller than that
+    # the mean is of attributions that were rounded before, and may be larger
+    size = size * (1 + np.nan_to_num(rows.optional.get("baseline_spread", 0.0)))
     ends = np.abs(rows.f_input) + np.abs(rows.f_baseline)
     types = {stored_dtype(shard.plan), shard.plan.numerics.precision}
     widest = max(np.finfo(name).eps for name in types)

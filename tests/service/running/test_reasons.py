@@ -155,3 +155,16 @@ def test_a_row_is_shown_with_its_reasons(job):
     page = io.StringIO()
     show_row(Console(file=page, width=200), run, "4", 5)
     assert "separated" not in page.getvalue()
+
+
+def test_whether_the_first_reason_hangs_on_the_baseline_is_told(job):
+    baseline = {"kind": "gaussian", "sigma": 2.0, "clip": False, "draws": 4}
+    asked = reasons(when="row_id <> 4")
+    frame = job.rows(job.run(accuracy=ADAPTIVE, output=asked, baseline=baseline))
+    agree = frame["reasons_agree"]
+    assert np.isnan(agree[4])
+    assert set(agree.drop(4)) <= {0, 0.25, 0.5, 0.75, 1}
+    assert agree.nunique() > 1
+    verified = verify_run(str(job.path / "out"), trusted=(job.module,))
+    assert verified.findings == ()
+    assert "reasons_agree" not in job.rows(job.run(accuracy=ADAPTIVE, output=asked))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSteps
+from integrand.schemas.specs.reasons import Reasons
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.prepared import Prepared
 from integrand.workers.engine.results import Explained
@@ -20,6 +21,7 @@ from integrand.workers.methods.attribution import attribute, prepare
 from integrand.workers.methods.explaining import explain
 from integrand.workers.methods.table import method_of
 from integrand.workers.models.row_tensors import RowTensors
+from integrand.workers.reason_codes.candidates import candidates
 
 F64 = torch.float64
 DRAWS = 5
@@ -74,6 +76,27 @@ def test_it_is_the_mean_of_what_each_baseline_gives(
     spread = apart / each.mean(0).abs().sum(-1)
     torch.testing.assert_close(torch.from_numpy(found.optional["baseline_spread"]), spread)
     assert (found.optional["draws"] == DRAWS).all()
+
+
+@pytest.mark.parametrize("toward", ["lower", "higher"])
+def test_reasons_agree_where_each_baseline_alone_gives_the_same_first_reason(toward: str) -> None:
+    among = candidates("abcdef", Reasons(toward=toward, exclude=("b",)), None)
+    method = method_of(Adaptive(tolerance=1e-6))
+
+    def first(rows: RowTensors) -> Tensor:
+        found = explain(Prepared(smooth()), rows, method, batch_rows=32).attributions[0]
+        pushes = found.clone() if toward == "higher" else -found
+        pushes[..., 1] = -1
+        largest, which = pushes.max(-1)
+        return torch.where(largest > 0, which, -1)
+
+    alone = [first(RowTensors((X,), (one[None],), (), TARGETS)) for one in SHARED]
+    same = torch.stack([one == first(tensors(SHARED)) for one in alone])
+    rows = tensors(SHARED)
+    found = explain(Prepared(smooth()), rows, method, batch_rows=32, candidates=among)
+    agree = torch.from_numpy(found.optional["reasons_agree"])
+    torch.testing.assert_close(agree, same.double().mean(0))
+    assert len(agree.unique()) > 2
 
 
 def test_completeness_is_against_the_mean_of_f_at_the_baselines() -> None:
