@@ -220,6 +220,12 @@ class JobPlan(Record, Generic[SomeSpec]):
     reason_codes: ReasonCodes | None = Field(
         None, description="The codes and texts of `output.reasons`, where a file names them."
     )
+    references: dict[str, tuple[tuple[str, int, str], ...]] = Field(
+        {},
+        description=(
+            "Path, size and fingerprint of the files of datasets that baselines name, by pre-pass."
+        ),
+    )
     shards: tuple[Shard, ...]
     projection: Projection
     warnings: tuple[str, ...] = ()

@@ -126,6 +126,53 @@ class MeanBaseline(BaselinePart):
     kind: Literal["mean"] = "mean"
 
 
+class MedianBaseline(BaselinePart):
+    """The median of each feature over every clean row of the dataset, found once before the run
+    and exact: of an even number of rows halfway between the middle two.
+    """
+
+    kind: Literal["median"] = "median"
+
+
+class NamedDataset(BaselinePart):
+    """Base of the kinds that take rows of a dataset: of the source, unless they name another one
+    whose columns have the names that the inputs read.
+    """
+
+    uri: str | tuple[str, ...] | None = Field(
+        None, description="Another dataset: a file, folder or glob. Default: the source."
+    )
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        if self.uri is None:
+            return ()
+        return (self.uri,) if isinstance(self.uri, str) else self.uri
+
+    def moved(self, absolute: Callable[[str], str]) -> Self:
+        if self.uri is None:
+            return self
+        return self.model_copy(update={"uri": tuple(absolute(uri) for uri in self.uris)})
+
+
+class RowBaseline(NamedDataset):
+    """One row of a dataset, the same for all rows; found once before the run."""
+
+    kind: Literal["row"] = "row"
+    where: str | None = Field(
+        None, description="A DuckDB expression that is true of that row alone, such as `id = 7`."
+    )
+    row: str | int | None = Field(
+        None, description="Or its id: of the `source.row_id` column, else `<relative path>#<row>`."
+    )
+
+    @model_validator(mode="after")
+    def _one_name(self) -> RowBaseline:
+        if (self.where is None) == (self.row is None):
+            raise ValueError("give either `where` or `row`")
+        return self
+
+
 class MaxDistanceBaseline(BaselinePart):
     """For each element the end of the input's `range` that is farther from it: the valid input at
     the largest L1 distance.
@@ -206,16 +253,71 @@ class GaussianBaseline(DrawnBaseline):
         return True
 
 
+class TrainingBaseline(DrawnBaseline, NamedDataset):
+    """Rows drawn from a dataset without replacement, the same for all rows and inputs; drawn once
+    before the run. Rows with a bad input are never drawn.
+    """
+
+    kind: Literal["training"] = "training"
+    where: str | None = Field(
+        None, description="A DuckDB expression: only rows for which it is true are drawn."
+    )
+
+
+_Member = Annotated[
+    ZeroBaseline
+    | ConstantBaseline
+    | MeanBaseline
+    | MedianBaseline
+    | RowBaseline
+    | MaxDistanceBaseline
+    | BlurBaseline
+    | UniformBaseline
+    | GaussianBaseline
+    | TrainingBaseline
+    | ShuffleBaseline,
+    Field(discriminator="kind"),
+]
+
+
+class AverageBaseline(BaselinePart):
+    """Several kinds at once: attributions are averaged over all their draws, each of which counts
+    the same.
+    """
+
+    kind: Literal["average"] = "average"
+    of: tuple[_Member, ...] = Field(min_length=1, description="The kinds.")
+
+    @property
+    def draws_per_row(self) -> int:
+        return sum(member.draws_per_row for member in self.of)
+
+    @property
+    def by_key(self) -> bool:
+        return any(member.by_key for member in self.of)
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        return tuple(uri for member in self.of for uri in member.uris)
+
+    def moved(self, absolute: Callable[[str], str]) -> Self:
+        return self.model_copy(update={"of": tuple(m.moved(absolute) for m in self.of)})
+
+
 Baseline = Annotated[
     ZeroBaseline
     | ConstantBaseline
     | ColumnBaseline
     | MeanBaseline
+    | MedianBaseline
+    | RowBaseline
     | MaxDistanceBaseline
     | BlurBaseline
     | UniformBaseline
     | GaussianBaseline
-    | ShuffleBaseline,
+    | TrainingBaseline
+    | ShuffleBaseline
+    | AverageBaseline,
     Field(discriminator="kind"),
 ]
 

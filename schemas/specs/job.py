@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -179,6 +180,19 @@ class AttributeSpec(Part):
     def baselines(self) -> tuple[Baseline | IdsBaseline, ...]:
         """The baseline of each input, the job's where the input names none."""
         return tuple(i.baseline or self.baseline for i in self.inputs)
+
+    def moved(self, absolute: Callable[[str], str]) -> AttributeSpec:
+        """The same job with every URI that a baseline names as workers will see it."""
+        if not any(baseline.uris for baseline in self.baselines):
+            return self
+        inputs = [
+            i
+            if i.baseline is None
+            else i.model_copy(update={"baseline": i.baseline.moved(absolute)})
+            for i in self.inputs
+        ]
+        moved = {"inputs": tuple(inputs), "baseline": self.baseline.moved(absolute)}
+        return self.model_copy(update=moved)
 
     @property
     def inputs_with_baselines(self) -> tuple[Input, ...]:

@@ -131,12 +131,19 @@ def run_prepass(
     if store.exists(place):
         stored = stored_arrays(store, place)
     else:
-        partials = pool.map(partial(_of_group, prepass, scan), scan.groups)
-        merged = prepass.merge(partials)
-        stored = write_arrays(store, place, merged)
+        stored = write_arrays(store, place, _found(prepass, scan, pool))
     found = read_arrays(store, place, stored.sha256)
     prepass.check(found, scan.shapes)
     return found, stored
+
+
+def _found(prepass: PrePass[Any], scan: Scan, pool: Mapper) -> Arrays:
+    """What it finds in the end, over the data as often as it must go."""
+    found: Arrays | PrePass[Any] = prepass
+    while isinstance(found, PrePass):
+        partials = pool.map(partial(_of_group, found, scan), scan.groups)
+        found = found.merge(partials)
+    return found
 
 
 def _of_group(prepass: PrePass[Any], scan: Scan, group: tuple[int, int]) -> Any:

@@ -37,13 +37,13 @@ from integrand.service.planning.reason_codes import (
     read_codes,
     reason_warnings,
 )
-from integrand.service.planning.runid import run_id
+from integrand.service.planning.references import Sources, references
+from integrand.service.planning.runid import FileId, run_id
 from integrand.service.planning.sample import find_rows, looks, real_rows, sample_rows
 from integrand.service.pools.base import Mapper
 from integrand.workers import kernels, switches
 from integrand.workers.baselines.tensors import check_baselines, prepasses_of
 from integrand.workers.data.columns import declared_columns, row_bytes
-from integrand.workers.data.prepasses.base import Scan
 from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import Rows
 from integrand.workers.methods.table import method_of
@@ -70,6 +70,9 @@ from integrand.workers.storage.store import Store
 
 PLACE_BYTES = 4
 """Of the place of one attribution, where the largest are stored alone."""
+References = tuple[tuple[str, tuple[FileId, ...]], ...]
+"""The files of the datasets that baselines name, by pre-pass."""
+
 SomeSpec = TypeVar("SomeSpec", bound=AnySpec)
 
 
@@ -134,6 +137,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
             request.salt,
             state=roughly,
             reason_codes=codes.sha256 if codes else None,
+            references=dict(job.named),
         ),
         spec=_absolute(request),
         model_state=roughly,
@@ -151,6 +155,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
         code_sha256=facts.code_sha256,
         statistics=job.prepasses,
         reason_codes=codes,
+        references=dict(job.named),
         shards=shards,
         projection=_projection(spec, dataset, shapes, shards, findings),
         warnings=(
@@ -204,6 +209,7 @@ class Survey:
     shapes: tuple[InputShape, ...]
     facts: ModelFacts
     prepasses: dict[str, PrepassFile]
+    named: References
     device: Literal["cpu", "cuda"]
     loaded: Loaded
     forward: Forward
@@ -226,6 +232,8 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
     shapes = resolve_columns(dataset.schema, spec)
     check_baselines(spec, shapes)
+    sources = Sources(store, request.base, output, pool, request.ingest)
+    wanted = references(spec, prepasses_of(spec.baselines), dataset, shapes, sources)
     pool.prepare()
     facts = _model_facts(request)
     loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device)
@@ -236,18 +244,19 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     _refuse_lengths(spec, tried)
     portion = _portion(spec, forward, loaded, rows, device)
     forward = in_portions(forward, portion)
-    wanted = prepasses_of(spec.baselines)
-    counted = {one.name: one.stand_in(tried) for one in wanted}
+    counted = {one.prepass.name: one.prepass.stand_in(tried) for one in wanted}
     sample = sample_rows(spec, tried, rows, counted, device, forward)
     prepasses: dict[str, PrepassFile] = {}
-    if wanted and request.ingest and not dataset.estimated:
+    split = not any(one.dataset.estimated for one in wanted)
+    if wanted and request.ingest and split:
         # over rows that are not bad, which a target can be to this model alone
         outputs = column_outputs(spec, forward, sample)
-        scan = Scan(store=store, files=dataset.files, spec=spec, shapes=shapes, outputs=outputs)
         for one in wanted:
-            counted[one.name], prepasses[one.name] = run_prepass(one, scan, output, pool)
+            found_there = run_prepass(one.prepass, one.scan(store, outputs), output, pool)
+            counted[one.prepass.name], prepasses[one.prepass.name] = found_there
         sample = sample_rows(spec, tried, rows, counted, device, forward)
-    job = Survey(dataset, tried, facts, prepasses, device, loaded, forward, sample)
+    named = tuple((one.prepass.name, one.dataset.identity) for one in wanted if one.named)
+    job = Survey(dataset, tried, facts, prepasses, named, device, loaded, forward, sample)
     if second is not None:
         outputs_of = partial(_outputs_on_sample, spec, job)
         check_outputs(spec.model, loaded, second, outputs_of)
@@ -449,7 +458,8 @@ def _absolute(request: Request) -> AttributeSpec:
     source = spec.source.model_copy(update={"uri": uris})
     output = _absolute_output(spec.output, absolute)
     model = spec.model.moved(absolute)
-    return spec.model_copy(update={"source": source, "output": output, "model": model})
+    moved = {"source": source, "output": output, "model": model}
+    return spec.moved(absolute).model_copy(update=moved)
 
 
 def _absolute_output(output: Output, absolute: Callable[[str], str]) -> Output:

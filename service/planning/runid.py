@@ -4,7 +4,8 @@ that is stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from integrand.schemas.ids import digest_json
@@ -27,6 +28,7 @@ def run_id(
     *,
     state: str | None = None,
     reason_codes: str | None = None,
+    references: Mapping[str, Sequence[FileId]] = MappingProxyType({}),
     stored: bool = False,
 ) -> str:
     """Digest of spec, data, model and numerics: not the output, name, workers, attempts, deadlines
@@ -36,14 +38,15 @@ def run_id(
     of it, nor are the kernels in force: resuming on others is refused, or lowers the level of
     determinism. Nor are the smaller step batches, which kernels allow and no bit depends on. `code`
     are the digests of the entrypoint's package and of what is shipped, `state` that of the model
-    that the factory built, `reason_codes` that of the file of codes. Of `stored` records a field
-    that they were written without does not count.
+    that the factory built, `references` the files of datasets that baselines name, `reason_codes`
+    that of the file of codes. Of `stored` records a field that they were written without does not
+    count.
     """
     parts = {"inputs", "forward_args", "target", "baseline", "accuracy"} | _later(spec)
     places = {"weights", "uri", "code"}
     asked = spec.model_dump(mode="json", include=parts, exclude_unset=stored)
     identity: dict[str, Any] = {
-        "spec": asked | {"accuracy": _used(asked["accuracy"])},
+        "spec": _without_places(asked) | {"accuracy": _used(asked["accuracy"])},
         "row_id": spec.source.row_id,
         "model": spec.model.model_dump(mode="json", exclude=places, exclude_unset=stored),
         "artefacts": [a.sha256 for a in artefacts],
@@ -55,7 +58,18 @@ def run_id(
     identity |= {} if state is None else {"state": state}
     identity |= {} if reason_codes is None else {"reason_codes": reason_codes}
     identity |= _of_output(spec)
+    if references:
+        identity["references"] = {
+            name: [list(f) for f in files] for name, files in references.items()
+        }
     return digest_json(identity)[:24]
+
+
+def _without_places(part: Any) -> Any:
+    """Without the URIs of datasets, at any depth."""
+    if isinstance(part, dict):
+        return {name: _without_places(value) for name, value in part.items() if name != "uri"}
+    return [_without_places(value) for value in part] if isinstance(part, list) else part
 
 
 def _later(spec: AttributeSpec) -> set[str]:
@@ -112,6 +126,7 @@ def stored_run_id(plan: Plan) -> str | None:
         plan.numerics,
         plan.salt,
         state=plan.model_state,
+        references=plan.references,
         reason_codes=plan.reason_codes.sha256 if plan.reason_codes else None,
         stored=True,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import IdsInput
@@ -69,11 +70,20 @@ def check_baselines(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
 
 
 def prepasses_of(baselines: Sequence[BaselinePart]) -> tuple[PrePass[Any], ...]:
-    """The pre-passes that these baselines need, each once."""
+    """The pre-passes that these baselines need, each once. Raises SpecError for two that differ in
+    nothing but their dataset, since a run does not depend on where that lies.
+    """
     found: dict[str, PrePass[Any]] = {}
     for one in baselines:
         for prepass in kind_of_baseline(one).prepasses(one):
-            found.setdefault(prepass.name, prepass)
+            known = found.setdefault(prepass.name, prepass)
+            if known.uris != prepass.uris:
+                raise SpecError(
+                    "baseline.uri",
+                    expected="one dataset for baselines that are alike otherwise",
+                    seen=f"{', '.join(known.uris) or 'the source'} and {', '.join(prepass.uris)}",
+                    next_step="give one of them another seed or `where`",
+                )
     return tuple(found.values())
 
 

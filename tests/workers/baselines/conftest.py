@@ -44,7 +44,7 @@ def made(table: pa.Table) -> Callable[..., tuple[Tensor, ...]]:
         job = spec(*inputs, **({"compute": {"precision": "float64"}} | fields))
         shapes = resolve_columns(table.schema, job)
         check_baselines(job, shapes)
-        some = table.take(pa.array(list(rows)))
+        some = table.take(pa.array(list(rows), pa.int64()))
         given = Given.of(to_rows(some, job, shapes), keys_of(some["id"].to_pylist()))
         with torch.inference_mode(False):
             return baseline_tensors(job, shapes, given, counted or {})

@@ -6,10 +6,11 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
@@ -26,7 +27,7 @@ from integrand.workers.storage.store import Store
 BLOCK_ROWS = 1 << 16
 
 Arrays = tuple[np.ndarray, ...]
-"""What a pre-pass finds: one array for each input of the job."""
+"""What a pre-pass finds: one array for each input of the job, and then others."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,6 +37,7 @@ class Scan:
     shapes   of the inputs, as resolved against the data
     outputs  how many the model has, where a column names the target: a row that names none of them
              is bad
+    schema   of the dataset, all its columns
     """
 
     store: Store
@@ -43,6 +45,7 @@ class Scan:
     spec: AttributeSpec
     shapes: tuple[InputShape, ...]
     outputs: int | None = None
+    schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     @property
     def groups(self) -> list[tuple[int, int]]:
@@ -53,16 +56,32 @@ class Scan:
                 found.append((number, row_group))
         return found
 
-    def blocks(self, file: int, row_group: int) -> Iterator[Rows]:
-        """The rows of one row group, in parts of one padded length."""
+    def ends(self, file: int, row_group: int) -> tuple[int, int]:
+        """Rows [first, last) of a row group in its file."""
         row_groups = self.files[file].row_groups
         first = sum(row_groups[:row_group])
-        last = first + row_groups[row_group]
+        return first, first + row_groups[row_group]
+
+    def read(
+        self, file: int, first: int, last: int, also: Sequence[str] = ()
+    ) -> Iterator[tuple[Slice, pa.Table]]:
+        """Rows [first, last) of a file, in blocks: the columns that the job declares, and others
+        that are asked for.
+        """
+        columns = tuple(dict.fromkeys([*declared_columns(self.spec), *also]))
         for start in range(first, last, BLOCK_ROWS):
-            stop = min(last, start + BLOCK_ROWS)
-            block = Slice(file=file, start=start, stop=stop)
-            columns = declared_columns(self.spec)
-            table = read_slices(self.store, self.files, [block], columns)
+            block = Slice(file=file, start=start, stop=min(last, start + BLOCK_ROWS))
+            yield block, read_slices(self.store, self.files, [block], columns)
+
+    def tables(
+        self, file: int, row_group: int, also: Sequence[str] = ()
+    ) -> Iterator[tuple[Slice, pa.Table]]:
+        """The rows of one row group, in blocks."""
+        return self.read(file, *self.ends(file, row_group), also)
+
+    def blocks(self, file: int, row_group: int) -> Iterator[Rows]:
+        """The rows of one row group, in parts of one padded length."""
+        for _, table in self.tables(file, row_group):
             for bucket in length_buckets(table, self.spec, self.shapes):
                 yield to_rows(bucket.of(table), self.spec, bucket.shapes)
 
@@ -81,19 +100,31 @@ class PrePass(ABC, Generic[Part]):
     """Something that must be known of all clean rows before the first of them is attributed.
 
     An extender overrides `name`, `partial` and `merge`; `check` where what is found may be of no
-    use, `stand_in` where it is no array of the shape of each input.
+    use, `stand_in` where it is no array of the shape of each input; `inputs_alone` and `uris` where
+    other rows are gone over.
     """
 
-    name: ClassVar[str]
+    inputs_alone: ClassVar[bool] = False
+    """Whether a row is bad by its inputs alone, whatever its target and arguments hold."""
+
+    name: str
     """By which the plan holds what was found, and its object is called."""
+
+    uris: tuple[str, ...] = ()
+    """Where the dataset lies; none if that is the job's source."""
+
+    def check_columns(self, schema: pa.Schema) -> None:
+        """SpecError for a dataset whose columns are of no use."""
+        return
 
     @abstractmethod
     def partial(self, scan: Scan, file: int, row_group: int) -> Part:
         """What one row group adds. It runs in workers: what it returns must pickle."""
 
     @abstractmethod
-    def merge(self, partials: Sequence[Part]) -> Arrays:
-        """The partials of all row groups as one, the same in every bit whatever order they come in.
+    def merge(self, partials: Sequence[Part]) -> Arrays | PrePass[Any]:
+        """The partials of all row groups as one, the same in every bit whatever order they come in;
+        or the pass that must go over the data next, knowing them.
 
         Raises DataError where no row is clean.
         """
