@@ -58,6 +58,14 @@ def explained(
         return explain(prepared, given, method, batch_rows=batch_rows).results.flat()
 
 
+def several(forward: Forward, x: Tensor, targets: list[int]) -> RowResults:
+    """Results `[rows, targets]`."""
+    with torch.inference_mode(False):
+        given = row_tensors(x, None, (), targets)
+        method = until_reasons(method_of(ASKED), REASONS)
+        return explain(Prepared(forward), given, method, batch_rows=64).results
+
+
 def certain(found: RowResults) -> np.ndarray:
     values = found.attributions[0].astype(float)
     still = torch.zeros(values.shape, dtype=torch.bool)
@@ -106,6 +114,19 @@ def test_bits_depend_on_the_row_alone() -> None:
     for found in (shuffled.take(np.argsort(order)), RowResults.concat(halves)):
         assert np.array_equal(found.attributions[0], together.attributions[0])
         assert np.array_equal(found.evaluations, together.evaluations)
+
+
+def test_targets_of_one_row_go_on_each_for_itself() -> None:
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(FEATURES, 32), nn.GELU(), nn.Linear(32, 3), nn.Tanh()).eval()
+    x = rows(60)
+    together = several(net, x, [0, 1, 2])
+    for target in range(3):
+        alone = several(net, x, [target])
+        assert np.array_equal(together.evaluations[:, target], alone.evaluations[:, 0])
+        for mine, theirs in zip(together.attributions, alone.attributions, strict=True):
+            assert np.array_equal(mine[:, target], theirs[:, 0])
+    assert len(np.unique(together.evaluations)) > 1
 
 
 def test_behind_a_hoisted_prefix_reasons_are_of_features() -> None:
