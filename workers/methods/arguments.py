@@ -109,17 +109,17 @@ def _wrong_dtype(name: str, x: Tensor) -> SpecError:
 def _baselines(xs: tuple[Tensor, ...], baselines: Baselines, draws: int) -> tuple[Tensor, ...]:
     if _is_number(baselines):
         baselines = tuple(baselines for _ in xs)
-    if isinstance(baselines, tuple) and len(baselines) == len(xs):
-        pairs = zip(baselines, xs, strict=True)
-        baselines = tuple(_filled(b, x) if _is_number(b) else b for b, x in pairs)
-    given = _tensors("baselines", baselines)
-    if len(given) != len(xs):
+    each = baselines if isinstance(baselines, tuple) else (baselines,)
+    if len(each) != len(xs):
         raise SpecError(
             "baselines",
-            expected=f"{len(xs)} tensors, one per input",
-            seen=str(len(given)),
+            expected=f"one per input, of which there are {len(xs)}",
+            seen=str(len(each)),
             next_step="pass a tuple with one baseline for each input, or one number for all",
         )
+    pairs = zip(each, xs, strict=True)
+    filled = tuple(_filled(b, x) if _is_number(b) else b for b, x in pairs)
+    given = _tensors("baselines", filled)
     for i, (b, x) in enumerate(zip(given, xs, strict=True)):
         sizes = {1, draws, draws * x.shape[0]}
         if b.shape[1:] != x.shape[1:] or b.shape[0] not in sizes:

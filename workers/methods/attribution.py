@@ -143,7 +143,7 @@ def prepared_for(forward: Forward, rows: RowTensors, method: Method[Any]) -> Pre
     """The forward as given, with its closed form where the method takes one. Raises SpecError for
     what the method cannot explain.
     """
-    if isinstance(forward, Prepared):
+    if isinstance(forward, Prepared) and not method.needs_plain_model:
         return forward
     method.check(forward, rows)
     return Prepared(forward, network=method.closed_form(forward, rows))

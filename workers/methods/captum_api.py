@@ -24,6 +24,7 @@ from integrand.schemas.tables import CONVERGED, RowStatus
 from integrand.workers.engine.results import Attribution, Tensors
 from integrand.workers.methods.arguments import Baselines, row_tensors
 from integrand.workers.methods.attribution import attribute
+from integrand.workers.methods.probing import check_eval
 from integrand.workers.models.outputs import Forward, TargetLike, check_output, on_copies, select
 
 Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
@@ -107,6 +108,7 @@ class IntegratedGradients:
         """The same with all that is known of each row: its status and reason, f(x) and f(x'), the
         gap, which is Captum's delta, and the estimated error.
         """
+        check_eval(self.forward_func)
         exactness = _exactness(n_steps, method, accuracy)
         forward, arguments = _with_tensors_alone(self.forward_func, additional_forward_args)
         targets = _target(target)

@@ -318,7 +318,9 @@ REFUSED = {
     ),
     "steps beyond the nodes' precision": ({"n_steps": 1001}, "at most 1000"),
     "an internal batch of none": ({"internal_batch_size": 0}, "at least 1"),
-    "two baselines": ({"baselines": (X, X)}, "1 tensors, one per input"),
+    "two baselines": ({"baselines": (X, X)}, "one per input"),
+    "two numbers as baselines": ({"baselines": (0, 0)}, "one per input"),
+    "a text for a baseline": ({"baselines": "zero"}, "a tensor or a tuple of tensors"),
     "a baseline of another shape": ({"baselines": normal(6, 3)}, "shape"),
     "arguments of other rows": ({"additional_forward_args": normal(5, 4)}, "6 rows"),
     "both ways to be exact": ({"accuracy": Adaptive(), "n_steps": 20}, "either accuracy"),
@@ -333,8 +335,12 @@ def test_what_cannot_be_meant_is_refused_in_words(name: str) -> None:
 
 
 def test_a_model_that_trains_and_empty_batches_are_refused() -> None:
-    with pytest.raises(SpecError, match=r"model\.eval"):
-        IntegratedGradients(nn.Sequential(nn.Linear(4, 1), nn.Dropout())).attribute(X.float())
+    training = nn.Sequential(nn.Linear(4, 1), nn.Dropout())
+    for multiply, further in ((True, None), (False, None), (True, "a text")):
+        with pytest.raises(SpecError, match=r"model\.eval"):
+            IntegratedGradients(training, multiply).attribute(
+                X.float(), additional_forward_args=further
+            )
     with pytest.raises(DataError, match="at least one row"):
         IntegratedGradients(NET).attribute(X[:0], target=0)
     with pytest.raises(SpecError, match="multiply_by_inputs"):

@@ -68,7 +68,7 @@ class Traits:
     complete      whether attributions are promised to add up to f(x) − f(x'), on average where it
                   draws. (LRP's add up to f(x) instead.)
     distribution  whether it takes all baselines of a row together
-    unsigned      the argument that takes the signs away
+    signed        whether the sign says which way a feature pushed: that of a slope does not
     copies        how often a row is in one pass
     evaluations   rows that the model is run on for one
     packages      what must be installed
@@ -77,7 +77,7 @@ class Traits:
     random: bool = False
     complete: bool = False
     distribution: bool = False
-    unsigned: str | None = None
+    signed: bool = True
     copies: Count = lambda asked: 1
     evaluations: Count = lambda asked: 1
     packages: tuple[str, ...] = ("captum",)
@@ -93,7 +93,7 @@ TRAITS = MappingProxyType(
             copies=lambda asked: 2 * asked.draws,
             evaluations=lambda asked: 2 * asked.draws,
         ),
-        "Deconvolution": Traits(),
+        "Deconvolution": Traits(signed=False),
         "FeatureAblation": Traits(copies=_perturbed, evaluations=lambda asked: asked.features + 1),
         "GradientShap": Traits(
             random=True,
@@ -102,8 +102,8 @@ TRAITS = MappingProxyType(
             copies=lambda asked: asked.samples,
             evaluations=lambda asked: asked.samples,
         ),
-        "GuidedBackprop": Traits(),
-        "GuidedGradCam": Traits(evaluations=lambda asked: 2),
+        "GuidedBackprop": Traits(signed=False),
+        "GuidedGradCam": Traits(signed=False, evaluations=lambda asked: 2),
         "InputXGradient": Traits(),
         "IntegratedGradients": Traits(complete=True, copies=_steps, evaluations=_steps),
         "KernelShap": Traits(
@@ -121,7 +121,7 @@ TRAITS = MappingProxyType(
             packages=_FITTED,
         ),
         "Occlusion": Traits(copies=_perturbed, evaluations=lambda asked: asked.features + 1),
-        "Saliency": Traits(unsigned="abs"),
+        "Saliency": Traits(signed=False),
         "ShapleyValueSampling": Traits(
             random=True,
             complete=True,
@@ -135,7 +135,7 @@ TRAITS = MappingProxyType(
         ),
     }
 )
-UNKNOWN = Traits(random=True)
+UNKNOWN = Traits(random=True, signed=False)
 REFUSED = MappingProxyType(
     {
         "DataLoaderAttribution": "it explains a data set, not rows",

@@ -88,8 +88,7 @@ class CaptumAttribution(Method[Part]):
 
     @property
     def signed(self) -> bool:
-        unsigned = self.class_.traits.unsigned
-        return unsigned is None or not self.given.values[unsigned]
+        return self.class_.traits.signed and self._multiplies
 
     @property
     def _multiplies(self) -> bool:

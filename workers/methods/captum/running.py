@@ -22,6 +22,7 @@ from integrand.workers.methods.captum.classes import AttributionClass
 from integrand.workers.models.embeddings import IdsModel, find_modules
 from integrand.workers.models.gradients import SideBySide
 from integrand.workers.models.hooks import as_it_was
+from integrand.workers.models.modes import is_exported
 from integrand.workers.models.outputs import Forward, Transformed, on_copies
 from integrand.workers.models.row_tensors import RowTensors, keys_of_rows
 
@@ -69,13 +70,8 @@ def run_class(
     distribution, the baselines are all of it. Raises SpecError where the class needs a module, or
     its attributions are not like the inputs.
     """
-    if class_.takes_module and not isinstance(forward, nn.Module):
-        raise SpecError(
-            class_.where,
-            expected="a torch.nn.Module, whose layers it looks at",
-            seen=type(forward).__name__,
-            next_step="use a model of kind factory, or a class that takes any function",
-        )
+    if class_.takes_module:
+        _check_layers(class_, forward)
     model = Counted(forward, scalar=rows.target is None, tick=tick)
     with _quiet(), torch.enable_grad(), as_it_was(model):
         instance = class_.made(model, **_filled(given.constructor, given, forward, rows))
@@ -85,6 +81,19 @@ def run_class(
     values = found if isinstance(found, tuple) else (found,)
     _check_shapes(class_, values, rows.inputs)
     return Found(SideBySide.join([value.detach() for value in values]), evaluations)
+
+
+def _check_layers(class_: AttributionClass, forward: Forward) -> None:
+    """Hooks in a scripted or exported module would be called never, and gradients be plain ones."""
+    parts = list(forward.modules()) if isinstance(forward, nn.Module) else []
+    hiding = [p for p in parts if isinstance(p, torch.jit.ScriptModule) or is_exported(p)]
+    if hiding or not parts:
+        raise SpecError(
+            class_.where,
+            expected="a torch.nn.Module, whose layers it looks at",
+            seen=type(hiding[0] if hiding else forward).__name__,
+            next_step="use a model of kind factory, or a class that takes any function",
+        )
 
 
 def _provided(class_: AttributionClass, rows: RowTensors) -> dict[str, Any]:

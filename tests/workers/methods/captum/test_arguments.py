@@ -105,7 +105,7 @@ def test_the_extra_is_named_where_it_is_missing(
 
 PROMISES = {
     "DeepLift": ({}, True, True),
-    "DeepLift, not multiplied": ({"multiply_by_inputs": False}, False, True),
+    "DeepLift, not multiplied": ({"multiply_by_inputs": False}, False, False),
     "GradientShap": ({}, True, True),
     "KernelShap": ({}, True, True),
     "ShapleyValues": ({}, True, True),
@@ -114,7 +114,9 @@ PROMISES = {
     "LRP": ({}, False, True),
     "Lime": ({}, False, True),
     "Saliency": ({}, False, False),
-    "Saliency, signed": ({"abs": False}, False, True),
+    "Saliency, a slope": ({"abs": False}, False, False),
+    "GuidedBackprop": ({}, False, False),
+    "InputXGradient": ({}, False, True),
 }
 
 

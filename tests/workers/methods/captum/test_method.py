@@ -329,6 +329,12 @@ class Twice(nn.Module):
         return self.last(self.relu(self.first(self.relu(x))))
 
 
+def exported() -> nn.Module:
+    net = drawn(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+    rows = {0: torch.export.Dim("rows")}
+    return torch.export.export(net, (normal(3, 4),), dynamic_shapes=(rows,)).module()
+
+
 REFUSALS = {
     "a layer used twice": (drawn(Twice()), "DeepLift", {}, "more than once"),
     "a layer without a rule": (
@@ -337,6 +343,13 @@ REFUSALS = {
         {},
         "no rule defined",
     ),
+    "a scripted model": (
+        torch.jit.script(drawn(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))),
+        "GuidedBackprop",
+        {},
+        r"a torch\.nn\.Module",
+    ),
+    "an exported model": (exported(), "DeepLift", {}, r"a torch\.nn\.Module"),
     "a function": (lambda x: x[:, :2] ** 2, "DeepLift", {}, r"a torch\.nn\.Module"),
     "a layer that is not there": (drawn(Twice()), "GuidedGradCam", {"layer": "lats"}, "`last`"),
     "a layer without places": (
