@@ -13,13 +13,16 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 import zoo
+from models import FEATURES, write_rows
 from peers import Contender, Outcome, Shap
 from references import reference, relative_error
 from sheet import Sheet, spread
@@ -27,7 +30,11 @@ from torch import Tensor
 from zoo import INSTALL, Case, Missing
 
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive, FixedSamples, FixedSteps
+from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.specs.methods import ExpectedGradients, IntegratedGradients
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
+from integrand.service.running.jobs import run_job
 from integrand.workers import attribute, prepare
 
 COLUMNS = (
@@ -266,20 +273,27 @@ class DrawsBout:
         return replace(self, rows=4, draws=2)
 
 
-DRAWS = {
-    "mlp-gelu": DrawsBout(partial(zoo.mlp96, "gelu"), Adaptive(tolerance=1e-3)),
-    "mlp-gelu-50": DrawsBout(partial(zoo.mlp96, "gelu"), FixedSteps(steps=50)),
-    "mlp-relu": DrawsBout(partial(zoo.mlp96, "relu"), FixedSteps(steps=50)),
-    "digits": DrawsBout(zoo.digits, FixedSteps(steps=50), rows=32, draws=4),
-}
+DRAWS = (
+    DrawsBout(partial(zoo.mlp96, "gelu"), Adaptive(tolerance=1e-3)),
+    DrawsBout(partial(zoo.mlp96, "gelu"), FixedSteps(steps=50)),
+    DrawsBout(partial(zoo.mlp96, "relu"), FixedSteps(steps=50)),
+    DrawsBout(zoo.digits, FixedSteps(steps=50), rows=32, draws=4),
+)
 DRAWS_COLUMNS = (
-    "model",
-    "accuracy",
+    "what",
     "draws",
-    "ms of a draw",
-    "ms of a row with one baseline",
+    "CPU ms of a draw",
+    "CPU ms of a row with one baseline",
     "a draw / such a row",
 )
+JOB_ROWS = 2048
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """Of this process, which others on the machine do not prolong as they do the wall time."""
+    started = time.process_time()
+    run()
+    return time.process_time() - started
 
 
 def draws_line(bout: DrawsBout, rounds: int) -> tuple[str, ...]:
@@ -287,11 +301,12 @@ def draws_line(bout: DrawsBout, rounds: int) -> tuple[str, ...]:
     every = bout.build(bout.rows + bout.draws)
     case = every.take(slice(0, bout.rows))
     background = every.take(slice(bout.rows, None)).inputs
+    few = case.take(slice(0, 4))
     planned = prepare(
         case.model,
-        case.inputs[:4],
+        few.inputs,
         baselines=background[:1],
-        target=case.take(slice(0, 4)).target,
+        target=few.target,
         accuracy=bout.accuracy,
     )
 
@@ -306,27 +321,82 @@ def draws_line(bout: DrawsBout, rounds: int) -> tuple[str, ...]:
             batch_rows=BATCH_ROWS,
         )
 
-    together: list[float] = []
-    alone: list[float] = []
-    run(background)
-    for _ in range(rounds):
-        started = time.perf_counter()
-        run(background)
-        middle = time.perf_counter()
+    def run_each() -> None:
         for one in background.split(1):
             run(one)
-        together.append(middle - started)
-        alone.append(time.perf_counter() - middle)
-    paths = bout.rows * bout.draws
+
+    run(background)
+    together, alone = [], []
+    for _ in range(rounds):
+        together.append(cpu_seconds(lambda: run(background)) / bout.draws / bout.rows)
+        alone.append(cpu_seconds(run_each) / bout.draws / bout.rows)
+    what = f"{case.name}, {bout.accuracy.kind}"
+    return _compared(what, bout.draws, together, alone)
+
+
+def job_line(rounds: int, rows: int, draws: int) -> tuple[str, ...]:
+    """A job whose rows have so many baselines, and one whose rows have one, in turns: what its
+    worker took from reading to the table of results.
+    """
+    together, alone = [], []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_rows(folder / "rows", rows)
+        for turn in range(rounds):
+            for count, seconds in ((draws, together), (1, alone)):
+                manifest = run_job(
+                    drawn_job(folder, count, turn),
+                    base=place,
+                    operator=Operator(trusted=("models",)),
+                    cluster=Cluster("local"),
+                )
+                assert manifest.complete
+                seconds.append(manifest.seconds["compute"] / count / rows)
+    what = "a job of MLP-96 GELU, adaptive (wall)"
+    return _compared(what, draws, together, alone)
+
+
+def drawn_job(folder: Path, draws: int, turn: int) -> AttributeSpec:
+    return parse_spec(
+        {
+            "name": "draws",
+            "source": {"uri": str(folder / "rows"), "row_id": "id"},
+            "model": {
+                "kind": "factory",
+                "entrypoint": "models:mlp",
+                "code": [str(Path(__file__).parent / "models.py")],
+            },
+            "inputs": [{"name": "x", "columns": FEATURES, "range": [-1, 1]}],
+            "baseline": {"kind": "uniform", "draws": draws},
+            "accuracy": {"kind": "adaptive", "tolerance": 1e-3},
+            "output": {"uri": str(folder / f"out-{draws}-{turn}")},
+            "compute": {"workers": 1, "threads": 1, "batch_rows": BATCH_ROWS},
+        }
+    )
+
+
+def _compared(
+    what: str, draws: int, together: Sequence[float], alone: Sequence[float]
+) -> tuple[str, ...]:
     ratios = [a / b for a, b in zip(together, alone, strict=True)]
     return (
-        case.name,
-        bout.accuracy.kind,
-        str(bout.draws),
-        spread([1e3 * s / paths for s in together], ".3g"),
-        spread([1e3 * s / paths for s in alone], ".3g"),
+        what,
+        str(draws),
+        spread([1e3 * s for s in together], ".3g"),
+        spread([1e3 * s for s in alone], ".3g"),
         spread(ratios, ".2f", "×"),
     )
+
+
+def draws_sheet(rounds: int, *, smoke: bool) -> Sheet:
+    found = []
+    for bout in DRAWS:
+        try:
+            found.append(draws_line(bout.reduced() if smoke else bout, rounds))
+        except Missing as missing:
+            found.append((str(missing), *[""] * (len(DRAWS_COLUMNS) - 1)))
+    found.append(job_line(rounds, *((64, 2) if smoke else (JOB_ROWS, 8))))
+    return Sheet("Cost of a draw, one thread", DRAWS_COLUMNS, tuple(found))
 
 
 def main() -> None:
@@ -347,16 +417,6 @@ def main() -> None:
         bout = BOUTS[name].reduced() if options.smoke else BOUTS[name]
         title = f"{bout.rows} rows, {bout.baselines} baselines, one thread, {rounds} rounds"
         Sheet(title, COLUMNS, tuple(lines(bout, rounds)), REMARKS).show(markdown=options.markdown)
-
-
-def draws_sheet(rounds: int, *, smoke: bool) -> Sheet:
-    found = []
-    for bout in DRAWS.values():
-        try:
-            found.append(draws_line(bout.reduced() if smoke else bout, rounds))
-        except Missing as missing:
-            found.append((str(missing), *[""] * (len(DRAWS_COLUMNS) - 1)))
-    return Sheet("Cost of a draw, one thread", DRAWS_COLUMNS, tuple(found))
 
 
 if __name__ == "__main__":
