@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from itertools import product
+from typing import Literal
 
 import pyarrow as pa
 
@@ -38,6 +39,21 @@ WITHOUT_ATTRIBUTION = (RowStatus.bad_input, RowStatus.nonfinite, RowStatus.faile
 PREFIX = "attr."
 PLACES = "index."
 """Begins the names of columns that say where the largest attributions of an input are."""
+Role = Literal["attr", "group", "mean_gradient", "spread"]
+BESIDE: dict[Role, str] = {
+    "group": (
+        "Where output.with_features asks for groups beside features: the sum of a group's"
+        " attributions; a feature in no group has a column too, so that they add up."
+    ),
+    "mean_gradient": "Where output.mean_gradients asks for it: ∫ ∂f/∂x_i dα on the path.",
+    "spread": (
+        "Where output.spread asks for it: standard deviation of an attribution over the baselines"
+        " of its row."
+    ),
+}
+"""Columns beside attributions, one for each of these under a prefix of their own."""
+PREFIXES = (PREFIX, *(f"{role}." for role in BESIDE))
+"""What the names of columns with a number for each feature begin with."""
 
 COLUMNS: dict[str, str] = {
     "row_id": "The source's row_id column, or `<relative path>#<row>`.",
@@ -116,21 +132,25 @@ def output_schema(
     return pa.schema(fields + attributions + behind)
 
 
-def feature_fields(features: tuple[str, ...], value: pa.DataType) -> list[pa.Field]:
+def feature_fields(
+    features: tuple[str, ...], value: pa.DataType, role: Role = "attr"
+) -> list[pa.Field]:
     """One column per named feature."""
-    return [pa.field(PREFIX + name, value) for name in features]
+    return [pa.field(f"{role}.{name}", value) for name in features]
 
 
-def tensor_field(name: str, shape: tuple[int, ...], value: pa.DataType) -> pa.Field:
+def tensor_field(
+    name: str, shape: tuple[int, ...], value: pa.DataType, role: Role = "attr"
+) -> pa.Field:
     """One fixed-size-list column for a whole input; its shape is in the field's metadata."""
     lists = pa.list_(value, math.prod(shape))
     metadata = {"shape": json.dumps(list(shape))}
-    return pa.field(PREFIX + name, lists, metadata=metadata)
+    return pa.field(f"{role}.{name}", lists, metadata=metadata)
 
 
-def list_field(name: str, value: pa.DataType) -> pa.Field:
+def list_field(name: str, value: pa.DataType, role: Role = "attr") -> pa.Field:
     """One list column for an input whose rows have lengths of their own."""
-    return pa.field(PREFIX + name, pa.list_(value))
+    return pa.field(f"{role}.{name}", pa.list_(value))
 
 
 def top_fields(

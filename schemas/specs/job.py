@@ -11,6 +11,7 @@ from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive
 from integrand.schemas.specs.baselines import Baseline, IdsBaseline, ZeroBaseline
 from integrand.schemas.specs.compute import Compute
+from integrand.schemas.specs.grouping import unfit
 from integrand.schemas.specs.inputs import ForwardArg, IdsInput, Input, ids_of
 from integrand.schemas.specs.messages import explain
 from integrand.schemas.specs.methods import IntegratedGradients, Method, refusal
@@ -169,6 +170,20 @@ class AttributeSpec(Part):
                 f"{self.method.kind} looks at the model's own layers, which compute runs in another"
                 f" form ({changed}): take precision float32 or float64, and compile false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _reporting(self) -> AttributeSpec:
+        wrong = unfit(self.output, self.inputs)
+        if wrong:
+            raise ValueError(wrong)
+        if self.output.mean_gradients and not isinstance(self.method, IntegratedGradients):
+            raise ValueError(
+                f"output.mean_gradients are those of integrated_gradients: {self.method.kind} has"
+                " none"
+            )
+        if self.output.spread and self.draws == 1:
+            raise ValueError("output.spread is over several baselines, and rows have one")
         return self
 
     @property

@@ -63,8 +63,8 @@ def _find(loc: tuple[int | str, ...], spec: type[Part]) -> _Place:
         if (isinstance(word, str) and _BRANCH.fullmatch(word)) or word == "count":
             continue
         words.append(str(word))
-        if isinstance(word, str):
-            around, here = here, _below(here, word)
+        if any(word in part.model_fields for part in here.values()):  # else a key of a mapping
+            around, here = here, _below(here, str(word))
     return _Place(tuple(words), here or around)
 
 

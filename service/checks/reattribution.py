@@ -28,7 +28,7 @@ from integrand.workers.data.values import plain_value
 from integrand.workers.engine.row_results import NUMBERS
 from integrand.workers.models.code import check_trust
 from integrand.workers.shards.job import Job
-from integrand.workers.shards.output import results_of
+from integrand.workers.shards.output import attributed, results_of
 from integrand.workers.shards.results import Results
 from integrand.workers.shards.shard import read_shard
 from integrand.workers.shards.table import attribute_table
@@ -125,7 +125,9 @@ def _compared(job: Job, folder: RunFolder, shard: Shard, rows: list[int]) -> Aga
     now = _attributed(job, Shard(id=shard.id, slices=slices))
     exactly = _comes_out_bitwise(job, footer)
     tolerance = TOLERANCE[job.plan.numerics.precision]
-    same = _same_bits if exactly else partial(_close, tolerance=tolerance)
+    same = (
+        _same_bits if exactly else partial(_close, tolerance=tolerance, first=attributed(job.plan))
+    )
     differ = [i for i in range(len(numbers)) if not same(then, now, i)]
     remarks = tuple(_finding(str(place), then, now, i) for i in differ)
     bitwise = len(chosen) if exactly else 0
@@ -183,9 +185,9 @@ def _bits(results: Results, row: int) -> list[object]:
     return found
 
 
-def _close(then: Results, now: Results, row: int, *, tolerance: float) -> bool:
-    """Attributions within the tolerance and both error estimates, relative to their L1 norm, where
-    bits may differ.
+def _close(then: Results, now: Results, row: int, *, tolerance: float, first: int) -> bool:
+    """Attributions, the first blocks, within the tolerance and both error estimates, relative to
+    their L1 norm, where bits may differ.
     """
     number = np.array([row])
     stored, found = then.rows.take(number), now.rows.take(number)
@@ -194,8 +196,8 @@ def _close(then: Results, now: Results, row: int, *, tolerance: float) -> bool:
     # another output is the largest by a hair: not the same question
     if then.target[row] != now.target[row]:
         return np.allclose(stored.f_input, found.f_input, rtol=tolerance, atol=tolerance)
-    one = np.concatenate(then.values(row)).astype(np.float64)
-    other = np.concatenate(now.values(row)).astype(np.float64)
+    one = np.concatenate(then.values(row)[:first]).astype(np.float64)
+    other = np.concatenate(now.values(row)[:first]).astype(np.float64)
     estimates = np.nan_to_num([stored.error_estimate[0], found.error_estimate[0]])
     allowed = tolerance + estimates[0] + estimates[1]
     norm = max(np.abs(one).sum(), np.abs(other).sum(), np.finfo(np.float32).tiny)

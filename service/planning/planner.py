@@ -43,6 +43,7 @@ from integrand.service.planning.sample import find_rows, looks, real_rows, sampl
 from integrand.service.pools.base import Mapper
 from integrand.workers import kernels, switches
 from integrand.workers.baselines.tensors import check_baselines, prepasses_of
+from integrand.workers.data.blocks import Block, blocks_of
 from integrand.workers.data.columns import declared_columns, row_bytes
 from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import Rows
@@ -66,6 +67,7 @@ from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.state import probe_outputs
 from integrand.workers.reason_codes.candidates import candidates_of
 from integrand.workers.shards.numerics import processor, versions
+from integrand.workers.shards.output import ROUNDED
 from integrand.workers.storage.store import Store
 
 PLACE_BYTES = 4
@@ -501,19 +503,23 @@ def _cut(
 def _result_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:
     """Of an output row while its shard is computed."""
     width = np.dtype(spec.compute.storage).itemsize
-    attributions = sum(math.prod(s.shape) for s in shapes)
-    return attributions * width + 100
+    numbers = sum(math.prod(block.shape.shape) for block in blocks_of(spec, shapes))
+    return numbers * width + 100
 
 
 def _stored_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:
     """Of an output row as it is stored."""
-    width = np.dtype(spec.output.dtype or spec.compute.storage).itemsize
-    store = spec.output.store
-    elements = [math.prod(s.shape) for s in shapes]
-    if isinstance(store, TopKStore):
-        width += PLACE_BYTES
-        elements = [min(store.k, own) for own in elements]
-    return sum(elements) * width + 100
+    return sum(_stored_block_bytes(spec, block) for block in blocks_of(spec, shapes)) + 100
+
+
+def _stored_block_bytes(spec: AttributeSpec, block: Block) -> int:
+    computed = spec.compute.storage
+    kind = spec.output.dtype or computed if block.role in ROUNDED else computed
+    width = np.dtype(kind).itemsize
+    store, elements = spec.output.store, math.prod(block.shape.shape)
+    if block.role == "attr" and isinstance(store, TopKStore):
+        return min(store.k, elements) * (width + PLACE_BYTES)
+    return elements * width
 
 
 def _projection(

@@ -95,6 +95,8 @@ def _of_output(spec: AttributeSpec) -> dict[str, object]:
     asked = spec.output.model_dump(
         mode="json", exclude={"uri": True, "reasons": {"codes"}}, exclude_defaults=True
     )
+    if "groups" in asked:  # in their order, which is that of the columns: a digest sorts by name
+        asked["groups"] = list(asked["groups"].items())
     return {"output": asked} if asked else {}
 
 

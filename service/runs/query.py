@@ -21,7 +21,7 @@ import pyarrow.dataset as ds
 from integrand.schemas.errors import DataError, IntegrityError
 from integrand.schemas.ids import shard_object
 from integrand.schemas.records import Plan, RunManifest, Shard
-from integrand.schemas.tables import PLACES, PREFIX, feature_names
+from integrand.schemas.tables import PLACES, PREFIX, PREFIXES, feature_names
 from integrand.schemas.uris import Uri
 from integrand.service.runs.conditions import (
     Filters,
@@ -200,7 +200,7 @@ class Run:
         mentioned = [
             n
             for n in empty.column_names
-            if not n.startswith((PREFIX, PLACES)) or n.casefold() in sql.casefold()
+            if not n.startswith((*PREFIXES, PLACES)) or n.casefold() in sql.casefold()
         ]
         found = [empty]
         with sandbox() as connection:
@@ -217,7 +217,7 @@ class Run:
 
         `worst_by` says which of the two; a row may be in both.
         """
-        columns = [n for n in self.schema.names if not n.startswith((PREFIX, PLACES))]
+        columns = [n for n in self.schema.names if not n.startswith((*PREFIXES, PLACES))]
         none = self.schema.empty_table().select(columns)
         best = {"error_estimate": none, "gap": none}
         for shard in self.shards:

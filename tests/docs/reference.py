@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.specs.part import Part, branches_of
-from integrand.schemas.tables import COLUMNS, OPTIONAL_COLUMNS
+from integrand.schemas.tables import BESIDE, COLUMNS, OPTIONAL_COLUMNS
 from integrand.service.checks.rows.columns import CHECK as COLUMN_CHECK
 from integrand.service.checks.rows.footer import CHECK as FOOTER
 from integrand.service.checks.rows.table import ROW_CHECKS
@@ -96,6 +96,9 @@ def column_table() -> str:
         " attributions of each input as a list `attr.<input>`: their places in it, flat and from"
         " 0. |"
     )
+    for role, meaning in BESIDE.items():
+        name = "group" if role == "group" else "feature"
+        rows.append(f"| `{role}.<{name}>` | {_cell(meaning)} |")
     for name, meaning in OPTIONAL_COLUMNS.items():
         rows.append(f"| `{name}` | {_cell(meaning)} |")
     return "\n".join(["| column | meaning |", "|---|---|", *rows])

@@ -72,9 +72,12 @@ on its shape.
 
 
 class ExactIntegral(NamedTuple):
-    """Attributions [rows, features] in units of f, f(x) and f(x') [rows]; all float64."""
+    """Attributions and ∫ ∂f/∂x dα [rows, features], the former in units of f as f(x) and f(x')
+    [rows] are; all float64.
+    """
 
     attributions: Floats
+    gradients: Floats
     f_input: Floats
     f_baseline: Floats
 
@@ -123,12 +126,11 @@ def _integrate_block(
     network: ShallowNetwork, x: Tensor, difference: Tensor, begin: list[Tensor], targets: Tensor
 ) -> ExactIntegral:
     """`begin` holds the preactivations at the baseline; all tensors have BLOCK rows."""
-    attributions = difference * _mean_gradient(
-        network, begin, difference, network.output.weight[targets]
-    )
+    gradients = _mean_gradient(network, begin, difference, network.output.weight[targets])
+    attributions = difference * gradients
     ends = (network.preactivations(x)[-1], begin[-1])
     f_input, f_baseline = (end.gather(1, targets[:, None])[:, 0].numpy() for end in ends)
-    return ExactIntegral(attributions.numpy(), f_input, f_baseline)
+    return ExactIntegral(attributions.numpy(), gradients.numpy(), f_input, f_baseline)
 
 
 def _mean_gradient(

@@ -67,3 +67,4 @@ def _reads(spec: AttributeSpec) -> Iterator[Read]:
         yield from (replace(read, shape=shape) for read in baseline.reads)
     for arg in spec.forward_args:
         yield from arg.reads
+    yield from spec.output.reads

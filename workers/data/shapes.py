@@ -11,6 +11,8 @@ from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import ForwardArg
 from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.output import TopKStore
+from integrand.workers.data.blocks import blocks_of
 from integrand.workers.data.columns import (
     check_column,
     check_number,
@@ -20,6 +22,7 @@ from integrand.workers.data.columns import (
     is_number,
     unnest,
 )
+from integrand.workers.data.grouping import check_groups
 from integrand.workers.data.inputs.table import kind_of_input
 
 
@@ -37,17 +40,19 @@ def resolve_columns(schema: pa.Schema, spec: AttributeSpec) -> tuple[InputShape,
         check_number(schema, name)
     if spec.source.row_id is not None:
         check_scalar(schema, spec.source.row_id)
-    _check_outputs(shapes)
+    check_groups(schema, spec, shapes)
+    _check_outputs(spec, shapes)
     return shapes
 
 
-def _check_outputs(shapes: Sequence[InputShape]) -> None:
+def _check_outputs(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
     """Refuse two attributions of one name; whether `ids` names features is known only with the
     data.
     """
     names: list[str] = []
-    for shape in shapes:
-        names += shape.columns if shape.named else (shape.name,)
+    for shape in (block.shape for block in blocks_of(spec, shapes) if block.role == "attr"):
+        apart = shape.named and not isinstance(spec.output.store, TopKStore)
+        names += shape.columns if apart else (shape.name,)
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise SpecError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import ForwardArg, InputPart
 from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.output import MapGroups
 from integrand.workers.data.columns import columns_of, unnest
 from integrand.workers.data.gathering import NO_INTEGER, Source, read_floats, read_integers
+from integrand.workers.data.grouping import members, read_map
 from integrand.workers.data.inputs.base import InputArrays
 from integrand.workers.data.inputs.ids import PADDING
 from integrand.workers.data.inputs.table import kind_of_input
@@ -35,6 +38,9 @@ class Rows:
                   where there is none; then the spec's, `[rows]` or `[rows, *shape]` in their own
                   dtype
     target        `[rows]` int64 for a target column, else None
+    members       number of the sum that each element goes into, int64 `[1, elements]` or
+                  `[rows, elements]`; None where elements are not added up
+    words         groups of each row, `[rows]`, by the input of ids that rows bring a map for
     reasons       why a row is bad, None for a clean one
     """
 
@@ -43,6 +49,8 @@ class Rows:
     forward_args: tuple[Tensor, ...]
     target: Tensor | None
     reasons: Reasons
+    members: Tensor | None = None
+    words: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def clean(self) -> NDArray[np.bool_]:
@@ -86,6 +94,10 @@ def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
     arguments = [_argument(table, arg, ids, reasons) for arg in spec.forward_args]
     named = columns_of(spec.target)
     target = _target(table, named[0], reasons) if named else None
+    maps = [
+        _map(table, spec, shape, one, reasons) for shape, one in zip(shapes, inputs, strict=True)
+    ]
+    added = _members(spec, shapes, maps, reasons)
     bad = np.flatnonzero([r is not None for r in reasons])
     return Rows(
         inputs=tuple(_tensor(one.values, bad) for one in inputs),
@@ -93,6 +105,8 @@ def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
         forward_args=tuple(_tensor(a, bad) for a in (*ids.values(), *arguments)),
         target=None if target is None else _tensor(target, bad),
         reasons=reasons,
+        members=added,
+        words=_words(shapes, maps),
     )
 
 
@@ -151,6 +165,50 @@ def _inputs(
     for i in judged:
         found[i] = kinds[i].read(table, parts[i], shapes[i], dtype, reasons)
     return [found[i] for i in numbers]
+
+
+def _members(
+    spec: AttributeSpec,
+    shapes: tuple[InputShape, ...],
+    maps: list[NDArray[np.int64] | None],
+    reasons: Reasons,
+) -> Tensor | None:
+    """Which sum each element goes into; all of a bad row into the first."""
+    if not spec.output.grouped:
+        return None
+    found = members(spec, shapes, maps)
+    if any(own is not None for own in maps):
+        bad = np.array([reason is not None for reason in reasons], bool)
+        found = np.where(bad[:, None], 0, found)
+    return torch.from_numpy(np.ascontiguousarray(found))
+
+
+def _words(
+    shapes: tuple[InputShape, ...], maps: list[NDArray[np.int64] | None]
+) -> dict[str, NDArray[np.int64]]:
+    """Groups of each row, by the varying input that rows bring a map for."""
+    found = {}
+    for shape, own in zip(shapes, maps, strict=True):
+        if own is not None and shape.varying:
+            found[shape.name] = own.max(1) + 1
+    return found
+
+
+def _map(
+    table: pa.Table,
+    spec: AttributeSpec,
+    shape: InputShape,
+    found: InputArrays,
+    reasons: Reasons,
+) -> NDArray[np.int64] | None:
+    """The map of groups that rows bring for an input, if they do."""
+    groups = spec.output.input_groups.get(shape.name)
+    if not isinstance(groups, MapGroups):
+        return None
+    lengths = None
+    if shape.varying and found.ids is not None:
+        lengths = np.asarray((found.ids != PADDING).sum(1), np.int64)
+    return read_map(table, groups, shape, lengths, reasons)
 
 
 def _baseline(

@@ -13,6 +13,7 @@ from torch import Tensor
 from integrand.workers.engine.reduced import Reduced
 from integrand.workers.models.gradients import SideBySide
 from integrand.workers.models.outputs import Forward
+from integrand.workers.models.reporting import Reporting
 from integrand.workers.models.row_tensors import RowTensors, one_each
 from integrand.workers.rewriting.hoisting import Hoisted
 
@@ -131,6 +132,20 @@ class Problem:
         ends = zip(self.input(rows), self.baseline(rows), strict=True)
         parts = [x.double() - b.double() for x, b in ends]
         return SideBySide.join(parts)
+
+    @property
+    def reporting(self) -> Reporting | None:
+        """What is reported of rows; None where that is their attributions alone."""
+        return self.features.tensors.reporting
+
+    def reported(self, rows: Tensor, attributions: Tensor) -> Tensor:
+        """The numbers that errors are relative to: attributions of features `[n, elements]`, or
+        their sums where these are reported. An error of features bounds that of their sums.
+        """
+        reporting = self.reporting
+        if reporting is None or reporting.members is None:
+            return attributions
+        return reporting.summed(attributions, self.features.tensors.owner(rows))
 
     @property
     def features(self) -> Problem:

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from integrand.schemas.tables import RowStatus
+from integrand.schemas.tables import Role, RowStatus
 from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.row_results import NUMBERS, RowResults
 from integrand.workers.engine.verdicts import CODES, STATUSES, Ending, Verdicts, decoded
+from integrand.workers.models.reporting import Reporting
 
 Tensors = Tensor | tuple[Tensor, ...]
 _SAYS_IT_ALL = (RowStatus.ok, RowStatus.unchecked)
@@ -62,6 +63,7 @@ class Explained:
     numbers       by name, `[rows, targets]` on the host
     codes         of the statuses, on the host
     optional      columns that some runs have, by name, `[rows, targets]` on the host
+    roles         of `attributions`, where these are not one for each input: see `Reporting`
     """
 
     attributions: tuple[Tensor, ...]
@@ -71,6 +73,20 @@ class Explained:
     padded: int
     batch_rows: int
     optional: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    roles: tuple[Role, ...] = ()
+
+    @property
+    def certified(self) -> tuple[int, ...]:
+        """Which blocks hold the numbers that errors are relative to."""
+        return self._of("group") or self.attributed
+
+    @property
+    def attributed(self) -> tuple[int, ...]:
+        """Which blocks hold attributions, of features or of groups in their place."""
+        return self._of("attr") if self.roles else tuple(range(len(self.attributions)))
+
+    def _of(self, role: Role) -> tuple[int, ...]:
+        return tuple(i for i, one in enumerate(self.roles) if one == role)
 
     @cached_property
     def results(self) -> RowResults:
@@ -145,9 +161,13 @@ class Report:
         self.evaluations = torch.zeros(shape, dtype=torch.int32, device=problem.device)
         self.needed = torch.zeros(shape, dtype=torch.int64, device=problem.device)
         self.status = torch.full_like(self.needed, CODES[RowStatus.bad_input])
+        self.reporting = problem.reporting or _plain(problem)
+        dtypes = [x.dtype for x in problem.inputs]
+        if problem.reporting is not None:
+            dtypes = [problem.dtype] * len(self.reporting.shapes)
         self.attributions = tuple(
-            torch.full((*shape, *x.shape[1:]), torch.nan, dtype=x.dtype, device=x.device)
-            for x in problem.inputs
+            torch.full((*shape, *one), torch.nan, dtype=dtype, device=problem.device)
+            for one, dtype in zip(self.reporting.shapes, dtypes, strict=True)
         )
         self.refused: dict[int, str] = {}
 
@@ -192,7 +212,9 @@ class Report:
         values = torch.where(nothing, 0.0, torch.nan).double()
         self.gap[rows] = values
         self.error[rows] = values
-        for column in self.attributions:
+        for role, column in zip(self.reporting.roles, self.attributions, strict=True):
+            if role == "mean_gradient":  # none is evaluated
+                continue
             ones = [1] * (column.ndim - values.ndim)
             zeros = values.to(column.dtype).reshape(*values.shape, *ones)
             column[rows] = zeros.expand(*values.shape, *column.shape[2:])
@@ -221,6 +243,7 @@ class Report:
             reason=self._reasons(codes, on_host, reason),
             padded=padded,
             batch_rows=batch_rows,
+            roles=self.reporting.roles,
         )
 
     def _reasons(
@@ -269,10 +292,36 @@ class Report:
         known = verdict.status != CODES[RowStatus.nonfinite]
         self.gap[at] = torch.where(known, verdict.gap, torch.nan)
         self.error[at] = torch.where(known, verdict.error, torch.nan)
-        end = 0
-        for column in self.attributions:
+        found = self._by_role(verdict)
+        ends = dict.fromkeys(found, 0)
+        for role, column in zip(self.reporting.roles, self.attributions, strict=True):
+            if role not in found:
+                continue
             shape = column.shape[2:]
-            start, end = end, end + math.prod(shape)
-            own = verdict.attributions[:, start:end].to(column.dtype)
+            start, ends[role] = ends[role], ends[role] + math.prod(shape)
+            own = found[role][:, start : ends[role]].to(column.dtype)
             kept = torch.where(known[:, None], own, torch.nan)
             column[at] = kept.reshape(-1, *shape)
+
+    def _by_role(self, verdict: Verdicts) -> dict[Role, Tensor]:
+        """What the blocks of each role hold, `[tracks, numbers of all of them]`."""
+        reporting = self.reporting
+        found: dict[Role, Tensor] = {"attr": verdict.attributions}
+        if reporting.members is not None:
+            owners = self._owners(verdict.rows)
+            sums = reporting.summed(verdict.attributions.double(), owners)
+            found[reporting.summed_role] = sums
+        if reporting.mean_gradients and verdict.gradients is not None:
+            found["mean_gradient"] = verdict.gradients
+        return found
+
+    def _owners(self, rows: Tensor) -> Tensor:
+        """The rows of the data that rows of this report are of."""
+        return rows if self.together > 1 else self.problem.tensors.owner(rows)
+
+
+def _plain(problem: Problem) -> Reporting:
+    """Attributions of all inputs."""
+    shapes = tuple(tuple(x.shape[1:]) for x in problem.inputs)
+    roles: list[Role] = ["attr" for _ in shapes]
+    return Reporting(roles=tuple(roles), shapes=shapes)

@@ -137,18 +137,22 @@ def whole_paths(problem: Problem, rows: Tensor, f_input: Tensor, f_baseline: Ten
 
 def attributions(
     evaluator: Evaluator, tracks: Tracks, combined: Tensor, difference: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Combinations of gradients `[tracks, k, elements]` as attributions `[tracks, k, features]`:
-    times x − x'. `combined` is not needed afterwards.
+    times x − x'. `combined` is not needed afterwards. And the piece's part of the first of them
+    before that, `[tracks, features]`; `[tracks, 0]` where nobody asks for mean gradients.
 
     `difference` [tracks, elements] is that of the problem, which behind a hoisted prefix is not yet
     one of features.
     """
-    lift = evaluator.problem.lift
-    if lift is not None:
+    problem = evaluator.problem
+    if problem.lift is not None:
         combined = evaluator.pull(tracks.rows, combined)
-        difference = tracks.difference(lift.problem)
-    return combined.mul_(difference[:, None])
+        difference = tracks.difference(problem.lift.problem)
+    first = combined[:, 0, :0]
+    if problem.reporting is not None and problem.reporting.mean_gradients:
+        first = combined[:, 0] * tracks.width[:, None]
+    return combined.mul_(difference[:, None]), first
 
 
 def masked(gradients: Tensor, difference: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Verdicts:
     gap            Σ attributions − (f(x) − f(x')), float64
     needed         evaluations that the tolerance would have taken, where a track ended because it
                    is out of reach; else 0
+    gradients      ∫ ∂f/∂x dα, [tracks, elements]; without elements where nobody asks for it
     """
 
     rows: Tensor
@@ -38,6 +39,7 @@ class Verdicts:
     error: Tensor
     evaluations: Tensor
     needed: Tensor
+    gradients: Tensor | None = None
 
 
 @dataclass(frozen=True)

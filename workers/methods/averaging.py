@@ -41,7 +41,7 @@ def averaged(
     The error of a mean is at most the mean of errors, Σ_k e_k ‖a_k‖₁ / (K ‖ā‖₁): more than each
     of them where the draws cancel.
     """
-    sizes = _sizes(found.attributions, draws)
+    sizes = _sizes(found, draws)
     errors = _by_draw(found.numbers["error_estimate"], draws)
     numbers = {name: _mean_number(name, own, draws) for name, own in found.numbers.items()}
     error = _ratio(_total(errors * sizes.of_draws) / draws, sizes.of_mean)
@@ -52,10 +52,12 @@ def averaged(
         "draws": np.full(codes.shape, draws, np.int32),
     }
     if candidates is not None:
-        optional["reasons_agree"] = _agreement(found.attributions, sizes.means, draws, candidates)
+        own = [found.attributions[i] for i in found.attributed]
+        means = [sizes.means[i] for i in found.attributed]
+        optional["reasons_agree"] = _agreement(own, means, draws, candidates)
     return replace(
         found,
-        attributions=sizes.means,
+        attributions=_with_spreads(found, sizes.means, draws),
         numbers=numbers,
         codes=codes,
         reason=_reasons(found, codes, error, draws),
@@ -93,10 +95,10 @@ def _first(attributions: Sequence[Tensor], candidates: Candidates) -> Numbers:
 class _Sizes:
     """What draws amount to.
 
-    means     their mean ā for each input, `[rows, targets, ...]`
-    of_draws  ‖a_k‖₁, `[rows, draws, targets]`
-    of_mean   ‖ā‖₁, `[rows, targets]`
-    spread    root mean square of ‖a_k − ā‖₁, `[rows, targets]`
+    means     their mean ā for each block, `[rows, targets, ...]`
+    of_draws  ‖a_k‖₁ of what errors are relative to, `[rows, draws, targets]`
+    of_mean   ‖ā‖₁ of it, `[rows, targets]`
+    spread    root mean square of its ‖a_k − ā‖₁, `[rows, targets]`
     """
 
     means: tuple[Tensor, ...]
@@ -105,23 +107,49 @@ class _Sizes:
     spread: Numbers
 
 
-def _sizes(attributions: Sequence[Tensor], draws: int) -> _Sizes:
-    by_draw = [own.unflatten(0, (-1, draws)) for own in attributions]
-    means = tuple(_mean(own).to(own.dtype) for own in by_draw)
+def _sizes(found: Explained, draws: int) -> _Sizes:
+    blocks = [own.unflatten(0, (-1, draws)) for own in found.attributions]
+    means = tuple(_mean(own).to(own.dtype) for own in blocks)
+    by_draw = [blocks[i] for i in found.certified]
+    certified = [means[i] for i in found.certified]
     of_draws = []
     squares: Tensor | float = 0.0
     for draw in range(draws):
         own = [column[:, draw].double() for column in by_draw]
-        apart = [one - mean for one, mean in zip(own, means, strict=True)]
+        apart = [one - mean for one, mean in zip(own, certified, strict=True)]
         of_draws.append(l1(own))
         squares = squares + l1(apart).square()
     assert isinstance(squares, Tensor)
     return _Sizes(
         means=means,
         of_draws=torch.stack(of_draws, 1).cpu().numpy(),
-        of_mean=l1(means).cpu().numpy(),
+        of_mean=l1(certified).cpu().numpy(),
         spread=(squares / draws).sqrt().cpu().numpy(),
     )
+
+
+def _with_spreads(found: Explained, means: tuple[Tensor, ...], draws: int) -> tuple[Tensor, ...]:
+    """Means of blocks, but where spreads are asked for the standard deviation of an attribution
+    over the draws.
+    """
+    blocks = list(means)
+    spreads = [i for i, role in enumerate(found.roles) if role == "spread"]
+    if spreads:
+        for place, i in zip(spreads, found.attributed, strict=True):
+            by_draw = found.attributions[i].unflatten(0, (-1, draws))
+            blocks[place] = _deviation(by_draw).to(by_draw.dtype)
+    return tuple(blocks)
+
+
+def _deviation(by_draw: Tensor) -> Tensor:
+    """Root mean square of the distance from the mean, draw by draw: `[rows, targets, ...]`
+    float64.
+    """
+    mean = _mean(by_draw)
+    squares = torch.zeros_like(mean)
+    for draw in range(by_draw.shape[1]):
+        squares = squares + (by_draw[:, draw] - mean).square()
+    return (squares / by_draw.shape[1]).sqrt()
 
 
 def _mean(by_draw: Tensor) -> Tensor:
@@ -232,7 +260,8 @@ def below(parts: Sequence[Explained]) -> Explained:
     if len(parts) == 1:
         return parts[0]
     columns = zip(*(part.attributions for part in parts), strict=True)
-    return Explained(
+    return replace(
+        parts[0],
         attributions=tuple(torch.cat(same) for same in columns),
         numbers=_joined([part.numbers for part in parts]),
         codes=np.concatenate([part.codes for part in parts]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Protocol
 
@@ -61,11 +61,13 @@ class Next(IntEnum):
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Judged:
     """What a judge knows of some tracks, or of their pieces: tensors [tracks], float64 but for the
-    last two.
+    last three.
 
     attributions  [tracks, elements]
+    gradients     ∫ ∂f/∂x dα, [tracks, elements]; [tracks, 0] where nobody asks for it
     deviation     estimated ‖a − a*‖₁
     size, total   ‖attributions‖₁ and their sum
+    reported      ‖·‖₁ of the numbers that are reported: `size`, unless these are sums of elements
     gaps          how many values of f the estimate compares
     integrand     size of what may cancel in the integral, as far as seen
     needed        evaluations that the tolerance would take, where that is out of reach; else 0
@@ -74,9 +76,11 @@ class Judged:
     """
 
     attributions: Tensor
+    gradients: Tensor
     deviation: Tensor
     size: Tensor
     total: Tensor
+    reported: Tensor
     gaps: Tensor
     integrand: Tensor
     needed: Tensor
@@ -111,15 +115,17 @@ class Estimate(Protocol):
     def deviation(self) -> Tensor: ...
 
 
-def judged(estimate: Estimate, *, gaps: Tensor, integrand: Tensor) -> Judged:
-    """Tracks that end here, as long as nothing else is said."""
+def judged(estimate: Estimate, gradients: Tensor, *, gaps: Tensor, integrand: Tensor) -> Judged:
+    """Tracks that end here, as long as nothing else is said, and whose features are reported."""
     none = torch.zeros_like(estimate.deviation, dtype=torch.int64)
     return Judged(
         # a view of all functionals would keep them
         attributions=estimate.attributions.contiguous(),
+        gradients=gradients,
         deviation=estimate.deviation,
         size=estimate.size,
         total=estimate.total,
+        reported=estimate.size,
         gaps=gaps,
         integrand=integrand,
         needed=none,
@@ -137,6 +143,13 @@ class Criteria:
     accuracy: Adaptive
     problem: Problem
     sums: ReasonSums | None = None
+
+    def of_reported(self, tracks: Tracks, known: Judged) -> Judged:
+        """The same with the size of what is reported: sums of elements may cancel inside."""
+        if not self._summed:
+            return known
+        sums = self.problem.reported(tracks.rows, known.attributions)
+        return replace(known, reported=sums.abs().sum(1))
 
     def allowed(self, tracks: Tracks, known: Judged) -> Tensor:
         """The deviation that is allowed each track, or its piece."""
@@ -178,7 +191,7 @@ class Criteria:
     def verdicts(self, tracks: Tracks, known: Judged) -> Verdicts:
         """Verdicts of whole paths."""
         probed = PROBING if self._measured else 0
-        relative = torch.where(known.deviation == 0, 0.0, known.deviation / known.size)
+        relative = torch.where(known.deviation == 0, 0.0, known.deviation / known.reported)
         return Verdicts(
             rows=tracks.rows,
             targets=tracks.targets,
@@ -188,20 +201,23 @@ class Criteria:
             error=relative + self._rounding(tracks, known),
             evaluations=tracks.spent + probed,
             needed=known.needed,
+            gradients=known.gradients,
         )
 
     def _status(self, tracks: Tracks, known: Judged) -> Tensor:
         tolerance = self._tolerance(tracks)
-        within = (known.deviation <= tolerance * known.size) & (tolerance > 0)
+        allowed = self._less_cancelled(tracks, known, tolerance * known.reported)
+        within = (known.deviation <= allowed) & (tolerance > 0)
         floor = torch.where(self.at_floor(tracks, known), 2, 3)
         places = torch.where(within, 1, floor)
         return coded(STATUSES, torch.where(self._finite(tracks, known), places, 0))
 
     def _within(self, tracks: Tracks, known: Judged) -> Tensor:
         """The deviation that the tolerance allows."""
-        of_piece = SHARE * torch.maximum(known.size, tracks.change.abs())
-        size = torch.where(tracks.depth > 0, of_piece, known.size)
-        return self._tolerance(tracks) * size
+        # |f(x) − f(x')| is no more than the size of any sums of attributions
+        of_piece = SHARE * torch.maximum(known.reported, tracks.change.abs())
+        size = torch.where(tracks.depth > 0, of_piece, known.reported)
+        return self._less_cancelled(tracks, known, self._tolerance(tracks) * size)
 
     def _apart(self, sums: ReasonSums, tracks: Tracks, known: Judged) -> Tensor:
         """The deviation up to which the reasons of whole paths are certain, whose error estimates
@@ -210,7 +226,11 @@ class Criteria:
         still = self.problem.features.difference(tracks.rows) == 0
         margin = sums.margin(known.attributions, still)
         rounding = self._rounding(tracks, known) * known.size
-        return BELOW * (margin - rounding).clamp(min=0)
+        apart = BELOW * (margin - rounding).clamp(min=0)
+        if not self._summed:
+            return apart
+        # an error is relative to the sums, and taken as one relative to the features
+        return torch.where(known.size > 0, apart * (known.reported / known.size), apart)
 
     def _finite(self, tracks: Tracks, known: Judged) -> Tensor:
         return torch.isfinite(known.total + tracks.change)
@@ -220,10 +240,31 @@ class Criteria:
         return self.accuracy.tolerance - tracks.rounding
 
     def _rounding(self, tracks: Tracks, known: Judged) -> Tensor:
-        """Relative error of attributions by rounding alone."""
+        """Relative error of what is reported by rounding alone."""
+        own = self._of_features(tracks, known)
+        if not self._summed:
+            return own
+        return torch.where(known.size > 0, own * (known.size / known.reported), own)
+
+    def _of_features(self, tracks: Tracks, known: Judged) -> Tensor:
+        """Relative error of attributions of features by rounding alone."""
         if self._measured:
             return tracks.rounding
         return torch.where(known.size > 0, ROUNDING * self.problem.epsilon, 0.0)
+
+    def _less_cancelled(self, tracks: Tracks, known: Judged, allowed: Tensor) -> Tensor:
+        """What is left for the quadrature where features cancel in sums: their rounding is relative
+        to the features.
+        """
+        if not self._summed:
+            return allowed
+        rounded = self._of_features(tracks, known) * (known.size - known.reported)
+        return (allowed - rounded).clamp(min=0)
+
+    @property
+    def _summed(self) -> bool:
+        reporting = self.problem.reporting
+        return reporting is not None and reporting.members is not None
 
     @property
     def _measured(self) -> bool:

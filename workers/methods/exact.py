@@ -139,7 +139,8 @@ def _verdicts(
     size = np.abs(values).sum(1)
     with np.errstate(invalid="ignore"):
         gap = total - (found.f_input - found.f_baseline)
-    error = _errors(gap, size, ROUNDING * problem.epsilon)
+    reported = _reported(problem, rows, values, size)
+    error = _errors(gap, size, reported, ROUNDING * problem.epsilon)
     finite = np.isfinite(gap) & np.isfinite(size)
     places = np.select([~finite, error <= tolerance], [0, 1], 2)
     none = torch.zeros_like(rows)
@@ -152,14 +153,23 @@ def _verdicts(
         error=_placed(error, problem),
         evaluations=none,
         needed=none,
+        gradients=_placed(found.gradients, problem),
     )
 
 
-def _errors(gap: Floats, size: Floats, rounding: float) -> Floats:
-    """Relative errors: the gap's share of ‖a‖₁ and the rounding of stored numbers; 0 where there is
-    nothing to round.
+def _reported(problem: Problem, rows: Tensor, values: Floats, size: Floats) -> Floats:
+    """‖·‖₁ of the numbers that are reported, `[rows]`: of attributions, or of sums of them."""
+    sums = problem.reported(rows, torch.from_numpy(values).to(rows.device)).cpu().numpy()
+    return size if sums.shape == values.shape else np.abs(sums).sum(1)
+
+
+def _errors(gap: Floats, size: Floats, reported: Floats, rounding: float) -> Floats:
+    """Relative errors: the gap's share of ‖·‖₁ of what is reported and the rounding of numbers that
+    go into it; 0 where there is nothing to round.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.abs(gap) / size + rounding
+        cancelled = np.where(size > 0, size / reported, 1.0)
+        relative = np.abs(gap) / reported + rounding * cancelled
     nothing = (size == 0) & (gap == 0)
+    relative = np.where((size > 0) & (reported == 0), np.inf, relative)
     return np.where(nothing, 0.0, relative)

@@ -121,17 +121,18 @@ class _Weighted:
         return sums if stage.before is None else sums.add_(stage.before)
 
     def verdicts(self, tracks: Tracks, sums: Tensor) -> Verdicts:
-        found, totals = [], []
+        found, totals, means = [], [], []
         for part, count in in_parts(len(tracks), self.part(len(self.nodes(0)))):
             own = tracks.take(part)
             difference = own.difference(self.evaluator.problem)
             combined = masked(sums[on_device(part, sums.device)], difference).clone()
-            values = attributions(self.evaluator, own, combined, difference)
+            values, first = attributions(self.evaluator, own, combined, difference)
             found.append(values[:count, 0])
             totals.append(values.sum(2)[:count, 0])
-        return self._ended(tracks, torch.cat(found), torch.cat(totals))
+            means.append(first[:count])
+        return self._ended(tracks, torch.cat(found), torch.cat(totals), torch.cat(means))
 
-    def _ended(self, tracks: Tracks, found: Tensor, total: Tensor) -> Verdicts:
+    def _ended(self, tracks: Tracks, found: Tensor, total: Tensor, gradients: Tensor) -> Verdicts:
         none = torch.zeros_like(tracks.spent)
         return Verdicts(
             rows=tracks.rows,
@@ -142,4 +143,5 @@ class _Weighted:
             error=torch.full_like(total, np.nan),
             evaluations=none + len(self.rule.nodes),
             needed=none,
+            gradients=gradients,
         )

@@ -173,10 +173,11 @@ class Grids:
         """What this stage alone says of the tracks."""
         difference = tracks.difference(self.evaluator.problem)
         combined = stage.readings @ masked(kept.sums, difference)
-        found = attributions(self.evaluator, tracks, combined, difference)
+        found, first = attributions(self.evaluator, tracks, combined, difference)
         estimate = estimate_kinked(stage, found, tracks.f_end - tracks.f_start)
         one = torch.ones_like(estimate.deviation)
-        return judged(estimate, gaps=one, integrand=tracks.integrand)
+        known = judged(estimate, first, gaps=one, integrand=tracks.integrand)
+        return self.criteria.of_reported(tracks, known)
 
     def _fits(self, index: int, tracks: Tracks) -> Tensor:
         """Whether there is such a stage, and room for it."""

@@ -113,7 +113,7 @@ class Nested:
         difference = tracks.difference(self.evaluator.problem)
         gradients = masked(kept.gradients, difference).to(torch.float64, copy=True)
         combined = level.functionals @ gradients
-        found = attributions(self.evaluator, tracks, combined, difference)
+        found, first = attributions(self.evaluator, tracks, combined, difference)
         slopes = gradients.mul_(difference[:, None]).sum(2)
         noise = None
         if self.evaluator.problem.rounding is not None:
@@ -121,9 +121,11 @@ class Nested:
         estimate = estimate_smooth(level, found, slopes, path, noise)
         known = judged(
             estimate,
+            first,
             gaps=(level.count + 1 + 2 * estimate.cancelled).floor(),
             integrand=torch.maximum(tracks.integrand, estimate.integrand),
         )
+        known = self.criteria.of_reported(tracks, known)
         settled = self.criteria.settled(tracks, known)
         onwards, window = self._onwards(index, tracks, path, estimate)
         good = self.criteria.good_enough(tracks, known)

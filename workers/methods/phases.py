@@ -262,9 +262,19 @@ class _Conductor:
             return
         waiting, whole, together = self.pieces.collect(tracks, known)
         if together is not None:
-            yield self.criteria.verdicts(whole_again(tracks.take(whole)), together)
+            yield self._together(whole_again(tracks.take(whole)), together)
         if len(waiting):
             self._start_pieces(tracks.take(waiting), loop)
+
+    def _together(self, tracks: Tracks, known: Judged) -> Verdicts:
+        """Verdicts of paths whose pieces are all done, sized one by one: bits do not depend on how
+        many there are.
+        """
+        found = []
+        for i in range(len(tracks)):
+            one = slice(i, i + 1)
+            found.append(self.criteria.of_reported(tracks.take(one), known.take(one)))
+        return self.criteria.verdicts(tracks, Judged.join(found))
 
     def _start_pieces(self, tracks: Tracks, loop: Loop[Stage]) -> None:
         pieces = self.pieces.start(tracks)

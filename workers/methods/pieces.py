@@ -44,6 +44,7 @@ class Parts:
 
     waiting: list[Piece] = field(default_factory=list)
     attributions: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
     deviation: float = 0.0
     needed: int = 0
 
@@ -135,6 +136,7 @@ class Pieces:
             parts = self._parts[key]
             deviation, total = numbers[i]
             parts.attributions.append(known.attributions[i : i + 1])
+            parts.gradients.append(known.gradients[i : i + 1])
             parts.deviation += deviation
             parts.needed = max(parts.needed, needed[i])
             if parts.waiting and np.isfinite(total):
@@ -161,8 +163,10 @@ def _sum(parts: Parts, last: Judged) -> Judged:
     return replace(
         last,
         attributions=total,
+        gradients=reduce(torch.add, parts.gradients),
         size=total.abs().sum(1),
         total=total.sum(1),
+        reported=total.abs().sum(1),
         deviation=torch.full_like(last.deviation, parts.deviation),
         needed=torch.full_like(last.needed, parts.needed),
     )

@@ -6,8 +6,9 @@ Samples are added up one after the other, so that no bit of a row depends on who
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.parts import NARROW_PART, ByDevice, in_parts
 from integrand.workers.engine.prepared import Prepared
+from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.tracks import on_device, to_device
 from integrand.workers.engine.verdicts import Ending, Verdicts, coded
 from integrand.workers.methods.base import Method, Needs, Settle
@@ -240,12 +242,15 @@ class SampledMethod(Method[Part]):
             index = on_device(part, device)
             own = Sums(sums.total[:, index], sums.squares[:, index])
             change = sample.ends.change[index][:, list(sample.targets)].T
-            parts.append(self._judged(own, change, sample.stage.stop).first(count))
+            size = partial(_size, evaluator.problem, sample.ends.rows[index])
+            parts.append(self._judged(own, change, sample.stage.stop, size).first(count))
         return Judged.join(parts)
 
-    def _judged(self, sums: Sums, change: Tensor, count: int) -> Judged:
+    def _judged(
+        self, sums: Sums, change: Tensor, count: int, size_of: Callable[[Tensor], Tensor]
+    ) -> Judged:
         mean = sums.total / count
-        size = mean.abs().sum(2)
+        size = size_of(mean)
         gap = mean.sum(2) - change
         relative = torch.where(size > 0, 1 / size, torch.inf)
         error = CAUTION * self._deviation(sums, mean, count) * relative
@@ -303,6 +308,15 @@ class SampledMethod(Method[Part]):
             f"error estimate {ending.error:.2g} is above the tolerance {self.tolerance:g} after"
             f" {ending.evaluations} samples; it would take about {float(ending.needed):.1g}"
         )
+
+
+def _size(problem: Problem, rows: Tensor, mean: Tensor) -> Tensor:
+    """‖·‖₁ of what is reported of means `[targets, rows, elements]`: `[targets, rows]`."""
+    reporting = problem.reporting
+    if reporting is None or reporting.members is None:
+        return mean.abs().sum(2)
+    sums = [reporting.summed(of_target, rows).abs().sum(1) for of_target in mean]
+    return torch.stack(sums)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

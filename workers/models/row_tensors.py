@@ -11,6 +11,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from integrand.workers.models.reporting import Reporting
+
 
 @dataclass(frozen=True, eq=False)
 class RowTensors:
@@ -25,6 +27,7 @@ class RowTensors:
                   same for all, `[K, ...]`, shared by all rows, or `[rows × K, ...]`, each row's
                   own, one draw after the other; a forward argument may be `[rows × K, ...]`, too
     keys          `[rows, 2]` int64, by which rows draw random numbers; None where none is drawn
+    reporting     what is reported of rows; None where that is their attributions alone
     """
 
     inputs: tuple[Tensor, ...]
@@ -33,6 +36,7 @@ class RowTensors:
     target: Tensor | None = None
     draws: int = 1
     keys: Tensor | None = None
+    reporting: Reporting | None = None
 
     @property
     def rows(self) -> int:
@@ -95,6 +99,7 @@ class RowTensors:
             forward_args=tuple(own(a) for a in self.forward_args),
             target=None if self.target is None else shared_or_taken(self.target, index),
             keys=None if self.keys is None else self.keys[index],
+            reporting=self._reporting(lambda members: shared_or_taken(members, index)),
         )
 
     def repeat(self, rows: int) -> RowTensors:
@@ -130,7 +135,11 @@ class RowTensors:
             tuple(self.of_row(a, paths) for a in self.forward_args),
             None if self.target is None else one_each(self.target, self.owner(paths)),
             keys=None if self.keys is None else self.of_row(self.keys, paths),
+            reporting=self._reporting(lambda m: one_each(m, self.owner(paths))),
         )
+
+    def _reporting(self, change: Callable[[Tensor], Tensor]) -> Reporting | None:
+        return None if self.reporting is None else self.reporting.each(change)
 
     def to(self, device: torch.device | str) -> RowTensors:
         return self.each(lambda tensor: tensor.to(device))
@@ -144,6 +153,7 @@ class RowTensors:
             forward_args=tuple(change(a) for a in self.forward_args),
             target=None if self.target is None else change(self.target),
             keys=None if self.keys is None else change(self.keys),
+            reporting=self._reporting(change),
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from integrand.schemas.redaction import redact
@@ -115,4 +116,7 @@ def _failed(rows: RowTensors, error: Raised) -> RowResults:
 def _nothing(count: int, rows: RowTensors) -> RowResults:
     shapes = [tuple(x.shape[1:]) for x in rows.inputs]
     dtypes = [numpy_dtype(x) for x in rows.inputs]
+    if rows.reporting is not None:
+        shapes = list(rows.reporting.shapes)
+        dtypes = [np.result_type(*dtypes)] * len(shapes)
     return RowResults.empty((count,), shapes, dtypes)

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs.output import FullStore, TopKStore
-from integrand.schemas.tables import feature_fields, list_field, tensor_field, top_fields
+from integrand.schemas.specs.output import Store, TopKStore
+from integrand.schemas.tables import Role, feature_fields, list_field, tensor_field, top_fields
 
 Values = NDArray[np.floating[Any]]
 Lengths = NDArray[np.int64]
@@ -25,11 +25,12 @@ Lengths = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Layout(ABC):
-    """The output columns of one input. Attributions are `[rows, *shape]`; NaN, or nothing, stands
-    where columns are null.
+    """The output columns of one block: of one input, or of groups of its elements. Attributions are
+    `[rows, *shape]`; NaN, or nothing, stands where columns are null.
     """
 
     shape: InputShape
+    role: Role = "attr"
 
     @abstractmethod
     def fields(self, value: pa.DataType) -> list[pa.Field]:
@@ -56,7 +57,7 @@ class Features(Layout):
     """One float column for each named feature."""
 
     def fields(self, value: pa.DataType) -> list[pa.Field]:
-        return feature_fields(self.shape.columns, value)
+        return feature_fields(self.shape.columns, value, self.role)
 
     def columns(
         self, values: Values, lengths: Lengths | None, there: NDArray[np.bool_]
@@ -74,7 +75,7 @@ class Tensors(Layout):
     """One column of fixed-size lists."""
 
     def fields(self, value: pa.DataType) -> list[pa.Field]:
-        field = tensor_field(self.shape.name, self.shape.shape, value)
+        field = tensor_field(self.shape.name, self.shape.shape, value, self.role)
         return [field]
 
     def columns(
@@ -101,7 +102,7 @@ class Lists(Layout):
     """One column of lists, each as long as its row."""
 
     def fields(self, value: pa.DataType) -> list[pa.Field]:
-        return [list_field(self.shape.name, value)]
+        return [list_field(self.shape.name, value, self.role)]
 
     def columns(
         self, values: Values, lengths: Lengths | None, there: NDArray[np.bool_]
@@ -138,7 +139,7 @@ class Largest(Layout):
     first, and their places. All others are zeros when they are read.
     """
 
-    k: int
+    k: int = 1
 
     def fields(self, value: pa.DataType) -> list[pa.Field]:
         shape = None if self.shape.varying else self.shape.shape
@@ -225,13 +226,15 @@ def _own(values: NDArray[Any], lengths: Lengths) -> NDArray[np.bool_]:
     return np.asarray(places < lengths[:, None])
 
 
-def layout_of(shape: InputShape, store: FullStore | TopKStore | None = None) -> Layout:
-    """The layout of an input of this shape, of which so much is stored: all, if nothing is said."""
-    if isinstance(store, TopKStore):
-        return Largest(shape, store.k)
+def layout_of(shape: InputShape, store: Store | None = None, role: Role = "attr") -> Layout:
+    """The layout of a block of this shape, of which so much is stored: all, if nothing is said. The
+    largest are those of attributions alone.
+    """
+    if isinstance(store, TopKStore) and role == "attr":
+        return Largest(shape, k=store.k)
     if shape.named:
-        return Features(shape)
-    return Lists(shape) if shape.varying else Tensors(shape)
+        return Features(shape, role)
+    return Lists(shape, role) if shape.varying else Tensors(shape, role)
 
 
 def to_numpy(column: pa.Array) -> NDArray[Any]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from integrand.schemas.records import Plan
-from integrand.schemas.specs.output import FullStore
+from integrand.schemas.specs.output import TopKStore
 from integrand.schemas.specs.targets import Place
 from integrand.schemas.tables import (
     COLUMNS,
@@ -21,6 +21,7 @@ from integrand.schemas.tables import (
     RowStatus,
     output_schema,
 )
+from integrand.workers.data.blocks import Block, blocks_of
 from integrand.workers.engine.row_results import NUMBERS, Floats, RowResults
 from integrand.workers.shards.layouts import Layout, Lengths, Values, layout_of, to_numpy
 from integrand.workers.shards.results import Results
@@ -28,6 +29,8 @@ from integrand.workers.shards.results import Results
 _OF_DRAWS = ("baseline_spread", "draws")
 AGREE = "reasons_agree"
 REASON_COLUMNS = ("reasons", "reasons_status")
+ROUNDED = ("attr", "group")
+"""Roles of blocks that are stored in `output.dtype`."""
 ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
 
 
@@ -36,17 +39,32 @@ def stored_dtype(plan: Plan) -> str:
     return plan.spec.output.dtype or plan.numerics.precision
 
 
+def blocks(plan: Plan) -> tuple[Block, ...]:
+    """What is stored side by side."""
+    return blocks_of(plan.spec, plan.inputs)
+
+
 def layouts(plan: Plan) -> list[Layout]:
-    """How the attributions of each input stand in the output table."""
-    return [layout_of(shape, plan.spec.output.store) for shape in plan.inputs]
+    """How each block stands in the output table."""
+    store = plan.spec.output.store
+    return [layout_of(block.shape, store, block.role) for block in blocks(plan)]
+
+
+def block_dtype(plan: Plan, block: Block) -> str:
+    """Of a block in the output table: what is beside attributions is not rounded."""
+    return stored_dtype(plan) if block.role in ROUNDED else plan.numerics.precision
+
+
+def attributed(plan: Plan) -> int:
+    """How many of the blocks hold attributions; these come first."""
+    return sum(block.role == "attr" for block in blocks(plan))
 
 
 def attribution_fields(plan: Plan) -> list[pa.Field]:
-    """Output fields of every input, in order."""
-    value = ARROW_TYPES[stored_dtype(plan)]
+    """Output fields of every block, in order."""
     fields = []
-    for layout in layouts(plan):
-        fields += layout.fields(value)
+    for block, layout in zip(blocks(plan), layouts(plan), strict=True):
+        fields += layout.fields(ARROW_TYPES[block_dtype(plan, block)])
     return fields
 
 
@@ -73,12 +91,15 @@ def results_table(plan: Plan, results: Results) -> pa.Table:
     made["target"] = results.target
     made["status"] = pa.array([str(status) for status in rows.status])
     made["reason"] = pa.array(rows.reason.tolist(), pa.string())
-    sums = attribution_sums(results) if results.sums is None else results.sums
+    sums = attribution_sums(plan, results) if results.sums is None else results.sums
     made["attribution_sum"] = _numbers(sums)
     columns = [made[name] for name in COLUMNS]
     there = rows.attributed
     for layout, values, lengths in zip_longest(layouts(plan), rows.attributions, results.lengths):
-        columns += layout.columns(values, lengths, there)
+        known = there
+        if layout.role == "mean_gradient":  # x = x' has none
+            known = there & ~np.isnan(values.reshape(len(values), -1)).any(1)
+        columns += layout.columns(values, lengths, known)
     optional = optional_columns(plan)
     columns += [_optional(rows, name) for name in optional]
     fields = attribution_fields(plan)
@@ -138,13 +159,16 @@ def results_of(plan: Plan, table: pa.Table) -> Results:
 
 def loses(plan: Plan) -> bool:
     """Whether less is stored than was computed."""
-    whole = isinstance(plan.spec.output.store, FullStore)
-    return not whole or stored_dtype(plan) != plan.numerics.precision
+    return (
+        isinstance(plan.spec.output.store, TopKStore)
+        or stored_dtype(plan) != plan.numerics.precision
+    )
 
 
-def attribution_sums(results: Results) -> Floats:
+def attribution_sums(plan: Plan, results: Results) -> Floats:
     """Σ attributions of each row, of all inputs, in float64."""
-    pairs = zip_longest(results.rows.attributions, results.lengths)
+    first = attributed(plan)
+    pairs = zip_longest(results.rows.attributions[:first], results.lengths[:first])
     by_input = [input_sums(values, lengths) for values, lengths in pairs]
     return np.asarray(np.sum(by_input, axis=0))
 

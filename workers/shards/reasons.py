@@ -18,7 +18,7 @@ from integrand.workers.data.values import plain_values, widened
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.reason_codes.candidates import planned_candidates
 from integrand.workers.reason_codes.columns import Asked, reason_columns
-from integrand.workers.shards.output import AGREE, REASON_COLUMNS, results_table
+from integrand.workers.shards.output import AGREE, REASON_COLUMNS, attributed, results_table
 from integrand.workers.shards.results import Results
 
 
@@ -36,7 +36,8 @@ def with_reasons(
     chosen = _chosen(plan, results)
     owner = chosen // plan.targets_per_row
     rows = results.rows.take(chosen)
-    values = [_flat(own).astype(np.float64) for own in rows.attributions]
+    of_features = rows.attributions[: attributed(plan)]
+    values = [_flat(own).astype(np.float64) for own in of_features]
     asked = Asked(
         attributions=np.concatenate(values, axis=1),
         moved=moved[owner],

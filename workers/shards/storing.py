@@ -16,7 +16,10 @@ from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.row_results import Floats
 from integrand.workers.shards.layouts import Values
 from integrand.workers.shards.output import (
+    ROUNDED,
     attribution_sums,
+    block_dtype,
+    blocks,
     input_sums,
     layouts,
     loses,
@@ -31,10 +34,10 @@ def as_stored(plan: Plan, results: Results, tolerance: float | None) -> Results:
     """
     if not loses(plan):
         return results
-    sums = attribution_sums(results)
+    sums = attribution_sums(plan, results)
     dtype = stored_dtype(plan)
     if dtype != plan.numerics.precision:
-        results = _rounded(results, dtype, tolerance)
+        results = _rounded(plan, results, dtype, tolerance)
     sums = np.where(results.rows.attributed, sums, np.nan)
     return replace(_kept(plan, results), sums=sums)
 
@@ -49,15 +52,21 @@ def _kept(plan: Plan, results: Results) -> Results:
     return replace(results, rows=rows, lengths=tuple(lengths for _, lengths in found))
 
 
-def _rounded(results: Results, dtype: str, tolerance: float | None) -> Results:
+def _rounded(plan: Plan, results: Results, dtype: str, tolerance: float | None) -> Results:
     """Attributions of a narrower type. What that moves goes into the error estimate; rows that it
     takes above the tolerance are at the floor of their precision, rows that do not fit have none.
     """
     rows = results.rows
     with np.errstate(over="ignore"):
-        narrow = tuple(values.astype(dtype) for values in rows.attributions)
-    beyond = rows.attributed & _overflows(narrow)
-    moved = _moved(results, narrow)
+        narrow = tuple(
+            values.astype(block_dtype(plan, block))
+            for block, values in zip(blocks(plan), rows.attributions, strict=True)
+        )
+    by_role = [
+        [i for i, block in enumerate(blocks(plan)) if block.role == role] for role in ROUNDED
+    ]
+    beyond = rows.attributed & _overflows([narrow[i] for numbers in by_role for i in numbers])
+    moved = np.max([_moved(results, narrow, same) for same in by_role if same], axis=0)
     error = rows.error_estimate + moved
     lifted = np.zeros(len(error), bool)
     if tolerance is not None:
@@ -90,12 +99,13 @@ def _overflows(attributions: Sequence[Values]) -> NDArray[np.bool_]:
     return np.asarray(np.any(found, axis=0))
 
 
-def _moved(results: Results, narrow: Sequence[Values]) -> Floats:
-    """By how much rounding moves the attributions of each row, relative to their L1 norm; 0 where
-    there is nothing to move.
+def _moved(results: Results, narrow: Sequence[Values], which: Sequence[int]) -> Floats:
+    """By how much rounding moves some blocks of each row, relative to their L1 norm; 0 where there
+    is nothing to move.
     """
     distances, sizes = [], []
-    for values, rounded, lengths in zip_longest(results.rows.attributions, narrow, results.lengths):
+    blocks_of_all = zip_longest(results.rows.attributions, narrow, results.lengths)
+    for values, rounded, lengths in [each for i, each in enumerate(blocks_of_all) if i in which]:
         with np.errstate(invalid="ignore"):
             apart = np.abs(rounded.astype(values.dtype) - values)
         distances.append(input_sums(apart, lengths))

@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.records import InputShape
+from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.tables import RowStatus
 from integrand.workers.baselines.tensors import Given, draws_by_key, with_baselines
+from integrand.workers.data.blocks import blocks_of
 from integrand.workers.data.tensors import Bucket, Rows, length_buckets, to_rows
 from integrand.workers.data.values import as_texts
 from integrand.workers.engine.batching import rows_of_length
 from integrand.workers.engine.row_results import RowResults
 from integrand.workers.methods.table import method_of
+from integrand.workers.models.reporting import Reporting
+from integrand.workers.models.row_tensors import shared_or_taken
 from integrand.workers.philox import keys_of
 from integrand.workers.shards.attempts import Attributed, attribute_clean, joined
 from integrand.workers.shards.distinct import Distinct, distinct_rows
@@ -32,6 +36,7 @@ from integrand.workers.shards.job import Job
 from integrand.workers.shards.output import optional_columns
 from integrand.workers.shards.reasons import moved_elements, with_reasons
 from integrand.workers.shards.refusals import Refusals, refusals
+from integrand.workers.shards.reporting import reporting_of
 from integrand.workers.shards.results import Results, merge
 from integrand.workers.shards.storing import as_stored
 from integrand.workers.shards.targets import row_targets, target_column
@@ -104,7 +109,7 @@ def attribute_rows(job: Job, part: SameLength, tick: Callable[[], None]) -> Resu
         row_id=_repeated_ids(part.ids, job.plan.targets_per_row),
         target=_targets_in_places(job, rows, refused, distinct, targets, in_places),
         rows=in_places,
-        lengths=_lengths(part, job.plan.targets_per_row),
+        lengths=_lengths(job.plan.spec, part, job.plan.targets_per_row),
         padded=found.padded,
         duplicates=distinct.duplicates,
         halved=found.halved,
@@ -131,13 +136,21 @@ def _attributed(
         named = None if column is None else column[some]
         explained = row_targets(job, tensors, named, part.batch_rows, tick)
         targets.append(explained)
-        rows_in = replace(tensors, target=explained)
+        rows_in = replace(tensors, target=explained, reporting=_reporting(job, part, some))
         found.append(attribute_clean(job, rows_in, part.batch_rows, tick))
         if job.plan.spec.output.reasons is not None:
             moved.append(moved_elements(tensors))
     known = [one for one in targets if one is not None]
     differing = np.concatenate(moved) if job.plan.spec.output.reasons else None
     return torch.cat(known) if known else None, joined(found), differing
+
+
+def _reporting(job: Job, part: SameLength, rows: Tensor) -> Reporting | None:
+    """What is reported of these rows, on the worker's device."""
+    every = reporting_of(job.plan.spec, part.shapes, part.rows.members)
+    if every is None:
+        return None
+    return every.each(lambda members: shared_or_taken(members, rows).to(job.device))
 
 
 def _rows_at_once(job: Job, shapes: Sequence[InputShape]) -> int:
@@ -193,6 +206,8 @@ def _told_apart(rows: Rows, given: Given) -> Iterator[Tensor]:
     yield from given.inputs
     yield from (read for read in given.read if read is not None)
     yield from given.forward_args
+    if rows.members is not None and rows.members.shape[0] > 1:
+        yield rows.members
     if rows.target is not None:
         yield rows.target
     if given.keys is not None:
@@ -225,10 +240,11 @@ def _in_places(
     `bad_input` or `failed` elsewhere.
     """
     per_row = job.plan.targets_per_row
+    blocks = blocks_of(job.plan.spec, part.shapes)
     results = RowResults.empty(
         (len(refused.reasons) * per_row,),
-        inputs=[shape.shape for shape in part.shapes],
-        dtypes=[job.plan.numerics.precision for _ in part.shapes],
+        inputs=[block.shape.shape for block in blocks],
+        dtypes=[job.plan.numerics.precision for _ in blocks],
         optional=optional_columns(job.plan),
     )
     results.reason[:] = np.repeat(np.array(refused.reasons, object), per_row)
@@ -271,9 +287,20 @@ def _repeated_ids(ids: pa.Array, per_row: int) -> pa.Array:
     return ids.take(pa.array(numbers))
 
 
-def _lengths(part: SameLength, per_row: int) -> tuple[NDArray[np.int64] | None, ...]:
-    """For inputs of varying length how much of each output row is its own."""
-    pairs = zip(part.rows.inputs, part.shapes, strict=True)
-    return tuple(
-        x.sum(1).long().numpy().repeat(per_row) if shape.varying else None for x, shape in pairs
-    )
+def _lengths(
+    spec: AttributeSpec, part: SameLength, per_row: int
+) -> tuple[NDArray[np.int64] | None, ...]:
+    """For blocks of varying length how much of each output row is its own."""
+    of_ids = {
+        shape.name: x.sum(1).long().numpy()
+        for x, shape in zip(part.rows.inputs, part.shapes, strict=True)
+        if shape.varying
+    }
+    found = []
+    for block in blocks_of(spec, part.shapes):
+        name = block.shape.name
+        own = of_ids[name] if block.shape.varying else None
+        if own is not None and block.summed:
+            own = part.rows.words.get(name, own)
+        found.append(None if own is None else own.repeat(per_row))
+    return tuple(found)

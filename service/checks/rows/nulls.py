@@ -38,10 +38,12 @@ def _misplaced(shard: ShardEvidence) -> dict[str, NDArray[np.bool_]]:
     """By column, the rows whose null is too much or missing."""
     table, rows = shard.stored.table, shard.results.rows
     valid = {name: pc.is_valid(table[name]).to_numpy() for name in table.column_names}
-    prefixes = (PREFIX, PLACES)
+    prefixes = (PREFIX, PLACES, "group.", "spread.")
     attributions = [name for name in table.column_names if name.startswith(prefixes)]
     silent = np.array([status in _SILENT for status in rows.status], bool)
     wrong = {name: valid[name] != rows.attributed for name in attributions}
+    for name in [name for name in valid if name.startswith("mean_gradient.")]:
+        wrong[name] = valid[name] & ~rows.attributed
     for name in ("attribution_sum", "gap"):
         wrong[name] = valid[name] != rows.attributed
     for name in ("f_input", "f_baseline"):

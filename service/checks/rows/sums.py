@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from integrand.schemas.specs.output import FullStore, TopKStore
+from integrand.schemas.specs.output import TopKStore
 from integrand.service.checks.findings import Check, Finding, Remark
 from integrand.service.checks.rows.stored import ShardEvidence
-from integrand.workers.shards.output import attribution_sums, loses, stored_dtype
+from integrand.workers.shards.output import attributed, attribution_sums, loses, stored_dtype
 
 Floats = NDArray[np.float64]
 
@@ -23,8 +23,8 @@ def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
     with np.errstate(invalid="ignore"):  # rows without attributions may have any f
         left = rows.gap - (stored - (rows.f_input - rows.f_baseline))
     double, single = _rounding(shard)
-    if isinstance(shard.plan.spec.output.store, FullStore):
-        total = attribution_sums(shard.results)
+    if not isinstance(shard.plan.spec.output.store, TopKStore):
+        total = attribution_sums(shard.plan, shard.results)
         # of attributions as they were before they were rounded to another type, where they were
         rounded = single if loses(shard.plan) else 0.0
         yield from _off_remarks(shard, "attribution_sum", stored - total, double + rounded)
@@ -52,7 +52,8 @@ def _rounding(shard: ShardEvidence) -> tuple[Floats, Floats]:
     their columns, or of the job.
     """
     rows, store = shard.results.rows, shard.plan.spec.output.store
-    flat = [a.reshape(len(a), -1) for a in rows.attributions]
+    own = rows.attributions[: attributed(shard.plan)]
+    flat = [a.reshape(len(a), -1) for a in own]
     sizes = [np.abs(a).astype(np.float64).sum(1) for a in flat]
     size = np.sum(sizes, axis=0)
     count = float(sum(a.shape[1] for a in flat))

@@ -58,7 +58,7 @@ def test_attributions_are_gradients_times_the_pieces_part_of_the_difference() ->
     difference = held.difference(problem())
     torch.testing.assert_close(difference, expected)
     sums = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(2), dtype=F64)
-    found = attributions(Evaluator(problem()), held, sums.clone(), difference)
+    found, _ = attributions(Evaluator(problem()), held, sums.clone(), difference)
     torch.testing.assert_close(found, sums * expected[:, None, :])
 
 

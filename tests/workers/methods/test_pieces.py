@@ -52,7 +52,7 @@ def ended(track: Tracks, attributions: list[float], deviation: float) -> Judged:
     one = torch.ones(len(track), dtype=F64)
     found = torch.tensor([attributions], dtype=F64)
     estimate = KinkedEstimate(found, found.abs().sum(1), found.sum(1), deviation * one)
-    return judged(estimate, gaps=one, integrand=one)
+    return judged(estimate, found[:, :0], gaps=one, integrand=one)
 
 
 def test_the_part_where_f_moves_and_what_lies_beside_it_cover_the_path(

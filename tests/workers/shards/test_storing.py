@@ -120,7 +120,7 @@ def test_reading_gives_back_what_is_stored(
     again = results_of(plan, table)
     assert shard_digest(again) == shard_digest(found)
     there = found.rows.attributed
-    np.testing.assert_array_equal(again.sums[there], attribution_sums(whole)[there])
+    np.testing.assert_array_equal(again.sums[there], attribution_sums(plan, whole)[there])
     assert results_table(plan, again).equals(table)
 
 
