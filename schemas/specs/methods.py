@@ -34,6 +34,11 @@ class MethodPart(Part):
         """Whether it looks at the layers of the model, which must then run as they are."""
         return False
 
+    @property
+    def title(self) -> str:
+        """As people call it."""
+        return str(kind_of(type(self)))
+
 
 class IntegratedGradients(MethodPart):
     """Gradients integrated on the straight path from the baseline; over several baselines of a row
@@ -119,6 +124,10 @@ class CaptumMethod(MethodPart):
     @property
     def looks_inside(self) -> bool:
         return True
+
+    @property
+    def title(self) -> str:
+        return f"captum:{self.name}"
 
 
 _METHODS = Annotated[

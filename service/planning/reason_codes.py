@@ -102,11 +102,10 @@ def check_reasons(
 
 def _check_sign(spec: AttributeSpec) -> None:
     if not method_of(spec.accuracy, spec.method).signed:
-        kind = spec.method.model_dump(exclude_defaults=False)["kind"]
         raise SpecError(
             _REASONS,
             expected="a method whose attributions have a sign: which way a feature pushed",
-            seen=f"method {kind}, which gives magnitudes alone",
+            seen=f"method {spec.method.title}, which gives magnitudes alone, or slopes",
             next_step="take integrated_gradients, or leave out output.reasons",
         )
 

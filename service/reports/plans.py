@@ -40,7 +40,7 @@ def _amounts(plan: Plan) -> Facts:
         facts.append(("source files", f"{len(plan.files):,}"))
     facts.append(("targets per row", f"{plan.targets_per_row:,}"))
     if not isinstance(plan.spec.method, IntegratedGradients):
-        facts.append(("method", plan.spec.method.kind))
+        facts.append(("method", plan.spec.method.title))
     return facts
 
 

@@ -23,7 +23,7 @@ from integrand.workers.methods.captum.classes import TRAITS
 from integrand.workers.methods.captum.running import seeded
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.philox import keys_of
-from tests.plugins.jobs import JobFolder
+from tests.plugins.jobs import COLUMNS, JobFolder
 
 ROWS, SIDE = 12, 6
 MODEL = """
@@ -221,6 +221,23 @@ def test_the_output_transform_is_a_layer_that_a_class_sees(images: JobFolder) ->
     assert rows["f_input"].between(0, 1).all()
     rows, _ = run(images, METHODS["DeepLift"], target=target, output={"uri": "other"})
     assert (rows["gap"].abs() < 0.2).all()
+
+
+def test_a_plan_names_the_class(images: JobFolder) -> None:
+    spec = images.spec(method="captum:Saliency", accuracy={"kind": "adaptive"})
+    assert spec.method.title == "captum:Saliency"
+    assert images.spec().method.title == "integrated_gradients"
+
+
+def test_reasons_need_contributions_and_not_slopes(images: JobFolder) -> None:
+    output = {"uri": "out", "reasons": {"k": 1, "toward": "higher"}}
+    features = [{"name": "features", "columns": list(COLUMNS)}]
+    images.write_model()
+    images.write_rows()
+    with pytest.raises(SpecError, match="captum:GuidedBackprop"):
+        run(images, "captum:GuidedBackprop", inputs=features, output=output)
+    rows, _ = run(images, "captum:FeatureAblation", inputs=features, output=output)
+    assert rows["reasons"].map(len).eq(1).any()
 
 
 def test_ids_are_attributed_through_their_embeddings(tmp_path: Any) -> None:
