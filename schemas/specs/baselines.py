@@ -144,6 +144,10 @@ class NamedDataset(BaselinePart):
     )
 
     @property
+    def covers_ids(self) -> bool:
+        return True
+
+    @property
     def uris(self) -> tuple[str, ...]:
         if self.uri is None:
             return ()
@@ -156,7 +160,9 @@ class NamedDataset(BaselinePart):
 
 
 class RowBaseline(NamedDataset):
-    """One row of a dataset, the same for all rows; found once before the run."""
+    """One row of a dataset, the same for all rows; found once before the run. A list of its ids is
+    cut to the length of a row's own, or filled up with the input's `pad`.
+    """
 
     kind: Literal["row"] = "row"
     where: str | None = Field(
@@ -255,7 +261,8 @@ class GaussianBaseline(DrawnBaseline):
 
 class TrainingBaseline(DrawnBaseline, NamedDataset):
     """Rows drawn from a dataset without replacement, the same for all rows and inputs; drawn once
-    before the run. Rows with a bad input are never drawn.
+    before the run. Rows with a bad input are never drawn. Lists of ids are cut to the length of a
+    row's own, or filled up with the input's `pad`.
     """
 
     kind: Literal["training"] = "training"
@@ -267,6 +274,7 @@ class TrainingBaseline(DrawnBaseline, NamedDataset):
 _Member = Annotated[
     ZeroBaseline
     | ConstantBaseline
+    | PadBaseline
     | MeanBaseline
     | MedianBaseline
     | RowBaseline
@@ -274,10 +282,13 @@ _Member = Annotated[
     | BlurBaseline
     | UniformBaseline
     | GaussianBaseline
-    | TrainingBaseline
-    | ShuffleBaseline,
+    | ShuffleBaseline
+    | TrainingBaseline,
     Field(discriminator="kind"),
 ]
+
+
+_ID_MEMBERS = ConstantBaseline, PadBaseline, RowBaseline, ShuffleBaseline, TrainingBaseline
 
 
 class AverageBaseline(BaselinePart):
@@ -287,6 +298,15 @@ class AverageBaseline(BaselinePart):
 
     kind: Literal["average"] = "average"
     of: tuple[_Member, ...] = Field(min_length=1, description="The kinds.")
+
+    @property
+    def covers_ids(self) -> bool:
+        return self.of_ids and all(member.covers_ids for member in self.of)
+
+    @property
+    def of_ids(self) -> bool:
+        """Whether every member stands for ids by ids, which a zero vector is not."""
+        return all(isinstance(member, _ID_MEMBERS) for member in self.of)
 
     @property
     def draws_per_row(self) -> int:
@@ -322,7 +342,14 @@ Baseline = Annotated[
 ]
 
 IdsBaseline = Annotated[
-    ZeroBaseline | ConstantBaseline | PadBaseline | ColumnBaseline | ShuffleBaseline,
+    ZeroBaseline
+    | ConstantBaseline
+    | PadBaseline
+    | ColumnBaseline
+    | RowBaseline
+    | ShuffleBaseline
+    | TrainingBaseline
+    | AverageBaseline,
     Field(discriminator="kind"),
 ]
 """Those of inputs of ids."""

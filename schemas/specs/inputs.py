@@ -15,7 +15,9 @@ from pydantic import (
 )
 
 from integrand.schemas.specs.baselines import (
+    AverageBaseline,
     Baseline,
+    BaselinePart,
     ConstantBaseline,
     IdsBaseline,
     PadBaseline,
@@ -196,12 +198,22 @@ class IdsInput(InputPart):
             )
         if isinstance(self.ids, tuple) and self.pad is not None:
             raise ValueError("`pad` is for a column of lists")
-        if isinstance(self.baseline, ConstantBaseline) and self.baseline_id is None:
-            raise ValueError(
-                "the baseline of ids is an id: one whole number from 0, in model units"
-            )
-        if isinstance(self.baseline, PadBaseline) and self.pad is None:
-            raise ValueError("a `pad` baseline is the input's `pad`: give it")
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_of_ids(self) -> IdsInput:
+        parts: tuple[BaselinePart | None, ...] = (self.baseline,)
+        if isinstance(self.baseline, AverageBaseline):
+            if not self.baseline.of_ids:
+                raise ValueError("an average for ids is of baselines that are ids themselves")
+            parts = self.baseline.of
+        for one in parts:
+            if isinstance(one, ConstantBaseline) and one.id is None:
+                raise ValueError(
+                    "the baseline of ids is an id: one whole number from 0, in model units"
+                )
+            if isinstance(one, PadBaseline) and self.pad is None:
+                raise ValueError("a `pad` baseline is the input's `pad`: give it")
         return self
 
     @property

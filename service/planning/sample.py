@@ -175,12 +175,32 @@ def sample_rows(
     index = torch.tensor(taken)
     target = None if rows.target is None else rows.target[index].to(device)
     sample = with_baselines(spec, shapes, every.take(index.to(device)), counted)
+    _check_baseline_ids(forward, sample)
     return replace(sample, target=target)
 
 
 def _clean(rows: Rows) -> list[int]:
     """Numbers of the rows without a reason against them."""
     return [i for i, reason in enumerate(rows.reasons) if reason is None]
+
+
+def _check_baseline_ids(forward: Forward, sample: RowTensors) -> None:
+    """SpecError for ids of a baseline, such as a row of another dataset, that the model does not
+    know.
+    """
+    if not isinstance(forward, IdsModel):
+        return
+    paths = sample.along_paths()
+    with real_rows(forward, paths.arguments):
+        reasons = forward.unknown_ids(*paths.arguments)
+    wrong = next((reason for reason in reasons if reason is not None), None)
+    if wrong is not None:
+        raise SpecError(
+            "baseline",
+            expected="ids that the model knows",
+            seen=wrong,
+            next_step="take rows that were made for this model",
+        )
 
 
 def one_target(sample: RowTensors) -> RowTensors:

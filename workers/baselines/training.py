@@ -8,7 +8,8 @@ from torch import Tensor
 
 from integrand.schemas.ids import digest_json
 from integrand.schemas.specs.baselines import TrainingBaseline
-from integrand.workers.baselines.base import BaselineKind, PlaceRows
+from integrand.workers.baselines.base import BaselineKind, Place, PlaceRows
+from integrand.workers.baselines.lists import check_fill, in_place
 from integrand.workers.data.prepasses.base import PrePass
 from integrand.workers.data.prepasses.selection import Selection
 
@@ -19,8 +20,12 @@ class Training(BaselineKind[TrainingBaseline]):
     def prepasses(self, part: TrainingBaseline) -> tuple[PrePass[Any], ...]:
         return (_selection(part),)
 
+    def check(self, part: TrainingBaseline, place: Place) -> None:
+        """SpecError for lists of ids that may be shorter than those of rows, and have no `pad`."""
+        check_fill(place)
+
     def tensor(self, part: TrainingBaseline, rows: PlaceRows) -> Tensor:
-        return rows.placed(rows.found(_selection(part)))
+        return in_place(rows, rows.found(_selection(part)))
 
 
 def _selection(part: TrainingBaseline) -> Selection:

@@ -14,9 +14,11 @@ import torch
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import FixedSteps
+from integrand.workers.data.prepasses.found import read_prepasses
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.models.embeddings import at_embedding
 from integrand.workers.philox import keys_of, uniforms
+from integrand.workers.storage.store import Store
 from tests.plugins.jobs import JobFolder
 from tests.plugins.texts import TOKENS, model, text_fields, text_table
 
@@ -146,3 +148,103 @@ def test_categories_have_no_order(texts: JobFolder):
     places = {"name": "p", "ids": ["born", "lives"], "embedding": "words", "baseline": SHUFFLE}
     with pytest.raises(SpecError, match=r"(?s)ids in lists, whose order.*columns born, lives"):
         texts.plan(**text_fields(texts, inputs=[places], forward_args=[]))
+
+
+# --- rows of a dataset ---------------------------------------------------------------------------
+
+
+def in_place(other: list[int], length: int) -> list[int]:
+    """Another text cut to this length, or filled up with id 0."""
+    return (other + [0] * length)[:length]
+
+
+def test_one_text_in_place_of_all(texts: JobFolder):
+    ids = [one.tolist() for one in texts.rows_of("rows.parquet")["ids"]]
+    row = TOKENS | {"baseline": {"kind": "row", "row": 7}}
+    found = texts.rows(texts.run(**text_fields(texts, inputs=[row])))
+    net = model(texts)
+    for own, credits in zip(ids, found["attr.tokens"], strict=True):
+        expected = against(net, own, [in_place(ids[7], len(own))])
+        np.testing.assert_allclose(credits, expected, rtol=1e-6, atol=1e-9)
+    assert (found["attr.tokens"][7] == 0).all()
+
+
+def test_drawn_texts_beside_constant_ids(texts: JobFolder):
+    """Ids of the job's source that meet a condition, and two more baselines for each row."""
+    ids = [one.tolist() for one in texts.rows_of("rows.parquet")["ids"]]
+    group = {"kind": "training", "draws": 3, "where": "id % 2 = 0 and len(ids) > 3"}
+    mask, pad = {"kind": "constant", "value": 29}, {"kind": "pad"}
+    several = TOKENS | {"baseline": {"kind": "average", "of": [group, mask, pad]}}
+    fields = text_fields(texts, inputs=[several])
+    plan = texts.plan(ingest=True, **fields)
+    (arrays,) = read_prepasses(Store(), plan).values()
+    drawn = [[one for one in row if one >= 0] for row in arrays[0].tolist()]
+    assert all(one in ids[::2] for one in drawn)
+    found = texts.rows(texts.run(**fields))
+    assert (found["draws"] == 5).all()
+    net = model(texts)
+    for own, credits in zip(ids, found["attr.tokens"], strict=True):
+        others = [in_place(one, len(own)) for one in (*drawn, [29] * len(own), [])]
+        np.testing.assert_allclose(credits, against(net, own, others), rtol=1e-6, atol=1e-9)
+
+
+def test_the_same_rows_for_numbers_and_categories(texts: JobFolder):
+    """A baseline of the job covers ids, too."""
+    draw = np.random.default_rng(0)
+    source = {
+        "id": np.arange(12),
+        **{name: draw.normal(size=12) for name in ("age", "income")},
+        **{name: draw.integers(0, 4, 12) for name in ("plan_code", "born", "lives")},
+    }
+    texts.write_table("rows.parquet", pa.table(source))
+    inputs = [
+        {"name": "numbers", "columns": ["age", "income"]},
+        {"name": "plan", "ids": "plan_code", "embedding": "plan"},
+        {"name": "cities", "ids": ["born", "lives"], "embedding": "city"},
+    ]
+    fields = text_fields(
+        texts,
+        model=texts.model(name="Tabular"),
+        inputs=inputs,
+        forward_args=[],
+        target={"kind": "scalar"},
+        baseline={"kind": "training", "draws": 2},
+    )
+    plan = texts.plan(ingest=True, **fields)
+    (arrays,) = read_prepasses(Store(), plan).values()
+    found = texts.rows(texts.run(**fields))
+    numbers, plans, cities = (torch.from_numpy(array) for array in arrays[:3])
+    with torch.no_grad():
+        starts = model(texts, "Tabular")(numbers, plans, cities)
+    np.testing.assert_allclose(found["f_baseline"], float(starts.mean()), rtol=1e-9)
+    np.testing.assert_allclose(
+        found.filter(like="attr.").sum(1), found["f_input"] - found["f_baseline"], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pad": None, "baseline": {"kind": "row", "row": 1}}, r"(?s)the input's `pad`"),
+        ({"baseline": {"kind": "average", "of": [{"kind": "zero"}]}}, "that are ids themselves"),
+        (
+            {"baseline": {"kind": "average", "of": [{"kind": "constant", "value": 0.5}]}},
+            "one whole number from 0",
+        ),
+        ({"baseline": {"kind": "row", "row": 4}}, r"(?s)baseline of tokens holds 30.*from 0 to 29"),
+    ],
+)
+def test_rows_that_cannot_stand_for_ids_are_refused(
+    texts: JobFolder, changes: dict[str, Any], message: str
+):
+    ids = [[row + 1, 2, 3] for row in range(4)]
+    texts.write_table("rows.parquet", text_table([*ids, [1, 30, 2]]))
+    changed = {name: value for name, value in (TOKENS | changes).items() if value is not None}
+    with pytest.raises(SpecError, match=message):
+        texts.plan(ingest=True, **text_fields(texts, inputs=[changed]))
+
+
+def test_numbers_have_no_padding(job: JobFolder):
+    average = {"kind": "average", "of": [{"kind": "pad"}]}
+    with pytest.raises(SpecError, match="an input of ids, which a pad baseline is for"):
+        job.plan(baseline=average)
