@@ -29,6 +29,7 @@ from integrand.service.planning.cost import (
 )
 from integrand.service.planning.forms import Form, aligned_form, choose_form, stepping_form
 from integrand.service.planning.ladder import smaller_batches
+from integrand.service.planning.promises import promise_warnings
 from integrand.service.planning.sample import enough_memory, real_rows
 from integrand.service.planning.trials import (
     check_compiled,
@@ -110,6 +111,7 @@ def examine(
     prepared, batch_rows = chosen.form.prepared, chosen.rows
     half_error = rounding_seen(prepared, sample, batch_rows) if prepared.reduced else None
     check_rounding(spec, method, half_error)
+    warnings += promise_warnings(method, prepared, rows, batch_rows)
     gradients = method.needs_gradients
     at_once = method.rows_of_pass(batch_rows, rows.draws)
     trial = step_trial(prepared, sample, at_once, gradients=gradients)

@@ -19,6 +19,10 @@ from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.ids import digest_json
+from integrand.schemas.specs.job import parse_spec
+from integrand.service.checks.verify import verify_run
+from integrand.service.operator import Operator
+from integrand.service.running.jobs import plan_job
 from integrand.workers.methods.captum.classes import TRAITS
 from integrand.workers.methods.captum.running import seeded
 from integrand.workers.models.row_tensors import RowTensors
@@ -212,6 +216,34 @@ def test_what_cannot_work_is_refused_before_any_worker_starts(
     monkeypatch.setattr("integrand.workers.shards.worker.Worker.__init__", None)
     with pytest.raises(SpecError, match=words):
         run(images, changes["method"], **{k: v for k, v in changes.items() if k != "method"})
+
+
+@pytest.mark.parametrize(
+    ("forward", "method", "told"),
+    [
+        ("return self.logits(x)", "captum:DeepLift", True),  # torch.tanh, a function
+        ("return self.first(x)", "captum:DeepLift", False),
+        ("return self.logits(x)", "captum:IntegratedGradients", False),
+        ("return self.logits(x)", "captum:Saliency", False),
+    ],
+)
+def test_a_plan_tells_where_a_promise_is_not_kept(
+    forward: str, method: str, told: bool, job: JobFolder
+) -> None:
+    job.write_model(forward)
+    fields = job.fields(method=method)
+    fields.pop("accuracy")
+    operator = Operator(trusted=(job.module,))
+    plan = plan_job(parse_spec(fields), base=str(job.path), operator=operator)
+    assert any("miss f(x) − f(x')" in warning for warning in plan.warnings) == told
+
+
+@pytest.mark.parametrize("name", ["DeepLift", "FeatureAblation", "Lime"])
+def test_rows_are_the_same_when_they_are_attributed_again(name: str, images: JobFolder) -> None:
+    run(images, METHODS[name])
+    found = verify_run(images.path / "out", sample=ROWS, trusted=(images.module,))
+    assert found.findings == ()
+    assert found.bitwise == found.sampled == ROWS
 
 
 def test_the_output_transform_is_a_layer_that_a_class_sees(images: JobFolder) -> None:
