@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +47,7 @@ from integrand.workers.data.blocks import Block, blocks_of
 from integrand.workers.data.columns import declared_columns, row_bytes
 from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import Rows
+from integrand.workers.methods.base import Method
 from integrand.workers.methods.table import method_of
 from integrand.workers.models.code import (
     CodeBundle,
@@ -113,6 +114,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     settle_kernels(spec)
     check_precision(spec)
     method = method_of(spec.accuracy, spec.method)  # raises for one that there is not
+    check_spread(spec, method)
     codes = read_codes(store, spec, request.base)
     store.prove_creates(store.parse(spec.output.uri, request.base))
     with pinned(_thread_count(spec)):
@@ -313,6 +315,18 @@ def check_precision(spec: AttributeSpec) -> None:
             seen="compute.gpus_per_worker: 0",
             next_step="set compute.gpus_per_worker: 1, or compute.precision: float32",
         )
+
+
+def check_spread(spec: AttributeSpec, method: Method[Any]) -> None:
+    """Raises SpecError for a spread over baselines that the method makes one result of."""
+    if not spec.output.spread or method.by_path:
+        return
+    raise SpecError(
+        "output.spread",
+        expected="a method that attributes against one baseline of a row at a time",
+        seen=f"method {spec.method.title}, which takes them together or takes none",
+        next_step="take integrated_gradients, or leave out output.spread",
+    )
 
 
 def _portion(

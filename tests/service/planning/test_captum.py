@@ -238,6 +238,13 @@ def test_a_plan_tells_where_a_promise_is_not_kept(
     assert any("miss f(x) − f(x')" in warning for warning in plan.warnings) == told
 
 
+@pytest.mark.parametrize("method", ["captum:GradientShap", "captum:Saliency", "saliency"])
+def test_baselines_that_are_taken_together_have_no_spread(method: str, images: JobFolder) -> None:
+    baseline = {"kind": "gaussian", "sigma": 0.5, "clip": False, "draws": 3}
+    with pytest.raises(SpecError, match=f"output.spread(.|\n)*method {method}"):
+        run(images, method, baseline=baseline, output={"uri": "out", "spread": True})
+
+
 @pytest.mark.parametrize("name", ["DeepLift", "FeatureAblation", "Lime"])
 def test_rows_are_the_same_when_they_are_attributed_again(name: str, images: JobFolder) -> None:
     run(images, METHODS[name])
