@@ -15,6 +15,25 @@ ADAPTIVE = {"kind": "adaptive", "tolerance": 1e-3}
 CODES = "feature_or_group,code,text\na,AB,first two\nb,AB,first two\nc,C,third\n"
 
 
+TABLE = """
+import torch
+from torch import nn
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.plan, self.city = nn.Embedding(4, 3), nn.Embedding(6, 2)
+        self.net = nn.Sequential(nn.Linear(10, 16), nn.GELU(), nn.Linear(16, 1))
+
+    def forward(self, amounts, plan, places):
+        return self.net(torch.cat([amounts, self.plan(plan), self.city(places).flatten(1)], 1))
+
+def build():
+    return Table().eval()
+"""
+
+
 def reasons(**fields):
     return {"uri": "out", "reasons": {"toward": "lower", "k": 2} | fields}
 
@@ -168,3 +187,38 @@ def test_whether_the_first_reason_hangs_on_the_baseline_is_told(job):
     verified = verify_run(str(job.path / "out"), trusted=(job.module,))
     assert verified.findings == ()
     assert "reasons_agree" not in job.rows(job.run(accuracy=ADAPTIVE, output=asked))
+
+
+def test_ids_are_features_with_values(job):
+    random = np.random.default_rng(0)
+    ids = {name: random.integers(0, 4, 20) for name in ("plan", "home", "work")}
+    job.write_rows(**ids)
+    (job.path / f"{job.module}.py").write_text(TABLE)
+    inputs = [
+        {"name": "amounts", "columns": ["a", "b", "c"]},
+        {"name": "kind", "ids": "plan", "embedding": "plan"},
+        {"name": "places", "ids": ["home", "work"], "embedding": "city"},
+    ]
+    job.run(
+        inputs=inputs,
+        target={"kind": "scalar"},
+        accuracy={"kind": "adaptive", "tolerance": 1e-3},
+        output={"uri": "out", "reasons": {"toward": "higher", "k": 6}},
+    )
+    frame = open_run(job.path / "out").to_pandas(inputs=True)
+    seen = set()
+    for _, row in frame.iterrows():
+        for reason in row["reasons"]:
+            name = reason["feature"]
+            seen.add(name)
+            assert reason["contribution"] == pytest.approx(row[f"attr.{name}"])
+            if name in ids:
+                assert reason["value"] == str(row[name])
+    assert seen >= set(ids)
+    assert (frame["reasons_status"] == "certified").mean() > 0.8
+
+
+def test_a_shard_of_bad_rows_alone(job):
+    job.write_rows(a=[0.5] * 10 + [float("nan")] * 10)
+    frame = job.rows(job.run(accuracy=ADAPTIVE, output=reasons(when="f_input < 9")))
+    assert frame["reasons"].notna().tolist() == [True] * 10 + [False] * 10
