@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -273,6 +274,25 @@ def test_the_example_of_reason_codes_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(letters) == pytest.approx(193, abs=5)
     with (tmp_path / "letters.csv").open(newline="") as file:
         assert "reason_4_text" in next(csv.reader(file))
+    passed = '{kind: training, uri: applications.csv, where: "repaid = 1", draws: 16}'
+    found = credits_against(passed, tmp_path / "examples/credit")
+    assert (found["reasons_status"] == "certified").sum() == pytest.approx(187, abs=5)
+    two = "{kind: average, of: [{kind: mean}, {kind: median}]}"
+    found = credits_against(two, tmp_path / "examples/credit")
+    assert (found["reasons_agree"] == 1).mean() == pytest.approx(0.64, abs=0.03)
+
+
+def credits_against(baseline: str, folder: Path) -> pd.DataFrame:
+    """The rows with reasons, against a baseline that the text names."""
+    joined = " ".join(TEXTS["service/README.md"].split())
+    assert baseline in joined
+    text = (folder / "credit.yaml").read_text().replace(", until: reasons", "")
+    fields = parse_text(text, "credit.yaml") | {"baseline": parse_text(baseline, "README")}
+    trusted = Operator(trusted=("credit_model",))
+    manifest = run_job(
+        parse_spec(fields), base=str(folder), operator=trusted, cluster=Cluster("local")
+    )
+    return open_run(folder / "out" / manifest.run_id).reasons_wide()
 
 
 def test_the_spec_of_reason_codes_is_that_of_the_example():
