@@ -251,7 +251,10 @@ class GaussianBaseline(DrawnBaseline):
     """The row itself under Gaussian noise."""
 
     kind: Literal["gaussian"] = "gaussian"
-    sigma: float = Field(gt=0, description="Standard deviation of the noise, in model units.")
+    sigma: float = Field(gt=0, description="Standard deviation of the noise.")
+    units: Literal["model", "raw"] = Field(
+        "model", description="Of sigma; raw: divided by what divides the data."
+    )
     clip: bool = Field(True, description="Clipped to the input's `range`, which it needs then.")
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from integrand.schemas.specs.baselines import GaussianBaseline
@@ -30,9 +32,18 @@ class Gaussian(BaselineKind[GaussianBaseline]):
             draws=range(part.draws),
             count=prod(shape),
         )
-        around = noise.mul_(part.sigma).reshape(rows.rows, part.draws, *shape)
+        around = noise.reshape(rows.rows, part.draws, *shape).mul_(_sigma(part, rows))
         moved = around.add_(rows.values[:, None]).to(rows.dtype).flatten(0, 1)
         if not part.clip:
             return moved
         bounds = needed_bounds(rows, part.kind)
         return moved.clamp_(rows.placed(bounds.low), rows.placed(bounds.high))
+
+
+def _sigma(part: GaussianBaseline, rows: PlaceRows) -> Tensor | float:
+    """In model units; `[1, *shape]` float64 where it is given in raw ones."""
+    if part.units == "model":
+        return part.sigma
+    raw = np.full((1, *rows.shape.shape), part.sigma)
+    widths = np.abs(rows.to_model_units(raw) - rows.to_model_units(np.zeros_like(raw)))
+    return torch.from_numpy(widths).to(rows.values.device)

@@ -44,6 +44,15 @@ def test_gaussian_is_the_row_with_noise_and_clipped(made: Any, images: np.ndarra
         np.testing.assert_allclose(found[own], np.clip(moved, low, high), rtol=1e-14, atol=1e-15)
 
 
+def test_sigma_in_raw_units_is_divided_like_the_data(made: Any) -> None:
+    scaled = IMAGE | {"divide": 4, "mean": 7, "std": [2, -0.5]}
+    free = GAUSSIAN | {"clip": False}
+    (raw,) = made(scaled, baseline=free | {"sigma": 3, "units": "raw"})
+    for channel, sigma in enumerate((3 / 4 / 2, 3 / 4 / 0.5)):
+        (plain,) = made(scaled, baseline=free | {"sigma": sigma})
+        assert torch.allclose(raw[:, channel], plain[:, channel], rtol=1e-13, atol=1e-14)
+
+
 def test_shared_draws_are_one_set_for_all_rows(made: Any) -> None:
     (shared,) = made(RANGED, baseline=UNIFORM | {"shared": True})
     (fewer,) = made(RANGED, rows=[4, 2], baseline=UNIFORM | {"shared": True})
