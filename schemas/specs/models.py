@@ -61,7 +61,11 @@ class FactoryModel(ModelPart):
         default_factory=dict, description="Keyword arguments of the callable."
     )
     weights: str | None = Field(
-        None, description="A .safetensors file or a weights-only state dict (.pt, .pth)."
+        None,
+        description=(
+            "A .safetensors file, a weights-only state dict (.pt, .pth), or a checkpoint that holds"
+            " one (Lightning's .ckpt). Prefixes such as `module.` are left out where the rest fits."
+        ),
     )
     code: tuple[str, ...] = Field(
         (),

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from integrand.schemas.errors import DataError, SpecError
+from integrand.workers.models.checkpoints import fitting_state, memory_of
 
 
-def load_weights(module: nn.Module, name: str, data: bytes) -> None:
-    """Fill the module from a file of this name. Raises DataError for a file of something else,
-    SpecError for weights that are not the module's.
+def load_weights(module: nn.Module, name: str, data: bytes) -> tuple[str, ...]:
+    """Fill the module from a file of this name, and say what was done to its names for that.
+
+    Raises DataError for a file of something else, SpecError for weights that are not the module's.
     """
     try:
         state = (
@@ -29,6 +31,7 @@ def load_weights(module: nn.Module, name: str, data: bytes) -> None:
             seen=f"{type(error).__name__}: {str(error)[:200]}",
             next_step="save with safetensors.torch.save_model(model, ...)",
         ) from error
+    state, notes = fitting_state(module, state)
     try:
         _check_keys(module, module.load_state_dict(_with_tied(module, state), strict=False))
     except (
@@ -43,6 +46,7 @@ def load_weights(module: nn.Module, name: str, data: bytes) -> None:
             seen=str(error)[:400],
             next_step="save that module's own weights: safetensors.torch.save_model(model, ...)",
         ) from error
+    return notes
 
 
 def _check_keys(module: nn.Module, found: _IncompatibleKeys) -> None:
@@ -51,9 +55,9 @@ def _check_keys(module: nn.Module, found: _IncompatibleKeys) -> None:
     """
     own = module.state_dict(keep_vars=True)
     missing = set(found.missing_keys)
-    filled = {_memory(tensor) for name, tensor in own.items() if name not in missing}
+    filled = {memory_of(tensor) for name, tensor in own.items() if name not in missing}
     lacking = [
-        name for name in found.missing_keys if name not in own or _memory(own[name]) not in filled
+        name for name in found.missing_keys if name not in own or memory_of(own[name]) not in filled
     ]
     wrong = [
         f"{what} key(s): {', '.join(names[:8])}"
@@ -62,10 +66,6 @@ def _check_keys(module: nn.Module, found: _IncompatibleKeys) -> None:
     ]
     if wrong:
         raise RuntimeError("; ".join(wrong))
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _with_tied(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

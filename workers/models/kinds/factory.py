@@ -24,9 +24,10 @@ def load_factory(
 
     def build() -> tuple[Built, tuple[str, ...]]:
         module = _call(model)
+        notes: tuple[str, ...] = ()
         if model.weights is not None:
-            load_weights(module, model.weights, files[0])
-        notes = enter_eval(module, "the factory returned the model")
+            notes = load_weights(module, model.weights, files[0])
+        notes += enter_eval(module, "the factory returned the model")
         state = read_state(module)
         return Built(_placed(module, dtype, device), state), notes
 
