@@ -1,4 +1,4 @@
-"""The engine against Captum, the articles' loop, SHAP and the machine's own limit, on one thread.
+"""The engine against Captum, the articles' loop and the machine's own limit, on one thread.
 
 Run by `make bench`; prints the tables of workers/README.md. One process; in every round the limit
 and all contenders of a model take turns; medians and ranges are of per-round figures. Accuracy is
@@ -19,7 +19,7 @@ import torch
 import zoo
 from limits import prepare
 from memory import peak_bytes
-from peers import Captum, Contender, Integrand, Outcome, PlainLoop, Shap, best_sizes, tuned
+from peers import Captum, Contender, Integrand, Outcome, PlainLoop, best_sizes, tuned
 from references import Reference, reference, relative_error, relative_gap
 from sheet import Sheet, spread
 from zoo import Case, Missing
@@ -255,37 +255,6 @@ def loop_line(
     )
 
 
-def shap_sheet(rows: int, background: int) -> Sheet:
-    """SHAP by itself: expected gradients over several baselines, the mean over them of Integrated
-    Gradients.
-    """
-    case = zoo.mlp96("gelu", rows + background)
-    case, spare = case.take(slice(0, rows)), case.take(slice(rows, None)).inputs
-    contender = Shap(spare)
-    started = time.perf_counter()
-    outcome = contender(case)
-    seconds = time.perf_counter() - started
-    each = [reference(_against(case, baseline), 1e-3).attributions for baseline in spare.split(1)]
-    error = relative_error(outcome.attributions, torch.stack(each).mean(0))
-    cells = (
-        case.name,
-        contender.name,
-        f"{float(error.median()):.1%}",
-        f"{float(error.max()):.1%}",
-        f"{contender.samples}",
-        f"{rows / seconds:.3g}",
-    )
-    return Sheet(
-        "Expected gradients, for orientation: another question than the tables above answer",
-        ("model", "who", "median error", "max error", "evaluations/row", "rows/s"),
-        (cells,),
-    )
-
-
-def _against(case: Case, baseline: torch.Tensor) -> Case:
-    return Case(case.name, case.model, case.inputs, baseline, case.target)
-
-
 def _ratios(these: list[float], those: list[float]) -> list[float]:
     return [a / b for a, b in zip(these, those, strict=True)]
 
@@ -307,7 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--only", choices=[*BOUTS, "shap"], action="append", help="may be given several times"
+        "--only", choices=[*BOUTS], action="append", help="may be given several times"
     )
     parser.add_argument(
         "--smoke", action="store_true", help="a few rows, one round: whether it runs, not how fast"
@@ -315,16 +284,9 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = options.only or [*BOUTS, "shap"]
-    for name in chosen:
-        if name in BOUTS:
-            bout = BOUTS[name].reduced() if options.smoke else BOUTS[name]
-            sheet(bout, 1 if options.smoke else options.rounds).show(markdown=options.markdown)
-    if "shap" in chosen:
-        try:
-            shap_sheet(*((2, 4) if options.smoke else (16, 32))).show(markdown=options.markdown)
-        except Missing as missing:
-            print(missing)
+    for name in options.only or BOUTS:
+        bout = BOUTS[name].reduced() if options.smoke else BOUTS[name]
+        sheet(bout, 1 if options.smoke else options.rounds).show(markdown=options.markdown)
 
 
 if __name__ == "__main__":

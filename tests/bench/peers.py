@@ -192,8 +192,7 @@ class PlainLoop:
 
 @dataclass(frozen=True)
 class Shap:
-    """`shap.GradientExplainer`, its 200 samples: expected gradients over `background`, which is
-    another question.
+    """`shap.GradientExplainer`: expected gradients over `background`, by its 200 samples.
 
     Its attributions are those of a random choice of background rows and path points for each row.
     """
