@@ -92,7 +92,8 @@ class SaliencyMethod(GradientMethod):
 
     @property
     def signed(self) -> bool:
-        return not self.part.absolute
+        # a slope: which way more of the feature would push, not which way it did
+        return False
 
     def combine(self, gradients: Tensor, inputs: Tensor) -> Tensor:
         return gradients.abs() if self.part.absolute else gradients

@@ -29,6 +29,10 @@ class SmoothGradMethod(SampledMethod):
     def complete(self) -> bool:
         return False
 
+    @property
+    def signed(self) -> bool:
+        return self.part.times_input  # else slopes
+
     def first_stage(self, draws: int) -> Stage:
         most = self.most_evaluations
         return Stage(0, most if self.tolerance is None else min(ROUND, most))

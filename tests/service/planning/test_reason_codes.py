@@ -95,7 +95,9 @@ def test_inputs_without_names_have_no_reasons(job):
     ("method", "signed"),
     [
         ("saliency", False),
-        ({"kind": "saliency", "absolute": False}, True),
+        ({"kind": "saliency", "absolute": False}, False),
+        ({"kind": "smoothgrad", "sigma": 1.0}, False),
+        ({"kind": "smoothgrad", "sigma": 1.0, "times_input": True}, True),
         ("input_x_gradient", True),
     ],
 )
@@ -106,7 +108,7 @@ def test_a_method_without_sign_has_no_reasons(job, method, signed):
     if signed:
         check_reasons(spec, SHAPES, None)
         return
-    with pytest.raises(SpecError, match="method saliency, which gives magnitudes alone"):
+    with pytest.raises(SpecError, match="magnitudes alone, or slopes"):
         check_reasons(spec, SHAPES, None)
 
 

@@ -124,6 +124,8 @@ def test_methods_say_what_they_promise() -> None:
     of = {part.kind: method_of(Adaptive(), part) for part in (Saliency(), InputXGradient())}
     assert not any(method.complete for method in of.values())
     assert not of["saliency"].signed
-    assert method_of(Adaptive(), Saliency(absolute=False)).signed
+    assert not method_of(Adaptive(), Saliency(absolute=False)).signed
+    assert not method_of(Adaptive(), SmoothGrad(sigma=0.1)).signed
+    assert method_of(Adaptive(), SmoothGrad(sigma=0.1, times_input=True)).signed
     assert of["input_x_gradient"].signed
     assert method_of(Adaptive(), SmoothGrad(sigma=1)).random
