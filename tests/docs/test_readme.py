@@ -137,7 +137,7 @@ def test_every_block_of_code_is_tried_here():
     """Each is in a language whose blocks are run, parsed or accepted below."""
     languages = {w for text in TEXTS.values() for w in re.findall(r"^```(\w+)$", text, re.M)}
     assert languages == {"bash", "python", "toml", "yaml"}
-    assert len(blocks("yaml")) == 4
+    assert len(blocks("yaml")) == 5
     assert [b for b in blocks("python") if "attribute(" not in b and "open_run(" not in b] == []
 
 
@@ -238,6 +238,62 @@ def test_examples_of_ids_run(tmp_path: Path, example: int, name: str, columns: l
         assert [len(a) for a in found["attr.tokens"]] == [len(t) for t in tokens]
 
 
+GROUPS_MODEL = """
+import torch
+from torch import nn
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(4 + 3 * 20 * 20, 1)
+
+    def forward(self, features, pixels):
+        return torch.tanh(self.last(torch.cat([features, pixels.flatten(1)], 1)))
+
+def build():
+    torch.manual_seed(0)
+    return Both().eval()
+"""
+
+
+def test_the_example_of_groups_runs(tmp_path: Path):
+    """Each of the ways that it shows, the commented one too."""
+    (tmp_path / "groups_model.py").write_text(GROUPS_MODEL)
+    random = np.random.default_rng(0)
+    columns = ("street", "zip", "city", "age")
+    table = {c: random.normal(size=12) for c in columns}
+    table["image"] = random.normal(size=(12, 1200)).tolist()
+    table["segments"] = random.integers(0, 50, size=(12, 400)).tolist()
+    pq.write_table(pa.table({"id": range(12), **table}), tmp_path / "rows.parquet")
+    shown = blocks("yaml")[3]
+    superpixels = shown.replace("    pixels: {patches", "    # ").replace("# pixels:", "pixels:")
+    widths = {}
+    for name, text in {"patches": shown, "superpixels": superpixels}.items():
+        output = parse_text(text, "README")["output"] | {"uri": name}
+        spec = {
+            "kind": "attribute",
+            "name": "groups",
+            "source": {"uri": "rows.parquet", "row_id": "id"},
+            "model": {
+                "kind": "factory",
+                "entrypoint": "groups_model:build",
+                "code": ["groups_model.py"],
+            },
+            "inputs": [
+                {"name": "features", "columns": list(columns)},
+                {"name": "pixels", "column": "image", "shape": [3, 20, 20]},
+            ],
+            "output": output,
+        }
+        trusted = Operator(trusted=("groups_model",))
+        run_job(parse_spec(spec), base=str(tmp_path), operator=trusted, cluster=Cluster("local"))
+        found = open_run(tmp_path / name).to_pandas()
+        attributed = [c for c in found.columns if c.startswith("attr.")]
+        assert attributed == ["attr.address", "attr.age", "attr.pixels"]
+        widths[name] = len(found["attr.pixels"][0])
+    assert widths == {"patches": 4, "superpixels": 50}
+
+
 def test_query_example_runs(finished_run):
     example = next(b for b in blocks("python") if "open_run(" in b)
     scope: dict[str, object] = {}
@@ -296,7 +352,7 @@ def credits_against(baseline: str, folder: Path) -> pd.DataFrame:
 
 
 def test_the_spec_of_reason_codes_is_that_of_the_example():
-    shown = parse_text(blocks("yaml")[3], "README")
+    shown = parse_text(blocks("yaml")[4], "README")
     whole = parse_text((ROOT / "examples/credit/credit.yaml").read_text(), "credit.yaml")
     assert shown.items() <= whole.items()
     parse_spec(whole)

@@ -5,6 +5,7 @@ up to rounding.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,14 @@ from numpy.typing import NDArray
 from integrand.schemas.specs.output import TopKStore
 from integrand.service.checks.findings import Check, Finding, Remark
 from integrand.service.checks.rows.stored import ShardEvidence
-from integrand.workers.shards.output import attributed, attribution_sums, loses, stored_dtype
+from integrand.workers.shards.output import (
+    attributed,
+    attribution_sums,
+    blocks,
+    input_sums,
+    loses,
+    stored_dtype,
+)
 
 Floats = NDArray[np.float64]
 
@@ -28,6 +36,10 @@ def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
         # of attributions as they were before they were rounded to another type, where they were
         rounded = single if loses(shard.plan) else 0.0
         yield from _off_remarks(shard, "attribution_sum", stored - total, double + rounded)
+    of_groups = _group_sums(shard)
+    if of_groups is not None:
+        off = stored - of_groups
+        yield from _off_remarks(shard, "attribution_sum", off, double + single, "groups")
     # the gap was taken before the attributions were rounded to the type of their columns
     yield from _off_remarks(shard, "gap", left, double + single)
 
@@ -35,14 +47,28 @@ def _remarks(shard: ShardEvidence) -> Iterator[Remark]:
 CHECK = Check("sums", "sums and gaps are what the other columns amount to", _remarks)
 
 
-def _off_remarks(shard: ShardEvidence, name: str, off: Floats, allowed: Floats) -> Iterator[Remark]:
+def _group_sums(shard: ShardEvidence) -> Floats | None:
+    """Σ of the groups that stand beside their features; None where none do."""
+    results = shard.results
+    pairs = zip_longest(results.rows.attributions, results.lengths)
+    roles = [block.role for block in blocks(shard.plan)]
+    grouped = [pair for role, pair in zip(roles, pairs, strict=True) if role == "group"]
+    if not grouped:
+        return None
+    sums = [input_sums(values, lengths) for values, lengths in grouped]
+    return np.asarray(np.sum(sums, axis=0))
+
+
+def _off_remarks(
+    shard: ShardEvidence, name: str, off: Floats, allowed: Floats, others: str = "other columns"
+) -> Iterator[Remark]:
     wrong = shard.results.rows.attributed & ~(np.abs(off) <= allowed)
     if wrong.any():
         row = int(wrong.argmax())
         value = shard.stored.table[name][row].as_py()
         yield Finding(
             f"{shard.where} column {name}",
-            "what the row's other columns amount to, up to rounding",
+            f"what the row's {others} amount to, up to rounding",
             f"{value!r} in row {row}, off by {off[row]:.3g}; {int(wrong.sum())} rows",
         )
 

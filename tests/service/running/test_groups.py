@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import RunManifest
 from integrand.schemas.specs.job import parse_spec
 from integrand.schemas.tables import RowStatus
 from integrand.service.checks.verify import verify_run
+from integrand.service.reports.rows import show_row
+from integrand.service.reports.spreadsheet import write_csv
 from integrand.service.runs.query import Run, open_run
 from tests.plugins.jobs import COLUMNS, JobFolder
+from tests.plugins.tampering import Tampered, replaced
 from tests.plugins.texts import text_fields, text_table
 
 ADAPTIVE = {"kind": "adaptive", "tolerance": 1e-3}
@@ -64,6 +72,75 @@ def test_groups_beside_their_features(job: JobFolder) -> None:
     np.testing.assert_allclose(frame["group.theme"], expected, atol=1e-6)
     assert not any("." in name for name in run.worst().columns)
     assert len(run.where('"group.theme" > 0')) == (frame["group.theme"] > 0).sum()
+
+
+def test_float16_is_relative_to_the_sums(job: JobFolder) -> None:
+    accuracy = {"kind": "adaptive", "tolerance": 1e-1}
+    _, whole = run_with(job, "whole", output={"groups": THEME}, accuracy=accuracy)
+    output = {"groups": THEME, "dtype": "float16"}
+    manifest, run = run_with(job, "half", output=output, accuracy=accuracy)
+    verified(job, manifest, "half")
+    exact = whole.to_pandas()[["attr.theme", "attr.b"]].to_numpy(np.float64)
+    moved = np.abs(exact.astype(np.float16) - exact).sum(1) / np.abs(exact).sum(1)
+    expected = whole.to_pandas()["error_estimate"] + moved
+    np.testing.assert_allclose(run.to_pandas()["error_estimate"], expected, rtol=1e-9)
+
+
+def test_mean_gradients_are_stored_as_computed(job: JobFolder) -> None:
+    manifest, run = run_with(job, output={"mean_gradients": True, "dtype": "float16"})
+    verified(job, manifest)
+    types = {name: str(run.schema.field(name).type) for name in run.schema.names}
+    stored = pq.read_schema(job.objects(manifest)[0])
+    assert types["mean_gradient.a"] == str(stored.field("mean_gradient.a").type) == "float"
+    assert str(stored.field("attr.a").type) == "halffloat"
+
+
+def test_the_largest_of_groups(job: JobFolder) -> None:
+    output = {"groups": THEME, "store": {"kind": "top_k", "k": 1}}
+    _, whole = run_with(job, "whole", output={"groups": {"theme": ["c", "a"], "other": ["b"]}})
+    output["groups"] = {"theme": ["c", "a"], "other": ["b"]}
+    manifest, run = run_with(job, output=output)
+    verified(job, manifest)
+    frame, values = run.to_pandas(), whole.to_pandas()[["attr.theme", "attr.other"]].to_numpy()
+    place = np.argmax(np.abs(values), 1)
+    assert [p[0] for p in frame["index.groups"]] == place.tolist()
+    assert [v[0] for v in frame["attr.groups"]] == values[np.arange(20), place].tolist()
+    assert set(run.top_features()["feature"]) == {"theme", "other"}
+
+
+def test_rows_are_shown_and_written_with_their_groups(job: JobFolder) -> None:
+    _, run = run_with(job, output={"groups": THEME})
+    text = io.StringIO()
+    show_row(Console(file=text, width=200), run, "3", 5)
+    assert " theme " in text.getvalue()
+    text = io.StringIO()
+    assert write_csv(text, run.tables()) == 20
+    frame = pd.read_csv(io.StringIO(text.getvalue()))
+    np.testing.assert_allclose(frame["attr.theme"], run.to_pandas()["attr.theme"])
+
+
+def test_groups_and_their_order_are_part_of_the_id(job: JobFolder) -> None:
+    outputs: list[dict[str, Any]] = [
+        {},
+        {"groups": THEME},
+        {"groups": {"theme": ["c", "a"], "other": ["b"]}},
+        {"groups": {"other": ["b"], "theme": ["c", "a"]}},
+        {"groups": THEME, "with_features": True},
+        {"mean_gradients": True},
+    ]
+    ids = [job.plan(output={"uri": "out", **output}).run_id for output in outputs]
+    assert len(set(ids)) == len(outputs)
+    assert job.plan(output={"uri": "elsewhere", "groups": THEME}).run_id == ids[1]
+
+
+def test_groups_that_do_not_add_up_are_found(job: JobFolder) -> None:
+    output = {"groups": THEME, "with_features": True}
+    manifest, _ = run_with(job, output=output)
+    run = Tampered(Path(job.run_uri(manifest).path))
+    table = replaced(run.table(0), "group.theme", 3, 12.5)
+    run.recount(0, table)
+    found = verify_run(job.run_uri(manifest), sample=0)
+    assert any("groups amount to" in str(finding) for finding in found.findings)
 
 
 # --- tensors -------------------------------------------------------------------------------------
@@ -158,6 +235,21 @@ def test_maps_that_rows_bring(images: JobFolder) -> None:
     for row in range(20):
         expected = [whole[row][:, maps[row] == group].sum() for group in range(5)]
         np.testing.assert_allclose(found[row], expected, atol=2e-3)
+
+
+def test_maps_of_text_sources(images: JobFolder) -> None:
+    table = images.rows_of("rows.parquet")
+    groups = {"image": {"column": "segments", "count": 5}}
+    _, parquet = run_with(images, "parquet", output={"groups": groups}, **IMAGES)
+    lines = []
+    for row in range(20):
+        own = {name: table[name][row].tolist() for name in ("id", "pixels", "segments")}
+        lines.append(json.dumps(own))
+    (images.path / "data" / "rows.parquet").unlink()
+    (images.path / "data" / "rows.jsonl").write_text("\n".join(lines))
+    _, text = run_with(images, "text", output={"groups": groups}, **IMAGES)
+    one, other = (np.stack(run.to_pandas()["attr.image"].tolist()) for run in (parquet, text))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_equal_rows_with_other_maps_are_other_rows(images: JobFolder) -> None:

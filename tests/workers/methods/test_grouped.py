@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive, Exact, FixedSteps
+from integrand.schemas.specs.methods import ExpectedGradients
 from integrand.schemas.tables import Role, RowStatus
+from integrand.workers.engine.prepared import Prepared
 from integrand.workers.engine.results import Explained
 from integrand.workers.engine.verdicts import CODES
 from integrand.workers.methods.arguments import row_tensors
@@ -19,6 +22,8 @@ from integrand.workers.methods.attribution import prepared_for
 from integrand.workers.methods.explaining import explain
 from integrand.workers.methods.table import method_of
 from integrand.workers.models.reporting import Reporting
+from integrand.workers.models.row_tensors import RowTensors, keys_of_rows
+from integrand.workers.rewriting.hoisting import hoist
 from tests.toys import rows
 from tests.workers.methods.models import network
 from tests.workers.methods.test_adaptive import composite
@@ -46,7 +51,8 @@ def found(
         reporting = Reporting(roles=roles, shapes=shapes, members=members, sums=sums)
         tensors = replace(tensors, reporting=reporting)
         method = method_of(accuracy or Adaptive())
-        prepared = prepared_for(forward, tensors, method)
+        known = isinstance(forward, Prepared)
+        prepared = forward if known else prepared_for(forward, tensors, method)
         return explain(prepared, tensors, method, batch_rows=batch_rows)
 
 
@@ -176,6 +182,83 @@ def test_groups_beside_features() -> None:
     assert torch.equal(got.attributions[1], instead.attributions[0])
     np.testing.assert_array_equal(got.numbers["error_estimate"], instead.numbers["error_estimate"])
     torch.testing.assert_close(summed(got.attributions[0][:, 0]), got.attributions[1][:, 0])
+
+
+# --- other ways to evaluate ----------------------------------------------------------------------
+
+
+def model(activation: type[nn.Module] = nn.Tanh) -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(3, 24), activation(), nn.Linear(24, 1)).double().eval()
+
+
+def test_behind_a_hoisted_prefix_sums_are_of_features() -> None:
+    x = rows(12)
+    with torch.inference_mode(False):
+        prepared = Prepared(model(), hoist(model(), (x,)))
+    assert prepared.hoisted is not None
+    roles: tuple[Role, ...] = ("attr", "group", "mean_gradient")
+    plainly, behind = found(model(), x, roles=roles), found(prepared, x, roles=roles)
+    for one, other in zip(plainly.attributions, behind.attributions, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+DRAWS = 4
+STARTS = torch.randn(DRAWS, 3, generator=torch.Generator().manual_seed(7), dtype=F64)
+
+
+def over_draws(
+    x: Tensor, accuracy: Any, part: Any = None, roles: tuple[Role, ...] = ("attr",)
+) -> Explained:
+    reporting = Reporting(roles=roles, shapes=tuple((2,) for _ in roles), members=TOGETHER, sums=2)
+    keys = keys_of_rows([x])
+    tensors = RowTensors((x,), (STARTS,), (), None, draws=DRAWS, keys=keys, reporting=reporting)
+    method = method_of(accuracy, part) if part else method_of(accuracy)
+    with torch.inference_mode(False):
+        return explain(Prepared(model()), tensors, method, batch_rows=32)
+
+
+def naive(x: Tensor) -> Tensor:
+    """Of each baseline, added up by group: `[draws, rows, sums]`."""
+    found = []
+    for start in STARTS:
+        forward = partial(_from, model(), start)
+        found.append(summed(composite(forward, x - start, np.linspace(0, 1, 17))))
+    return torch.stack(found)
+
+
+def _from(forward: nn.Module, start: Tensor, moved: Tensor) -> Tensor:
+    out: Tensor = forward(start + moved)
+    return out
+
+
+def test_means_over_draws() -> None:
+    x = rows(8)
+    got = over_draws(x, Adaptive(tolerance=1e-5), roles=("attr", "spread"))
+    by_draw = naive(x)
+    expected = by_draw.mean(0)
+    error = (got.attributions[0][:, 0] - expected).abs().sum(1) / expected.abs().sum(1)
+    assert (got.codes == CODES[RowStatus.ok]).all()
+    assert (error.numpy() <= got.numbers["error_estimate"][:, 0]).all()
+    spread = by_draw.std(0, correction=0)
+    torch.testing.assert_close(got.attributions[1][:, 0], spread, rtol=1e-4, atol=1e-6)
+    apart = (by_draw - by_draw.mean(0)).abs().sum(2).square().mean(0).sqrt()
+    baseline_spread = torch.from_numpy(got.optional["baseline_spread"][:, 0])
+    torch.testing.assert_close(baseline_spread, apart / expected.abs().sum(1), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("sampling", ["product", "stratified", "iid"])
+def test_expected_gradients(sampling: Any) -> None:
+    x = rows(8)
+    accuracy = Adaptive(tolerance=0.05, max_evaluations=8192)
+    got = over_draws(x, accuracy, ExpectedGradients(sampling=sampling))
+    expected = naive(x).mean(0)
+    error = (got.attributions[0][:, 0] - expected).abs().sum(1) / expected.abs().sum(1)
+    estimate = got.numbers["error_estimate"][:, 0]
+    ok = got.codes[:, 0] == CODES[RowStatus.ok]
+    assert ok.sum() >= 6
+    assert (estimate[ok] <= 0.05).all()
+    assert (error.numpy() <= 2 * estimate).all()
 
 
 # --- mean gradients ------------------------------------------------------------------------------
