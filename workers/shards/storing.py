@@ -4,16 +4,18 @@ what that costs told.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from integrand.schemas.records import Plan
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.row_results import Floats
+from integrand.workers.engine.row_results import OPTIONAL_FILLS, Floats, RowResults
 from integrand.workers.shards.layouts import Values
 from integrand.workers.shards.output import (
     ROUNDED,
@@ -89,8 +91,17 @@ def _rounded(plan: Plan, results: Results, dtype: str, tolerance: float | None) 
         error_estimate=np.where(beyond, np.nan, error),
         status=status,
         reason=reason,
+        optional=_without(rows, beyond),
     )
     return replace(results, rows=changed)
+
+
+def _without(rows: RowResults, lost: NDArray[np.bool_]) -> Mapping[str, NDArray[Any]]:
+    """The optional columns, in which lost rows have what stands there before anything is known."""
+    columns = {name: column.copy() for name, column in rows.optional.items()}
+    for name, column in columns.items():
+        column[lost] = OPTIONAL_FILLS[name]
+    return MappingProxyType(columns)
 
 
 def _overflows(attributions: Sequence[Values]) -> NDArray[np.bool_]:

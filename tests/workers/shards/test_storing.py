@@ -168,9 +168,15 @@ def test_what_float16_cannot_hold_is_no_attribution(planned: Callable[..., Plan]
     whole = made_results(ROWS)
     first = whole.rows.attributions[0].copy()
     first[4, 1] = 7e4
-    whole = with_columns(whole, attributions=(first, whole.rows.attributions[1]))
+    known = {"baseline_spread": np.ones(ROWS), "reasons_status": np.full(ROWS, "certified", object)}
+    others = (first, whole.rows.attributions[1])
+    whole = with_columns(whole, attributions=others, optional=known)
     plan = planned(dtype="float16")
     found = as_stored(plan, whole, None)
+    assert found.rows.optional["reasons_status"][3:6].tolist() == ["certified", None, "certified"]
+    assert np.isnan(found.rows.optional["baseline_spread"]).tolist() == [
+        i == 4 for i in range(ROWS)
+    ]
     assert found.rows.status[4] == RowStatus.nonfinite
     assert "does not fit float16" in found.rows.reason[4]
     assert np.isnan([found.rows.gap[4], found.rows.error_estimate[4]]).all()
