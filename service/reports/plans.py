@@ -21,6 +21,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     """Shards, rows, cost and the frozen numerical choices."""
     facts = [
         *_amounts(plan),
+        *_baselines(plan),
         *_costs(plan),
         *_step_batch(plan.numerics),
         *_integral(plan),
@@ -41,6 +42,17 @@ def _amounts(plan: Plan) -> Facts:
     facts.append(("targets per row", f"{plan.targets_per_row:,}"))
     if not isinstance(plan.spec.method, IntegratedGradients):
         facts.append(("method", plan.spec.method.title))
+    return facts
+
+
+def _baselines(plan: Plan) -> Facts:
+    """How many a row has, and what was found for them over all the data."""
+    facts = []
+    if plan.spec.draws > 1:
+        facts.append(("baselines per row", f"{plan.spec.draws:,}"))
+    for name, file in plan.prepasses.items():
+        exact = " (exact)" if name == "median" else ""
+        facts.append(("found before", f"{name}{exact}, sha256 {file.sha256[:16]}…"))
     return facts
 
 

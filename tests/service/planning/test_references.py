@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.record import dump
 from integrand.schemas.records import Plan
 from integrand.service.planning.runid import stored_run_id
+from integrand.service.reports.plans import show_plan
 from integrand.workers.data.prepasses.found import read_prepasses
 from integrand.workers.storage.store import Store
 from tests.plugins.jobs import COLUMNS, JobFolder
@@ -131,3 +135,14 @@ def test_two_datasets_that_differ_in_nothing_else_are_refused(job: JobFolder) ->
     ]
     with pytest.raises(SpecError, match=r"baseline\.uri(.|\n)*another seed"):
         job.plan(ingest=True, inputs=halves)
+
+
+def test_a_plan_shows_its_baselines(job: JobFolder) -> None:
+    members = [{"kind": "median"}, TRAINING]
+    plan = job.plan(ingest=True, baseline={"kind": "average", "of": members})
+    written = StringIO()
+    show_plan(Console(file=written, width=120), plan)
+    shown = written.getvalue()
+    assert re.search(r"baselines per row\s+5\b", shown)
+    assert re.search(r"found before\s+median \(exact\), sha256 [0-9a-f]{16}", shown)
+    assert re.search(r"found before\s+training-[0-9a-f]{16}, sha256 [0-9a-f]{16}", shown)
