@@ -29,11 +29,12 @@ class Reasons(Part):
         None,
         description=(
             "CSV file with the columns `feature_or_group,code,text`. Contributions of one code are"
-            " added first. Null: every feature is a code of its own, without a text."
+            " added first; a group of `output.groups` stands for its features. Null: every feature"
+            " is a code of its own, without a text."
         ),
     )
     exclude: tuple[str, ...] = Field(
-        (), description="Features that are never given as a reason; they need no code."
+        (), description="Features or groups that are never given as a reason; they need no code."
     )
     prohibited: tuple[str, ...] = Field(
         (),

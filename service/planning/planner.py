@@ -121,7 +121,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
         job = survey(request, pool)
         check_reasons(spec, job.shapes, codes)
         varying = any(shape.varying for shape in job.shapes)
-        among = candidates_of(spec.output.reasons, job.shapes, codes)
+        among = candidates_of(spec.output, job.shapes, codes)
         findings = examine(spec, job.forward, job.sample, varying=varying, candidates=among)
     if job.device == "cuda":
         torch.cuda.empty_cache()  # what was tried in here is for workers to take

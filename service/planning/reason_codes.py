@@ -13,12 +13,13 @@ import pyarrow as pa
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape, Plan, ReasonCodes, ReasonLine
 from integrand.schemas.specs.job import AttributeSpec
+from integrand.schemas.specs.part import repeated
 from integrand.schemas.specs.reasons import Reasons
 from integrand.schemas.uris import Uri
 from integrand.workers.data.conditions import check_repeatable, matching_rows, sandbox
 from integrand.workers.data.values import arrow_type, widened
 from integrand.workers.methods.table import method_of
-from integrand.workers.reason_codes.candidates import named_features
+from integrand.workers.reason_codes.candidates import named_features, of_features
 from integrand.workers.shards.output import REASON_COLUMNS, planned_schema
 from integrand.workers.storage.store import Store
 
@@ -89,10 +90,13 @@ def check_reasons(
             seen=f"input `{unnamed}`, whose attributions are one list",
             next_step="read its features from `columns`, or leave out output.reasons",
         )
+    known = [*features, *spec.output.feature_groups]
     for field in ("exclude", "prohibited"):
-        _check_known(f"{_REASONS}.{field}", getattr(asked, field), features)
+        _check_known(f"{_REASONS}.{field}", getattr(asked, field), known)
     if codes is not None:
-        _check_known(_CODES, [line.feature for line in codes.lines], features)
+        _check_known(_CODES, [line.feature for line in codes.lines], known)
+    asked, codes = of_features(spec.output, asked, codes)
+    if codes is not None:
         _check_coded(asked, features, codes)
     if set(features) <= {*asked.exclude}:
         raise SpecError(
@@ -110,20 +114,28 @@ def _check_sign(spec: AttributeSpec) -> None:
         )
 
 
-def _check_known(where: str, names: Sequence[str], features: Sequence[str]) -> None:
+def _check_known(where: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
-        if name not in features:
-            near = difflib.get_close_matches(name, features, 1, 0.5) or list(features[:5])
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.5) or list(known[:5])
             raise SpecError(
                 where,
-                expected="names of features",
+                expected="names of features, or of groups of them",
                 seen=f"`{name}`",
                 next_step=f"did you mean {' or '.join(f'`{n}`' for n in near)}?",
             )
 
 
 def _check_coded(asked: Reasons, features: Sequence[str], codes: ReasonCodes) -> None:
-    coded = {line.feature for line in codes.lines}
+    lines = [line.feature for line in codes.lines]
+    coded, twice = set(lines), repeated(lines)
+    if twice:
+        raise SpecError(
+            _CODES,
+            expected="one line for a feature: its own, or that of its group",
+            seen=f"both for `{twice[0]}`",
+            next_step="take one of them out",
+        )
     missing = [name for name in features if name not in coded | {*asked.exclude, *asked.prohibited}]
     if missing:
         raise SpecError(

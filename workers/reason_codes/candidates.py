@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from integrand.schemas.records import InputShape, Plan, ReasonCodes
+from integrand.schemas.specs.output import Output
 from integrand.schemas.specs.reasons import Reasons
 
 Floats = NDArray[np.float64]
@@ -107,14 +108,36 @@ def candidates(features: Sequence[str], asked: Reasons, codes: ReasonCodes | Non
 
 def planned_candidates(plan: Plan) -> Candidates | None:
     """What may be a reason in a run; None where it gives none."""
-    return candidates_of(plan.spec.output.reasons, plan.inputs, plan.reason_codes)
+    return candidates_of(plan.spec.output, plan.inputs, plan.reason_codes)
 
 
 def candidates_of(
-    asked: Reasons | None, shapes: Sequence[InputShape], codes: ReasonCodes | None
+    output: Output, shapes: Sequence[InputShape], codes: ReasonCodes | None
 ) -> Candidates | None:
     """What may be a reason among the features of inputs; None where none are asked for."""
     features = named_features(shapes)
-    if asked is None or features is None:
+    if output.reasons is None or features is None:
         return None
-    return candidates(features, asked, codes)
+    asked, lines = of_features(output, output.reasons, codes)
+    return candidates(features, asked, lines)
+
+
+def of_features(
+    output: Output, asked: Reasons, codes: ReasonCodes | None
+) -> tuple[Reasons, ReasonCodes | None]:
+    """The same, with the features of each group in place of its name."""
+
+    def features(name: str) -> tuple[str, ...]:
+        group = output.feature_groups.get(name)
+        return (name,) if group is None else group.features
+
+    def each(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(feature for name in names for feature in features(name))
+
+    named = {"exclude": each(asked.exclude), "prohibited": each(asked.prohibited)}
+    if codes is not None:
+        lines = []
+        for line in codes.lines:
+            lines += [line.model_copy(update={"feature": own}) for own in features(line.feature)]
+        codes = codes.model_copy(update={"lines": tuple(lines)})
+    return asked.model_copy(update=named), codes

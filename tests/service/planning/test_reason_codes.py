@@ -77,6 +77,27 @@ def test_words_within_quotes_are_no_calls(job):
     planned(job, when="""status <> 'random()' and abs(gap) < 1 and "attr.a" < 1""")
 
 
+@pytest.mark.parametrize(
+    ("codes", "fields", "told"),
+    [
+        (HEADER + "ab,AB,both\nb,B,two\nc,C,three\n", {}, "both for `b`"),
+        (HEADER + "ab,AB,both\n", {}, "none for `c`"),
+        (HEADER + "ab,AB,both\nc,C,three\n", {"prohibited": ["b"]}, "a line for `b`"),
+        (None, {"prohibited": ["abc"]}, "did you mean `ab`?"),
+        (None, {"exclude": ["ab", "c"]}, "all excluded"),
+    ],
+)
+def test_a_group_stands_for_its_features(job, codes, fields, told):
+    asked = {"toward": "lower"} | fields
+    if codes is not None:
+        (job.path / "codes.csv").write_text(codes)
+        asked["codes"] = "codes.csv"
+    output = {"uri": "out", "reasons": asked, "groups": {"ab": ["a", "b"]}, "with_features": True}
+    with pytest.raises(SpecError) as caught:
+        job.plan(accuracy={"kind": "adaptive"}, output=output)
+    assert told in str(caught.value)
+
+
 def test_features_without_a_line_may_be_excluded_or_prohibited(job):
     plan = planned(job, HEADER + "a,A,one\n", exclude=["b"], prohibited=["c"])
     assert len(plan.reason_codes.lines) == 1

@@ -77,6 +77,33 @@ def test_codes_are_added_up_and_frozen_in_the_plan(job):
     assert job.plan(accuracy=ADAPTIVE, output=output).run_id != plan.run_id
 
 
+GROUPED = {"groups": {"ab": ["a", "b"]}, "with_features": True}
+
+
+@pytest.mark.parametrize("until", ["tolerance", "reasons"])
+def test_a_code_may_name_a_group(job, until):
+    (job.path / "codes.csv").write_text("feature_or_group,code,text\nab,AB,both\nc,C,third\n")
+    accuracy = ADAPTIVE | {"until": until}
+    frame = job.rows(job.run(accuracy=accuracy, output=reasons(codes="codes.csv", k=1) | GROUPED))
+    for _, row in frame.iterrows():
+        sums = {"AB": row["group.ab"], "C": row["attr.c"]}
+        least = min(sums, key=sums.get)
+        expected = [(least, pytest.approx(sums[least]))] if sums[least] < 0 else []
+        assert [(one["code"], one["contribution"]) for one in row["reasons"]] == expected
+        assert all(one["feature"] in "abc" for one in row["reasons"])
+    assert (frame["reasons_status"] == "certified").sum() > 10
+
+
+def test_a_group_may_be_prohibited_or_excluded(job):
+    manifest = job.run(accuracy=ADAPTIVE, output=reasons(k=1, prohibited=["ab"]) | GROUPED)
+    for _, row in job.rows(manifest).iterrows():
+        largest = min(row[f"attr.{name}"] for name in "abc")
+        assert (row["reasons_status"] == "prohibited") == (largest < min(0, row["attr.c"]))
+    assert manifest.reasons["prohibited"] > 0
+    frame = job.rows(job.run(accuracy=ADAPTIVE, output=reasons(exclude=["ab"]) | GROUPED))
+    assert {one["feature"] for given in frame["reasons"] for one in given} == {"c"}
+
+
 def test_when_chooses_rows_and_bad_ones_have_none(job):
     table = job.rows_of("rows.parquet")
     table.loc[3, "a"] = np.nan
