@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.records import InputShape, Slice
-from integrand.workers.data.conditions import matching_rows, sandbox
+from integrand.workers.data.conditions import check_repeatable, matching_rows, sandbox
 from integrand.workers.data.inputs.ids import PADDING
 from integrand.workers.data.prepasses.base import Arrays, PrePass, Scan
 from integrand.workers.data.reading import row_ids
@@ -74,11 +74,14 @@ class Selection(PrePass[Candidates]):
     inputs_alone = True
 
     def check_columns(self, schema: pa.Schema) -> None:
-        """SpecError for an expression that cannot be evaluated over the dataset's columns."""
+        """SpecError for an expression that cannot be evaluated over the dataset's columns, or that
+        may be true of other rows tomorrow.
+        """
         if self.where is not None:
             with sandbox() as connection:
                 where = f"baseline.where `{self.where}`"
                 matching_rows(connection, schema.empty_table(), self.where, where)
+                check_repeatable(connection, self.where, where)
 
     def partial(self, scan: Scan, file: int, row_group: int) -> Candidates:
         found: list[Place] = []
