@@ -128,7 +128,7 @@ class Lists(Layout):
 
 
 AT_ONCE = 1 << 20
-"""Numbers that are put in order at once."""
+"""Numbers of which copies are there at once."""
 WIDE = 256
 """Numbers of a row from which on those that cannot be among the largest are left out first."""
 

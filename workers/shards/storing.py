@@ -4,7 +4,8 @@ what that costs told.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from integrand.schemas.records import Plan
 from integrand.schemas.tables import RowStatus
 from integrand.workers.engine.row_results import OPTIONAL_FILLS, Floats, RowResults
-from integrand.workers.shards.layouts import Values
+from integrand.workers.shards.layouts import AT_ONCE, Values
 from integrand.workers.shards.output import (
     ROUNDED,
     attribution_sums,
@@ -114,13 +115,21 @@ def _moved(results: Results, narrow: Sequence[Values], which: Sequence[int]) -> 
     """By how much rounding moves some blocks of each row, relative to their L1 norm; 0 where there
     is nothing to move.
     """
-    distances, sizes = [], []
+    size, distance = np.zeros((2, len(results.rows.status)))
     blocks_of_all = zip_longest(results.rows.attributions, narrow, results.lengths)
     for values, rounded, lengths in [each for i, each in enumerate(blocks_of_all) if i in which]:
-        with np.errstate(invalid="ignore"):
-            apart = np.abs(rounded.astype(values.dtype) - values)
-        distances.append(input_sums(apart, lengths))
-        sizes.append(input_sums(np.abs(values), lengths))
-    distance, size = np.sum(distances, axis=0), np.sum(sizes, axis=0)
+        for rows in _parts(values):
+            own = None if lengths is None else lengths[rows]
+            with np.errstate(invalid="ignore"):
+                apart = np.abs(rounded[rows].astype(values.dtype) - values[rows])
+            distance[rows] += input_sums(apart, own)
+            size[rows] += input_sums(np.abs(values[rows]), own)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(distance == 0, 0.0, distance / size)
+
+
+def _parts(values: Values) -> Iterator[slice]:
+    """Some rows after the other, of which float64 copies take little."""
+    at_once = max(1, AT_ONCE // max(1, math.prod(values.shape[1:])))
+    for start in range(0, len(values), at_once):
+        yield slice(start, start + at_once)

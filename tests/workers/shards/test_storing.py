@@ -135,8 +135,12 @@ def test_varying_rows_are_read_back(planned: Callable[..., Plan]) -> None:
     assert shard_digest(again) == shard_digest(found)
 
 
+@pytest.mark.parametrize("at_once", [1, 1 << 20])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_rounding_is_measured_in_each_row(planned: Callable[..., Plan], dtype: str) -> None:
+def test_rounding_is_measured_in_each_row(
+    planned: Callable[..., Plan], dtype: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("integrand.workers.shards.storing.AT_ONCE", at_once)
     whole = made_results(ROWS)
     found = as_stored(planned(dtype=dtype), whole, None)
     for row in np.flatnonzero(whole.rows.attributed).tolist():
