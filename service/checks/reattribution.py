@@ -129,7 +129,8 @@ def _compared(job: Job, folder: RunFolder, shard: Shard, rows: list[int]) -> Aga
         _same_bits if exactly else partial(_close, tolerance=tolerance, first=attributed(job.plan))
     )
     differ = [i for i in range(len(numbers)) if not same(then, now, i)]
-    remarks = tuple(_finding(str(place), then, now, i) for i in differ)
+    first = attributed(job.plan)
+    remarks = tuple(_finding(str(place), then, now, i, first) for i in differ)
     bitwise = len(chosen) if exactly else 0
     return Again(len(chosen), bitwise, remarks)
 
@@ -205,18 +206,19 @@ def _close(then: Results, now: Results, row: int, *, tolerance: float, first: in
     return bool(distance <= allowed * norm)
 
 
-def _finding(place: str, then: Results, now: Results, row: int) -> Finding:
+def _finding(place: str, then: Results, now: Results, row: int, first: int) -> Finding:
     return Finding(
         f"{place} row_id {plain_value(then.row_id[row])!r} target {then.target[row].as_py()}",
-        f"what the plan's model gives: {_described(now, row)}",
-        f"{_described(then, row)}, as stored",
+        f"what the plan's model gives: {_described(now, row, first)}",
+        f"{_described(then, row, first)}, as stored",
         _NEXT,
     )
 
 
-def _described(results: Results, row: int) -> str:
+def _described(results: Results, row: int, first: int) -> str:
+    """A row in few words; its attributions are the first blocks."""
     rows = results.rows
-    values = results.values(row)
+    values = results.values(row)[:first]
     total = sum(float(v.sum(dtype=np.float64)) for v in values)
     size = sum(float(np.abs(v).sum(dtype=np.float64)) for v in values)
     return (

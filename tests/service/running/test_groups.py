@@ -17,10 +17,14 @@ from rich.console import Console
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import RunManifest
 from integrand.schemas.specs.job import parse_spec
+from integrand.schemas.specs.output import Output
 from integrand.schemas.tables import RowStatus
 from integrand.service.checks.verify import verify_run
+from integrand.service.cluster import Cluster
+from integrand.service.operator import Operator
 from integrand.service.reports.rows import show_row
 from integrand.service.reports.spreadsheet import write_csv
+from integrand.service.running.jobs import run_job
 from integrand.service.runs.query import Run, open_run
 from tests.plugins.jobs import COLUMNS, JobFolder
 from tests.plugins.tampering import Tampered, replaced
@@ -381,6 +385,46 @@ def test_spread_over_baselines(job: JobFolder) -> None:
     size = frame[["attr.theme", "attr.b"]].abs().sum(1)
     together = frame[["spread.theme", "spread.b"]].sum(1)
     assert (frame["baseline_spread"] * size <= together * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "saliency"},
+        {"accuracy": {"kind": "fixed", "rule": "midpoint", "steps": 9}},
+        {"target": {"kind": "all"}, "accuracy": ADAPTIVE, "mean_gradients": True},
+        {
+            "compute": {"precision": "bfloat16"},
+            "accuracy": {"kind": "adaptive", "tolerance": 0.1},
+            "with_features": True,
+        },
+        {
+            "target": {"kind": "all"},
+            "accuracy": ADAPTIVE,
+            "baseline": GAUSSIAN,
+            "mean_gradients": True,
+            "with_features": True,
+            "dtype": "float16",
+        },
+    ],
+    ids=["saliency", "fixed", "targets", "bfloat16", "draws"],
+)
+def test_groups_of_every_kind_of_job(job: JobFolder, changes: dict[str, Any]) -> None:
+    asked = {name: changes[name] for name in changes if name in Output.model_fields}
+    output = {"uri": "out", "groups": THEME, **asked}
+    fields = job.fields(output=output) | {n: changes[n] for n in changes.keys() - asked.keys()}
+    if "method" in changes:
+        del fields["accuracy"]
+    trusted = Operator(trusted=(job.module,))
+    spec = parse_spec(fields)
+    manifest = run_job(spec, base=str(job.path), operator=trusted, cluster=Cluster("local"))
+    verified(job, manifest)
+    frame = job.rows(manifest)
+    assert set(frame["status"]) <= {"ok", "at_precision_floor", "unchecked"}
+    beside = "with_features" in changes
+    names = ["group.theme", "group.b"] if beside else attributed(frame)
+    total = frame[names].astype(float).sum(1)
+    np.testing.assert_allclose(total, frame["attribution_sum"], atol=5e-3)
 
 
 # --- refusals ------------------------------------------------------------------------------------
