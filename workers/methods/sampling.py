@@ -6,7 +6,7 @@ Samples are added up one after the other, so that no bit of a row depends on who
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -177,32 +177,33 @@ class SampledMethod(Method[Part]):
         next stage.
         """
         sums = self._sums(evaluator, sample)
-        stage = sample.stage
-        spent = sample.spent + stage.stop - stage.start
+        spent = sample.spent + sample.stage.stop - sample.stage.start
         judged = self._judge(evaluator, sample, sums)
-        following = judged.missing.cpu().numpy()
-        yields = following <= 1 if self.tolerance is not None else np.ones(following.shape, bool)
-        stages: dict[tuple[Stage | None, ...], list[int]] = {}
-        draws = evaluator.problem.draws
-        for row in range(following.shape[1]):
-            each = tuple(
-                None if yields[t, row] else self._next(stage, draws, following[t, row], spent)
-                for t in range(len(sample.targets))
-            )
-            stages.setdefault(each, []).append(row)
-        for each, of_rows in stages.items():
-            index = to_device(np.array(of_rows), sums.total.device)
-            for after in dict.fromkeys(each):
-                targets = [t for t, one in enumerate(each) if one == after]
-                if after is None:
+        following = self._following(sample.stage, judged, evaluator.problem.draws, spent)
+        for stages, rows in _alike(following).items():
+            index = to_device(np.array(rows), sums.total.device)
+            for stage in dict.fromkeys(stages):
+                targets = [t for t, own in enumerate(stages) if own == stage]
+                if stage is None:
                     yield from self._verdicts(sample, judged, targets, index, spent)
                     continue
-                kept = sums.take(targets, index) if after.start else None
+                kept = sums.take(targets, index) if stage.start else None
                 names = tuple(sample.targets[t] for t in targets)
-                waiting.append(Sample(sample.ends.take(index), names, after, kept, spent))
+                waiting.append(Sample(sample.ends.take(index), names, stage, kept, spent))
+
+    def _following(
+        self, stage: Stage, judged: Judged, draws: int, spent: int
+    ) -> list[tuple[Stage | None, ...]]:
+        """For each row the stage that each of its targets goes on with; None where it is done."""
+        by_row = judged.missing.T.cpu().tolist()
+        found = []
+        for missing in by_row:
+            stages = [self._next(stage, draws, of_target, spent) for of_target in missing]
+            found.append(tuple(stages))
+        return found
 
     def _next(self, stage: Stage, draws: int, missing: float, spent: int) -> Stage | None:
-        if not np.isfinite(missing):
+        if self.tolerance is None or missing <= 1 or not np.isfinite(missing):
             return None
         assert isinstance(self.accuracy, Adaptive)
         most = HOPELESS * self.accuracy.max_evaluations
@@ -308,6 +309,14 @@ class SampledMethod(Method[Part]):
             f"error estimate {ending.error:.2g} is above the tolerance {self.tolerance:g} after"
             f" {ending.evaluations} samples; it would take about {float(ending.needed):.1g}"
         )
+
+
+def _alike(stages: Sequence[tuple[Stage | None, ...]]) -> dict[tuple[Stage | None, ...], list[int]]:
+    """Rows by what follows for their targets."""
+    found: dict[tuple[Stage | None, ...], list[int]] = {}
+    for row, each in enumerate(stages):
+        found.setdefault(each, []).append(row)
+    return found
 
 
 def _size(problem: Problem, rows: Tensor, mean: Tensor) -> Tensor:
