@@ -42,6 +42,7 @@ from integrand.service.planning.runid import FileId, run_id
 from integrand.service.planning.sample import find_rows, looks, real_rows, sample_rows
 from integrand.service.pools.base import Mapper
 from integrand.workers import kernels, switches
+from integrand.workers.baselines.outside import check_found
 from integrand.workers.baselines.tensors import check_baselines, prepasses_of
 from integrand.workers.data.blocks import Block, blocks_of
 from integrand.workers.data.columns import declared_columns, row_bytes
@@ -258,6 +259,7 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
         for one in wanted:
             found_there = run_prepass(one.prepass, one.scan(store, outputs), output, pool)
             counted[one.prepass.name], prepasses[one.prepass.name] = found_there
+        check_found(spec, tried, counted)
         sample = sample_rows(spec, tried, rows, counted, device, forward)
     named = tuple((one.prepass.name, one.dataset.identity) for one in wanted if one.named)
     job = Survey(dataset, tried, facts, prepasses, named, device, loaded, forward, sample)

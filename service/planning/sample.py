@@ -17,6 +17,7 @@ from integrand.schemas.errors import DataError, IntegrandError, SpecError
 from integrand.schemas.records import InputShape, Slice
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.datasets import Dataset
+from integrand.workers.baselines.outside import rows_outside
 from integrand.workers.baselines.tensors import Given, at_rows, with_baselines
 from integrand.workers.data.columns import declared_columns
 from integrand.workers.data.prepasses.base import Arrays
@@ -140,7 +141,9 @@ def _of_lengths(
     found = []
     for bucket in length_buckets(table, spec, shapes):
         rows = to_rows(bucket.of(table), spec, bucket.shapes)
-        reasons = _judge_ids(spec, forward, rows, device)
+        outside = rows_outside(spec, bucket.shapes, rows)
+        known = [reason or outside.get(i) for i, reason in enumerate(rows.reasons)]
+        reasons = _judge_ids(spec, forward, replace(rows, reasons=known), device)
         judged = replace(rows, reasons=reasons)
         found.append((bucket.rows, bucket.shapes, judged))
     return found

@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from integrand.workers.baselines.outside import rows_outside
 from integrand.workers.baselines.tensors import Given, at_rows
 from integrand.workers.data.tensors import Rows
 from integrand.workers.isolation import Raised, isolate
@@ -43,6 +44,8 @@ def refusals(job: Job, rows: Rows, culprits: Mapping[int, str]) -> Refusals:
     """
     reasons = list(rows.reasons)
     refuse_targets(job, rows, reasons)
+    for row, reason in rows_outside(job.plan.spec, job.plan.inputs, rows).items():
+        reasons[row] = reasons[row] or reason
     lost = {row: reason for row, reason in culprits.items() if reasons[row] is None}
     if isinstance(job.forward, IdsModel):
         clean = _numbers(reasons, lost)
