@@ -9,6 +9,7 @@ from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.baselines import ShuffleBaseline
+from integrand.schemas.specs.inputs import IdsInput
 from integrand.workers.baselines.base import BaselineKind, Place, PlaceRows
 from integrand.workers.baselines.eulerian import free_orders, paired_orders
 from integrand.workers.data.inputs.ids import PADDING
@@ -51,7 +52,7 @@ def _orders(part: ShuffleBaseline, rows: PlaceRows, axis: int) -> NDArray[np.int
     """`[rows × draws, length]`: where each place's letter is taken from."""
     symbols = _symbols(rows.values, axis)
     symbols = np.repeat(symbols, part.draws, 0)
-    held = symbols != PADDING
+    held = _held(symbols, rows)
     numbers = _numbers(part, rows, rows.stream, symbols.shape[1])
     if part.preserve == "nothing":
         return free_orders(held, numbers)
@@ -60,6 +61,19 @@ def _orders(part: ShuffleBaseline, rows: PlaceRows, axis: int) -> NDArray[np.int
         return _numbers(part, rows, rows.stream + _WALKS, count)
 
     return paired_orders(symbols, held, numbers, walks)
+
+
+def _held(symbols: NDArray[np.int64], rows: PlaceRows) -> NDArray[np.bool_]:
+    """Which places of a list are its own: neither its padding nor that which its writer filled it
+    up with, the input's `pad` at its end.
+    """
+    own = symbols != PADDING
+    if isinstance(rows.input, IdsInput) and rows.input.pad is not None:
+        own &= symbols != rows.input.pad
+        own[:, 0] = True
+    backwards = np.logical_or.accumulate(own[:, ::-1], axis=1)
+    held: NDArray[np.bool_] = backwards[:, ::-1]
+    return held
 
 
 def _symbols(values: Tensor, axis: int) -> NDArray[np.int64]:

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
-from integrand.workers.baselines.tensors import Given, baseline_tensors, check_baselines
+from integrand.workers.baselines.tensors import (
+    Given,
+    baseline_ids,
+    baseline_tensors,
+    check_baselines,
+)
+from integrand.workers.data.inputs.ids import PADDING
 from integrand.workers.data.shapes import resolve_columns
 from integrand.workers.data.tensors import to_rows
 from integrand.workers.philox import keys_of
@@ -110,3 +116,24 @@ def test_one_more_input_has_its_own_orders(made: Callable[..., Any]) -> None:
     first, second = made({"name": "one"} | one, {"name": "two"} | one)
     assert first.shape == second.shape == (24, 10, 6)
     assert not torch.equal(first, second)
+
+
+@KINDS
+def test_padding_stays_at_the_end(preserve: str) -> None:
+    """That of a bucket, and ids that lists were filled up with; inside a list it is an id."""
+    lists = [[5, 0, 5, 6, 5, 0, 6, 0, 0], [7, 8, 7, 9, 7, 8], [0, 0, 0]]
+    part = {"kind": "shuffle", "draws": 40, "preserve": preserve}
+    ids = {"name": "x", "ids": "x", "embedding": "e", "pad": 0, "baseline": part}
+    job = spec(ids)
+    table = pa.table({"x": lists})
+    (shape,) = resolve_columns(table.schema, job)
+    shapes = (shape.model_copy(update={"shape": (16,)}),)
+    given = Given.of(to_rows(table, job, shapes), keys_of(["a", "b", "c"]))
+    (found,) = baseline_ids(job, shapes, given, {})
+    for own, draws in zip(lists, found.reshape(3, 40, 16).tolist(), strict=True):
+        while len(own) > 1 and own[-1] == 0:
+            own = own[:-1]
+        for draw in draws:
+            assert sorted(draw[: len(own)]) == sorted(own)
+            assert all(one in (0, PADDING) for one in draw[len(own) :])
+        assert len(set(map(tuple, draws))) > 1 or len(own) == 1
