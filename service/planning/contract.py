@@ -26,6 +26,8 @@ from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.targets.base import output_width
 from integrand.workers.models.targets.table import kind_of_target
 
+TRIED = 64
+"""Paths at whose ends f is looked at."""
 LARGE = 1.0
 """Of |f| at rows: from there on |f| at the baseline is far from 0 beside it."""
 
@@ -50,22 +52,31 @@ def baseline_warnings(spec: AttributeSpec, model: Forward, sample: RowTensors) -
     """That f at the baseline is far from 0 beside f at rows: attributions explain the difference
     alone, so a baseline shall say little (Sundararajan, Taly & Yan 2017, §6).
 
-    sample  rows with one baseline each, and with their targets
+    sample  rows with their baselines and targets
     """
     forward = transformed(model, spec.target.transform)
-    rows = one_target(sample).expanded()
+    first = one_target(sample).along_paths().take(slice(TRIED))
+    rows = first.expanded()
     ends = []
     for points in (rows.inputs, rows.baselines):
         with real_rows(forward, rows.arguments), torch.no_grad():
             out = on_copies(forward, *points, *rows.forward_args)
-        ends.append(select(out, sample.target).double().abs().median().item())
-    at_rows, at_baseline = ends
+        table = None if rows.target is None else rows.target[:, 0]
+        ends.append(select(out, table).double())
+    at_rows = ends[0].abs().median().item()
+    at_baseline = _of_rows(ends[1], sample.draws).abs().median().item()
     if not at_baseline > LARGE * at_rows:
         return []
     return [
         f"f at the baseline is {at_baseline:.2g} beside {at_rows:.2g} at the first rows (medians of"
         " |f|): attributions explain the difference of both, and not f itself"
     ]
+
+
+def _of_rows(f_baseline: Tensor, draws: int) -> Tensor:
+    """The mean over the draws of each row, of some of the last one's."""
+    parts = [of_row.mean() for of_row in f_baseline.split(draws)]
+    return torch.stack(parts)
 
 
 def column_outputs(spec: AttributeSpec, model: Forward, sample: RowTensors) -> int | None:

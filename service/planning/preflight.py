@@ -94,7 +94,7 @@ def examine(
     rows, width, warnings = first_pass(spec, model, sample)
     method.check(model, rows)
     sample = rows.first_draw()
-    warnings += baseline_warnings(spec, model, sample)
+    warnings += baseline_warnings(spec, model, rows)
     form = choose_form(spec, model, sample)
     if form.exact and not method.needs_closed_form and _loses_bits(spec, form, sample):
         form = stepping_form(spec, model, sample)  # step batches may keep the bits
