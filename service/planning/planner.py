@@ -123,7 +123,15 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
         check_reasons(spec, job.shapes, codes)
         varying = any(shape.varying for shape in job.shapes)
         among = candidates_of(spec.output, job.shapes, codes)
-        findings = examine(spec, job.forward, job.sample, varying=varying, candidates=among)
+        counted = bool(job.prepasses) or not prepasses_of(spec.baselines)
+        findings = examine(
+            spec,
+            job.forward,
+            job.sample,
+            varying=varying,
+            candidates=among,
+            counted=counted,
+        )
     if job.device == "cuda":
         torch.cuda.empty_cache()  # what was tried in here is for workers to take
     dataset, shapes, facts = job.dataset, job.shapes, job.facts

@@ -83,18 +83,22 @@ def examine(
     *,
     varying: bool = False,
     candidates: Candidates | None = None,
+    counted: bool = True,
 ) -> PlanFacts:
     """Try the model on real rows. Raises SpecError for whatever cannot work, with its
     likely cause.
 
     varying     whether other rows have other lengths than those of the sample
     candidates  what may be a reason, where rows get some
+    counted     whether the baselines are those of the job, and no stand-ins for what a pass over
+                the data has yet to find
     """
     method = until_reasons(method_of(spec.accuracy, spec.method), candidates)
     rows, width, warnings = first_pass(spec, model, sample)
     method.check(model, rows)
     sample = rows.first_draw()
-    warnings += baseline_warnings(spec, model, rows)
+    if counted:
+        warnings += baseline_warnings(spec, model, rows)
     form = choose_form(spec, model, sample)
     if form.exact and not method.needs_closed_form and _loses_bits(spec, form, sample):
         form = stepping_form(spec, model, sample)  # step batches may keep the bits

@@ -492,3 +492,9 @@ def test_a_baseline_at_which_the_model_says_much_is_warned_of(job: JobFolder):
     job.write_model("return self.logits(x) + 100 * (1 - x.abs().sum(1, keepdim=True)).clamp(min=0)")
     (warning,) = [w for w in job.plan().warnings if w.startswith("f at the baseline")]
     assert "attributions explain the difference" in warning
+
+
+def test_a_baseline_that_is_not_counted_yet_is_not_judged(job: JobFolder):
+    job.write_model("return self.logits(x) + 100 * (1 - x.abs().sum(1, keepdim=True)).clamp(min=0)")
+    warnings = job.plan(baseline={"kind": "mean"}).warnings
+    assert not [w for w in warnings if w.startswith("f at the baseline")]
