@@ -104,12 +104,11 @@ def _drawn(
     size = len(keys), len(draws), len(blocks), 2
     found = torch.empty(size, dtype=torch.float64, device=keys.device)
     rows_at_once, blocks_at_once = _parts(keys, len(draws), len(blocks))
-    first, second, third = _row_words(keys, seed)
     streams = torch.full_like(numbers, stream)
     for some in _slices(len(keys), rows_at_once):
-        key = first[some], second[some]
+        first, second, third = _row_words(keys[some], seed)
         for part in _slices(len(blocks), blocks_at_once):
-            words = philox((blocks[part], numbers, streams, third[some]), key)
+            words = philox((blocks[part], numbers, streams, third), (first, second))
             for half in (0, 1):
                 found[some, :, part, half] = number(words[2 * half], words[2 * half + 1])
     return found.flatten(2, 3)[:, :, :count]

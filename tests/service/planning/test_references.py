@@ -110,6 +110,13 @@ def test_the_median_is_found_in_passes(job: JobFolder) -> None:
         (TRAINING | {"seed": -1}, "seed"),
         ({"kind": "row", "where": "id < 3"}, r"exactly one row with `id < 3`(.|\n)*seen: 3"),
         ({"kind": "row", "row": "nobody"}, r"exactly one row of id 'nobody'(.|\n)*seen: 0"),
+        ({"kind": "blur", "sigma": 1}, r"two axes in space(.|\n)*shape \[3\]"),
+        ({"kind": "blur", "sigma": 0}, "sigma(.|\n)*greater than 0"),
+        ({"kind": "gaussian", "sigma": -1}, "sigma(.|\n)*greater than 0"),
+        ({"kind": "uniform", "draws": 0}, "draws(.|\n)*greater than or equal to 1"),
+        ({"kind": "uniform"}, r"give inputs\.features\.range"),
+        ({"kind": "max_distance"}, r"give inputs\.features\.range"),
+        ({"kind": "average", "of": []}, r"of(.|\n)*at least 1"),
         ({"kind": "row"}, "give either `where` or `row`"),
         ({"kind": "row", "row": 1, "where": "id = 1"}, "give either `where` or `row`"),
     ],
@@ -120,6 +127,15 @@ def test_what_cannot_be_is_refused(job: JobFolder, baseline: Any, message: str) 
     lacking.assign(c="text").to_parquet(job.path / "elsewhere" / "texts.parquet")
     with pytest.raises(SpecError, match=message):
         job.plan(ingest=True, baseline=baseline)
+
+
+@pytest.mark.parametrize("kind", ["plain", "member"])
+def test_a_constant_outside_the_range_is_refused(job: JobFolder, kind: str) -> None:
+    constant = {"kind": "constant", "value": 7}
+    baseline = {"plain": constant, "member": {"kind": "average", "of": [constant]}}[kind]
+    ranged = {"name": "features", "columns": list(COLUMNS), "range": [-5, 5]}
+    with pytest.raises(SpecError, match=r"input `features`(.|\n)*range, -5 to 5(.|\n)*seen: 7"):
+        job.plan(inputs=[ranged], baseline=baseline)
 
 
 def test_more_draws_than_rows_are_refused(job: JobFolder) -> None:

@@ -104,6 +104,11 @@ def integrated(model: torch.nn.Module, x: np.ndarray, baseline: np.ndarray) -> n
     return (x - baseline) * total
 
 
+def valued(model: torch.nn.Module, x: np.ndarray) -> float:
+    with torch.no_grad():
+        return float(model(torch.from_numpy(x.copy())[None])[0, 1])
+
+
 # --- the baselines, one row at a time -------------------------------------------------------------
 
 
@@ -202,7 +207,7 @@ def test_attributions_are_the_mean_over_the_baselines(
         each = [integrated(model, rows[i], one) for one in naive(rows, i)]
         mean = np.mean(each, 0)
         np.testing.assert_allclose(frame["attr.image"][i], mean, rtol=1e-9, atol=1e-11)
-        starts = [float(model(torch.from_numpy(b.copy())[None])[0, 1]) for b in naive(rows, i)]
+        starts = [valued(model, one) for one in naive(rows, i)]
         assert frame.f_baseline[i] == pytest.approx(np.mean(starts), rel=1e-9)
         if len(each) > 1:
             apart = [np.abs(one - mean).sum() ** 2 for one in each]
@@ -270,3 +275,22 @@ def test_rows_attributed_again_have_the_same_bits(
     manifest = run(folder, tmp_path, baseline=baseline)
     checked = verify_run(tmp_path / manifest.run_id, sample=6, trusted=(folder.module,))
     assert (checked.findings, checked.sampled) == ((), 6)
+
+
+@pytest.mark.parametrize(
+    "baseline", [UNIFORM, TRAINING | {"where": "a < 500"}], ids=["own", "shared"]
+)
+def test_a_shard_that_is_tried_again_has_the_same_bits(
+    job: JobFolder, baseline: dict[str, Any]
+) -> None:
+    job.write_rows(count=40, marks=(37,))  # beyond the rows that are planned with
+    features = {"name": "features", "columns": ["a", "b", "c"], "range": [-9, 2000]}
+    model = job.model(faults="transient:once", folder=str(job.path))
+    fields = {"inputs": [features], "baseline": baseline, "model": model}
+    plan = job.plan(ingest=True, **fields)
+    assert not (job.path / "transient:once").exists()
+    tried = job.run(**fields)
+    assert sum(map(len, job.ledger(tried, plan).attempts.values())) == 1
+    calm = job.run(**fields | {"output": {"uri": "calm"}})
+    assert tried.complete
+    assert tried.digest == calm.digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -87,17 +86,21 @@ class Selection(PrePass[Candidates]):
         found: list[Place] = []
         count = 0
         for rows, table in scan.tables(file, row_group, self._mentioned(scan)):
-            places = self._places(scan, rows, table)
-            count += len(places)
-            found = heapq.nsmallest(max(2, self.count), chain(found, places))
-        return Candidates(count, tuple(found))
+            numbers = self._allowed(scan, rows, table)
+            count += len(numbers)
+            turns = self._turns(_ids(scan, rows, table).take(pa.array(numbers)))
+            first = turns.argsort(kind="stable")[: self.count]
+            pairs = zip(turns[first].tolist(), (rows.start + numbers[first]).tolist(), strict=True)
+            found += [Place(turn, file, row) for turn, row in pairs]
+        return Candidates(count, tuple(sorted(found)[: self.count]))
 
     def merge(self, partials: Sequence[Candidates]) -> Arrays | PrePass[tuple[Row, ...]]:
         """The pass that fetches the chosen rows. Raises DataError where they are too few, SpecError
         where a name is that of none or of several.
         """
         count = sum(one.count for one in partials)
-        chosen = heapq.nsmallest(self.count, chain.from_iterable(p.places for p in partials))
+        places = chain.from_iterable(one.places for one in partials)
+        chosen = sorted(places)[: self.count]
         if self.seed is None and count != 1:
             raise SpecError(
                 "baseline: row",
@@ -128,14 +131,12 @@ class Selection(PrePass[Candidates]):
         sql = (self.where or "").casefold()
         return tuple(name for name in scan.schema.names if name.casefold() in sql)
 
-    def _places(self, scan: Scan, rows: Slice, table: pa.Table) -> list[Place]:
-        """The rows of a block that may be chosen."""
+    def _allowed(self, scan: Scan, rows: Slice, table: pa.Table) -> NDArray[np.int64]:
+        """Numbers of the rows of a block that may be chosen."""
         numbers = self._matching(scan, rows, table)
-        if self.seed is not None:
-            numbers = numbers[_clean(scan, table.take(pa.array(numbers)))]
-        turns = self._turns(_ids(scan, rows, table).take(pa.array(numbers)))
-        starts = (rows.start + numbers).tolist()
-        return [Place(turn, rows.file, row) for turn, row in zip(turns, starts, strict=True)]
+        if self.seed is None:
+            return numbers
+        return numbers[_clean(scan, table.take(pa.array(numbers)))]
 
     def _matching(self, scan: Scan, rows: Slice, table: pa.Table) -> NDArray[np.int64]:
         if self.row is not None:
@@ -146,12 +147,12 @@ class Selection(PrePass[Candidates]):
         with sandbox() as connection:
             return matching_rows(connection, table, self.where, "baseline.where")
 
-    def _turns(self, ids: pa.Array) -> list[float]:
+    def _turns(self, ids: pa.Array) -> NDArray[np.float64]:
         if self.seed is None:
-            return [0.0] * len(ids)
+            return np.zeros(len(ids))
         keys = keys_of(as_texts(ids))
         drawn = uniforms(keys, seed=self.seed, stream=_STREAM, draws=range(1), count=1)
-        turns: list[float] = drawn.flatten().tolist()
+        turns: NDArray[np.float64] = drawn.flatten().numpy()
         return turns
 
 
