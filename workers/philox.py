@@ -46,12 +46,12 @@ def uniforms(keys: Tensor, *, seed: int, stream: int, draws: range, count: int) 
     seed    64 bits of it count
     stream  tells uses apart that share seed and key; below 2³²
     """
-    return _drawn(_uniform, keys, seed, stream, draws, count)
+    return _drawn(_uniform, keys, seed=seed, stream=stream, draws=draws, count=count)
 
 
 def normals(keys: Tensor, *, seed: int, stream: int, draws: range, count: int) -> Tensor:
     """`[rows, draws, count]` float64, standard normal, like `uniforms`."""
-    return _drawn(_normal, keys, seed, stream, draws, count)
+    return _drawn(_normal, keys, seed=seed, stream=stream, draws=draws, count=count)
 
 
 def integers(
@@ -93,6 +93,7 @@ def _normal(high: Tensor, low: Tensor) -> Tensor:
 def _drawn(
     number: Callable[[Tensor, Tensor], Tensor],
     keys: Tensor,
+    *,
     seed: int,
     stream: int,
     draws: range,

@@ -43,6 +43,9 @@ from integrand.workers.storage.store import Store
 LONG_HEAD = 100_000
 """Lines of a text file that are looked at before it is split; fewer of long ones."""
 
+GROUPS_AT_ONCE = 128
+"""Row groups whose partials a pre-pass sends before they are added up."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -140,8 +143,13 @@ def run_prepass(
 def _found(prepass: PrePass[Any], scan: Scan, pool: Mapper) -> Arrays:
     """What it finds in the end, over the data as often as it must go."""
     found: Arrays | PrePass[Any] = prepass
+    every = scan.groups
     while isinstance(found, PrePass):
-        partials = pool.map(partial(_of_group, found, scan), scan.groups)
+        partials: list[Any] = []
+        for first in range(0, len(every), GROUPS_AT_ONCE):
+            groups = every[first : first + GROUPS_AT_ONCE]
+            partials += pool.map(partial(_of_group, found, scan), groups)
+            partials = list(found.condensed(partials))
         found = found.merge(partials)
     return found
 

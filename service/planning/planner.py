@@ -214,7 +214,7 @@ def _numerics(spec: AttributeSpec, job: Survey, findings: PlanFacts) -> Numerics
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Survey:
     """A job's data and model as found, before anything is chosen."""
 
@@ -270,7 +270,17 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
         check_found(spec, tried, counted)
         sample = sample_rows(spec, tried, rows, counted, device, forward)
     named = tuple((one.prepass.name, one.dataset.identity) for one in wanted if one.named)
-    job = Survey(dataset, tried, facts, prepasses, named, device, loaded, forward, sample)
+    job = Survey(
+        dataset=dataset,
+        shapes=tried,
+        facts=facts,
+        prepasses=prepasses,
+        named=named,
+        device=device,
+        loaded=loaded,
+        forward=forward,
+        sample=sample,
+    )
     if second is not None:
         outputs_of = partial(_outputs_on_sample, spec, job)
         check_outputs(spec.model, loaded, second, outputs_of)

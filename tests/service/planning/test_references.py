@@ -17,6 +17,7 @@ from rich.console import Console
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.record import dump
 from integrand.schemas.records import Plan
+from integrand.service.planning import datasets
 from integrand.service.planning.runid import stored_run_id
 from integrand.service.reports.plans import show_plan
 from integrand.workers.data.prepasses.found import read_prepasses
@@ -52,6 +53,19 @@ def test_rows_of_the_source_are_drawn_once_and_stand_in_the_plan(job: JobFolder)
     assert len(np.unique(drawn, axis=0)) == 4
     other = job.plan(ingest=True, baseline=TRAINING, compute={"shard_rows": 3, "batch_rows": 16})
     assert found(other).tobytes() == drawn.tobytes()
+
+
+def test_row_groups_may_be_gone_over_a_few_at_once(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.write_rows(row_group_size=3)
+    baseline = {"kind": "average", "of": [{"kind": "mean"}, {"kind": "median"}, TRAINING]}
+    whole = job.plan(ingest=True, baseline=baseline, output={"uri": "whole"})
+    monkeypatch.setattr(datasets, "GROUPS_AT_ONCE", 2)
+    parts = job.plan(ingest=True, baseline=baseline, output={"uri": "parts"})
+    digests = [[file.sha256 for file in plan.prepasses.values()] for plan in (whole, parts)]
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 3
 
 
 def test_another_dataset_may_have_more_columns_and_a_condition(job: JobFolder) -> None:

@@ -33,7 +33,8 @@ def found(scan: Scan, order: random.Random | None = None) -> tuple[Arrays, int]:
         partials = [step.partial(scan, file, group) for file, group in scan.groups]
         if order is not None:
             order.shuffle(partials)
-        result, passes = step.merge(partials), passes + 1
+        some = step.condensed(partials[:3])
+        result, passes = step.merge([*some, *partials[3:]]), passes + 1
     return result, passes
 
 

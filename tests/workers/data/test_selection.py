@@ -62,7 +62,8 @@ def found(selection: Selection, scan: Scan, order: random.Random | None = None) 
         groups = scan.groups
         if order is not None:
             order.shuffle(groups)
-        result = step.merge([step.partial(scan, file, group) for file, group in groups])
+        partials = [step.partial(scan, file, group) for file, group in groups]
+        result = step.merge([*step.condensed(partials[:2]), *partials[2:]])
     return result
 
 

@@ -5,7 +5,7 @@ passes that count how the values go on which begin like them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -83,22 +83,26 @@ class Medians(PrePass[Counts]):
             digits += self._digits(values, left, step)
         return Counts(count, width, digits, shapes)
 
+    def condensed(self, partials: Sequence[Counts]) -> Sequence[Counts]:
+        rows = sum(one.rows for one in partials)
+        digits = np.sum([one.digits for one in partials], axis=0)
+        return (replace(partials[0], rows=rows, digits=digits),)
+
     def merge(self, partials: Sequence[Counts]) -> Arrays | PrePass[Any]:
         """Medians, or the pass that finds their next bits. Raises DataError if no row is clean."""
-        rows = sum(one.rows for one in partials)
-        if not rows:
+        if not any(one.rows for one in partials):
             raise DataError(
                 "median baseline",
                 expected="at least one clean row",
                 seen="none in the whole source",
                 next_step="fix the input columns, or choose another baseline",
             )
-        digits = np.sum([one.digits for one in partials], axis=0)
-        known = _with_next_bits(self.known or _nothing(partials[0], rows), digits)
+        (counts,) = self.condensed(partials)
+        known = _with_next_bits(self.known or _nothing(counts), counts.digits)
         if known.left:
             return Medians(known)
-        low, high = _values(known.bits, partials[0].width)
-        return _split(low * 0.5 + high * 0.5, partials[0].shapes)
+        low, high = _values(known.bits, counts.width)
+        return _split(low * 0.5 + high * 0.5, counts.shapes)
 
     def _digits(self, values: Bits, left: int, step: int) -> NDArray[np.int64]:
         """`[2, elements, 2^step]`: how often the values that begin like the middle ones go on with
@@ -148,10 +152,10 @@ def _values(bits: Bits, width: int) -> NDArray[np.float64]:
     return plain.astype(f"uint{width}").view(f"float{width}").astype(np.float64)
 
 
-def _nothing(counts: Counts, rows: int) -> Known:
+def _nothing(counts: Counts) -> Known:
     """Before the first pass all values begin alike."""
     elements = counts.digits.shape[1]
-    rank = np.array([[(rows - 1) // 2], [rows // 2]]).repeat(elements, 1)
+    rank = np.array([[(counts.rows - 1) // 2], [counts.rows // 2]]).repeat(elements, 1)
     return Known(np.zeros((2, elements), np.uint64), counts.width, rank)
 
 

@@ -94,13 +94,17 @@ class Selection(PrePass[Candidates]):
             found += [Place(turn, file, row) for turn, row in pairs]
         return Candidates(count, tuple(sorted(found)[: self.count]))
 
+    def condensed(self, partials: Sequence[Candidates]) -> Sequence[Candidates]:
+        places = chain.from_iterable(one.places for one in partials)
+        first = tuple(sorted(places)[: self.count])
+        return (Candidates(sum(one.count for one in partials), first),)
+
     def merge(self, partials: Sequence[Candidates]) -> Arrays | PrePass[tuple[Row, ...]]:
         """The pass that fetches the chosen rows. Raises DataError where they are too few, SpecError
         where a name is that of none or of several.
         """
-        count = sum(one.count for one in partials)
-        places = chain.from_iterable(one.places for one in partials)
-        chosen = sorted(places)[: self.count]
+        (found,) = self.condensed(partials)
+        count = found.count
         if self.seed is None and count != 1:
             raise SpecError(
                 "baseline: row",
@@ -115,7 +119,7 @@ class Selection(PrePass[Candidates]):
                 seen=f"{count:,}",
                 next_step="take fewer draws, or a wider `where`",
             )
-        return Fetch(name=self.name, places=tuple(chosen), uris=self.uris)
+        return Fetch(name=self.name, places=found.places, uris=self.uris)
 
     def stand_in(self, shapes: Sequence[InputShape]) -> Arrays:
         return tuple(np.zeros((self.count, *shape.shape)) for shape in shapes)
