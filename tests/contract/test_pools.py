@@ -111,6 +111,17 @@ def test_one_digest_for_any_shards_and_workers(
     assert folder.rows(manifest, str(tmp_path))["row_id"].tolist() == list(range(70))
 
 
+def test_rows_and_medians_for_baselines_are_found_on_any_pool(
+    run: Run, folder: JobFolder, tmp_path: Path
+):
+    training = {"kind": "training", "draws": 4, "where": "id < 20 and a < 500"}
+    baseline = {"kind": "average", "of": [{"kind": "median"}, training]}
+    found = run(baseline=baseline)
+    here = {"output": {"uri": str(tmp_path / "here")}, "compute": compute()}
+    expected = folder.run(baseline=baseline, **here)
+    assert (found.complete, found.digest) == (True, expected.digest)
+
+
 def test_running_again_computes_only_what_is_missing(run: Run, folder: JobFolder, tmp_path: Path):
     first = run()
     run_folder = tmp_path / first.run_id
