@@ -5,7 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from integrand.schemas.specs.inputs import ColumnsInput, IdsInput, InputPart, TensorInput
+from integrand.schemas.specs.inputs import (
+    ColumnsInput,
+    IdsInput,
+    ImageInput,
+    InputPart,
+    TensorInput,
+)
 from integrand.schemas.specs.output import (
     ChannelSumStore,
     InputGroups,
@@ -69,7 +75,7 @@ def _stored_twice(output: Output, inputs: Sequence[InputPart]) -> str | None:
     """A store that would group what is grouped already, or that has nothing to group."""
     if not isinstance(output.store, ChannelSumStore | PooledStore):
         return None
-    tensors = [one.name for one in inputs if isinstance(one, TensorInput)]
+    tensors = [one.name for one in inputs if isinstance(one, TensorInput | ImageInput)]
     kind = output.store.kind
     if not tensors:
         return f"output.store: {kind} is for tensor inputs, and there is none"

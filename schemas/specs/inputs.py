@@ -23,6 +23,7 @@ from integrand.schemas.specs.baselines import (
     PadBaseline,
     ZeroBaseline,
 )
+from integrand.schemas.specs.images import PixelSteps
 from integrand.schemas.specs.part import (
     Count,
     InputName,
@@ -148,6 +149,67 @@ class TensorInput(ScaledInput):
         return (Read(self.column, "list", self.shape),)
 
 
+class ImageInput(PixelSteps, ScaledInput):
+    """Encoded pictures (PNG, JPEG, WebP), decoded in the worker to `[rows, channels, height,
+    width]`.
+    """
+
+    image: str = Field(
+        description=(
+            "Column of bytes, of structs with a field `bytes` (as Hugging Face stores them), or of"
+            " paths below `root`."
+        )
+    )
+    root: str | None = Field(
+        None, description="Folder that paths start from, which none may lead out of."
+    )
+    preprocess: str | None = Field(
+        None,
+        description=(
+            "`imagenet`, or a file preprocessor_config.json (Hugging Face) or config.json (timm)"
+            " that gives the steps; fields beside it win. The plan keeps the steps."
+        ),
+    )
+    divide: float = Field(255.0, description="Pixels, 0 to 255, are divided by this first.")
+    range: Annotated[ValidRange | None, _Ends] = Field(
+        ValidRange(low=0, high=255, units="raw"),
+        description=(
+            "Valid values, [low, high] in model units or `{low, high, units: raw}`; by default all"
+            " that a pixel may be, 0 to 255."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _of_one_shape(self) -> ImageInput:
+        if self.preprocess is None and self.sides is None:
+            raise ValueError(
+                "pictures need one shape: give `preprocess`, `crop`, `resize: [height, width]` or"
+                " `size`"
+            )
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a row, once its steps are known."""
+        height, width = self.sides or (0, 0)
+        return self.channels, height, width
+
+    @property
+    def in_words(self) -> tuple[str, ...]:
+        """Each step from bytes to what the model receives."""
+        scaled = [f"divided by {self.divide:g}", f"minus {_listed(self.mean)}"]
+        return (*super().in_words, *scaled, f"divided by {_listed(self.std)}")
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return (Read(self.image, "text"),)
+
+
+def _listed(numbers: Numbers) -> str:
+    every = numbers if isinstance(numbers, tuple) else (numbers,)
+    return ", ".join(f"{number:.6g}" for number in every)
+
+
 class IdsInput(InputPart):
     """Category or token ids, attributed at the output of the module that embeds them: one number
     per id.
@@ -255,6 +317,7 @@ _Forms = (
     Annotated[ColumnsInput, Tag("columns")]
     | Annotated[TensorInput, Tag("column")]
     | Annotated[IdsInput, Tag("ids")]
+    | Annotated[ImageInput, Tag("image")]
 )
 """Each form of input under the field that only it has."""
 
@@ -272,7 +335,9 @@ Input = Annotated[
     Discriminator(
         _form_of,
         custom_error_type="input_form",
-        custom_error_message="an input needs `columns: [...]`, `column: ...` or `ids: ...`",
+        custom_error_message=(
+            "an input needs `columns: [...]`, `column: ...`, `ids: ...` or `image: ...`"
+        ),
     ),
 ]
 

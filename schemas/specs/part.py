@@ -24,12 +24,13 @@ Count = Annotated[int, Field(ge=1, le=_MOST)]
 class Read:
     """A column of the source that a part reads.
 
-    holds  what its cells are taken as where they are text: numbers, whole numbers or lists of them
+    holds  what its cells are taken as where they are text: numbers, whole numbers, lists of them,
+           or the text itself
     shape  that nested lists must have; () if the part does not know
     """
 
     column: str
-    holds: Literal["number", "integer", "list"]
+    holds: Literal["number", "integer", "list", "text"]
     shape: tuple[int, ...] = ()
 
 

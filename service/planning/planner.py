@@ -31,6 +31,7 @@ from integrand.service.planning.contract import column_outputs
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, prepare_dataset, run_prepass
 from integrand.service.planning.preflight import PlanFacts, examine
+from integrand.service.planning.presets import with_presets
 from integrand.service.planning.reason_codes import (
     check_reasons,
     check_when,
@@ -110,6 +111,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     Without `request.ingest`, what must be split or counted first is estimated
     (`projection.estimated`).
     """
+    request = replace(request, spec=with_presets(request.store, request.spec, request.base))
     spec, store = request.spec, request.store
     check_trust(spec.model, request.trusted)
     settle_kernels(spec)

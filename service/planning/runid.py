@@ -66,9 +66,10 @@ def run_id(
 
 
 def _without_places(part: Any) -> Any:
-    """Without the URIs of datasets, at any depth."""
+    """Without the URIs of datasets and of folders of pictures, at any depth."""
     if isinstance(part, dict):
-        return {name: _without_places(value) for name, value in part.items() if name != "uri"}
+        kept = {name: value for name, value in part.items() if name not in ("uri", "root")}
+        return {name: _without_places(value) for name, value in kept.items()}
     return [_without_places(value) for value in part] if isinstance(part, list) else part
 
 

@@ -20,6 +20,7 @@ from integrand.service.planning.datasets import Dataset
 from integrand.workers.baselines.outside import rows_outside
 from integrand.workers.baselines.tensors import Given, at_rows, with_baselines
 from integrand.workers.data.columns import declared_columns
+from integrand.workers.data.decoded import decoded
 from integrand.workers.data.prepasses.base import Arrays
 from integrand.workers.data.reading import read_parts, read_slices
 from integrand.workers.data.tensors import Rows, length_buckets, to_rows
@@ -56,6 +57,11 @@ def looks(store: Store, spec: AttributeSpec, dataset: Dataset) -> Iterator[Look]
     Rolling features begin with nulls, columns came late, rows are rarely complete: such rows are
     `bad_input` in the output, and no reason to refuse the job.
     """
+    for look in _looks(store, spec, dataset):
+        yield replace(look, table=decoded(store, spec, look.table))
+
+
+def _looks(store: Store, spec: AttributeSpec, dataset: Dataset) -> Iterator[Look]:
     if dataset.head is not None:
         yield Look("the first row", dataset.head, dataset.head.num_rows)
         seen = 0

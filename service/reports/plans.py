@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from integrand.schemas.records import Numerics, Plan
+from integrand.schemas.specs.inputs import ImageInput
 from integrand.schemas.specs.methods import IntegratedGradients
 from integrand.service.progress import duration
 from integrand.service.reports.tables import Facts, show_facts, show_frame
@@ -21,6 +22,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     """Shards, rows, cost and the frozen numerical choices."""
     facts = [
         *_amounts(plan),
+        *_pictures(plan),
         *_baselines(plan),
         *_costs(plan),
         *_step_batch(plan.numerics),
@@ -54,6 +56,12 @@ def _baselines(plan: Plan) -> Facts:
         exact = " (exact)" if name == "median" else ""
         facts.append(("found before", f"{name}{exact}, sha256 {file.sha256[:16]}…"))
     return facts
+
+
+def _pictures(plan: Plan) -> Facts:
+    """Each step from a file's bytes to what the model gets."""
+    pictures = [one for one in plan.spec.inputs if isinstance(one, ImageInput)]
+    return [(f"input {one.name}", "; ".join(one.in_words)) for one in pictures]
 
 
 def _planned_rows(plan: Plan) -> str:

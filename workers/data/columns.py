@@ -158,7 +158,7 @@ def row_bytes(schema: pa.Schema, shapes: Sequence[InputShape]) -> int:
         values = 1 if shape.named else prod(shape.shape)
         for name in shape.columns:
             leaf, _ = unnest(schema.field(name).type)
-            width = (leaf.bit_width + 7) // 8
+            width = (leaf.bit_width + 7) // 8 if is_number(leaf) else 1  # a byte for each pixel
             total += width * values
     return total
 

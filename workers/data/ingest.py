@@ -74,7 +74,9 @@ def ingest_digest(entries: Sequence[Entry], roles: Roles) -> str:
     for entry in entries:
         version = entry.etag or entry.mtime_ns
         files.append([str(entry.uri), entry.size, version])
-    digest = digest_json([INGEST_VERSION, files, astuple(roles)])
+    *named, texts = astuple(roles)
+    declared = [*named, texts] if texts else named  # what had no texts keeps its digest
+    digest = digest_json([INGEST_VERSION, files, declared])
     return digest[:32]
 
 

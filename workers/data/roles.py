@@ -16,20 +16,21 @@ class Roles:
     """What each declared column is for, which decides its type in the pieces.
 
     numbers are float64, lists list<float64> (with the shape that nested ones must have, () if
-    unknown), integers int64; the row id is int64 if every id of every file is a whole number, else
-    string.
+    unknown), integers int64, texts strings; the row id is int64 if every id of every file is a
+    whole number, else string.
     """
 
     numbers: tuple[str, ...] = ()
     lists: tuple[tuple[str, tuple[int, ...]], ...] = ()
     integers: tuple[str, ...] = ()
     row_id: str | None = None
+    texts: tuple[str, ...] = ()
 
     def types(self, integer_ids: bool) -> dict[str, pa.DataType]:
         """Arrow type of every declared column; a feature keeps its type though it is also target or
         row id.
         """
-        types: dict[str, pa.DataType] = {}
+        types: dict[str, pa.DataType] = dict.fromkeys(self.texts, pa.string())
         if self.row_id is not None:
             types[self.row_id] = pa.int64() if integer_ids else pa.string()
         types |= dict.fromkeys(self.integers, pa.int64())
@@ -43,11 +44,14 @@ def roles_of(spec: AttributeSpec) -> Roles:
     numbers: list[str] = []
     lists: dict[str, tuple[int, ...]] = {}
     integers: list[str] = []
+    texts: list[str] = []
     for read in _reads(spec):
         if read.holds == "list":
             lists[read.column] = read.shape
         elif read.holds == "integer":
             integers.append(read.column)
+        elif read.holds == "text":
+            texts.append(read.column)
         else:
             numbers.append(read.column)
     return Roles(
@@ -55,6 +59,7 @@ def roles_of(spec: AttributeSpec) -> Roles:
         tuple(lists.items()),
         tuple(dict.fromkeys(integers)),
         spec.source.row_id,
+        tuple(dict.fromkeys(texts)),
     )
 
 

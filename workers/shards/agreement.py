@@ -10,6 +10,8 @@ import torch
 
 from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.schemas.records import Plan
+from integrand.schemas.specs.inputs import ImageInput
+from integrand.workers.data.pictures import decoder
 from integrand.workers.models.code import code_digest
 from integrand.workers.models.loading import DTYPES
 from integrand.workers.models.outputs import Forward
@@ -43,6 +45,20 @@ def check_build(plan: Plan) -> None:
         expected=plan.numerics.torch_build,
         seen=torch.__version__,
         next_step="use the planned build, or --allow-mixed and lose bitwise equality",
+    )
+
+
+def check_decoder(plan: Plan) -> None:
+    """IntegrityError where pictures would be decoded by another Pillow than was planned with."""
+    planned, seen = plan.versions.get("pillow"), decoder()
+    pictures = any(isinstance(one, ImageInput) for one in plan.spec.inputs)
+    if not pictures or planned == seen:
+        return
+    raise IntegrityError(
+        "Pillow, which decodes pictures",
+        expected=f"{planned}, as planned",
+        seen=seen or "none: pip install 'integrand[image]'",
+        next_step="install the planned version, or --allow-mixed and lose bitwise equality",
     )
 
 

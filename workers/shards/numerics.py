@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from integrand.workers import kernels, switches
+from integrand.workers.data.pictures import decoder
 
 
 def pin_numerics(threads: int) -> None:
@@ -22,6 +23,8 @@ def versions(device: str) -> dict[str, str]:
     found: dict[str, str] = {"torch": torch.__version__}
     for name in ("integrand", "pyarrow", "numpy"):
         found[name] = version(name)
+    pillow = decoder()
+    found |= {} if pillow is None else {"pillow": pillow}
     found["processor"] = processor(device)
     return found
 

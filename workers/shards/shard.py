@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from integrand.schemas.records import Shard, ShardFooter
 from integrand.schemas.tasks import Trial
+from integrand.workers.data.decoded import decoded
 from integrand.workers.data.reading import read_slices, row_ids
 from integrand.workers.failpoints import reach
 from integrand.workers.shards.commit import commit
@@ -21,9 +22,12 @@ from integrand.workers.shards.table import attribute_table
 
 
 def read_shard(job: Job, shard: Shard, tick: Callable[[], None] = lambda: None) -> pa.Table:
-    """The shard's source columns; safe to call ahead of time from another thread."""
+    """The shard's source columns, encoded inputs decoded; safe to call ahead of time from another
+    thread.
+    """
     plan = job.plan
-    return read_slices(job.store, plan.files, shard.slices, plan.source_columns, tick)
+    table = read_slices(job.store, plan.files, shard.slices, plan.source_columns, tick)
+    return decoded(job.store, plan.spec, table, tick)
 
 
 def run_shard(

@@ -28,6 +28,7 @@ from integrand.workers.models.portions import in_portions
 from integrand.workers.shards.agreement import (
     check_build,
     check_code,
+    check_decoder,
     check_device,
     check_kernels,
     check_outputs,
@@ -153,6 +154,7 @@ def _pin(plan: Plan, *, allow_mixed: bool) -> None:
     check_device(plan)
     if not allow_mixed:
         check_build(plan)
+        check_decoder(plan)
     if plan.numerics.portable:
         kernels.ask_portable()
     pin_numerics(plan.numerics.threads)

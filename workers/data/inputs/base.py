@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -14,6 +15,7 @@ from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import InputPart
 from integrand.workers.data.reasons import Reasons
+from integrand.workers.storage.store import Store
 
 Part = TypeVar("Part", bound=InputPart)
 
@@ -34,9 +36,9 @@ class InputKind(ABC, Generic[Part]):
     """One kind of input, for its part of the spec.
 
     An extender overrides `resolve` and `read`; `read_baseline` where columns may hold baselines of
-    its rows; `to_model_units` where raw numbers of its columns are scaled; `padded_lengths` where
-    rows may vary in length. The columns that it reads, its output columns and the modules that
-    embed it stand in the part itself.
+    its rows; `decode` where cells are encoded; `to_model_units` where raw numbers of its columns
+    are scaled; `padded_lengths` where rows may vary in length. The columns that it reads, its
+    output columns and the modules that embed it stand in the part itself.
     """
 
     judged_first: ClassVar[bool] = False
@@ -60,6 +62,14 @@ class InputKind(ABC, Generic[Part]):
         """Arrays of a table's rows. It never raises: what is wrong with a row goes into `reasons`,
         unless there is one.
         """
+
+    def decode(
+        self, store: Store, table: pa.Table, part: Part, tick: Callable[[], None]
+    ) -> pa.Table:
+        """A table as it was read, with what `read` needs of encoded cells; ahead of time, it may
+        be, and in another thread.
+        """
+        return table
 
     def read_baseline(
         self,

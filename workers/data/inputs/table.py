@@ -6,14 +6,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from integrand.schemas.specs.inputs import ColumnsInput, IdsInput, InputPart, TensorInput
+from integrand.schemas.specs.inputs import (
+    ColumnsInput,
+    IdsInput,
+    ImageInput,
+    InputPart,
+    TensorInput,
+)
 from integrand.workers.data.inputs.base import InputKind
 from integrand.workers.data.inputs.columns import Columns
 from integrand.workers.data.inputs.ids import Ids
+from integrand.workers.data.inputs.image import Image
 from integrand.workers.data.inputs.tensor import Tensor
 
 KINDS: Mapping[type[InputPart], InputKind[Any]] = MappingProxyType(
-    {ColumnsInput: Columns(), TensorInput: Tensor(), IdsInput: Ids()}
+    {ColumnsInput: Columns(), TensorInput: Tensor(), IdsInput: Ids(), ImageInput: Image()}
 )
 
 

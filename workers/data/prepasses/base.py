@@ -20,6 +20,7 @@ from integrand.schemas.records import InputShape, PrepassFile, Slice, SourceFile
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.uris import Uri
 from integrand.workers.data.columns import declared_columns
+from integrand.workers.data.decoded import decoded
 from integrand.workers.data.reading import read_slices
 from integrand.workers.data.tensors import Rows, length_buckets, to_rows
 from integrand.workers.storage.store import Store
@@ -71,7 +72,8 @@ class Scan:
         columns = tuple(dict.fromkeys([*declared_columns(self.spec), *also]))
         for start in range(first, last, BLOCK_ROWS):
             block = Slice(file=file, start=start, stop=min(last, start + BLOCK_ROWS))
-            yield block, read_slices(self.store, self.files, [block], columns)
+            table = read_slices(self.store, self.files, [block], columns)
+            yield block, decoded(self.store, self.spec, table)
 
     def tables(
         self, file: int, row_group: int, also: Sequence[str] = ()

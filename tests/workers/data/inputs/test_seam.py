@@ -15,7 +15,7 @@ from integrand.schemas.specs.baselines import Baseline
 from integrand.schemas.specs.inputs import InputPart
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.specs.part import Read
-from integrand.workers.baselines.tensors import baseline_tensors, check_baselines
+from integrand.workers.baselines.tensors import Given, baseline_tensors, check_baselines
 from integrand.workers.data.columns import check_column, declared_columns
 from integrand.workers.data.gathering import Source, read_floats
 from integrand.workers.data.inputs import table
@@ -103,5 +103,5 @@ def test_its_rows_stand_in_the_order_of_the_spec_and_its_reasons_go_first() -> N
 def test_every_baseline_stands_in_for_it() -> None:
     shapes = resolve_columns(TABLE.schema, spec())
     check_baselines(spec(), shapes)
-    found = baseline_tensors(spec(), shapes, to_rows(TABLE, spec(), shapes), {})
+    found = baseline_tensors(spec(), shapes, Given.of(to_rows(TABLE, spec(), shapes)), {})
     assert [one.tolist() for one in found] == [[[3.0]], [[3.0, 3.0]]]
