@@ -196,6 +196,18 @@ class AttributeSpec(Part):
         """The baseline of each input, the job's where the input names none."""
         return tuple(i.baseline or self.baseline for i in self.inputs)
 
+    @property
+    def inputs_alone(self) -> AttributeSpec:
+        """The same inputs, of which nothing else is asked."""
+        plain = tuple(i.model_copy(update={"baseline": None}) for i in self.inputs)
+        asked: dict[str, object] = {
+            "inputs": plain,
+            "forward_args": (),
+            "target": ScalarTarget(),
+            "baseline": ZeroBaseline(),
+        }
+        return self.model_copy(update=asked)
+
     def moved(self, absolute: Callable[[str], str]) -> AttributeSpec:
         """The same job with every URI that a baseline names as workers will see it."""
         if not any(baseline.uris for baseline in self.baselines):

@@ -8,10 +8,8 @@ from typing import Any
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
-from integrand.schemas.specs.baselines import ZeroBaseline
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.specs.source import Source
-from integrand.schemas.specs.targets import ScalarTarget
 from integrand.schemas.uris import Uri
 from integrand.service.planning.datasets import Dataset, prepare_dataset
 from integrand.service.pools.base import Mapper
@@ -84,7 +82,7 @@ def _reference(
     shapes: tuple[InputShape, ...],
     sources: Sources,
 ) -> Reference:
-    alone = _inputs_alone(spec)
+    alone = spec.inputs_alone
     if not prepass.uris:
         return Reference(prepass, own, alone, shapes, named=False)
     source = Source(uri=prepass.uris)
@@ -114,15 +112,3 @@ def _shapes_there(dataset: Dataset, spec: AttributeSpec, where: str) -> tuple[In
             seen=" ".join(str(error).split()),
             next_step="name a dataset whose columns are those of the source",
         ) from None
-
-
-def _inputs_alone(spec: AttributeSpec) -> AttributeSpec:
-    """The same inputs, of which nothing else is asked."""
-    plain = tuple(one.model_copy(update={"baseline": None}) for one in spec.inputs)
-    update = {
-        "inputs": plain,
-        "forward_args": (),
-        "target": ScalarTarget(),
-        "baseline": ZeroBaseline(),
-    }
-    return spec.model_copy(update=update)
