@@ -94,6 +94,14 @@ class AttributeSpec(Part):
     compute: Compute = Field(default_factory=Compute, description="How the work is spread.")
     limits: Limits = Field(default_factory=Limits, description="What still counts as success.")
 
+    @property
+    def passed(self) -> tuple[ForwardArg, ...]:
+        """What rows bring beside inputs and ids, in the order in which it is passed: the forward
+        arguments, then what weighs the outputs of the target.
+        """
+        weights = self.target.weights(self.compute.storage)
+        return self.forward_args if weights is None else (*self.forward_args, weights)
+
     @model_validator(mode="after")
     def _unique_names(self) -> AttributeSpec:
         names = [i.name for i in self.inputs] + [a.name for a in self.forward_args]

@@ -38,7 +38,7 @@ def first_pass(
     """The sample with its targets, the width of the model's output where it has one, and what is
     doubtful about both.
     """
-    forward = transformed(model, spec.target.transform)
+    forward = transformed(model, spec.target.transform_of_output)
     out, warnings = _try_model(spec, forward, sample)
     kind = kind_of_target(spec.target)
     kind.check(spec.target, out)
@@ -54,7 +54,7 @@ def baseline_warnings(spec: AttributeSpec, model: Forward, sample: RowTensors) -
 
     sample  rows with their baselines and targets
     """
-    forward = transformed(model, spec.target.transform)
+    forward = transformed(model, spec.target.transform_of_output)
     first = one_target(sample).along_paths().take(slice(TRIED))
     rows = first.expanded()
     ends = []

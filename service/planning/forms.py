@@ -36,7 +36,7 @@ def choose_form(spec: AttributeSpec, model: Forward, sample: RowTensors) -> Form
     """
     method = method_of(spec.accuracy, spec.method)
     wanted = method.needs_closed_form or spec.compute.savings != "none"
-    if not wanted or method.closed_form(model, sample, spec.target.transform) is None:
+    if not wanted or method.closed_form(model, sample, spec.target.transform_of_output) is None:
         return stepping_form(spec, model, sample)
     return _form(spec, model, sample, Savings(), exact=True)
 
@@ -73,7 +73,7 @@ def _form(
     *,
     exact: bool = False,
 ) -> Form:
-    transform = spec.target.transform
+    transform = spec.target.transform_of_output
     compute = spec.compute
     found = assemble(model, transform, savings, sample.inputs, sample.forward_args, exact=exact)
     device = sample.device.type

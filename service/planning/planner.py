@@ -27,6 +27,7 @@ from integrand.schemas.records import (
 )
 from integrand.schemas.specs.job import AnySpec, AttributeSpec
 from integrand.schemas.specs.output import Output, TopKStore
+from integrand.schemas.specs.targets import RegionTarget
 from integrand.service.planning.contract import column_outputs
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, prepare_dataset, run_prepass
@@ -68,6 +69,7 @@ from integrand.workers.models.portions import Portions, find_portion, in_portion
 from integrand.workers.models.rebuilding import build_again, check_outputs
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.state import probe_outputs
+from integrand.workers.models.targets.table import with_view
 from integrand.workers.reason_codes.candidates import candidates_of
 from integrand.workers.shards.numerics import processor, versions
 from integrand.workers.shards.output import ROUNDED
@@ -253,7 +255,7 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     facts = _model_facts(request)
     loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device)
     second = build_again(spec.model, loaded) if rebuild else None
-    forward = through_embeddings(loaded.forward, spec.inputs_with_baselines)
+    forward = through_embeddings(with_view(loaded.forward, spec.target), spec.inputs_with_baselines)
     found = looks(store, spec, dataset)
     tried, rows = find_rows(spec, shapes, found, device, forward, estimated=dataset.estimated)
     _refuse_lengths(spec, tried)
@@ -368,7 +370,7 @@ def _portion(
 
 def _outputs(spec: AttributeSpec, job: Survey) -> tuple[float, ...] | None:
     """What workers hold their model against, for numbers that a factory keeps in no tensor."""
-    if job.loaded.state is None or spec.forward_args or spec.ids_inputs:
+    if job.loaded.state is None or spec.passed or spec.ids_inputs:
         return None
     return probe_outputs(
         job.forward, [s.shape for s in job.shapes], DTYPES[spec.compute.storage], job.device
@@ -376,7 +378,7 @@ def _outputs(spec: AttributeSpec, job: Survey) -> tuple[float, ...] | None:
 
 
 def _outputs_on_sample(spec: AttributeSpec, job: Survey, model: Forward) -> object:
-    embedded = through_embeddings(model, spec.inputs_with_baselines)
+    embedded = through_embeddings(with_view(model, spec.target), spec.inputs_with_baselines)
     forward = in_portions(embedded, job.portion)
     arguments = job.sample.first_draw().arguments
     with real_rows(forward, arguments), torch.no_grad():
@@ -448,8 +450,17 @@ def planned_code(store: Store, plan: Plan) -> CodeBundle:
 
 
 def _refuse_lengths(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
-    """A compiled model is compiled again for every length, and after a few of them no more."""
+    """A compiled model is compiled again for every length, and after a few of them no more; a
+    region would hold outputs of padding.
+    """
     varying = [s.name for s in shapes if s.varying]
+    if varying and isinstance(spec.target, RegionTarget):
+        raise SpecError(
+            "target.kind region",
+            expected="inputs of one shape",
+            seen=f"lists of any length in {varying[0]}, whose padding has outputs, too",
+            next_step="let the model return the sum that is meant, and explain it by `index`",
+        )
     if spec.compute.compile and varying:
         raise SpecError(
             "compute.compile",

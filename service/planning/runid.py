@@ -45,8 +45,9 @@ def run_id(
     parts = {"inputs", "forward_args", "target", "baseline", "accuracy"} | _later(spec)
     places = {"weights", "uri", "code"}
     asked = spec.model_dump(mode="json", include=parts, exclude_unset=stored)
+    used = {part: _used(asked[part]) for part in ("accuracy", "target")}
     identity: dict[str, Any] = {
-        "spec": _without_places(asked) | {"accuracy": _used(asked["accuracy"])},
+        "spec": _without_places(asked) | used,
         "row_id": spec.source.row_id,
         "model": spec.model.model_dump(mode="json", exclude=places, exclude_unset=stored),
         "artefacts": [a.sha256 for a in artefacts],
@@ -83,12 +84,14 @@ def _later(spec: AttributeSpec) -> set[str]:
     }
 
 
-def _used(accuracy: dict[str, Any]) -> dict[str, Any]:
-    """How exact a job shall be, without fields that specs did not always have where they are at
-    their defaults.
+def _used(part: dict[str, Any]) -> dict[str, Any]:
+    """How exact a job shall be, or its target, without fields that specs did not always have where
+    they are at their defaults.
     """
-    later = {"until": "tolerance"}
-    return {name: value for name, value in accuracy.items() if later.get(name) != value}
+    later = {"until": "tolerance", "axis": None}
+    return {
+        name: value for name, value in part.items() if name not in later or value != later[name]
+    }
 
 
 def _of_output(spec: AttributeSpec) -> dict[str, object]:

@@ -24,7 +24,7 @@ def declared_columns(spec: AttributeSpec) -> tuple[str, ...]:
     names: list[str] = []
     if spec.source.row_id is not None:
         names.append(spec.source.row_id)
-    for part in (*spec.inputs, *spec.baselines, *spec.forward_args, spec.target, spec.output):
+    for part in (*spec.inputs, *spec.baselines, *spec.passed, spec.target, spec.output):
         names += columns_of(part)
     names.append(BAD)
     return tuple(dict.fromkeys(names))

@@ -70,6 +70,6 @@ def _reads(spec: AttributeSpec) -> Iterator[Read]:
         yield from one.reads
         shape = one.reads[0].shape
         yield from (replace(read, shape=shape) for read in baseline.reads)
-    for arg in spec.forward_args:
+    for arg in spec.passed:
         yield from arg.reads
     yield from spec.output.reads

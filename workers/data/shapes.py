@@ -33,7 +33,7 @@ def resolve_columns(schema: pa.Schema, spec: AttributeSpec) -> tuple[InputShape,
     shapes = tuple(kind_of_input(one).resolve(schema, one) for one in spec.inputs)
     for shape, baseline in zip(shapes, spec.baselines, strict=True):
         _check_baseline(schema, baseline, shape)
-    for arg in spec.forward_args:
+    for arg in spec.passed:
         if arg.mask_of is None:
             resolve_forward_arg(schema, arg)
     for name in columns_of(spec.target):

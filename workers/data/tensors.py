@@ -36,7 +36,7 @@ class Rows:
                   None
     forward_args  first the ids of each such input, int64 `[rows]` or `[rows, length]`, PADDING
                   where there is none; then the spec's, `[rows]` or `[rows, *shape]` in their own
-                  dtype
+                  dtype; then the weights of the target's outputs, where rows bring them
     target        `[rows]` int64 for a target column, else None
     members       number of the sum that each element goes into, int64 `[1, elements]` or
                   `[rows, elements]`; None where elements are not added up
@@ -91,7 +91,9 @@ def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
         for one, found in zip(spec.inputs, inputs, strict=True)
         if found.ids is not None
     }
-    arguments = [_argument(table, arg, ids, reasons) for arg in spec.forward_args]
+    arguments = [_argument(table, arg, ids, reasons) for arg in spec.passed]
+    if spec.target.weights(spec.compute.storage) is not None:
+        _judge_weights(arguments[-1], spec.passed[-1], reasons)
     named = columns_of(spec.target)
     target = _target(table, named[0], reasons) if named else None
     maps = [
@@ -242,6 +244,18 @@ def _argument(
         return flags
     judge(table, source, whole == NO_INTEGER, "expected an integer", reasons)
     return whole
+
+
+def _judge_weights(weights: NDArray[Any], arg: ForwardArg, reasons: Reasons) -> None:
+    """A reason for each row whose weights of outputs are not numbers from 0, with one above 0."""
+    by_row = weights.reshape(len(weights), -1)
+    # NaN is none of these: a null has a reason already
+    wrong = (by_row < 0) | np.isposinf(by_row)
+    for row in np.flatnonzero(wrong.any(1)).tolist():
+        value = by_row[row, int(wrong[row].argmax())]
+        reasons[row] = reasons[row] or f"{arg.column} holds {value}, expected weights from 0"
+    for row in np.flatnonzero(~(by_row > 0).any(1)).tolist():
+        reasons[row] = reasons[row] or f"{arg.column} is an empty mask: no weight is above 0"
 
 
 def _argument_source(table: pa.Table, arg: ForwardArg) -> Source:

@@ -85,7 +85,9 @@ def prepare_planned(
     dtype = DTYPES[numerics.precision]
     device = numerics.device
     inputs = [torch.zeros(2, *shape.shape, dtype=dtype, device=device) for shape in shapes]
-    found = assemble(forward, spec.target.transform, savings, inputs, (), exact=numerics.exact)
+    found = assemble(
+        forward, spec.target.transform_of_output, savings, inputs, (), exact=numerics.exact
+    )
     return stepping(found, numerics.reduced, device, compile=numerics.compile)
 
 

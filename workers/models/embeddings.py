@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from integrand.schemas.errors import DataError, SpecError
 from integrand.schemas.specs.inputs import IdsInput, Input, ids_of
 from integrand.workers.data.inputs.ids import PADDING
-from integrand.workers.models.outputs import Forward, on_copies
+from integrand.workers.models.outputs import Forward, on_copies, plain_model
 
 Lookup = Callable[..., Tensor | tuple[Tensor, ...]]
 Replace = Callable[[str, Tensor], Tensor]
@@ -296,13 +296,14 @@ class IdsModel(nn.Module):
             for i, one in enumerate(self.ids_inputs)
             for j, module in enumerate(one.modules)
         }
-        find_modules(model, list(self.places))
+        find_modules(_plain(model), list(self.places))
         self.training = model.training
 
     @property
     def named(self) -> dict[str, nn.Module]:
         """By name in the model as it is now: its parts may have been rewritten since."""
-        return {name: self.model.get_submodule(name) for name in self.places}
+        model = _plain(self.model)
+        return {name: model.get_submodule(name) for name in self.places}
 
     def forward(self, *arguments: Tensor) -> Tensor:
         called = self._split(arguments)
@@ -411,11 +412,19 @@ def through_embeddings(forward: Forward, inputs: tuple[Input, ...]) -> Forward:
     """
     if not ids_of(inputs):
         return forward
-    if not isinstance(forward, nn.Module):
+    model = plain_model(forward)
+    if not isinstance(forward, nn.Module) or not isinstance(model, nn.Module):
         raise SpecError(
             "model",
             expected="a torch.nn.Module, for inputs of ids",
-            seen=type(forward).__name__,
+            seen=type(model).__name__,
             next_step="use a model of kind factory",
         )
     return IdsModel(forward, inputs)
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The model that has the modules a spec names."""
+    found = plain_model(model)
+    assert isinstance(found, nn.Module), "only modules are opened"
+    return found

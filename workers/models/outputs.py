@@ -16,10 +16,11 @@ Forward = Callable[..., Tensor]
 TargetLike = int | tuple[int, ...] | Tensor | list[int | tuple[int, ...] | Tensor] | None
 """A target as the notebook's door takes it; a list asks for several of each row."""
 
-_TRANSFORMS: dict[str, Callable[[], nn.Module]] = {
-    "softmax": lambda: nn.Softmax(-1),
-    "log_softmax": lambda: nn.LogSoftmax(-1),
-    "sigmoid": nn.Sigmoid,
+_TRANSFORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda axis: nn.Identity(),
+    "softmax": nn.Softmax,
+    "log_softmax": nn.LogSoftmax,
+    "sigmoid": lambda axis: nn.Sigmoid(),
 }
 
 
@@ -32,23 +33,39 @@ def on_copies(forward: Forward, *arguments: Tensor) -> Tensor:
 
 
 class Transformed(nn.Module):
-    """A model followed by an output transform, which whoever looks into modules finds there."""
+    """A model followed by an output transform, which whoever looks into modules finds there.
 
-    def __init__(self, model: Forward, transform: nn.Module) -> None:
+    passed_on  how many of the last arguments are the transform's, behind the output
+    """
+
+    def __init__(self, model: Forward, transform: nn.Module, passed_on: int = 0) -> None:
         super().__init__()
-        self.model, self.transform = model, transform
+        self.model, self.transform, self.passed_on = model, transform, passed_on
         self.training = isinstance(model, nn.Module) and model.training
 
     def forward(self, *arguments: Tensor) -> Tensor:
-        out: Tensor = self.transform(self.model(*arguments))
+        own = len(arguments) - self.passed_on
+        out: Tensor = self.transform(self.model(*arguments[:own]), *arguments[own:])
         return out
+
+
+def plain_model(forward: Forward) -> Forward:
+    """A model without the transforms behind it."""
+    while isinstance(forward, Transformed):
+        forward = forward.model
+    return forward
+
+
+def transform_module(name: str, axis: int = -1) -> nn.Module:
+    """A named output transform, over an axis of `[rows, ...]` where it mixes outputs."""
+    return _TRANSFORMS[name](axis).eval()
 
 
 def transformed(forward: Forward, transform: str) -> Forward:
     """`forward` followed by a named output transform; `none` returns it unchanged."""
     if transform == "none":
         return forward
-    return Transformed(forward, _TRANSFORMS[transform]().eval())
+    return Transformed(forward, transform_module(transform))
 
 
 def target_tables(target: TargetLike, rows: int) -> Tensor | None:

@@ -25,6 +25,7 @@ from integrand.workers.models.embeddings import through_embeddings
 from integrand.workers.models.loading import load_model
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.portions import in_portions
+from integrand.workers.models.targets.table import with_view
 from integrand.workers.shards.agreement import (
     check_build,
     check_code,
@@ -166,7 +167,8 @@ def _load_forward(store: Store, plan: Plan) -> Forward:
     numerics = plan.numerics
     loaded = load_model(store, plan.spec.model, plan.artefacts, numerics.precision, numerics.device)
     check_state(plan, loaded.state)
-    embedded = through_embeddings(loaded.forward, plan.spec.inputs_with_baselines)
+    viewed = with_view(loaded.forward, plan.spec.target)
+    embedded = through_embeddings(viewed, plan.spec.inputs_with_baselines)
     forward = in_portions(embedded, numerics.takes_rows)
     check_outputs(plan, forward)
     return forward

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.part import kind_of
@@ -41,13 +41,21 @@ class TargetKind(ABC, Generic[Kind]):
     """One kind of target, for its part of the spec.
 
     An extender overrides `of_sample` and `of_rows`, or takes `SameTargets` where every row has the
-    same; `check` where other outputs than `[rows, outputs]` will do; `refusals` where a row may
-    name an output that is not there. How many targets a row has, which they are where that is
-    known from the spec, and the column that names them, if one does, stand in the part itself.
+    same; `check` where other outputs than `[rows, outputs]` will do; `view` where numbers are made
+    of outputs first; `refusals` where a row may name an output that is not there. How many targets
+    a row has, which they are where that is known from the spec, and the columns that name them, if
+    some do, stand in the part itself.
     """
 
     known_without_model: ClassVar[bool] = True
     """Whether a row that the model raises on has its target all the same."""
+
+    def view(self, target: Kind) -> nn.Module | None:
+        """What follows the model and counts as a part of it, so that the target is one of outputs
+        of this; None where it is one of the model's own. It takes the output, and the part's
+        weights `[rows, ...]` where it has some.
+        """
+        return None
 
     def check(self, target: Kind, out: Tensor) -> None:
         """Raises SpecError where outputs of this shape have no such targets."""

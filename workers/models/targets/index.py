@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from integrand.schemas.specs.targets import IndexTarget
 from integrand.workers.models.targets.base import SameTargets
+from integrand.workers.models.targets.view import over_axis
 
 
 class Index(SameTargets[IndexTarget]):
     """One place; whether it exists is judged where outputs are selected."""
+
+    def view(self, target: IndexTarget) -> nn.Module | None:
+        return over_axis(target)
 
     def check(self, target: IndexTarget, out: Tensor) -> None:
         pass

@@ -11,15 +11,18 @@ from integrand.schemas.specs.targets import (
     ArgmaxTarget,
     ColumnTarget,
     IndexTarget,
+    RegionTarget,
     ScalarTarget,
     TargetPart,
     TopKTarget,
 )
+from integrand.workers.models.outputs import Forward, Transformed
 from integrand.workers.models.targets.all import All
 from integrand.workers.models.targets.argmax import Argmax
 from integrand.workers.models.targets.base import TargetKind
 from integrand.workers.models.targets.column import Column
 from integrand.workers.models.targets.index import Index
+from integrand.workers.models.targets.region import Region
 from integrand.workers.models.targets.scalar import Scalar
 from integrand.workers.models.targets.top_k import TopK
 
@@ -28,6 +31,7 @@ KINDS: Mapping[type[TargetPart], TargetKind[Any]] = MappingProxyType(
         ScalarTarget: Scalar(),
         IndexTarget: Index(),
         ColumnTarget: Column(),
+        RegionTarget: Region(),
         ArgmaxTarget: Argmax(),
         TopKTarget: TopK(),
         AllTargets: All(),
@@ -38,3 +42,12 @@ KINDS: Mapping[type[TargetPart], TargetKind[Any]] = MappingProxyType(
 def kind_of_target(target: TargetPart) -> TargetKind[Any]:
     """What chooses the outputs that a spec's target asks for."""
     return KINDS[type(target)]
+
+
+def with_view(forward: Forward, target: TargetPart) -> Forward:
+    """The model with what its target makes of its output, as the model from then on."""
+    view = kind_of_target(target).view(target)
+    if view is None:
+        return forward
+    weights = target.weights("float32")
+    return Transformed(forward, view, passed_on=0 if weights is None else 1)

@@ -17,6 +17,7 @@ from integrand.schemas.specs.targets import (
     ArgmaxTarget,
     ColumnTarget,
     IndexTarget,
+    RegionTarget,
     ScalarTarget,
     Target,
     TargetPart,
@@ -30,6 +31,7 @@ COLUMN = torch.tensor([2, 0])
 
 CASES: list[tuple[TargetPart, Any, Any]] = [
     (ScalarTarget(), None, None),
+    (RegionTarget(ranges=((0, 2),)), None, None),
     (IndexTarget(index=1), [[1], [1]], [[[1]], [[1]]]),
     (IndexTarget(index=(1, 0)), [[1, 0], [1, 0]], [[[1, 0]], [[1, 0]]]),
     (ColumnTarget(column="y"), [[2], [0]], [[[2]], [[0]]]),
