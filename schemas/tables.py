@@ -86,6 +86,13 @@ OPTIONAL_COLUMNS: dict[str, str] = {
         " the first reason is the same; null where the method does not take each by itself."
     ),
     "reasons_status": "Beside it: how certain the reasons are, see the table of these.",
+    "token_end": "Where an input is a text: the character behind each token in it.",
+    "token_special": "Beside it: which of them the tokenizer added, such as `[CLS]`.",
+    "token_start": "Beside it: the first character of each token, from 0; both 0 of a special one.",
+    "token_word": "Beside it: number of the word that each token is part of, from 0.",
+    "tokens": "Beside it: the tokens as the tokenizer's vocabulary has them, one for each of attr.",
+    "tokens_left_out": "Beside it: how many tokens are left out of its end, see `long`.",
+    "words": "Beside it: the words, as they stand in the text; a special token is one of its own.",
 }
 """Columns of runs that ask for them, behind the attributions and by name."""
 REASON = pa.struct(
@@ -107,6 +114,13 @@ OPTIONAL_TYPES: dict[str, pa.DataType] = {
     "reasons": pa.list_(REASON),
     "reasons_agree": pa.float64(),
     "reasons_status": pa.string(),
+    "token_end": pa.list_(pa.int32()),
+    "token_special": pa.list_(pa.bool_()),
+    "token_start": pa.list_(pa.int32()),
+    "token_word": pa.list_(pa.int32()),
+    "tokens": pa.list_(pa.string()),
+    "tokens_left_out": pa.int32(),
+    "words": pa.list_(pa.string()),
 }
 """Null where a float is NaN and where anything but a number is None."""
 

@@ -45,6 +45,7 @@ pytest_plugins = [
     "tests.plugins.proxy",
     "tests.plugins.seaweed",
     "tests.plugins.texts",
+    "tests.plugins.strings",
 ]
 
 

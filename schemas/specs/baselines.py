@@ -87,6 +87,16 @@ class PadBaseline(BaselinePart):
     kind: Literal["pad"] = "pad"
 
 
+class TokenBaseline(BaselinePart):
+    """One token of the tokenizer in every place, such as `[MASK]`. Of texts alone."""
+
+    kind: Literal["token"] = "token"
+    token: str = Field(description="The token as the tokenizer's vocabulary has it.")
+    id: int | None = Field(
+        None, ge=0, description="Its id, which is looked up when the job is planned."
+    )
+
+
 class ColumnBaseline(BaselinePart):
     """A baseline of its own for each row, held by columns of the source; of ids in a list as many
     as the row has.
@@ -278,6 +288,7 @@ _Member = Annotated[
     ZeroBaseline
     | ConstantBaseline
     | PadBaseline
+    | TokenBaseline
     | MeanBaseline
     | MedianBaseline
     | RowBaseline
@@ -291,7 +302,14 @@ _Member = Annotated[
 ]
 
 
-_ID_MEMBERS = ConstantBaseline, PadBaseline, RowBaseline, ShuffleBaseline, TrainingBaseline
+_ID_MEMBERS = (
+    ConstantBaseline,
+    PadBaseline,
+    TokenBaseline,
+    RowBaseline,
+    ShuffleBaseline,
+    TrainingBaseline,
+)
 
 
 class AverageBaseline(BaselinePart):
@@ -348,6 +366,7 @@ IdsBaseline = Annotated[
     ZeroBaseline
     | ConstantBaseline
     | PadBaseline
+    | TokenBaseline
     | ColumnBaseline
     | RowBaseline
     | ShuffleBaseline

@@ -11,6 +11,7 @@ from integrand.schemas.specs.inputs import (
     ImageInput,
     InputPart,
     TensorInput,
+    TextInput,
 )
 from integrand.schemas.specs.output import (
     ChannelSumStore,
@@ -18,6 +19,7 @@ from integrand.schemas.specs.output import (
     MapGroups,
     Output,
     PooledStore,
+    WordGroups,
 )
 
 
@@ -50,6 +52,10 @@ def named_features(one: InputPart) -> tuple[str, ...]:
 def _unfit_input(groups: InputGroups, one: InputPart) -> str | None:
     if isinstance(one, ColumnsInput):
         return "this input has named features: group them by a list of their columns"
+    if isinstance(one, TextInput):
+        return None if isinstance(groups, WordGroups) else "a text is grouped by `words: true`"
+    if isinstance(groups, WordGroups):
+        return "words are those of an input of texts: `text: ...`"
     if isinstance(one, IdsInput):
         if not isinstance(groups, MapGroups):
             return "ids are grouped by a column of numbers: `column: ...`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,9 +19,11 @@ from integrand.schemas.specs.baselines import (
     AverageBaseline,
     Baseline,
     BaselinePart,
+    ColumnBaseline,
     ConstantBaseline,
     IdsBaseline,
     PadBaseline,
+    TokenBaseline,
     ZeroBaseline,
 )
 from integrand.schemas.specs.images import PixelSteps
@@ -210,17 +213,11 @@ def _listed(numbers: Numbers) -> str:
     return ", ".join(f"{number:.6g}" for number in every)
 
 
-class IdsInput(InputPart):
-    """Category or token ids, attributed at the output of the module that embeds them: one number
+class EmbeddedInput(InputPart):
+    """Base of inputs of ids, attributed at the output of the module that embeds them: one number
     per id.
     """
 
-    ids: str | tuple[str, ...] = Field(
-        description=(
-            "An integer column (`[rows]`), a column of lists (`[rows, length]`), or integer"
-            " columns, stacked."
-        )
-    )
     embedding: str | tuple[str, ...] = Field(
         description=(
             "Dotted name of the module that embeds the ids; a list of columns may have one module"
@@ -246,6 +243,63 @@ class IdsInput(InputPart):
     )
 
     @model_validator(mode="after")
+    def _baseline_of_ids(self) -> EmbeddedInput:
+        for one in self.baseline_parts:
+            if isinstance(one, AverageBaseline):
+                raise ValueError("an average for ids is of baselines that are ids themselves")
+            if isinstance(one, ConstantBaseline) and one.id is None:
+                raise ValueError(
+                    "the baseline of ids is an id: one whole number from 0, in model units"
+                )
+        return self
+
+    @property
+    def baseline_parts(self) -> tuple[BaselinePart, ...]:
+        """Its own baseline; of an average of ids its members."""
+        if self.baseline is None:
+            return ()
+        if isinstance(self.baseline, AverageBaseline) and self.baseline.of_ids:
+            return self.baseline.of
+        return (self.baseline,)
+
+    @property
+    def baseline_id(self) -> int | None:
+        """The one id whose embedding is the baseline; None where there is none."""
+        given = self.baseline
+        if isinstance(given, PadBaseline):
+            return self.pad
+        return given.id if isinstance(given, ConstantBaseline | TokenBaseline) else None
+
+    @property
+    def baseline_per_row(self) -> bool:
+        """Whether its baseline is ids of each row, which go along with the row's own."""
+        zero = self.baseline is None or isinstance(self.baseline, ZeroBaseline)
+        return not zero and self.baseline_id is None
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The columns of ids, or of what they are made of."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules, one, or one for each column."""
+        return self.embedding if isinstance(self.embedding, tuple) else (self.embedding,)
+
+
+class IdsInput(EmbeddedInput):
+    """Category or token ids, attributed at the output of the module that embeds them: one number
+    per id.
+    """
+
+    ids: str | tuple[str, ...] = Field(
+        description=(
+            "An integer column (`[rows]`), a column of lists (`[rows, length]`), or integer"
+            " columns, stacked."
+        )
+    )
+
+    @model_validator(mode="after")
     def _fitting(self) -> IdsInput:
         columns = self.columns
         twice = repeated(columns)
@@ -263,38 +317,19 @@ class IdsInput(InputPart):
         return self
 
     @model_validator(mode="after")
-    def _baseline_of_ids(self) -> IdsInput:
-        parts: tuple[BaselinePart | None, ...] = (self.baseline,)
-        if isinstance(self.baseline, AverageBaseline):
-            if not self.baseline.of_ids:
-                raise ValueError("an average for ids is of baselines that are ids themselves")
-            parts = self.baseline.of
-        for one in parts:
-            if isinstance(one, ConstantBaseline) and one.id is None:
-                raise ValueError(
-                    "the baseline of ids is an id: one whole number from 0, in model units"
-                )
+    def _known_ids(self) -> IdsInput:
+        for one in self.baseline_parts:
             if isinstance(one, PadBaseline) and self.pad is None:
                 raise ValueError("a `pad` baseline is the input's `pad`: give it")
+            if isinstance(one, TokenBaseline):
+                raise ValueError(
+                    "a `token` baseline is for texts, whose tokenizer is known: give its id as a"
+                    " `constant`"
+                )
         return self
 
     @property
-    def baseline_id(self) -> int | None:
-        """The one id whose embedding is the baseline; None where there is none."""
-        given = self.baseline
-        if isinstance(given, PadBaseline):
-            return self.pad
-        return given.id if isinstance(given, ConstantBaseline) else None
-
-    @property
-    def baseline_per_row(self) -> bool:
-        """Whether its baseline is ids of each row, which go along with the row's own."""
-        zero = self.baseline is None or isinstance(self.baseline, ZeroBaseline)
-        return not zero and self.baseline_id is None
-
-    @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of ids."""
         return self.ids if isinstance(self.ids, tuple) else (self.ids,)
 
     @property
@@ -307,10 +342,60 @@ class IdsInput(InputPart):
         """None of one column: whether it holds single ids or lists is known with the data."""
         return self.ids if isinstance(self.ids, tuple) else ()
 
+
+class TextInput(EmbeddedInput):
+    """Strings, made token ids by a tokenizer and attributed at the output of the module that embeds
+    them: one number per token.
+    """
+
+    text: str = Field(description="A column of strings.")
+    tokenizer: str = Field(
+        description="A tokenizer.json of Hugging Face's `tokenizers`, or the folder that holds it."
+    )
+    tokenizer_sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description=(
+            "Of that file: the run is pinned to it. Taken when the job is planned; if given, it"
+            " must be that."
+        ),
+    )
+    long: Literal["bad_input", "truncate"] = Field(
+        "bad_input",
+        description=(
+            "What becomes of a text of more than `max_length` tokens. truncate: its end is left"
+            " out, and `tokens_left_out` says how many."
+        ),
+    )
+    special: Literal["keep", "drop"] = Field(
+        "keep",
+        description=(
+            "keep: with the tokens that the tokenizer adds, such as `[CLS]`, which are marked in"
+            " `token_special`; drop: without them."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _for_texts(self) -> TextInput:
+        if isinstance(self.embedding, tuple):
+            raise ValueError("a text has one embedding")
+        if isinstance(self.baseline, ColumnBaseline):
+            raise ValueError(
+                "a text's baseline is no column: take zero, pad, token, shuffle, row or training"
+            )
+        return self
+
     @property
-    def modules(self) -> tuple[str, ...]:
-        """Names of the modules, one, or one for each column."""
-        return self.embedding if isinstance(self.embedding, tuple) else (self.embedding,)
+    def columns(self) -> tuple[str, ...]:
+        return (self.text,)
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return (Read(self.text, "text"),)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return (self.name,)
 
 
 _Forms = (
@@ -318,6 +403,7 @@ _Forms = (
     | Annotated[TensorInput, Tag("column")]
     | Annotated[IdsInput, Tag("ids")]
     | Annotated[ImageInput, Tag("image")]
+    | Annotated[TextInput, Tag("text")]
 )
 """Each form of input under the field that only it has."""
 
@@ -336,15 +422,21 @@ Input = Annotated[
         _form_of,
         custom_error_type="input_form",
         custom_error_message=(
-            "an input needs `columns: [...]`, `column: ...`, `ids: ...` or `image: ...`"
+            "an input needs `columns: [...]`, `column: ...`, `ids: ...`, `image: ...` or"
+            " `text: ...`"
         ),
     ),
 ]
 
 
-def ids_of(inputs: tuple[Input, ...]) -> tuple[IdsInput, ...]:
-    """Those of the inputs that are ids, in order."""
-    return tuple(one for one in inputs if isinstance(one, IdsInput))
+def ids_of(inputs: tuple[Input, ...]) -> tuple[EmbeddedInput, ...]:
+    """Those of the inputs that are ids, or become some, in order."""
+    return tuple(one for one in inputs if isinstance(one, EmbeddedInput))
+
+
+def texts_of(inputs: tuple[Input, ...]) -> tuple[TextInput, ...]:
+    """Those of the inputs that are texts, in order."""
+    return tuple(one for one in inputs if isinstance(one, TextInput))
 
 
 class ForwardArg(Part):
@@ -365,6 +457,18 @@ class ForwardArg(Part):
             "An input of ids: 1 where its row has an id and 0 in padding, in the shape of the ids."
         ),
     )
+    types_of: str | None = Field(
+        None,
+        description="An input of texts: the type ids that its tokenizer gives, 0 in padding.",
+    )
+    along: str | None = Field(
+        None,
+        description=(
+            "An input of ids whose lists vary in length: those of `column` are as long as the row's"
+            " ids and filled up like them. May be left out where there is one such input."
+        ),
+    )
+    fill: float = Field(0.0, description="What fills such lists up.")
     shape: tuple[Count, ...] = Field((), description="Shape of one row of a list column.")
     dtype: Literal["float32", "float64", "int64", "bool"] = Field(
         "float32", description="Tensor dtype."
@@ -372,18 +476,32 @@ class ForwardArg(Part):
 
     @model_validator(mode="after")
     def _one_form(self) -> ForwardArg:
-        given = [bool(self.columns), self.column is not None, self.mask_of is not None]
-        if given.count(True) != 1:
-            raise ValueError("give one of `column`, `columns` and `mask_of`")
-        if self.mask_of is not None and self.shape:
+        forms = (self.column, self.columns or None, self.mask_of, self.types_of)
+        if sum(form is not None for form in forms) != 1:
+            raise ValueError("give one of `column`, `columns`, `mask_of` and `types_of`")
+        if self.made_of is not None and self.shape:
             raise ValueError("a mask has the shape of its ids: leave out `shape`")
+        if self.along is not None and (self.column is None or self.shape):
+            raise ValueError("`along` is for a `column` of lists without a `shape`")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_of_later(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No field of later versions that is not given: digests of older specs stay."""
+        written: dict[str, Any] = fields(self)
+        later = {"types_of": None, "along": None, "fill": 0.0}
+        return {k: v for k, v in written.items() if k not in later or v != later[k]}
+
+    @property
+    def made_of(self) -> str | None:
+        """The input whose ids it is made of; None of one that columns hold."""
+        return self.mask_of or self.types_of
 
     @property
     def reads(self) -> tuple[Read, ...]:
-        """Nothing for a mask."""
+        """Nothing for what is made of ids."""
         holds: Literal["number", "integer", "list"] = "number"
-        if self.shape:
+        if self.shape or self.along:
             holds = "list"
         elif self.dtype == "int64":
             holds = "integer"

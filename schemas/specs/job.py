@@ -12,7 +12,14 @@ from integrand.schemas.specs.accuracy import Accuracy, Adaptive
 from integrand.schemas.specs.baselines import Baseline, IdsBaseline, ZeroBaseline
 from integrand.schemas.specs.compute import Compute
 from integrand.schemas.specs.grouping import unfit
-from integrand.schemas.specs.inputs import ForwardArg, IdsInput, Input, ids_of
+from integrand.schemas.specs.inputs import (
+    EmbeddedInput,
+    ForwardArg,
+    Input,
+    TextInput,
+    ids_of,
+    texts_of,
+)
 from integrand.schemas.specs.messages import explain
 from integrand.schemas.specs.methods import IntegratedGradients, Method, refusal
 from integrand.schemas.specs.models import Model
@@ -129,15 +136,27 @@ class AttributeSpec(Part):
             raise ValueError(
                 f"inputs of ids need a model of kind factory: {self.model.kind} hides its modules"
             )
-        masked = [a.mask_of for a in self.forward_args if a.mask_of is not None]
-        unknown = sorted(set(masked) - {i.name for i in self.ids_inputs})
-        if unknown:
-            raise ValueError(f"`mask_of` names no input of ids: {', '.join(unknown)}")
+        ids, texts = ({i.name for i in kind} for kind in (self.ids_inputs, self.texts))
+        for arg in self.forward_args:
+            for field, name in (("mask_of", arg.mask_of), ("along", arg.along)):
+                if name is not None and name not in ids:
+                    raise ValueError(f"`{field}` names no input of ids: {name}")
+            if arg.types_of is not None and arg.types_of not in texts:
+                raise ValueError(f"`types_of` names no input of texts: {arg.types_of}")
         inheriting = [i.name for i in self.ids_inputs if i.baseline is None]
         if inheriting and not self.baseline.covers_ids:
             raise ValueError(
                 f"a {self.baseline.kind} baseline says nothing about ids: give {inheriting[0]}"
                 " its own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_text(self) -> AttributeSpec:
+        if len(self.texts) > 1:
+            raise ValueError(
+                "a job has one input of texts, whose tokens are columns of the output: make ids of"
+                f" {self.texts[1].name} beforehand"
             )
         return self
 
@@ -195,9 +214,14 @@ class AttributeSpec(Part):
         return self
 
     @property
-    def ids_inputs(self) -> tuple[IdsInput, ...]:
-        """The inputs that are ids, in order."""
+    def ids_inputs(self) -> tuple[EmbeddedInput, ...]:
+        """The inputs that are ids, or become some, in order."""
         return ids_of(self.inputs)
+
+    @property
+    def texts(self) -> tuple[TextInput, ...]:
+        """The inputs that are texts; at most one."""
+        return texts_of(self.inputs)
 
     @property
     def baselines(self) -> tuple[Baseline | IdsBaseline, ...]:

@@ -64,15 +64,22 @@ class MapGroups(Part):
         return (Read(self.column, "list"),)
 
 
+class WordGroups(Part):
+    """The pieces of each word of a text as one feature; a special token is a word of its own."""
+
+    words: Literal[True] = Field(description="true: by the words that the tokenizer cuts.")
+
+
 _GROUPS = (
     Annotated[FeatureGroup, Tag("features")]
     | Annotated[PatchGroups, Tag("patches")]
     | Annotated[ChannelGroups, Tag("channels")]
     | Annotated[MapGroups, Tag("column")]
+    | Annotated[WordGroups, Tag("words")]
 )
 """Each form of groups under the field that only it has."""
 _FIELDS = tuple(branches_of(_GROUPS))
-InputGroups = PatchGroups | ChannelGroups | MapGroups
+InputGroups = PatchGroups | ChannelGroups | MapGroups | WordGroups
 """Groups of the elements of one input."""
 
 
@@ -92,8 +99,8 @@ Groups = Annotated[
         _form_of,
         custom_error_type="group_form",
         custom_error_message=(
-            "a group needs `features: [...]`; an input `patches: n`, `channels: sum` or"
-            " `column: ...`"
+            "a group needs `features: [...]`; an input `patches: n`, `channels: sum`,"
+            " `column: ...` or `words: true`"
         ),
     ),
     BeforeValidator(_spelled_out),

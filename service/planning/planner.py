@@ -42,6 +42,7 @@ from integrand.service.planning.reason_codes import (
 from integrand.service.planning.references import Sources, references
 from integrand.service.planning.runid import FileId, run_id
 from integrand.service.planning.sample import find_rows, looks, real_rows, sample_rows
+from integrand.service.planning.texts import check_vocabularies, settle_texts
 from integrand.service.pools.base import Mapper
 from integrand.workers import kernels, switches
 from integrand.workers.baselines.outside import check_found
@@ -114,8 +115,10 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     (`projection.estimated`).
     """
     request = replace(request, spec=with_presets(request.store, request.spec, request.base))
-    spec, store = request.spec, request.store
-    check_trust(spec.model, request.trusted)
+    check_trust(request.spec.model, request.trusted)
+    store = request.store
+    spec = settle_texts(store, request.spec, request.base)
+    request = replace(request, spec=spec)
     settle_kernels(spec)
     check_precision(spec)
     method = method_of(spec.accuracy, spec.method)  # raises for one that there is not
@@ -243,7 +246,8 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
 
     rebuild  build it once more, and raise SpecError where that is another model
     """
-    spec, store = request.spec, request.store
+    store = request.store
+    spec = settle_texts(store, request.spec, request.base)
     device = _device(spec)
     output = store.parse(spec.output.uri, request.base)
     dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)
@@ -254,6 +258,7 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     pool.prepare()
     facts = _model_facts(request)
     loaded = load_model(store, spec.model, facts.artefacts, spec.compute.storage, device)
+    check_vocabularies(store, spec, loaded.forward)
     second = build_again(spec.model, loaded) if rebuild else None
     forward = through_embeddings(with_view(loaded.forward, spec.target), spec.inputs_with_baselines)
     found = looks(store, spec, dataset)

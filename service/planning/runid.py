@@ -14,6 +14,8 @@ from integrand.schemas.specs.job import AttributeSpec
 
 LATER = ("method",)
 """Parts of a spec without which older ones were written: they count where they are used."""
+PLACES = ("uri", "root", "tokenizer")
+"""Fields of a spec that say where something lies."""
 FileId = tuple[str, int, str]
 """A source file as the run id knows it: path below the source root, size and fingerprint."""
 
@@ -67,9 +69,9 @@ def run_id(
 
 
 def _without_places(part: Any) -> Any:
-    """Without the URIs of datasets and of folders of pictures, at any depth."""
+    """Without the URIs of datasets, of folders of pictures and of tokenizers, at any depth."""
     if isinstance(part, dict):
-        kept = {name: value for name, value in part.items() if name not in ("uri", "root")}
+        kept = {name: value for name, value in part.items() if name not in PLACES}
         return {name: _without_places(value) for name, value in kept.items()}
     return [_without_places(value) for value in part] if isinstance(part, list) else part
 

@@ -31,6 +31,7 @@ from integrand.service.cluster import Cluster
 from integrand.service.operator import Operator
 from integrand.service.running.jobs import run_job
 from integrand.service.runs.query import open_run
+from tests.plugins.strings import write_tokenizer
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", *(f"{d}/README.md" for d in ("schemas", "workers", "service", "tests")))
@@ -55,7 +56,7 @@ class Text(nn.Module):
         self.bert = nn.ModuleDict({"embeddings": words})
         self.last = nn.Linear(8, 2)
 
-    def forward(self, tokens, mask):
+    def forward(self, tokens, mask, types=0):
         words = self.bert["embeddings"]["word_embeddings"](tokens) * mask[..., None]
         return self.last(torch.tanh(words.sum(1) / mask.sum(1, keepdim=True)))
 
@@ -137,7 +138,7 @@ def test_every_block_of_code_is_tried_here():
     """Each is in a language whose blocks are run, parsed or accepted below."""
     languages = {w for text in TEXTS.values() for w in re.findall(r"^```(\w+)$", text, re.M)}
     assert languages == {"bash", "python", "toml", "yaml"}
-    assert len(blocks("yaml")) == 5
+    assert len(blocks("yaml")) == 6
     assert [b for b in blocks("python") if "attribute(" not in b and "open_run(" not in b] == []
 
 
@@ -238,6 +239,32 @@ def test_examples_of_ids_run(tmp_path: Path, example: int, name: str, columns: l
         assert [len(a) for a in found["attr.tokens"]] == [len(t) for t in tokens]
 
 
+def test_example_of_strings_runs(tmp_path: Path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "text_ids.py").write_text(IDS_MODELS)
+    write_tokenizer(tmp_path / "model")
+    texts = pa.array(["this film is great", "unlikely plays", "  "], pa.string())
+    pq.write_table(pa.table({"id": range(3), "review": texts}), tmp_path / "rows.parquet")
+    fields = parse_text(blocks("yaml")[0], "README") | parse_text(blocks("yaml")[3], "README")
+    model = {
+        "kind": "factory",
+        "entrypoint": "text_ids:build",
+        "arguments": {"name": "Text"},
+        "code": ["text_ids.py"],
+    }
+    spec = parse_spec(fields | {"source": {"uri": "rows.parquet", "row_id": "id"}, "model": model})
+    run_job(
+        spec,
+        base=str(tmp_path),
+        operator=Operator(trusted=("text_ids",)),
+        cluster=Cluster("local"),
+    )
+    found = open_run(tmp_path / "runs").to_pandas()
+    assert found["status"].tolist()[2] == "bad_input"
+    assert [len(a) for a in found["attr.tokens"][:2]] == [6, 4]
+    assert found["words"][1].tolist() == ["[CLS]", "unlikely", "plays", "[SEP]"]
+
+
 GROUPS_MODEL = """
 import torch
 from torch import nn
@@ -265,7 +292,7 @@ def test_the_example_of_groups_runs(tmp_path: Path):
     table["image"] = random.normal(size=(12, 1200)).tolist()
     table["segments"] = random.integers(0, 50, size=(12, 400)).tolist()
     pq.write_table(pa.table({"id": range(12), **table}), tmp_path / "rows.parquet")
-    shown = blocks("yaml")[3]
+    shown = blocks("yaml")[4]
     superpixels = shown.replace("    pixels: {patches", "    # ").replace("# pixels:", "pixels:")
     widths = {}
     for name, text in {"patches": shown, "superpixels": superpixels}.items():
@@ -352,7 +379,7 @@ def credits_against(baseline: str, folder: Path) -> pd.DataFrame:
 
 
 def test_the_spec_of_reason_codes_is_that_of_the_example():
-    shown = parse_text(blocks("yaml")[4], "README")
+    shown = parse_text(blocks("yaml")[5], "README")
     whole = parse_text((ROOT / "examples/credit/credit.yaml").read_text(), "credit.yaml")
     assert shown.items() <= whole.items()
     parse_spec(whole)

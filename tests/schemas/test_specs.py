@@ -309,7 +309,8 @@ def test_an_unknown_kind_is_named_with_the_nearest(change: dict[str, Any], messa
         ({"inputs": []}, "inputs: "),
         (
             {"inputs": [{"name": "x"}]},
-            "inputs.0: an input needs `columns: [...]`, `column: ...`, `ids: ...` or `image: ...`",
+            "inputs.0: an input needs `columns: [...]`, `column: ...`, `ids: ...`, `image: ...` or"
+            " `text: ...`",
         ),
         ({"inputs": [{"name": "x", "columns": ["a", "a"]}]}, "columns named twice: a"),
         (

@@ -6,14 +6,14 @@ import numpy as np
 from torch import Tensor
 
 from integrand.schemas.errors import SpecError
-from integrand.schemas.specs.inputs import IdsInput
+from integrand.schemas.specs.inputs import EmbeddedInput
 from integrand.workers.baselines.base import Place, PlaceRows
 from integrand.workers.data.inputs.ids import PADDING
 
 
 def check_fill(place: Place) -> None:
     """SpecError for lists of any length that nothing fills up."""
-    if place.shape.varying and isinstance(place.input, IdsInput) and place.input.pad is None:
+    if place.shape.varying and isinstance(place.input, EmbeddedInput) and place.input.pad is None:
         raise SpecError(
             f"baseline of input `{place.shape.name}`",
             expected="the input's `pad`, which fills up a baseline that is shorter than a row",
@@ -26,7 +26,7 @@ def in_place(rows: PlaceRows, found: np.ndarray) -> Tensor:
     """Rows `[draws, *shape]` as they stand for others: numbers as they are, a list of ids cut to
     the length of theirs or filled up with the input's `pad`.
     """
-    if not isinstance(rows.input, IdsInput):
+    if not isinstance(rows.input, EmbeddedInput):
         return rows.placed(found)
     ids = found.reshape(len(found), -1)
     width = rows.shape.shape[0]

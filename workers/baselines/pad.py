@@ -6,7 +6,7 @@ from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.baselines import PadBaseline
-from integrand.schemas.specs.inputs import IdsInput
+from integrand.schemas.specs.inputs import EmbeddedInput
 from integrand.workers.baselines.base import BaselineKind, Place, PlaceRows
 
 
@@ -15,7 +15,7 @@ class Pad(BaselineKind[PadBaseline]):
 
     def check(self, part: PadBaseline, place: Place) -> None:
         """SpecError for numbers, which have no padding."""
-        if not isinstance(place.input, IdsInput):
+        if not isinstance(place.input, EmbeddedInput):
             raise SpecError(
                 f"baseline of input `{place.shape.name}`",
                 expected="an input of ids, which a pad baseline is for",
@@ -24,6 +24,6 @@ class Pad(BaselineKind[PadBaseline]):
             )
 
     def tensor(self, part: PadBaseline, rows: PlaceRows) -> Tensor:
-        assert isinstance(rows.input, IdsInput)
+        assert isinstance(rows.input, EmbeddedInput)
         assert rows.input.pad is not None
         return rows.values.new_full((1, *rows.shape.shape), rows.input.pad)

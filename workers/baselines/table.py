@@ -19,6 +19,7 @@ from integrand.schemas.specs.baselines import (
     PadBaseline,
     RowBaseline,
     ShuffleBaseline,
+    TokenBaseline,
     TrainingBaseline,
     UniformBaseline,
     ZeroBaseline,
@@ -35,6 +36,7 @@ from integrand.workers.baselines.median import Median
 from integrand.workers.baselines.pad import Pad
 from integrand.workers.baselines.row import Row
 from integrand.workers.baselines.shuffle import Shuffle
+from integrand.workers.baselines.token import Token
 from integrand.workers.baselines.training import Training
 from integrand.workers.baselines.uniform import Uniform
 from integrand.workers.baselines.zero import Zero
@@ -53,6 +55,7 @@ _PLAIN: Mapping[type[BaselinePart], BaselineKind[Any]] = MappingProxyType(
         GaussianBaseline: Gaussian(),
         ShuffleBaseline: Shuffle(),
         PadBaseline: Pad(),
+        TokenBaseline: Token(),
         TrainingBaseline: Training(),
     }
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
-from integrand.schemas.specs.inputs import IdsInput
+from integrand.schemas.specs.inputs import EmbeddedInput
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.workers.baselines.base import Place, PlaceRows
 from integrand.workers.baselines.ranges import bounds_of
@@ -63,7 +63,7 @@ def check_baselines(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
         spec.inputs_with_baselines, spec.baselines, shapes, strict=True
     ):
         place = Place(input=one, shape=shape)
-        if isinstance(one, IdsInput) and not one.baseline_per_row:
+        if isinstance(one, EmbeddedInput) and not one.baseline_per_row:
             continue
         bounds_of(place)
         kind_of_baseline(baseline).check(baseline, place)
@@ -191,10 +191,10 @@ def _ids(
     return made.reshape(each.shape).masked_fill(each == PADDING, PADDING)
 
 
-def _ids_inputs(spec: AttributeSpec) -> list[tuple[int, IdsInput]]:
+def _ids_inputs(spec: AttributeSpec) -> list[tuple[int, EmbeddedInput]]:
     """The inputs of ids, with their baselines and their numbers among all."""
     inputs = enumerate(spec.inputs_with_baselines)
-    return [(i, one) for i, one in inputs if isinstance(one, IdsInput)]
+    return [(i, one) for i, one in inputs if isinstance(one, EmbeddedInput)]
 
 
 def _split(spec: AttributeSpec, given: Given) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

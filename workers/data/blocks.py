@@ -15,6 +15,7 @@ from integrand.schemas.specs.output import (
     ChannelGroups,
     ChannelSumStore,
     InputGroups,
+    MapGroups,
     Output,
     PatchGroups,
     PooledStore,
@@ -101,6 +102,6 @@ def _of_groups(groups: InputGroups, shape: InputShape) -> InputShape:
         return shape.model_copy(update={"shape": tuple(sides)})
     if isinstance(groups, ChannelGroups):
         return shape.model_copy(update={"shape": shape.shape[1:]})
-    if groups.count is not None:
+    if isinstance(groups, MapGroups) and groups.count is not None:
         return shape.model_copy(update={"shape": (groups.count,), "varying": False})
     return shape

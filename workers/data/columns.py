@@ -16,6 +16,9 @@ from integrand.schemas.specs.part import Part
 BAD = "_bad"
 """Reserved column of ingested pieces: why the row could not be parsed, null for clean rows."""
 
+TOKEN_BYTES = 64
+"""Of a token of a text: ids, offsets and the token itself."""
+
 
 def declared_columns(spec: AttributeSpec) -> tuple[str, ...]:
     """Every column that a worker reads, each once; the last is `_bad`, which only ingested pieces
@@ -151,6 +154,12 @@ def unnest(kind: pa.DataType) -> tuple[pa.DataType, tuple[int | None, ...]]:
     return kind, tuple(sizes)
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
+    t = pa.types
+    return bool(t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind))
+
+
 def row_bytes(schema: pa.Schema, shapes: Sequence[InputShape]) -> int:
     """What the inputs of one row take as they are stored, once they are decoded."""
     total = 0
@@ -158,9 +167,14 @@ def row_bytes(schema: pa.Schema, shapes: Sequence[InputShape]) -> int:
         values = 1 if shape.named else prod(shape.shape)
         for name in shape.columns:
             leaf, _ = unnest(schema.field(name).type)
-            width = (leaf.bit_width + 7) // 8 if is_number(leaf) else 1  # a byte for each pixel
-            total += width * values
+            tokens = shape.varying and is_text(leaf)
+            total += (TOKEN_BYTES if tokens else _width(leaf)) * values
     return total
+
+
+def _width(leaf: pa.DataType) -> int:
+    """Bytes of a number; of a picture there is one for each pixel."""
+    return (leaf.bit_width + 7) // 8 if is_number(leaf) else 1
 
 
 def list_sizes(kind: pa.DataType, shape: tuple[int, ...]) -> tuple[int, ...]:

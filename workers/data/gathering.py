@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from integrand.workers.data.columns import is_number, list_sizes, unnest
 
@@ -138,13 +138,14 @@ def _kept(values: pa.Array, mask: NDArray[np.bool_]) -> pa.Array:
 
 
 def _floats(dtype: np.dtype[Any]) -> Decode:
-    def decode(leaves: pa.Array) -> NDArray[Any]:
-        # What float64 and float32 cannot hold becomes infinite here and is judged with the rest.
-        with np.errstate(over="ignore", invalid="ignore"):
-            values: NDArray[Any] = _plain(leaves).to_numpy(zero_copy_only=False)
-            return values.astype(dtype, copy=False)
+    return lambda leaves: floats_of(leaves, dtype)
 
-    return decode
+
+def floats_of(leaves: pa.Array, dtype: DTypeLike) -> NDArray[Any]:
+    """Values of a dtype, NaN where one is null; what the dtype cannot hold becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: NDArray[Any] = _plain(leaves).to_numpy(zero_copy_only=False)
+        return values.astype(dtype, copy=False)
 
 
 def _plain(leaves: pa.Array) -> pa.Array:

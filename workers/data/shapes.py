@@ -34,7 +34,7 @@ def resolve_columns(schema: pa.Schema, spec: AttributeSpec) -> tuple[InputShape,
     for shape, baseline in zip(shapes, spec.baselines, strict=True):
         _check_baseline(schema, baseline, shape)
     for arg in spec.passed:
-        if arg.mask_of is None:
+        if arg.made_of is None and followed_by(schema, arg, shapes) is None:
             resolve_forward_arg(schema, arg)
     for name in columns_of(spec.target):
         check_number(schema, name)
@@ -75,6 +75,37 @@ def resolve_forward_arg(schema: pa.Schema, arg: ForwardArg) -> tuple[int, ...]:
     if not arg.shape and is_number(kind):
         return ()
     return column_shape(arg.column, kind, arg.shape)
+
+
+def followed_by(
+    schema: pa.Schema, arg: ForwardArg, shapes: Sequence[InputShape]
+) -> InputShape | None:
+    """The input of ids whose lengths the lists of a forward argument have; None of one that has a
+    shape of its own. Raises SpecError where there is no such input, or where it may be several.
+    """
+    if arg.column is None or arg.shape:
+        return None
+    leaf, sizes = unnest(check_column(schema, arg.column))
+    varies = is_number(leaf) and sizes == (None,)
+    varying = [shape for shape in shapes if shape.varying]
+    if not varies or (arg.along is None and not varying):
+        if arg.along is None:
+            return None
+        raise SpecError(
+            f"column `{arg.column}`",
+            expected=f"lists of numbers of any length, along `{arg.along}`",
+            seen=str(schema.field(arg.column).type),
+            next_step="leave out `along`, or store a list for each row",
+        )
+    named = [shape for shape in varying if arg.along in (None, shape.name)]
+    if len(named) == 1:
+        return named[0]
+    raise SpecError(
+        f"forward_args.{arg.name}",
+        expected="one input of ids whose lists vary in length",
+        seen=", ".join(shape.name for shape in named) or f"{arg.along}, which has one length",
+        next_step="name the input in `along`" if named else "leave out `along`, and give a `shape`",
+    )
 
 
 def _check_baseline(schema: pa.Schema, baseline: BaselinePart, shape: InputShape) -> None:

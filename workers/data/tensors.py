@@ -16,14 +16,17 @@ from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
 from integrand.schemas.specs.inputs import ForwardArg, InputPart
 from integrand.schemas.specs.job import AttributeSpec
-from integrand.schemas.specs.output import MapGroups
+from integrand.schemas.specs.output import MapGroups, WordGroups
+from integrand.workers.data.along import read_along
 from integrand.workers.data.columns import columns_of, unnest
 from integrand.workers.data.gathering import NO_INTEGER, Source, read_floats, read_integers
 from integrand.workers.data.grouping import members, read_map
 from integrand.workers.data.inputs.base import InputArrays
-from integrand.workers.data.inputs.ids import PADDING
+from integrand.workers.data.inputs.ids import PADDING, filled
 from integrand.workers.data.inputs.table import kind_of_input
 from integrand.workers.data.reasons import Reasons, judge, reasons_of_ingest
+from integrand.workers.data.shapes import followed_by
+from integrand.workers.data.tokenizing import tokens_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
         for one, found in zip(spec.inputs, inputs, strict=True)
         if found.ids is not None
     }
-    arguments = [_argument(table, arg, ids, reasons) for arg in spec.passed]
+    arguments = [_argument(table, arg, shapes, ids, reasons) for arg in spec.passed]
     if spec.target.weights(spec.compute.storage) is not None:
         _judge_weights(arguments[-1], spec.passed[-1], reasons)
     named = columns_of(spec.target)
@@ -205,6 +208,8 @@ def _map(
 ) -> NDArray[np.int64] | None:
     """The map of groups that rows bring for an input, if they do."""
     groups = spec.output.input_groups.get(shape.name)
+    if isinstance(groups, WordGroups):
+        return filled(tokens_of(table, shape.name, "word"), shape.shape[0], 0)
     if not isinstance(groups, MapGroups):
         return None
     lengths = None
@@ -225,12 +230,22 @@ def _baseline(
 
 
 def _argument(
-    table: pa.Table, arg: ForwardArg, ids: dict[str, NDArray[np.int64]], reasons: Reasons
+    table: pa.Table,
+    arg: ForwardArg,
+    shapes: tuple[InputShape, ...],
+    ids: dict[str, NDArray[np.int64]],
+    reasons: Reasons,
 ) -> NDArray[Any]:
     """A forward argument of the spec, in its own dtype."""
     if arg.mask_of is not None:
         present: NDArray[np.bool_] = ids[arg.mask_of] != PADDING
         return present.astype(arg.dtype)
+    if arg.types_of is not None:
+        lists = tokens_of(table, arg.types_of, "types")
+        return filled(lists, ids[arg.types_of].shape[1], 0).astype(arg.dtype)
+    followed = followed_by(table.schema, arg, shapes)
+    if followed is not None:
+        return read_along(table, arg, ids[followed.name], reasons)
     source = _argument_source(table, arg)
     if arg.dtype in ("float32", "float64"):
         values = read_floats(table, source, np.dtype(arg.dtype))

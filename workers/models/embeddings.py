@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from integrand.schemas.errors import DataError, SpecError
-from integrand.schemas.specs.inputs import IdsInput, Input, ids_of
+from integrand.schemas.specs.inputs import EmbeddedInput, Input, ids_of
 from integrand.workers.data.inputs.ids import PADDING
 from integrand.workers.models.outputs import Forward, on_copies, plain_model
 
@@ -356,7 +356,7 @@ class IdsModel(nn.Module):
             reasons[row] = reasons[row] or f"{holds}: expected {self._known_ids(name)}"
         return reasons
 
-    def _input_of(self, module: str) -> IdsInput:
+    def _input_of(self, module: str) -> EmbeddedInput:
         return self.ids_inputs[self.places[module].ids]
 
     def _known_ids(self, module: str) -> str:
@@ -371,7 +371,7 @@ class IdsModel(nn.Module):
             baseline_ids.append(self._baseline_ids(one, its_ids, rest))
         return _Called(inputs, ids, baseline_ids, rest)
 
-    def _baseline_ids(self, one: IdsInput, ids: Tensor, rest: list[Tensor]) -> Tensor:
+    def _baseline_ids(self, one: EmbeddedInput, ids: Tensor, rest: list[Tensor]) -> Tensor:
         """What stands for the absence of these ids; taken off the `rest` of the arguments where
         each row has its own.
         """

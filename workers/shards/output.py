@@ -29,6 +29,15 @@ from integrand.workers.shards.results import Results
 _OF_DRAWS = ("baseline_spread", "draws")
 AGREE = "reasons_agree"
 REASON_COLUMNS = ("reasons", "reasons_status")
+TOKEN_COLUMNS = (
+    "token_end",
+    "token_special",
+    "token_start",
+    "token_word",
+    "tokens",
+    "tokens_left_out",
+    "words",
+)
 ROUNDED = ("attr", "group")
 """Roles of blocks that are stored in `output.dtype`."""
 ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
@@ -73,6 +82,7 @@ def optional_columns(plan: Plan) -> tuple[str, ...]:
     several, reasons = plan.spec.draws > 1, plan.spec.output.reasons is not None
     names: tuple[str, ...] = _OF_DRAWS if several else ()
     names += REASON_COLUMNS if reasons else ()
+    names += TOKEN_COLUMNS if plan.spec.texts else ()
     return tuple(sorted((*names, AGREE) if several and reasons else names))
 
 
@@ -197,7 +207,8 @@ def _stored(column: pa.Array) -> NDArray[Any]:
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
         return to_numpy(column)
     found = np.empty(len(column), object)
-    found[:] = column.to_pylist()
+    for row, value in enumerate(column.to_pylist()):  # at once, lists of one length are an axis
+        found[row] = value
     return found
 
 

@@ -40,6 +40,7 @@ from integrand.workers.shards.reporting import reporting_of
 from integrand.workers.shards.results import Results, merge
 from integrand.workers.shards.storing import as_stored
 from integrand.workers.shards.targets import row_targets, target_column
+from integrand.workers.shards.tokens import with_token_columns
 
 _BYTES = 8
 """Of an element of a baseline, taken as float64."""
@@ -114,6 +115,7 @@ def attribute_rows(job: Job, part: SameLength, tick: Callable[[], None]) -> Resu
         duplicates=distinct.duplicates,
         halved=found.halved,
     )
+    results = with_token_columns(job.plan, part.source, results)
     if moved is None:
         return results
     apart = np.ones((len(refused.reasons), moved.shape[1]), bool)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
 from integrand.schemas.specs.baselines import BaselinePart
-from integrand.schemas.specs.inputs import IdsInput
+from integrand.schemas.specs.inputs import EmbeddedInput, IdsInput
 from integrand.workers.data.columns import (
     check_column,
     check_number,
@@ -93,12 +93,29 @@ class Ids(InputKind[IdsInput]):
         return ids
 
     def padded_lengths(self, table: pa.Table, part: IdsInput) -> NDArray[np.int64]:
-        own = _list_lengths(_lists(table, part.columns[0]))
-        lengths = np.clip(own, 1, part.max_length)
-        if part.pad is None:
-            return lengths
-        steps = -(-lengths // LENGTH_STEP)  # rounded up
-        return np.minimum(steps * LENGTH_STEP, part.max_length)
+        return padded(lists_of(table, part.columns[0]), part)
+
+
+def padded(lists: pa.Array, part: EmbeddedInput) -> NDArray[np.int64]:
+    """`[rows]`: the length that each list is filled up to, by itself."""
+    lengths = np.clip(list_lengths(lists), 1, part.max_length)
+    if part.pad is None:
+        return lengths
+    steps = -(-lengths // LENGTH_STEP)  # rounded up
+    return np.minimum(steps * LENGTH_STEP, part.max_length)
+
+
+def filled(lists: pa.Array, width: int, fill: int) -> NDArray[np.int64]:
+    """`[rows, width]`: each list, as far as it fits, filled up."""
+    lengths = list_lengths(lists)
+    starts = np.cumsum(lengths) - lengths
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(row)) - np.repeat(starts, lengths)
+    found = integers_of(lists.flatten())
+    fits = place < width
+    values = np.full((len(lengths), width), fill, np.int64)
+    values[row[fits], place[fits]] = found[fits]
+    return values
 
 
 @dataclass(frozen=True)
@@ -112,7 +129,7 @@ class _Columns:
     def ids(self, table: pa.Table, reasons: Reasons) -> NDArray[np.int64]:
         """`[rows]` of one scalar column, else `[rows, length]`."""
         if self.shape.varying:
-            return self._varying(_lists(table, self.names[0]), reasons)
+            return self._varying(lists_of(table, self.names[0]), reasons)
         source = Source(self.names, self.shape.shape, not self.shape.named)
         values = read_integers(table, source)
         judge(table, source, values < 0, _AN_ID, reasons)
@@ -125,14 +142,8 @@ class _Columns:
         what fits.
         """
         width = self.shape.shape[0]
-        lengths = _list_lengths(lists)
-        starts = np.cumsum(lengths) - lengths
-        row = np.repeat(np.arange(len(lengths)), lengths)
-        place = np.arange(len(row)) - np.repeat(starts, lengths)
-        found = integers_of(lists.flatten())
-        fits = place < width
-        values = np.full((len(lengths), width), PADDING, np.int64)
-        values[row[fits], place[fits]] = found[fits]
+        lengths = list_lengths(lists)
+        values = filled(lists, width, PADDING)
         held = np.arange(width) < lengths[:, None]
         negative = values.min(1, where=held, initial=0) < 0
         misshapen = (lengths == 0) | (lengths > self.part.max_length)
@@ -153,12 +164,12 @@ class _Columns:
 
 def _judge_lengths(table: pa.Table, own: str, other: str, reasons: Reasons) -> None:
     """A reason for each row that has another number of ids in its baseline."""
-    lengths, others = (_list_lengths(_lists(table, name)) for name in (own, other))
+    lengths, others = (list_lengths(lists_of(table, name)) for name in (own, other))
     for i in np.flatnonzero(lengths != others).tolist():
         reasons[i] = reasons[i] or f"{other} has {others[i]} ids, expected {lengths[i]} as in {own}"
 
 
-def _lists(table: pa.Table, name: str) -> pa.Array:
+def lists_of(table: pa.Table, name: str) -> pa.Array:
     """A list column in one piece; a file without a single list may hold a column of nulls."""
     column = storage_of(table.column(name)).combine_chunks()
     if pa.types.is_null(column.type):
@@ -166,7 +177,7 @@ def _lists(table: pa.Table, name: str) -> pa.Array:
     return column
 
 
-def _list_lengths(lists: pa.Array) -> NDArray[np.int64]:
+def list_lengths(lists: pa.Array) -> NDArray[np.int64]:
     """Entries of each list, 0 where it is null."""
     lengths = pc.list_value_length(lists)
     return np.asarray(lengths.fill_null(0), np.int64)

@@ -12,15 +12,23 @@ from integrand.schemas.specs.inputs import (
     ImageInput,
     InputPart,
     TensorInput,
+    TextInput,
 )
 from integrand.workers.data.inputs.base import InputKind
 from integrand.workers.data.inputs.columns import Columns
 from integrand.workers.data.inputs.ids import Ids
 from integrand.workers.data.inputs.image import Image
 from integrand.workers.data.inputs.tensor import Tensor
+from integrand.workers.data.inputs.text import Text
 
 KINDS: Mapping[type[InputPart], InputKind[Any]] = MappingProxyType(
-    {ColumnsInput: Columns(), TensorInput: Tensor(), IdsInput: Ids(), ImageInput: Image()}
+    {
+        ColumnsInput: Columns(),
+        TensorInput: Tensor(),
+        IdsInput: Ids(),
+        ImageInput: Image(),
+        TextInput: Text(),
+    }
 )
 
 
