@@ -18,6 +18,7 @@ from integrand.service.planning.sources import Listing, list_source, read_footer
 from integrand.service.pools.base import Mapper
 from integrand.workers.data.columns import declared_columns
 from integrand.workers.data.formats.base import TextFormat
+from integrand.workers.data.formats.images import Images
 from integrand.workers.data.formats.table import FORMATS
 from integrand.workers.data.ingest import (
     IngestTask,
@@ -28,6 +29,15 @@ from integrand.workers.data.ingest import (
     load_ingested,
 )
 from integrand.workers.data.merging import source_schema
+from integrand.workers.data.picture_files import (
+    HEAD_ROWS,
+    content_digest,
+    ingest_pictures,
+    labelled,
+    pictures_digest,
+    read_labels,
+    table_of,
+)
 from integrand.workers.data.prepasses.base import (
     Arrays,
     PrePass,
@@ -47,6 +57,10 @@ GROUPS_AT_ONCE = 128
 """Row groups whose partials a pre-pass sends before they are added up."""
 
 
+Identity = tuple[tuple[str, int, str], ...]
+"""Path, size and version of each file, or of many as one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """What is planned over; `split` from text, for which `head` and `estimated_rows` stand in
@@ -57,7 +71,7 @@ class Dataset:
 
     files: tuple[SourceFile, ...]
     schema: pa.Schema
-    identity: tuple[tuple[str, int, str], ...]
+    identity: Identity
     head: pa.Table | None = None
     estimated_rows: int = 0
     split: bool = False
@@ -77,6 +91,8 @@ def prepare_dataset(
     listing = list_source(store, spec.source, base)
     if isinstance(listing.format, TextFormat):
         return _text_dataset(store, spec, listing, output, pool, ingest)
+    if isinstance(listing.format, Images):
+        return _picture_dataset(store, spec, listing, base, output, pool, ingest)
     files, schemas = read_footers(store, listing)
     schema = source_schema(files, schemas, declared_columns(spec))
     identity = tuple((f.path, f.size, f.fingerprint) for f in files)
@@ -111,10 +127,40 @@ def _text_dataset(
         )
     tasks = [IngestTask(e, path, form, folder, roles) for e, path in listing.files]
     pieces = ingest(store, tasks, pool.map)
+    return _of_pieces(store, spec, pieces, identity)
+
+
+def _of_pieces(
+    store: Store, spec: AttributeSpec, pieces: tuple[SourceFile, ...], identity: Identity
+) -> Dataset:
     files = tuple((store.info(store.parse(p.uri)), p.path) for p in pieces)
     _, schemas = read_footers(store, Listing(FORMATS["parquet"], files))
     schema = source_schema(pieces, schemas, declared_columns(spec))
     return Dataset(pieces, schema, identity, split=True)
+
+
+def _picture_dataset(
+    store: Store,
+    spec: AttributeSpec,
+    listing: Listing,
+    base: str,
+    output: Uri,
+    pool: Mapper,
+    split: bool,
+) -> Dataset:
+    """Without `split` some pictures stand for all; the run is named by one digest of all."""
+    paths = [path for _, path in listing.files]
+    place = spec.source.labels
+    labels = None if place is None else read_labels(store, store.parse(place, base), paths)
+    pictures = labelled(listing.files, labels)
+    digest = pictures_digest(pictures)
+    folder = output.child("_ingest", digest)
+    identity = (("pictures", len(pictures), content_digest(pictures)),)
+    if split or load_ingested(store, folder) is not None:
+        pieces = ingest_pictures(store, pictures, folder, pool.map)
+        return _of_pieces(store, spec, pieces, identity)
+    sample = table_of(store, pictures[:HEAD_ROWS])
+    return Dataset((), sample.schema, identity, sample, len(pictures), split=True)
 
 
 def _heads(store: Store, listing: Listing, roles: Roles) -> Iterator[pa.Table]:

@@ -509,7 +509,10 @@ def _absolute(request: Request) -> AttributeSpec:
         return str(request.store.parse(uri, request.base))
 
     uris = tuple(absolute(uri) for uri in spec.source.uris)
-    source = spec.source.model_copy(update={"uri": uris})
+    labels = spec.source.labels
+    source = spec.source.model_copy(
+        update={"uri": uris, "labels": None if labels is None else absolute(labels)}
+    )
     output = _absolute_output(spec.output, absolute)
     model = spec.model.moved(absolute)
     moved = {"source": source, "output": output, "model": model}

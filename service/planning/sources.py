@@ -14,6 +14,7 @@ from integrand.schemas.records import SourceFile
 from integrand.schemas.specs.source import Source
 from integrand.schemas.uris import Uri
 from integrand.workers.data.formats.base import SourceFormat
+from integrand.workers.data.formats.images import Images
 from integrand.workers.data.formats.table import FORMATS, format_by_extension
 from integrand.workers.data.inspection import inspect_file
 from integrand.workers.storage.store import Entry, Store, split_glob
@@ -56,13 +57,24 @@ def list_source(store: Store, source: Source, base: str) -> Listing:
 
 def _no_data(source: Source, others: Sequence[Entry]) -> DataError:
     names = sorted(entry.uri.name for entry in others)
-    titles = [form.title for form in FORMATS.values()]
+    if source.format == "images":
+        return _no_pictures(source)
+    titles = [form.title for form in FORMATS.values() if form.extensions]
     seen = f"{len(names)} other files, such as {names[0]}" if names else "no files"
     return DataError(
         f"source {', '.join(source.uris)}",
         expected=f"{', '.join(titles[:-1])} or {titles[-1]} files",
         seen=seen,
         next_step=_step_for(names),
+    )
+
+
+def _no_pictures(source: Source) -> DataError:
+    return DataError(
+        f"source {', '.join(source.uris)}",
+        expected=f"files that end in {', '.join(Images.endings)}",
+        seen="none",
+        next_step="check source.uri; other pictures must be converted first",
     )
 
 
@@ -105,9 +117,13 @@ def _expand(store: Store, root: Uri) -> Sequence[Entry]:
 
 def entry_format(source: Source, uri: Uri) -> SourceFormat | None:
     """A file's format by the spec, else by its extension; None for a file that is not data."""
-    if source.format != "auto":
-        return FORMATS[source.format]
-    return format_by_extension(os.path.splitext(uri.name)[1].lower())
+    ending = os.path.splitext(uri.name)[1].lower()
+    if source.format == "auto":
+        return format_by_extension(ending)
+    form = FORMATS[source.format]
+    if isinstance(form, Images) and ending not in form.endings:
+        return None
+    return form
 
 
 def _root(roots: Sequence[Uri], entries: Sequence[Entry]) -> str:

@@ -43,6 +43,7 @@ _PIECE_ROWS, _PIECE_VALUES = 50_000, 4 << 20
 _GROUP_ROWS = 10_000
 _SAMPLE_BYTES = 1 << 18
 
+Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
@@ -62,7 +63,7 @@ class Mapped(Protocol):
     """Maps a function over tasks, results in their order: `map`, or a pool of workers."""
 
     def __call__(
-        self, function: Callable[[IngestTask], Result], tasks: Sequence[IngestTask], /
+        self, function: Callable[[Task], Result], tasks: Sequence[Task], /
     ) -> Iterable[Result]: ...
 
 
@@ -156,7 +157,7 @@ def ingest_file(store: Store, task: IngestTask) -> tuple[SourceFile, ...]:
         pieces: list[SourceFile] = []
         for table in _regrouped(batches, rows, most, task.source.uri):
             first_row = sum(piece.rows for piece in pieces)
-            piece = _write_piece(store, task, table, len(pieces), first_row)
+            piece = write_piece(store, task.folder, task.path, table, len(pieces), first_row)
             pieces.append(piece)
     _check_unchanged(store, task)
     return tuple(pieces)
@@ -278,27 +279,30 @@ def _regrouped(
         yield pa.Table.from_batches(held)
 
 
-def _write_piece(
-    store: Store, task: IngestTask, table: pa.Table, index: int, first_row: int
+def write_piece(
+    store: Store, folder: Uri, path: str, table: pa.Table, index: int, first_row: int
 ) -> SourceFile:
+    """Create the piece of this number of what lies at `path` below the source, or find it there.
+    Raises IntegrityError for another one.
+    """
     table = table.combine_chunks()
     content = _content(table)
     # The footer is what fingerprints a local piece, so it must change whenever a value does.
     table = table.replace_schema_metadata({CONTENT: content})
     sink = io.BytesIO()
     pq.write_table(table, sink, row_group_size=_GROUP_ROWS, write_page_checksum=True)
-    digest = hashlib.sha256(task.path.encode()).hexdigest()
-    uri = task.folder.child(f"{digest[:16]}-{index:05d}.parquet")
+    digest = hashlib.sha256(path.encode()).hexdigest()
+    uri = folder.child(f"{digest[:16]}-{index:05d}.parquet")
     with suppress(FileExistsError):
         store.create(uri, sink.getvalue())
     reach("ingest.piece_written")
-    piece, schema = inspect_file(store, store.info(uri), task.path)
+    piece, schema = inspect_file(store, store.info(uri), path)
     if (schema.metadata or {}).get(CONTENT) != content:
         raise IntegrityError(
             str(uri),
-            expected=f"the piece from row {first_row} of {task.path}",
+            expected=f"the piece from row {first_row} of {path}",
             seen="another one",
-            next_step=f"remove the folder {task.folder} and plan again",
+            next_step=f"remove the folder {folder} and plan again",
         )
     return piece.model_copy(update={"first_row": first_row})
 

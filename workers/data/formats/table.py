@@ -8,12 +8,13 @@ from types import MappingProxyType
 from integrand.schemas.specs.source import FormatName
 from integrand.workers.data.formats.base import SourceFormat, TextFormat
 from integrand.workers.data.formats.csv import Csv
+from integrand.workers.data.formats.images import Images
 from integrand.workers.data.formats.json_lines import JsonLines
 from integrand.workers.data.formats.parquet import Parquet
 from integrand.workers.data.signatures import Known, identify_foreign
 
 FORMATS: Mapping[FormatName, SourceFormat] = MappingProxyType(
-    {form.name: form for form in (Parquet(), Csv(), JsonLines())}
+    {form.name: form for form in (Parquet(), Csv(), JsonLines(), Images())}
 )
 
 
