@@ -103,6 +103,12 @@ class Numerics(Record):
     device: Literal["cpu", "cuda"]
     torch_build: str
     outputs: int | None = Field(None, description="Width of the model's output, for target `all`.")
+    sizes: tuple[int, ...] = Field(
+        (),
+        description=(
+            "Sizes of the model's output after its rows, where several columns name a place there."
+        ),
+    )
     exact: bool = Field(False, description="Whether the integral is taken in closed form.")
     savings: tuple[str, ...] = Field(
         (), description="Exact savings applied to the model, in this order."

@@ -17,7 +17,7 @@ Whole = Annotated[int, Field(ge=0, le=_MOST)]
 class TargetPart(Part):
     """What every kind of target is made of. A kind whose outputs are the same for every row says
     which in `places`; one that explains several of each row says how many in `per_row`; one whose
-    rows name theirs reads one column, of indices.
+    rows name theirs reads the columns of their indices.
     """
 
     transform: Literal["none", "softmax", "log_softmax", "sigmoid"] = Field(
@@ -30,6 +30,11 @@ class TargetPart(Part):
         puts behind the model has it already.
         """
         return self.transform
+
+    @property
+    def depth(self) -> int:
+        """Indices of a place that rows or the model choose."""
+        return 1
 
     def weights(self, dtype: Literal["float32", "float64"]) -> ForwardArg | None:
         """What each row says of its outputs in numbers, passed behind the forward arguments."""
@@ -105,15 +110,35 @@ class IndexTarget(TensorTarget):
         return (place,)
 
 
-class ColumnTarget(TargetPart):
-    """An output index per row, from an integer column."""
+class ColumnTarget(TensorTarget):
+    """An output index per row, from an integer column, or from one for each axis of the output."""
 
     kind: Literal["column"] = "column"
-    column: str = Field(description="Integer column that holds each row's output index.")
+    column: str | None = Field(
+        None, description="Integer column that holds each row's output index."
+    )
+    columns: tuple[str, ...] = Field(
+        (), description="Integer columns that hold each row's place in a tensor output."
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if bool(self.columns) == (self.column is not None):
+            raise ValueError("give `column`, or `columns`, one for each axis of the output")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns, one for each axis of the output after its rows."""
+        return self.columns if self.column is None else (self.column,)
+
+    @property
+    def depth(self) -> int:
+        return len(self.names)
 
     @property
     def reads(self) -> tuple[Read, ...]:
-        return (Read(self.column, "integer"),)
+        return tuple(Read(name, "integer") for name in self.names)
 
 
 class ArgmaxTarget(TargetPart):

@@ -23,7 +23,6 @@ from integrand.workers.models.outputs import (
     transformed,
 )
 from integrand.workers.models.row_tensors import RowTensors
-from integrand.workers.models.targets.base import output_width
 from integrand.workers.models.targets.table import kind_of_target
 
 TRIED = 64
@@ -34,8 +33,8 @@ LARGE = 1.0
 
 def first_pass(
     spec: AttributeSpec, model: Forward, sample: RowTensors
-) -> tuple[RowTensors, int | None, list[str]]:
-    """The sample with its targets, the width of the model's output where it has one, and what is
+) -> tuple[RowTensors, tuple[int, ...], list[str]]:
+    """The sample with its targets, the sizes of the model's output after its rows, and what is
     doubtful about both.
     """
     forward = transformed(model, spec.target.transform_of_output)
@@ -45,7 +44,7 @@ def first_pass(
     table = kind.of_sample(spec.target, sample.rows, out, sample.target)
     check_output(out, sample.rows, table)
     with_targets = replace(sample, target=table)
-    return with_targets, output_width(out), warnings
+    return with_targets, tuple(out.shape[1:]), warnings
 
 
 def baseline_warnings(spec: AttributeSpec, model: Forward, sample: RowTensors) -> list[str]:
@@ -79,12 +78,12 @@ def _of_rows(f_baseline: Tensor, draws: int) -> Tensor:
     return torch.stack(parts)
 
 
-def column_outputs(spec: AttributeSpec, model: Forward, sample: RowTensors) -> int | None:
-    """How many outputs a target column may name; None where no column names one."""
+def column_sizes(spec: AttributeSpec, model: Forward, sample: RowTensors) -> tuple[int, ...] | None:
+    """Sizes of the output in which target columns name a place; None where none does."""
     if not spec.target.reads:
         return None
     out, _ = _try_model(spec, model, sample)
-    return output_width(out)
+    return tuple(out.shape[1:]) if out.ndim == 1 + spec.target.depth else None
 
 
 def _try_model(

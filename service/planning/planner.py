@@ -28,7 +28,7 @@ from integrand.schemas.records import (
 from integrand.schemas.specs.job import AnySpec, AttributeSpec
 from integrand.schemas.specs.output import Output, TopKStore
 from integrand.schemas.specs.targets import RegionTarget
-from integrand.service.planning.contract import column_outputs
+from integrand.service.planning.contract import column_sizes
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, prepare_dataset, run_prepass
 from integrand.service.planning.preflight import PlanFacts, examine
@@ -208,6 +208,7 @@ def _numerics(spec: AttributeSpec, job: Survey, findings: PlanFacts) -> Numerics
         device=job.device,
         torch_build=torch.__version__,
         outputs=findings.outputs,
+        sizes=findings.sizes,
         exact=findings.exact,
         savings=savings.names,
         folded=tuple((p.layer, p.norm) for p in savings.folded),
@@ -272,9 +273,11 @@ def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
     split = not any(one.dataset.estimated for one in wanted)
     if wanted and request.ingest and split:
         # over rows that are not bad, which a target can be to this model alone
-        outputs = column_outputs(spec, forward, sample)
+        varying = any(shape.varying for shape in tried)
+        fixed = spec.target.depth == 1 or not varying
+        sizes = column_sizes(spec, forward, sample) if fixed else None
         for one in wanted:
-            found_there = run_prepass(one.prepass, one.scan(store, outputs), output, pool)
+            found_there = run_prepass(one.prepass, one.scan(store, sizes), output, pool)
             counted[one.prepass.name], prepasses[one.prepass.name] = found_there
         check_found(spec, tried, counted)
         sample = sample_rows(spec, tried, rows, counted, device, forward)

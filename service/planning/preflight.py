@@ -58,6 +58,8 @@ below a thousandth, deep ReLU networks were off by 5 to 13%.
 class PlanFacts:
     """What the trial showed.
 
+    outputs  the width of the model's output, where it has one axis behind its rows
+    sizes    its sizes there, where several columns name a place in it and they are always the same
     smaller  numbers of rows below `batch_rows` in which rows keep their bits
     lowered  why a row's bits depend on its place; None where they do not
     """
@@ -65,6 +67,7 @@ class PlanFacts:
     batch_rows: int
     smaller: tuple[int, ...]
     outputs: int | None
+    sizes: tuple[int, ...]
     batch_s: float
     evaluations_per_row: float
     seconds_per_row: float
@@ -94,7 +97,8 @@ def examine(
                 the data has yet to find
     """
     method = until_reasons(method_of(spec.accuracy, spec.method), candidates)
-    rows, width, warnings = first_pass(spec, model, sample)
+    rows, sizes, warnings = first_pass(spec, model, sample)
+    width = sizes[0] if len(sizes) == 1 else None
     method.check(model, rows)
     sample = rows.first_draw()
     if counted:
@@ -125,6 +129,7 @@ def examine(
         batch_rows=batch_rows,
         smaller=smaller,
         outputs=width,
+        sizes=() if varying or spec.target.depth == 1 else sizes,
         batch_s=batch_s,
         evaluations_per_row=evaluations,
         seconds_per_row=seconds_per_row(evaluations, at_once, batch_s),

@@ -31,14 +31,14 @@ class Reference:
     shapes: tuple[InputShape, ...]
     named: bool
 
-    def scan(self, store: Store, outputs: int | None) -> Scan:
-        """`outputs` of the model, where a target column can make rows bad."""
+    def scan(self, store: Store, sizes: tuple[int, ...] | None) -> Scan:
+        """`sizes` of the model's output, where target columns can make rows bad."""
         return Scan(
             store=store,
             files=self.dataset.files,
             spec=self.spec,
             shapes=self.shapes,
-            outputs=None if self.prepass.inputs_alone else outputs,
+            sizes=None if self.prepass.inputs_alone else sizes,
             schema=self.dataset.schema,
         )
 

@@ -90,7 +90,7 @@ def _used(part: dict[str, Any]) -> dict[str, Any]:
     """How exact a job shall be, or its target, without fields that specs did not always have where
     they are at their defaults.
     """
-    later = {"until": "tolerance", "axis": None}
+    later: dict[str, object] = {"until": "tolerance", "axis": None, "columns": []}
     return {
         name: value for name, value in part.items() if name not in later or value != later[name]
     }
@@ -113,7 +113,7 @@ def _choices(numerics: Numerics, *, stored: bool) -> dict[str, object]:
     chosen: dict[str, object] = numerics.model_dump(
         mode="json", exclude={"torch_build", "kernels", "smaller_batches"}, exclude_unset=stored
     )
-    later = {"takes_rows": None, "portable": False}
+    later: dict[str, object] = {"takes_rows": None, "portable": False, "sizes": []}
     return {
         name: value for name, value in chosen.items() if name not in later or value != later[name]
     }

@@ -40,7 +40,7 @@ class Rows:
     forward_args  first the ids of each such input, int64 `[rows]` or `[rows, length]`, PADDING
                   where there is none; then the spec's, `[rows]` or `[rows, *shape]` in their own
                   dtype; then the weights of the target's outputs, where rows bring them
-    target        `[rows]` int64 for a target column, else None
+    target        `[rows]` int64 for a target column, `[rows, depth]` for several, else None
     members       number of the sum that each element goes into, int64 `[1, elements]` or
                   `[rows, elements]`; None where elements are not added up
     words         groups of each row, `[rows]`, by the input of ids that rows bring a map for
@@ -98,7 +98,7 @@ def to_rows(table: pa.Table, spec: AttributeSpec, shapes: tuple[InputShape, ...]
     if spec.target.weights(spec.compute.storage) is not None:
         _judge_weights(arguments[-1], spec.passed[-1], reasons)
     named = columns_of(spec.target)
-    target = _target(table, named[0], reasons) if named else None
+    target = _target(table, named, reasons) if named else None
     maps = [
         _map(table, spec, shape, one, reasons) for shape, one in zip(shapes, inputs, strict=True)
     ]
@@ -285,8 +285,11 @@ def _argument_source(table: pa.Table, arg: ForwardArg) -> Source:
     return Source((arg.column,), shape, bool(shape))
 
 
-def _target(table: pa.Table, column: str, reasons: Reasons) -> NDArray[np.int64]:
-    source = Source((column,), (), False)
-    values = read_integers(table, source)
-    judge(table, source, values < 0, "expected an output index, an integer from 0", reasons)
-    return values
+def _target(table: pa.Table, names: tuple[str, ...], reasons: Reasons) -> NDArray[np.int64]:
+    found = []
+    for name in names:
+        source = Source((name,), (), False)
+        values = read_integers(table, source)
+        judge(table, source, values < 0, "expected an output index, an integer from 0", reasons)
+        found.append(values)
+    return found[0] if len(found) == 1 else np.stack(found, 1)

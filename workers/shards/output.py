@@ -88,7 +88,7 @@ def optional_columns(plan: Plan) -> tuple[str, ...]:
 
 def planned_schema(plan: Plan, row_id: pa.DataType) -> pa.Schema:
     """The columns of every object of a run, with this type of row id."""
-    places = plan.spec.target.places(plan.numerics.outputs) or ((0,),)
+    places = plan.spec.target.places(plan.numerics.outputs) or ((0,) * plan.spec.target.depth,)
     target = repeated_targets(places, len(places)).type
     return output_schema(row_id, target, attribution_fields(plan), optional_columns(plan))
 

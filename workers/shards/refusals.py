@@ -15,7 +15,7 @@ from integrand.workers.data.tensors import Rows
 from integrand.workers.isolation import Raised, isolate
 from integrand.workers.models.embeddings import IdsModel
 from integrand.workers.shards.job import Job
-from integrand.workers.shards.targets import refuse_targets
+from integrand.workers.shards.targets import refuse_places, refuse_targets
 
 _LOOKUP_ROWS = 256
 """Rows whose ids are looked at in one pass before anything is computed."""
@@ -50,6 +50,7 @@ def refusals(job: Job, rows: Rows, culprits: Mapping[int, str]) -> Refusals:
     if isinstance(job.forward, IdsModel):
         clean = _numbers(reasons, lost)
         _refuse_ids(job, job.forward, rows, reasons, clean)
+        refuse_places(job, rows, reasons, _numbers(reasons, lost))
     return Refusals(tuple(reasons), lost)
 
 

@@ -33,7 +33,7 @@ from integrand.workers.philox import keys_of
 from integrand.workers.shards.attempts import Attributed, attribute_clean, joined
 from integrand.workers.shards.distinct import Distinct, distinct_rows
 from integrand.workers.shards.job import Job
-from integrand.workers.shards.output import optional_columns
+from integrand.workers.shards.output import optional_columns, target_array
 from integrand.workers.shards.reasons import moved_elements, with_reasons
 from integrand.workers.shards.refusals import Refusals, refusals
 from integrand.workers.shards.reporting import reporting_of
@@ -277,11 +277,10 @@ def _targets_in_places(
     column = target_column(job, copies, places, results.status.tolist())
     if rows.target is None or not refused.lost:
         return column
-    chosen = rows.target.tolist()
-    known: list[int | None] = [None] * len(chosen)
-    for row in refused.lost:
-        known[row] = int(chosen[row])
-    return pc.coalesce(column, pa.array(known, column.type))
+    lost = np.zeros(len(rows.target), bool)
+    lost[list(refused.lost)] = True
+    known = target_array(rows.target.reshape(len(lost), -1).numpy(), lost)
+    return pc.coalesce(column, known)
 
 
 def _repeated_ids(ids: pa.Array, per_row: int) -> pa.Array:

@@ -5,6 +5,7 @@ column `target`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.tables import RowStatus
+from integrand.workers.baselines.tensors import Given, at_rows
 from integrand.workers.data.tensors import Rows
 from integrand.workers.engine.evaluator import Evaluator
 from integrand.workers.engine.problem import Problem
 from integrand.workers.isolation import Raised, isolate
+from integrand.workers.models.outputs import on_copies
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.targets.base import Choice, TargetRows
 from integrand.workers.models.targets.table import kind_of_target
@@ -25,11 +28,47 @@ from integrand.workers.shards.output import repeated_targets, target_array
 
 
 def refuse_targets(job: Job, rows: Rows, reasons: list[str | None]) -> None:
-    """Reasons for rows whose target the model does not have."""
-    outputs = job.plan.numerics.outputs
-    if rows.target is None or outputs is None:
+    """Reasons for rows whose target the model does not have, as far as the plan knows its
+    outputs.
+    """
+    numerics = job.plan.numerics
+    if rows.target is None:
         return
-    refused = kind_of_target(job.plan.spec.target).refusals(rows.target, outputs)
+    if numerics.sizes:
+        _refuse(job, rows.target, numerics.sizes, reasons)
+    elif numerics.outputs is not None:
+        _refuse(job, rows.target, (numerics.outputs,), reasons)
+
+
+def refuse_places(job: Job, rows: Rows, reasons: list[str | None], clean: Tensor) -> None:
+    """Reasons for rows whose place lies outside where outputs are as long as lists of ids: their
+    sizes are seen at the first of the `clean` rows that the model takes.
+    """
+    places = _places(job, rows)
+    if places is None or not any(shape.varying for shape in job.plan.inputs):
+        return
+    some = Given.of(rows).take(clean)
+    arguments = [t.to(job.device) for t in at_rows(job.plan.spec, some)]
+    for row in range(len(clean)):
+        with suppress(Exception), torch.no_grad():
+            out = on_copies(job.forward, *[a[row : row + 1] for a in arguments])
+            _refuse(job, places, tuple(out.shape[1:]), reasons)
+            return
+
+
+def _places(job: Job, rows: Rows) -> Tensor | None:
+    """Each row's place in a tensor output, `[rows, depth]`; None where targets are no such."""
+    target = job.plan.spec.target
+    if rows.target is not None:
+        return rows.target if target.depth > 1 else None
+    same = target.places(job.plan.numerics.outputs)
+    if same is None or len(same) != 1 or len(same[0]) < 2:
+        return None
+    return torch.tensor(same).expand(len(rows.reasons), -1)
+
+
+def _refuse(job: Job, places: Tensor, sizes: tuple[int, ...], reasons: list[str | None]) -> None:
+    refused = kind_of_target(job.plan.spec.target).refusals(places, sizes)
     for row, reason in refused.items():
         reasons[row] = reasons[row] or reason
 
@@ -42,7 +81,7 @@ def row_targets(
     tick: Callable[[], None],
 ) -> Tensor | None:
     """Output indices of every row and target, `[rows, targets, depth]`, or None for scalar
-    outputs. `column` is the rows' target column, where they have one.
+    outputs. `column` is what the rows' target columns hold, where they have some.
     """
 
     def choose(choice: Choice) -> Tensor:

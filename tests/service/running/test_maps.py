@@ -66,6 +66,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
         "mask": pa.array(masks),
         "weights": pa.array(weights.tolist()),
         "small": pa.array([[1.0] * 4] * ROWS),
+        "class": draw.integers(0, 3, ROWS),
+        "y": pa.array([0, 5, 2, 6, 1, -1, None, 3, 4]),
+        "x": pa.array([0, 5, 2, 1, 1, 1, 1, 3, 0]),
+        "far": [9] * ROWS,
         "scale": draw.uniform(0.5, 2, ROWS),
     }
     made.write_table("rows.parquet", pa.table(columns), row_group_size=4)
@@ -244,6 +248,170 @@ def test_captum_sees_the_number_that_is_explained(folder: JobFolder) -> None:
         np.testing.assert_allclose(rows.loc[i, "attr.image"], f[0] - f[1:], rtol=1e-3, atol=1e-4)
 
 
+PLACES = {"kind": "column", "columns": ["class", "y", "x"]}
+
+
+@pytest.mark.parametrize("transform", [{}, {"transform": "softmax", "axis": 0}])
+def test_places_that_rows_name(folder: JobFolder, transform: dict[str, Any]) -> None:
+    manifest = folder.run(**fields(PLACES | transform, "places"))
+    rows = folder.rows(manifest, "places").sort_values("row_id", ignore_index=True)
+    source = folder.rows_of("rows.parquet")
+
+    def reduce(out: Tensor, row: pd.Series) -> Tensor:
+        y, x = (int(np.nan_to_num(row[name])) % SIDE for name in ("y", "x"))
+        out = out.softmax(1) if transform else out
+        return out[:, row["class"], y, x]
+
+    check(folder, rows, reduce, {3, 5, 6})
+    expected = [f"{c:.0f},{y:.0f},{x:.0f}" for c, y, x in source[["class", "y", "x"]].to_numpy()]
+    assert rows["target"].drop([3, 5, 6]).tolist() == [
+        told for i, told in enumerate(expected) if i not in (3, 5, 6)
+    ]
+    assert rows["target"].loc[[3, 5, 6]].isna().all()
+    first = source.loc[3, "class"]
+    assert rows.loc[3, "reason"] == f"target {first},6,1 is outside 0,0,0..2,5,5"
+    assert "y is null" in rows.loc[6, "reason"]
+
+
+def test_places_are_the_same_however_rows_are_cut_and_hold(folder: JobFolder) -> None:
+    digests = set()
+    for out, rows in (("c", 2), ("d", 9)):
+        compute = {"shard_rows": rows, "batch_rows": 8}
+        digests.add(folder.run(**fields(PLACES, out, compute=compute)).digest)
+        found = verify_run(folder.path / out, sample=ROWS, trusted=(folder.module,))
+        assert found.holds, found
+    assert len(digests) == 1
+
+
+def test_a_mean_baseline_leaves_out_rows_whose_place_is_not_there(folder: JobFolder) -> None:
+    manifest = folder.run(**fields(PLACES, "mean", baseline={"kind": "mean"}))
+    rows = folder.rows(manifest, "mean")
+    assert (rows["status"] == "bad_input").sum() == 3
+    x = np.stack(folder.rows_of("rows.parquet")["pixels"]).astype(float)
+    mean = np.delete(x, [3, 5, 6], 0).mean(0).reshape(1, 1, SIDE, SIDE)
+    out = model(folder)(torch.from_numpy(mean)).detach()[0]
+    place = [int(n) for n in rows.sort_values("row_id")["target"].iloc[0].split(",")]
+    found = rows.sort_values("row_id")["f_baseline"].iloc[0]
+    assert found == pytest.approx(out[tuple(place)].item(), rel=1e-4, abs=1e-5)
+
+
+# --- tokens and categories -----------------------------------------------------------------------
+
+TAGGER = """
+import torch
+from torch import nn
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.mix = nn.Embedding(30, 4), nn.Conv1d(4, 3, 3, padding=1)
+
+    def forward(self, ids):
+        return torch.tanh(self.mix(self.words(ids).mT)).mT
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.plan, self.first, self.last = nn.Embedding(4, 3), nn.Linear(5, 8), nn.Linear(8, 12)
+
+    def forward(self, amounts, plan):
+        seen = torch.cat([amounts, self.plan(plan).flatten(1)], 1)
+        return self.last(torch.tanh(self.first(seen))).unflatten(1, (3, 4))
+
+def build(name="Tagger"):
+    return globals()[name]().eval()
+"""
+TEXTS = [[1, 2, 3], [4] * 12, [5, 6], [7, 8, 9, 10], list(range(1, 11))]
+
+
+@pytest.fixture
+def tagger(job: JobFolder) -> JobFolder:
+    (job.path / f"{job.module}.py").write_text(TAGGER)
+    (job.path / "data" / "rows.parquet").unlink()
+    columns = {
+        "id": np.arange(5),
+        "ids": pa.array(TEXTS, pa.list_(pa.int32())),
+        "token": [2, 11, 8, 0, 9],
+        "tag": [0, 1, 2, 2, 3],
+        "plan_id": [0, 1, 2, 3, 1],
+        "age": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "income": [1.0, -1.0, 0.5, 2.0, -2.0],
+        "mask": pa.array([[0.0, 1.0, 2.0, 0.0]] * 5),
+    }
+    job.write_table("rows.parquet", pa.table(columns))
+    return job
+
+
+TOKENS = {"name": "tokens", "ids": "ids", "embedding": "words", "pad": 0, "max_length": 20}
+
+
+ADAPTIVE = {"kind": "adaptive", "tolerance": 1e-3}
+
+
+def test_token_logits_at_places_that_rows_name(tagger: JobFolder) -> None:
+    """Outputs are as long as the padded list: what no text of a length has is bad there."""
+    target = {"kind": "column", "columns": ["token", "tag"]}
+    rows = tagger.rows(tagger.run(inputs=[TOKENS], target=target, accuracy=ADAPTIVE)).sort_values(
+        "row_id"
+    )
+    assert rows["status"].tolist() == ["ok", "ok", "bad_input", "ok", "bad_input"]
+    assert rows["reason"].tolist()[2] == "target 8,2 is outside 0,0..7,2"
+    assert rows["reason"].tolist()[4] == "target 9,3 is outside 0,0..15,2"
+    assert rows["target"].tolist()[:2] == ["2,0", "11,1"]
+    net = model(tagger)
+    for i, place in ((0, (2, 0)), (1, (11, 1)), (3, (0, 2))):
+        padded = TEXTS[i] + [0] * (-len(TEXTS[i]) % 8)
+        out = net(torch.tensor([padded]))
+        assert rows["f_input"].iloc[i] == pytest.approx(out[(0, *place)].item(), rel=1e-4)
+
+
+def test_one_token_of_texts_that_may_be_shorter(tagger: JobFolder) -> None:
+    asked = {"inputs": [TOKENS], "accuracy": ADAPTIVE}
+    rows = tagger.rows(tagger.run(target={"kind": "index", "index": [7, 1]}, **asked))
+    assert (rows["status"] == "ok").all()
+    (tagger.path / "out").rename(tagger.path / "before")
+    more = tagger.rows_of("rows.parquet")
+    more["ids"] = [[1] * 12] * 4 + [[2]]
+    tagger.write_table("rows.parquet", pa.Table.from_pandas(more))
+    found = tagger.rows(tagger.run(target={"kind": "index", "index": [9, 1]}, **asked))
+    assert found.sort_values("row_id")["status"].tolist() == ["ok"] * 4 + ["bad_input"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"kind": "region", "index": 1, "ranges": [[1, 3]]},
+        {"kind": "region", "index": 1, "mask": "mask", "shape": [4], "reduce": "mean"},
+    ],
+)
+def test_regions_of_a_model_with_categories(tagger: JobFolder, target: dict[str, Any]) -> None:
+    inputs = [
+        {"name": "amounts", "columns": ["age", "income"]},
+        {"name": "plan", "ids": ["plan_id"], "embedding": ["plan"], "baseline": {"kind": "zero"}},
+    ]
+    asked = {"model": tagger.model(name="Table"), "inputs": inputs, "target": target}
+    asked["accuracy"] = ADAPTIVE
+    rows = tagger.rows(tagger.run(**asked)).sort_values("row_id", ignore_index=True)
+    sys.path.insert(0, str(tagger.path))
+    net = importlib.import_module(tagger.module).build("Table").double()
+    source = tagger.rows_of("rows.parquet")
+    amounts = torch.tensor(source[["age", "income"]].to_numpy())
+    out = net(amounts, torch.tensor(source[["plan_id"]].to_numpy()))[:, 1]
+    weights = torch.tensor([0.0, 1, 1, 0] if "ranges" in target else [0, 1 / 3, 2 / 3, 0])
+    np.testing.assert_allclose(rows["f_input"], (out @ weights.double()).detach(), rtol=1e-4)
+    assert (rows["status"] == "ok").all()
+    assert rows["target"].isna().all()
+    found = verify_run(tagger.path / "out", sample=5, trusted=(tagger.module,))
+    assert found.holds, found
+
+
+def test_regions_of_texts_are_refused(tagger: JobFolder) -> None:
+    with pytest.raises(SpecError, match="inputs of one shape"):
+        tagger.plan(inputs=[TOKENS], target={"kind": "region", "ranges": [[0, 8], [0, 1]]})
+
+
 # --- refused -------------------------------------------------------------------------------------
 
 
@@ -263,6 +431,12 @@ def test_captum_sees_the_number_that_is_explained(folder: JobFolder) -> None:
             {"kind": "index", "index": [0, 0, 0], "transform": "softmax", "axis": 3},
             "target.axis",
         ),
+        ({"kind": "column", "columns": ["class", "y"]}, "one for each axis"),
+        ({"kind": "column", "columns": ["class", "y", "far"]}, "to 2,5,5"),
+        ({"kind": "column", "columns": ["class", "y", "pixels"]}, "numeric column"),
+        ({"kind": "column", "columns": ["class"], "column": "y"}, "give `column`"),
+        ({"kind": "column"}, "give `column`"),
+        ({"kind": "column", "column": "class"}, "use `scalar`"),
         ({"kind": "region"}, "give `ranges`"),
         ({"kind": "region", "ranges": [[0, 1]], "mask": "mask"}, "give `ranges`"),
         ({"kind": "region", "ranges": [[2, 2]]}, "first below last"),

@@ -64,7 +64,9 @@ def scan_of(
     files: list[SourceFile], job: AttributeSpec, schema: pa.Schema, outputs: int | None = None
 ) -> Scan:
     shapes = resolve_columns(schema, job)
-    return Scan(store=STORE, files=tuple(files), spec=job, shapes=shapes, outputs=outputs)
+    return Scan(
+        store=STORE, files=tuple(files), spec=job, shapes=shapes, sizes=outputs and (outputs,)
+    )
 
 
 def test_means_of_clean_rows_in_model_units(tmp_path: Path) -> None:

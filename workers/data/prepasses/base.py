@@ -36,8 +36,8 @@ class Scan:
     """The data that a pre-pass goes over, and the job that makes tensors of it.
 
     shapes   of the inputs, as resolved against the data
-    outputs  how many the model has, where a column names the target: a row that names none of them
-             is bad
+    sizes    of the model's output after its rows, where columns name the target: a row that names
+             no output is bad
     schema   of the dataset, all its columns
     """
 
@@ -45,7 +45,7 @@ class Scan:
     files: tuple[SourceFile, ...]
     spec: AttributeSpec
     shapes: tuple[InputShape, ...]
-    outputs: int | None = None
+    sizes: tuple[int, ...] | None = None
     schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     @property
@@ -89,9 +89,10 @@ class Scan:
 
     def clean(self, rows: Rows) -> NDArray[np.bool_]:
         """`[rows]`: which rows no input, target or argument makes bad."""
-        if rows.target is None or self.outputs is None:
+        if rows.target is None or self.sizes is None:
             return rows.clean
-        known: NDArray[np.bool_] = (rows.target < self.outputs).numpy()
+        places = rows.target.reshape(len(rows.target), len(self.sizes)).numpy()
+        known: NDArray[np.bool_] = np.less(places, self.sizes).all(axis=1)
         return rows.clean & known
 
 
@@ -152,8 +153,8 @@ def place_of(prepass: PrePass[Part], root: Uri, scan: Scan) -> Uri:
     """
     spec = scan.spec
     parts = spec.model_dump(mode="json", include={"inputs", "forward_args", "target", "baseline"})
-    if scan.outputs is not None:
-        parts["outputs"] = scan.outputs
+    if scan.sizes is not None:
+        parts["outputs"] = scan.sizes[0] if len(scan.sizes) == 1 else list(scan.sizes)
     files = [[file.path, file.first_row, file.size, file.fingerprint] for file in scan.files]
     named_by = [NUMERICS_VERSION, spec.compute.storage, parts, files]
     digest = digest_json(named_by)[:32]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -26,7 +26,8 @@ class TargetRows:
     count    how many there are
     outputs  how many outputs the model has, None where they are no `[rows, outputs]`
     device   where their targets go
-    column   what the source's target column holds, `[rows]` int64; None where the spec names none
+    column   what the source's target columns hold, `[rows]` int64, or `[rows, depth]` of several;
+             None where the spec names none
     choose   runs the model on every row and gives the choice of its outputs
     """
 
@@ -75,7 +76,7 @@ class TargetKind(ABC, Generic[Kind]):
         None for scalar outputs.
 
         out     the model's outputs of these rows, seen by `check`
-        column  their target column, `[rows]` int64, if there is one
+        column  their target columns, `[rows]` or `[rows, depth]` int64, if there are some
 
         Raises SpecError where the rows name no output of the model.
         """
@@ -84,8 +85,10 @@ class TargetKind(ABC, Generic[Kind]):
     def of_rows(self, target: Kind, rows: TargetRows) -> Tensor | None:
         """All targets of rows, `[rows, targets, depth]` int64; None for scalar outputs."""
 
-    def refusals(self, column: Tensor, outputs: int) -> Mapping[int, str]:
-        """Why rows are bad whose target the model does not have, by row."""
+    def refusals(self, column: Tensor, sizes: tuple[int, ...]) -> Mapping[int, str]:
+        """Why rows are bad whose target the model does not have, by row; `sizes` of its output
+        after the rows.
+        """
         return {}
 
 
@@ -105,6 +108,25 @@ class SameTargets(TargetKind[Kind]):
 def output_width(out: Tensor) -> int | None:
     """How many outputs a model has, where they are `[rows, outputs]`."""
     return int(out.shape[-1]) if out.ndim == 2 else None
+
+
+def outside(places: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """`[rows]` bool: which places `[rows, depth]` an output of these sizes does not have."""
+    limits = torch.tensor(sizes, device=places.device)
+    return ((places < 0) | (places >= limits)).any(1)
+
+
+def refused(places: Tensor, sizes: tuple[int, ...]) -> dict[int, str]:
+    """Why rows are bad whose place, `[rows]` or `[rows, depth]`, is outside, by row."""
+    table = places.reshape(len(places), len(sizes))
+    wrong = outside(table, sizes).nonzero().flatten().tolist()
+    known = f"{told(0 for _ in sizes)}..{told(size - 1 for size in sizes)}"
+    return {row: f"target {told(table[row].tolist())} is outside {known}" for row in wrong}
+
+
+def told(place: Iterable[int]) -> str:
+    """A place as the column `target` shows it."""
+    return ",".join(map(str, place))
 
 
 def _repeated(target: TargetPart, outputs: int | None, rows: int, device: str) -> Tensor | None:

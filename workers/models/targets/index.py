@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from integrand.schemas.specs.targets import IndexTarget
-from integrand.workers.models.targets.base import SameTargets
+from integrand.workers.models.targets.base import SameTargets, refused
 from integrand.workers.models.targets.view import over_axis
 
 
@@ -17,3 +19,6 @@ class Index(SameTargets[IndexTarget]):
 
     def check(self, target: IndexTarget, out: Tensor) -> None:
         pass
+
+    def refusals(self, column: Tensor, sizes: tuple[int, ...]) -> Mapping[int, str]:
+        return refused(column, sizes)

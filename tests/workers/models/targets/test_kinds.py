@@ -92,7 +92,7 @@ def test_a_column_that_names_outputs_that_are_not_there() -> None:
     target = ColumnTarget(column="y")
     kind = kind_of_target(target)
     column = torch.tensor([3, 1, -1])
-    assert kind.refusals(column, 3) == {
+    assert kind.refusals(column, (3,)) == {
         0: "target 3 is outside 0..2",
         2: "target -1 is outside 0..2",
     }
