@@ -256,12 +256,22 @@ def show(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML page of the run.")
     ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            "--png",
+            metavar="FILE",
+            help="Draw the run, or with --row that row: .png, .svg or .pdf.",
+        ),
+    ] = None,
 ) -> None:
     """Print top features and worst rows, one row, or the rows that match a condition."""
     from integrand.service.reports import rows, tables
 
     opened = _open(run, name)
     _export(opened, csv, html, top)
+    if png is not None:
+        _draw(opened, row, png)
     if not opened.complete:
         err.print(
             "this run is not finished: what follows covers its committed shards only",
@@ -310,6 +320,15 @@ def _open(run: str, name: str | None) -> Run:
     with warnings.catch_warnings():  # an unfinished run is told as the verb's own output
         warnings.simplefilter("ignore", UserWarning)
         return open_run(run, name=name, access=_operator([]).access)
+
+
+def _draw(run: Run, row: str | None, file: Path) -> None:
+    from integrand.service.reports.pictures.choice import picture_of_row, picture_of_run
+    from integrand.service.reports.pictures.style import save
+
+    made = picture_of_run(run) if row is None else picture_of_row(run, row)
+    save(made, file)
+    out.print(f"picture: {file}", highlight=False)
 
 
 def _export(run: Run, csv: Path | None, html: Path | None, top: int) -> None:

@@ -1,0 +1,95 @@
+"""Which picture a run, or a row of it, gets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from integrand.schemas.errors import DataError, SpecError
+from integrand.schemas.specs.part import Part, kind_of
+from integrand.schemas.tables import PREFIX, WITHOUT_ATTRIBUTION, tensor_shape
+from integrand.service.reports.pictures.heat import draw_heat, heat_of
+from integrand.service.reports.pictures.swarm import draw_swarm, swarm_of
+from integrand.service.reports.pictures.waterfall import draw_waterfall, waterfall_of
+from integrand.service.reports.rows import largest_attributions
+from integrand.service.runs.frames import stored_id
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from integrand.service.runs.query import Run
+
+
+def picture_of_run(run: Run) -> Figure:
+    """A swarm of the run's features. Raises SpecError for runs without named ones."""
+    named = [f for f in run.schema if f.name.startswith(PREFIX) and not pa.types.is_nested(f.type)]
+    if not named:
+        raise SpecError(
+            "--png",
+            expected="a run of named features",
+            seen="lists of attributions",
+            next_step="draw a row of it: --row ID",
+        )
+    frame = run.to_pandas(inputs=True)
+    return draw_swarm(swarm_of(frame, f"{run.plan.spec.name}, against {baseline_of(run)}"))
+
+
+def picture_of_row(run: Run, row_id: str) -> Figure:
+    """A heat map where an input has two axes in space, else a waterfall of the largest features;
+    of several targets the first.
+    """
+    kind = run.schema.field("row_id").type
+    frame = run.to_pandas(filters=pc.field("row_id") == stored_id(row_id, kind), inputs=True)
+    if frame.empty:
+        raise DataError(f"row {row_id}", expected="the id of a committed row", seen="none such")
+    record = frame.iloc[0]
+    if record["status"] in WITHOUT_ATTRIBUTION:
+        raise DataError(
+            f"row {row_id}",
+            expected="a row with attributions",
+            seen=f"{record['status']}: {record['reason']}",
+        )
+    spatial = [f for f in run.schema if _is_map(f)]
+    if not spatial:
+        largest = largest_attributions(run, record)
+        return draw_waterfall(waterfall_of(record, largest, baseline_of(run)))
+    field = spatial[0]
+    shape = tensor_shape(field) or ()
+    values = np.asarray(record[field.name], float).reshape(shape)
+    return draw_heat(heat_of(record, values, _pixels(run, record, field, shape), baseline_of(run)))
+
+
+def baseline_of(run: Run) -> str:
+    """What rows are compared with, in a word or two."""
+    kinds: list[str] = []
+    for one in run.plan.spec.baselines:
+        assert isinstance(one, Part)
+        kinds.append(str(kind_of(type(one))))
+    words = ", ".join(dict.fromkeys(kinds)).replace("_", " ")
+    return f"{words} baseline"
+
+
+def _is_map(field: pa.Field) -> bool:
+    shape = tensor_shape(field) if field.name.startswith(PREFIX) else None
+    return shape is not None and len(shape) >= 2
+
+
+def _pixels(
+    run: Run, record: pd.Series[Any], field: pa.Field, shape: tuple[int, ...]
+) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """The input's own numbers as the source holds them, where they have the shape of what is
+    attributed, or channels more.
+    """
+    name = field.name.removeprefix(PREFIX)
+    own = next((one for one in run.plan.inputs if one.name == name), None)
+    if own is None or len(own.columns) != 1 or own.columns[0] not in record.index:
+        return None
+    try:
+        flat = np.asarray(record[own.columns[0]], float).reshape(-1)
+        return flat.reshape(-1, *shape[-2:])
+    except (TypeError, ValueError):  # bytes of a picture, or sums over patches
+        return None

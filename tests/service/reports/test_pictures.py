@@ -1,0 +1,143 @@
+"""Pictures of runs and rows: what is drawn is checked on the numbers handed to the plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from integrand.schemas.errors import DataError, SpecError
+from integrand.service.reports.pictures.choice import picture_of_row, picture_of_run
+from integrand.service.reports.pictures.heat import draw_heat, heat_of
+from integrand.service.reports.pictures.style import figure, save
+from integrand.service.reports.pictures.swarm import DOTS, draw_swarm, swarm_of
+from integrand.service.reports.pictures.waterfall import draw_waterfall, waterfall_of
+from integrand.service.runs.query import open_run
+from tests.plugins.jobs import JobFolder
+
+pytest.importorskip("matplotlib")
+FEATURES = [f"f{i}" for i in range(14)]
+
+
+def record(status: str = "ok", error: float = 0.01) -> pd.Series:
+    return pd.Series(
+        {
+            "row_id": 7,
+            "target": 1,
+            "status": status,
+            "f_baseline": -1.0,
+            "f_input": 2.0,
+            "error_estimate": error,
+        }
+    )
+
+
+def largest() -> pd.DataFrame:
+    values = [*np.linspace(2, -1, 13), 0.0]
+    found = pd.DataFrame({"feature": FEATURES, "attribution": values})
+    return found.sort_values("attribution", key=abs, ascending=False, kind="stable")
+
+
+def swarm_frame(rows: int, features: int) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    columns: dict[str, object] = {"status": ["ok", "not_converged"] * (rows // 2)}
+    for i in range(features):
+        columns[f"f{i}"] = generator.normal(size=rows)
+        columns[f"attr.f{i}"] = (i + 1) * generator.normal(size=rows)
+    return pd.DataFrame(columns)
+
+
+def test_a_waterfall_goes_from_f_at_the_baseline_to_f_at_the_row() -> None:
+    shown = waterfall_of(record(), largest(), "zero baseline")
+    assert len(shown.steps) == 10
+    assert shown.steps[0].label == "5 other features"
+    assert shown.steps[0].is_rest
+    assert shown.steps[0].start == -1.0
+    for one, following in zip(shown.steps, shown.steps[1:], strict=False):
+        assert following.start == pytest.approx(one.start + one.size)
+    sizes = [abs(step.size) for step in shown.steps[1:]]
+    assert sizes == sorted(sizes)
+    end = shown.steps[-1].start + shown.steps[-1].size
+    assert end == pytest.approx(-1 + largest()["attribution"].sum())
+    assert shown.uncertain == pytest.approx(0.01 * largest()["attribution"].abs().sum())
+
+
+def test_few_features_have_a_bar_each_and_uncertified_ones_are_hollow() -> None:
+    shown = waterfall_of(record("not_converged"), largest().head(3), "zero baseline")
+    assert [step.is_rest for step in shown.steps] == [False] * 3
+    (plot,) = draw_waterfall(shown).axes
+    assert all(bar.get_facecolor()[3] == 0 for bar in plot.patches)
+    (plot,) = draw_waterfall(waterfall_of(record(), largest().head(3), "zero baseline")).axes
+    assert all(bar.get_facecolor()[3] == 1 for bar in plot.patches)
+
+
+def test_a_rule_without_an_estimate_has_no_whiskers() -> None:
+    shown = waterfall_of(record("unchecked", np.nan), largest().head(3), "zero baseline")
+    (plot,) = draw_waterfall(shown).axes
+    assert not plot.containers[1:] or len(plot.containers) == 3
+
+
+def test_a_swarm_has_the_largest_features_first_and_the_rest_in_one_grey_line() -> None:
+    shown = swarm_of(swarm_frame(40, 14), "t")
+    assert len(shown.lines) == 10
+    means = [line.mean_abs for line in shown.lines[:-1]]
+    assert means == sorted(means, reverse=True)
+    assert shown.lines[-1].label == "5 other features"
+    assert np.isnan(shown.lines[-1].ranks).all()
+    first = shown.lines[0]
+    assert (first.ranks.min(), first.ranks.max()) == (0, 1)
+    assert shown.certified.tolist() == [True, False] * 20
+
+
+def test_a_swarm_of_many_rows_draws_some_and_counts_all() -> None:
+    frame = swarm_frame(2 * DOTS, 3)
+    shown = swarm_of(frame, "t")
+    assert (len(shown.certified), shown.rows) == (DOTS, 2 * DOTS)
+    again = swarm_of(frame, "t")
+    assert np.array_equal(shown.lines[0].attributions, again.lines[0].attributions)
+    assert shown.lines[0].mean_abs == pytest.approx(frame["attr.f2"].abs().mean())
+    assert draw_swarm(shown).axes[0].get_xlabel() == "attribution, in units of f"
+
+
+def test_heat_maps_are_symmetric_around_zero_and_capped() -> None:
+    values = np.arange(-50.0, 50.0).reshape(1, 10, 10)
+    values[0, 0, 0] = -1e6
+    shown = heat_of(record(), np.concatenate([values, values]), None, "zero baseline")
+    assert shown.limit < 1e5
+    assert np.array_equal(shown.signed, 2 * values[0])
+    magnitude, signed = draw_heat(shown).axes[:2]
+    assert magnitude.images[0].get_clim() == (0, shown.limit)
+    assert signed.images[0].get_clim() == (-shown.limit, shown.limit)
+
+
+def test_pictures_stand_in_colour_beside_their_maps() -> None:
+    pixels = np.linspace(-1, 1, 300).reshape(3, 10, 10)
+    shown = heat_of(record(), pixels, pixels, "blur baseline")
+    assert shown.picture is not None
+    assert shown.picture.shape == (10, 10, 3)
+    assert (shown.picture.min(), shown.picture.max()) == (0, 1)
+    assert [plot.get_title() for plot in draw_heat(shown).axes[:3]] == [
+        "input",
+        "|Σ channels|",
+        "signed",
+    ]
+
+
+def test_runs_and_rows_are_drawn(job: JobFolder, tmp_path: Path) -> None:
+    job.write_rows(a=[float("nan")] + [1.0] * 19)
+    manifest = job.run()
+    run = open_run(str(job.path / "out" / manifest.run_id))
+    for name, made in (("run.png", picture_of_run(run)), ("row.svg", picture_of_row(run, "3"))):
+        save(made, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000
+    with pytest.raises(DataError, match="bad_input"):
+        picture_of_row(run, "0")
+    with pytest.raises(DataError, match="none such"):
+        picture_of_row(run, "999")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"\.png, \.svg, \.pdf"):
+        save(figure(1, 1), tmp_path / "picture.bmp")
