@@ -45,6 +45,7 @@ bench: $(BENCHED) ## benchmarks; they print what they measure, in an hour or two
 	$(BIN)/python tests/bench/bench_engine.py
 	$(BIN)/python tests/bench/bench_expected.py
 	$(BIN)/python tests/bench/bench_kernels.py
+	$(BIN)/python tests/bench/bench_images.py
 
 load: $(INSTALLED) ## a run of 100,000 shards without an engine: what its driver costs, in a quarter of an hour
 	$(BIN)/python tests/load/load.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from integrand.schemas.errors import SpecError
+from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.service.checks.verify import verify_run
 from tests.plugins.jobs import JobFolder
 from tests.plugins.pictures import encoded, noise
@@ -134,6 +135,22 @@ def test_runs_are_verified_and_tell_their_decoder(folder: JobFolder) -> None:
     manifest = folder.run(inputs=[IMAGE])
     assert verify_run(str(folder.run_uri(manifest))).holds
     assert "libjpeg" in folder.plan(inputs=[IMAGE]).versions["pillow"]
+
+
+def test_another_pillow_than_planned_is_refused(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("integrand.workers.shards.agreement.decoder", lambda: "1.0 with libjpeg 9")
+    with pytest.raises(IntegrityError, match="with libjpeg 9"):
+        folder.run(inputs=[IMAGE])
+
+
+def test_without_pillow_it_says_what_to_install(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(SpecError, match=r"pip install 'integrand\[image\]'"):
+        folder.plan(inputs=[IMAGE])
 
 
 @pytest.mark.parametrize(
