@@ -308,6 +308,7 @@ TARGETS = [
     {"kind": "top_k", "k": 2},
     {"kind": "all"},
     {"kind": "column", "column": "label"},
+    {"kind": "column", "columns": ["label"]},
 ]
 
 

@@ -15,6 +15,7 @@ from integrand.schemas.specs.targets import IndexTarget, RegionTarget
 from integrand.workers.closed_form.recognition import recognise
 from integrand.workers.models.outputs import plain_model
 from integrand.workers.models.targets.table import with_view
+from integrand.workers.rewriting.hoisting import hoist
 from integrand.workers.rewriting.trace import Trace
 
 SIZES = (3, 4, 2)
@@ -93,3 +94,19 @@ def test_a_trace_goes_through(mask: str | None) -> None:
     trace = Trace(model, [torch.randn(4, 5)], weights)
     assert {"model.0", "model.2"} <= {str(node.target) for node in trace.graph.nodes}
     assert isinstance(recognise(model), str)
+
+
+def test_an_affine_prefix_is_hoisted_in_front_of_a_region() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 2, 5, bias=False), nn.Tanh(), nn.Conv2d(2, 3, 1)).eval()
+    target = RegionTarget(index=1, ranges=((0, 3), (1, 4)), transform="softmax", axis=0)
+    model = with_view(plain, target)
+    assert isinstance(model, nn.Module)
+    plain.double()
+    images = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    hoisted = hoist(model, [images])
+    assert hoisted is not None
+    hidden = hoisted.prefix(images)
+    assert [h.shape[1:] for h in hidden] == [(2, 4, 4)]
+    expected = plain(images).softmax(1)[:, 1, 0:3, 1:4].sum((1, 2))
+    torch.testing.assert_close(hoisted.tail(*hidden), expected, rtol=1e-12, atol=0)
