@@ -24,7 +24,9 @@ from integrand.schemas.records import (
     PrepassFile,
     Projection,
     Shard,
+    SourceFile,
 )
+from integrand.schemas.specs.inputs import ImageInput
 from integrand.schemas.specs.job import AnySpec, AttributeSpec
 from integrand.schemas.specs.output import Output, TopKStore
 from integrand.schemas.specs.targets import RegionTarget
@@ -184,6 +186,7 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
             *_device_warnings(spec),
             *_kernel_warnings(findings, job.device),
             *reason_warnings(spec),
+            *_root_warnings(spec),
         ),
         left_out=findings.savings.left_out,
         half_error=findings.half_error,
@@ -538,7 +541,7 @@ def _cut(
 ) -> tuple[Shard, ...]:
     """The shards of a dataset, none of which decodes to more than `most` bytes."""
     compute, files = spec.compute, dataset.files
-    width = row_bytes(dataset.schema, shapes)
+    width = row_bytes(dataset.schema, shapes) + _encoded_bytes(spec, files)
     if compute.shard_bytes is not None:
         rows = rows_by_bytes(files, compute.shard_bytes)
     elif compute.shard_rows != "auto":
@@ -556,6 +559,23 @@ def _cut(
     shards = cut(files, rows)
     check_decoded(shards, width, most)
     return shards
+
+
+def _encoded_bytes(spec: AttributeSpec, files: Sequence[SourceFile]) -> int:
+    """Of a row whose pictures lie in the table: their pixels come beside them."""
+    pictures = [one for one in spec.inputs if isinstance(one, ImageInput) and one.root is None]
+    rows = sum(file.rows for file in files)
+    return sum(file.size for file in files) // max(1, rows) if pictures else 0
+
+
+def _root_warnings(spec: AttributeSpec) -> tuple[str, ...]:
+    """That a run is named by paths alone."""
+    rooted = [one.name for one in spec.inputs if isinstance(one, ImageInput) and one.root]
+    return tuple(
+        f"pictures of `{name}` are named by their paths alone: one that is changed under its name"
+        " changes results, and the run id stays"
+        for name in rooted
+    )
 
 
 def _result_row_bytes(spec: AttributeSpec, shapes: Sequence[InputShape]) -> int:

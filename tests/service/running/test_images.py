@@ -14,6 +14,9 @@ import pytest
 
 from integrand.schemas.errors import IntegrityError, SpecError
 from integrand.service.checks.verify import verify_run
+from integrand.service.operator import Operator
+from integrand.service.running.jobs import plan_job
+from integrand.workers.storage.store import Access
 from tests.plugins.jobs import JobFolder
 from tests.plugins.pictures import encoded, noise
 
@@ -151,6 +154,22 @@ def test_without_pillow_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(SpecError, match=r"pip install 'integrand\[image\]'"):
         folder.plan(inputs=[IMAGE])
+
+
+def test_shards_leave_room_for_the_encoded_pictures(folder: JobFolder) -> None:
+    large = [encoded(noise(200, 200, seed=k)) for k in range(12)]
+    folder.write_table("rows.parquet", table(image=large))
+    access = Access(decoded_bytes=1_500_000)
+    spec = folder.spec(inputs=[IMAGE | {"size": None, "crop": [9, 7]}], compute={})
+    plan = plan_job(spec, base=str(folder.path), operator=Operator((folder.module,), access))
+    assert max(shard.rows for shard in plan.shards) <= 6
+
+
+def test_a_plan_warns_that_a_root_is_not_pinned(folder: JobFolder) -> None:
+    (folder.path / "x.png").write_bytes(encoded(noise()))
+    folder.write_table("rows.parquet", table(image=["x.png"] * 3))
+    plan = folder.plan(inputs=[IMAGE | {"root": "."}])
+    assert any("named by their paths alone" in warning for warning in plan.warnings)
 
 
 @pytest.mark.parametrize(
