@@ -14,6 +14,7 @@ import torch
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.schemas.specs.job import parse_spec
+from integrand.service.checks.verify import verify_run
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.models.embeddings import at_embedding
 from tests.plugins.jobs import JobFolder
@@ -290,3 +291,37 @@ def test_specs_that_do_not_fit_texts(tmp_path: Path, change: dict[str, Any], sai
     fields = JobFolder(tmp_path).fields(**string_fields(accuracy=GAUSS, **change))
     with pytest.raises(SpecError, match=said):
         parse_spec(fields)
+
+
+# --- other baselines, and runs held against themselves ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "baseline",
+    [
+        {"kind": "training", "draws": 2},
+        {"kind": "row", "row": 0},
+        {"kind": "shuffle", "draws": 2},
+        {"kind": "average", "of": [{"kind": "pad"}, {"kind": "token", "token": "[MASK]"}]},
+    ],
+    ids=lambda baseline: baseline["kind"],
+)
+def test_baselines_of_ids_stand_for_texts(strings: JobFolder, baseline: dict[str, Any]) -> None:
+    manifest = strings.run(**string_fields(inputs=[TOKENS | {"baseline": baseline}]))
+    rows = strings.rows(manifest)
+    assert rows["status"].tolist().count("unchecked") == 5
+    clean = rows["status"] == "unchecked"
+    assert rows["gap"][clean].abs().max() < 1e-6
+
+
+def test_a_run_of_strings_holds_against_itself(strings: JobFolder) -> None:
+    output = {"uri": "out", "groups": {"tokens": {"words": True}}, "with_features": True}
+    manifest = strings.run(
+        **string_fields(
+            output=output, target={"kind": "top_k", "k": 2}, accuracy={"kind": "adaptive"}
+        )
+    )
+    found = verify_run(strings.run_uri(manifest), trusted=(strings.module,), sample=4)
+    assert found.holds, found
+    rows = strings.rows(manifest)
+    assert rows["tokens"][0].tolist() == rows["tokens"][1].tolist()
