@@ -104,6 +104,8 @@ def test_bad_labels_are_refused(folder: JobFolder, text: str, message: str) -> N
 def test_what_is_no_folder_of_pictures_is_refused(folder: JobFolder) -> None:
     with pytest.raises(SpecError, match="`labels` are for pictures"):
         folder.plan(source={"uri": "data", "labels": "labels.csv"})
+    with pytest.raises(IntegrandError, match=r"source\.format: images"):
+        folder.plan(**ALL | {"source": {"uri": "pictures"}})
     (folder.path / "none").mkdir()
     (folder.path / "none" / "a.gif").write_bytes(b"GIF89a")
     with pytest.raises(IntegrandError, match=r"files that end in \.png"):

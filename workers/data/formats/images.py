@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from integrand.workers.data.formats.base import SourceFormat
 
 
@@ -13,3 +15,6 @@ class Images(SourceFormat):
     extensions = ()
     endings = (".png", ".jpg", ".jpeg", ".webp")
     """What its files' names end in, in lower case; others in the folder are no rows."""
+    near = MappingProxyType(
+        dict.fromkeys(endings, "for a row of each picture: source.format: images")
+    )
