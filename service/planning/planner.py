@@ -246,12 +246,12 @@ class Survey:
 
 
 def survey(request: Request, pool: Mapper, *, rebuild: bool = True) -> Survey:
-    """Read a few rows and load the model, which the caller has passed through `check_trust`.
+    """Read a few rows and load the model, which the caller has passed through `check_trust`, of a
+    spec whose texts and pictures are settled.
 
     rebuild  build it once more, and raise SpecError where that is another model
     """
-    store = request.store
-    spec = settle_texts(store, request.spec, request.base)
+    spec, store = request.spec, request.store
     device = _device(spec)
     output = store.parse(spec.output.uri, request.base)
     dataset = prepare_dataset(store, spec, request.base, output, pool, ingest=request.ingest)

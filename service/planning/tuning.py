@@ -16,6 +16,7 @@ from integrand.service.planning.cost import memory_of, row_cost
 from integrand.service.planning.forms import choose_form
 from integrand.service.planning.planner import Request, pinned, survey
 from integrand.service.planning.presets import with_presets
+from integrand.service.planning.texts import settle_texts
 from integrand.service.planning.trials import seconds_per_batch, step_trial
 from integrand.service.pools.local import LocalPool
 from integrand.workers.engine.prepared import Prepared
@@ -82,7 +83,7 @@ def tune_job(
     of it; threads are one, and as many as torch takes by itself, but one alone beside a GPU.
     """
     check_trust(spec.model, trusted)
-    spec = with_presets(Store(access), spec, base)
+    spec = settle_texts(Store(access), with_presets(Store(access), spec, base), base)
     every = torch.get_num_threads()
     with pinned(1):
         job = survey(

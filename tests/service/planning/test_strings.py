@@ -15,6 +15,7 @@ from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.schemas.specs.job import parse_spec
 from integrand.service.checks.verify import verify_run
+from integrand.service.planning.tuning import tune_job
 from integrand.workers.methods.attribution import attribute
 from integrand.workers.models.embeddings import at_embedding
 from tests.plugins.jobs import JobFolder
@@ -325,3 +326,10 @@ def test_a_run_of_strings_holds_against_itself(strings: JobFolder) -> None:
     assert found.holds, found
     rows = strings.rows(manifest)
     assert rows["tokens"][0].tolist() == rows["tokens"][1].tolist()
+
+
+def test_step_batches_of_texts_are_timed(strings: JobFolder) -> None:
+    changed = TOKENS | {"baseline": {"kind": "token", "token": "[MASK]"}}
+    spec = strings.spec(**string_fields(inputs=[changed]))
+    found = tune_job(spec, base=str(strings.path), trusted=(strings.module,))
+    assert found.trials
