@@ -264,6 +264,9 @@ def show(
             help="Draw the run, or with --row that row: .png, .svg or .pdf.",
         ),
     ] = None,
+    bars: Annotated[
+        bool, typer.Option("--bars", help="Of the run, --png draws mean |attribution|.")
+    ] = False,
 ) -> None:
     """Print top features and worst rows, one row, or the rows that match a condition."""
     from integrand.service.reports import rows, tables
@@ -271,7 +274,7 @@ def show(
     opened = _open(run, name)
     _export(opened, csv, html, top)
     if png is not None:
-        _draw(opened, row, png)
+        _draw(opened, row, png, bars=bars)
     if not opened.complete:
         err.print(
             "this run is not finished: what follows covers its committed shards only",
@@ -322,11 +325,18 @@ def _open(run: str, name: str | None) -> Run:
         return open_run(run, name=name, access=_operator([]).access)
 
 
-def _draw(run: Run, row: str | None, file: Path) -> None:
-    from integrand.service.reports.pictures.choice import picture_of_row, picture_of_run
+def _draw(run: Run, row: str | None, file: Path, *, bars: bool) -> None:
+    from integrand.service.reports.pictures.choice import (
+        bars_of_run,
+        picture_of_row,
+        picture_of_run,
+    )
     from integrand.service.reports.pictures.style import save
 
-    made = picture_of_run(run) if row is None else picture_of_row(run, row)
+    if row is not None:
+        made = picture_of_row(run, row)
+    else:
+        made = bars_of_run(run) if bars else picture_of_run(run)
     save(made, file)
     out.print(f"picture: {file}", highlight=False)
 

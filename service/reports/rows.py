@@ -21,6 +21,7 @@ from integrand.schemas.tables import (
     places_column,
 )
 from integrand.service.reports.tables import cell, show_facts, show_frame
+from integrand.service.reports.tokens import show_tokens
 
 if TYPE_CHECKING:
     from integrand.service.runs.query import Run
@@ -97,6 +98,7 @@ def show_row(console: Console, run: Run, row_id: str, most: int) -> None:
         if record.get("reasons") is not None:
             reasons = pd.DataFrame(list(record["reasons"]), columns=REASON.names)
             show_frame(console, reasons, "reasons", most)
+        show_tokens(console, record)
         show_frame(
             console, largest_attributions(run, record).head(most), "largest attributions", most
         )

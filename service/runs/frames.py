@@ -84,7 +84,7 @@ def feature_sums(table: pa.Table) -> FeatureSums:
     """
     there = table.filter(pc.is_valid(table.column(0)))
     if not any(map(places_column, there.schema)):
-        values = _matrix(there)
+        values = attribution_matrix(there)
         return FeatureSums(values.sum(0), np.abs(values).sum(0), len(values))
     fields = [field for field in there.schema if field.name.startswith(PREFIX)]
     by_input = [_sums_of_largest(there, field) for field in fields]
@@ -110,7 +110,7 @@ def _sums_of_largest(
     return total, absolute
 
 
-def _matrix(there: pa.Table) -> NDArray[np.float64]:
+def attribution_matrix(there: pa.Table) -> NDArray[np.float64]:
     """Attributions `[rows, features]` in float64."""
     blocks = [np.empty((there.num_rows, 0))]
     for column in there.itercolumns():

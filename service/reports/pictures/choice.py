@@ -10,18 +10,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from integrand.schemas.errors import DataError, SpecError
+from integrand.schemas.specs.inputs import ImageInput
 from integrand.schemas.specs.part import Part, kind_of
 from integrand.schemas.tables import PREFIX, WITHOUT_ATTRIBUTION, tensor_shape
+from integrand.service.reports.pictures.bars import bars_of, draw_bars
 from integrand.service.reports.pictures.heat import draw_heat, heat_of
 from integrand.service.reports.pictures.swarm import draw_swarm, swarm_of
 from integrand.service.reports.pictures.waterfall import draw_waterfall, waterfall_of
 from integrand.service.reports.rows import largest_attributions
 from integrand.service.runs.frames import stored_id
+from integrand.workers.data.pictures import pixels_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from integrand.service.runs.query import Run
+
+
+def bars_of_run(run: Run) -> Figure:
+    """Mean |attribution| of the features that have the largest."""
+    return draw_bars(bars_of(run, f"{run.plan.spec.name}, against {baseline_of(run)}"))
 
 
 def picture_of_run(run: Run) -> Figure:
@@ -32,7 +40,7 @@ def picture_of_run(run: Run) -> Figure:
             "--png",
             expected="a run of named features",
             seen="lists of attributions",
-            next_step="draw a row of it: --row ID",
+            next_step="draw a row of it: --row ID, or means: --bars",
         )
     frame = run.to_pandas(inputs=True)
     return draw_swarm(swarm_of(frame, f"{run.plan.spec.name}, against {baseline_of(run)}"))
@@ -85,11 +93,28 @@ def _pixels(
     attributed, or channels more.
     """
     name = field.name.removeprefix(PREFIX)
+    part = next((one for one in run.plan.spec.inputs if one.name == name), None)
+    if isinstance(part, ImageInput):
+        return _decoded(part, record)
     own = next((one for one in run.plan.inputs if one.name == name), None)
     if own is None or len(own.columns) != 1 or own.columns[0] not in record.index:
         return None
     try:
         flat = np.asarray(record[own.columns[0]], float).reshape(-1)
         return flat.reshape(-1, *shape[-2:])
-    except (TypeError, ValueError):  # bytes of a picture, or sums over patches
+    except (TypeError, ValueError):  # sums over patches
         return None
+
+
+def _decoded(
+    part: ImageInput, record: pd.Series[Any]
+) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """What the model gets of an encoded picture, cropped and not yet scaled; None where the source
+    holds paths.
+    """
+    column = f"input.{part.image}" if f"input.{part.image}" in record.index else part.image
+    cell: Any = record[column]
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(data, bytes):
+        return None
+    return pixels_of(data, part).reshape(part.shape).astype(np.float64)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 FOR, AGAINST = "#b2182b", "#2166ac"
 """Of what pushes the output up and down: the ends of RdBu, told apart by colour-blind readers."""
-GREY, INK = "#9a9a9a", "#222222"
+GREY, QUIET, INK = "#9a9a9a", "#5c646b", "#222222"
 SIGNED, MAGNITUDE, VALUES = "RdBu_r", "gray", "viridis"
 """Colour maps: of signed attributions around 0, of their absolute values, of feature values."""
 CAP = 99.0
@@ -25,6 +25,7 @@ def figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches. Raises SpecError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise SpecError(
             "picture",
@@ -32,7 +33,8 @@ def figure(width: float, height: float) -> Figure:
             seen="none installed",
             next_step="pip install 'integrand[report]'",
         ) from error
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    margins = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+    return Figure(figsize=(width, height), dpi=200, layout=margins)
 
 
 def axes(made: Figure) -> Axes:
@@ -45,7 +47,7 @@ def axes(made: Figure) -> Axes:
 
 def caption(made: Figure, text: str) -> None:
     """A line below everything, which says how to read the picture."""
-    made.supxlabel(text, fontsize=7, color=GREY)
+    made.supxlabel(text, fontsize=7, color=QUIET)
 
 
 def save(made: Figure, file: Path) -> None:

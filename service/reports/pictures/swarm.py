@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from integrand.schemas.tables import PREFIX
+from integrand.schemas.tables import CONVERGED, PREFIX
 from integrand.service.reports.pictures.style import GREY, INK, VALUES, axes, caption, figure
 from integrand.service.reports.pictures.waterfall import MOST, OTHERS
 
@@ -70,7 +70,7 @@ def swarm_of(frame: pd.DataFrame, title: str, most: int = MOST) -> Swarm:
         unknown = np.full(len(drawn), np.nan)
         label = OTHERS.format(len(rest))
         lines.append(Line(label, sums[drawn], unknown, float(np.abs(sums).mean())))
-    certified = (known["status"] == "ok").to_numpy()[drawn]
+    certified = known["status"].isin(CONVERGED).to_numpy()[drawn]
     return Swarm(title, tuple(lines), certified, len(known))
 
 
@@ -116,10 +116,15 @@ def draw_swarm(shown: Swarm) -> Figure:
                 vmin=None if grey else 0,
                 vmax=None if grey else 1,
                 s=9,
-                linewidths=0,
-                alpha=0.85 if sure else 0.3,
+                linewidths=0 if sure else 0.8,
+                alpha=0.85,
             )
-            marks = marks if grey else dots
+            if not sure:
+                made.draw_without_rendering()  # edges take the colours that values got
+                dots.set_edgecolor(dots.get_facecolor())
+                dots.set_array(None)
+                dots.set_facecolor("none")
+            marks = marks if grey or not sure else dots
     labels = [f"{line.label}\n{line.mean_abs:.3g}" for line in reversed(shown.lines)]
     plot.set_yticks(range(len(shown.lines)), labels)
     plot.set_xlabel("attribution, in units of f", fontsize=8)

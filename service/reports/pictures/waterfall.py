@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from integrand.schemas.tables import CONVERGED
 from integrand.service.reports.pictures.style import AGAINST, FOR, GREY, INK, axes, caption, figure
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def waterfall_of(
         f_baseline=float(record["f_baseline"]),
         f_input=float(record["f_input"]),
         uncertain=error * float(np.abs(values).sum()) if np.isfinite(error) else np.nan,
-        certified=record["status"] == "ok",
+        certified=record["status"] in CONVERGED,
     )
 
 

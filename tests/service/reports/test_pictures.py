@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from integrand.schemas.errors import DataError, SpecError
+from integrand.service.reports.pictures.bars import bars_of, draw_bars
 from integrand.service.reports.pictures.choice import picture_of_row, picture_of_run
 from integrand.service.reports.pictures.heat import draw_heat, heat_of
 from integrand.service.reports.pictures.style import figure, save
@@ -16,6 +20,7 @@ from integrand.service.reports.pictures.swarm import DOTS, draw_swarm, swarm_of
 from integrand.service.reports.pictures.waterfall import draw_waterfall, waterfall_of
 from integrand.service.runs.query import open_run
 from tests.plugins.jobs import JobFolder
+from tests.plugins.pictures import encoded, noise
 
 pytest.importorskip("matplotlib")
 FEATURES = [f"f{i}" for i in range(14)]
@@ -136,6 +141,68 @@ def test_runs_and_rows_are_drawn(job: JobFolder, tmp_path: Path) -> None:
         picture_of_row(run, "0")
     with pytest.raises(DataError, match="none such"):
         picture_of_row(run, "999")
+
+
+def test_bars_are_means_of_sizes_with_the_rest_in_a_last_one(job: JobFolder) -> None:
+    job.write_rows()
+    run = open_run(job.run_uri(job.run(accuracy={"kind": "adaptive", "tolerance": 1e-3})))
+    top = run.top_features()
+    whole = bars_of(run, "t")
+    assert whole.labels == tuple(top["feature"])
+    np.testing.assert_allclose(whole.means, top["mean_abs"])
+    assert not whole.has_rest
+    shown = bars_of(run, "t", most=2)
+    assert shown.labels == (top["feature"][0], "2 other features")
+    np.testing.assert_allclose(shown.means, [top["mean_abs"][0], top["mean_abs"][1:].sum()])
+    rows = run.to_pandas()
+    sizes = rows[[f"attr.{name}" for name in "abc"]].abs().sum(axis=1)
+    assert shown.uncertain == pytest.approx((sizes * rows["error_estimate"]).mean())
+    (plot,) = draw_bars(shown).axes
+    colours = {bar.get_facecolor() for bar in plot.patches}
+    assert len(colours) == 2
+    assert plot.get_xlim()[0] == 0
+
+
+def test_dots_of_uncertified_rows_are_hollow_and_of_certified_ones_full() -> None:
+    frame = swarm_frame(40, 3)
+    frame["status"] = ["at_precision_floor", "not_converged"] * 20
+    plot = draw_swarm(swarm_of(frame, "t")).axes[0]
+    full, hollow = plot.collections[:2]
+    assert full.get_array() is not None
+    assert len(hollow.get_facecolor()) == 0
+    assert len(hollow.get_edgecolor()) == 20
+
+
+def test_encoded_pictures_are_shown_as_the_model_gets_them(job: JobFolder) -> None:
+    pixels = noise(4, 3)
+    job.write_table("rows.parquet", pa.table({"id": [0], "png": [encoded(pixels)]}))
+    job.write_model("return x.flatten(1).sin()")
+    inputs = [{"name": "image", "image": "png", "size": [4, 3]}]
+    run = open_run(job.run_uri(job.run(inputs=inputs)))
+    shown = picture_of_row(run, "0").axes[0].images[0].get_array()
+    low, high = int(pixels.min()), int(pixels.max())
+    np.testing.assert_allclose(np.asarray(shown), (pixels.astype(float) - low) / (high - low))
+
+
+def test_pictures_of_stored_runs_load_no_torch_and_open_no_window(job: JobFolder) -> None:
+    job.write_rows()
+    code = f"""
+import sys
+from integrand.service.reports.pictures.bars import bars_of, draw_bars
+from integrand.service.reports.pictures.choice import picture_of_row, picture_of_run
+from integrand.service.runs.query import open_run
+run = open_run({str(job.run_uri(job.run()))!r})
+picture_of_run(run), picture_of_row(run, "3")
+print([m for m in ("torch", "ray", "matplotlib.pyplot") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_without_matplotlib_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SpecError, match=r"integrand\[report\]"):
+        figure(1, 1)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
