@@ -394,6 +394,8 @@ def _interruptible() -> Iterator[None]:
     """
 
     def interrupt(signum: int, frame: object) -> None:
+        # Ray's own handler may come first, and has the process aborted 3 s later
+        signal.alarm(0)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
