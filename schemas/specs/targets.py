@@ -40,6 +40,11 @@ class TargetPart(Part):
         """What each row says of its outputs in numbers, passed behind the forward arguments."""
         return None
 
+    @property
+    def needs_one_shape(self) -> bool:
+        """Whether the outputs of all rows must be of one shape."""
+        return False
+
     def places(self, outputs: int | None) -> tuple[Place, ...] | None:
         """The outputs that are explained in every row, of a model with so many; None where the row
         or the model chooses them.
@@ -215,6 +220,10 @@ class RegionTarget(TensorTarget):
     @property
     def transform_of_output(self) -> str:
         return "none"
+
+    @property
+    def needs_one_shape(self) -> bool:
+        return True
 
     def weights(self, dtype: Literal["float32", "float64"]) -> ForwardArg | None:
         if self.mask is None:

@@ -29,7 +29,6 @@ from integrand.schemas.records import (
 from integrand.schemas.specs.inputs import ImageInput
 from integrand.schemas.specs.job import AnySpec, AttributeSpec
 from integrand.schemas.specs.output import Output, TopKStore
-from integrand.schemas.specs.targets import RegionTarget
 from integrand.service.planning.contract import column_sizes
 from integrand.service.planning.cutting import auto_rows, check_decoded, cut, rows_by_bytes
 from integrand.service.planning.datasets import Dataset, prepare_dataset, run_prepass
@@ -465,9 +464,9 @@ def _refuse_lengths(spec: AttributeSpec, shapes: Sequence[InputShape]) -> None:
     region would hold outputs of padding.
     """
     varying = [s.name for s in shapes if s.varying]
-    if varying and isinstance(spec.target, RegionTarget):
+    if varying and spec.target.needs_one_shape:
         raise SpecError(
-            "target.kind region",
+            f"target.kind {spec.target.kind}",
             expected="inputs of one shape",
             seen=f"lists of any length in {varying[0]}, whose padding has outputs, too",
             next_step="let the model return the sum that is meant, and explain it by `index`",

@@ -175,7 +175,8 @@ def test_a_worker_starts_without_torchs_compiler() -> None:
 
 def test_versions_of_what_can_change_bits() -> None:
     found = versions("cpu")
-    assert set(found) == {"torch", "integrand", "pyarrow", "numpy", "processor"}
+    named = {"torch", "integrand", "pyarrow", "numpy", "pillow", "processor"}
+    assert set(found) == named
     assert found["torch"] == torch.__version__
     assert all(found.values())
 
