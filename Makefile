@@ -12,10 +12,11 @@ FILES := $(shell find schemas workers service -type f -not -name '.*' -not -path
 INSTALLED := build/installed-$(firstword $(shell echo $(FILES) | cksum))
 BENCHED := build/benched
 SUPPLY := build/supply
+PICTURES := .github/images
 
 CODE := $(wildcard schemas workers service tests deploy)
 
-.PHONY: help demo test lint unit format bench load soak wheel lock sbom advisories clean
+.PHONY: help demo examples test lint unit format bench load soak wheel lock sbom advisories clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -23,6 +24,15 @@ help: ## list these targets
 
 demo: $(INSTALLED) ## attribute handwritten digits, end to end
 	$(BIN)/integrand demo digits
+
+examples: $(INSTALLED) ## run the demos and draw the pictures of the documentation again
+	$(BIN)/integrand demo digits --out out/digits
+	$(BIN)/integrand demo synthetic --out out/synthetic
+	cp out/digits/_demo/digits.png $(PICTURES)/digits.png
+	cp out/synthetic/_demo/synthetic.png $(PICTURES)/synthetic.png
+	$(BIN)/integrand show out/digits --row 01841 --png $(PICTURES)/heat.png
+	$(BIN)/integrand show out/synthetic --png $(PICTURES)/swarm.png
+	$(BIN)/integrand show out/synthetic --row 5 --png $(PICTURES)/waterfall.png
 
 test: lint unit ## everything that CI checks
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from integrand.schemas.tables import PREFIX, places_column
-from integrand.service.reports.pictures.style import GREY, INK, axes, caption, figure
+from integrand.service.reports.pictures.style import GREY, INK, axes, caption, figure, plain
 from integrand.service.reports.pictures.waterfall import MOST, OTHERS
 from integrand.service.runs.frames import attribution_matrix
 
@@ -93,11 +93,11 @@ def draw_bars(shown: Bars) -> Figure:
             fontsize=8,
             color=INK,
         )
-    plot.set_yticks(range(count), shown.labels)
+    plot.set_yticks(range(count), list(map(plain, shown.labels)))
     plot.invert_yaxis()
     plot.margins(x=0.12)
     plot.set_xlim(left=0)
     plot.set_xlabel("mean |attribution|, in units of f", fontsize=8)
-    plot.set_title(shown.title, fontsize=9, color=INK)
+    plot.set_title(plain(shown.title), fontsize=9, color=INK)
     caption(made, "whiskers: as far as one mean may be off, by the rows' error estimates")
     return made

@@ -16,6 +16,7 @@ from integrand.service.reports.pictures.style import (
     SIGNED,
     caption,
     figure,
+    plain,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +87,6 @@ def draw_heat(shown: Heat) -> Figure:
         if name == "signed":
             bar = made.colorbar(drawn, ax=plot, shrink=0.8)
             bar.ax.tick_params(labelsize=7)
-    made.suptitle(shown.title, fontsize=9, color=INK)
+    made.suptitle(plain(shown.title), fontsize=9, color=INK)
     caption(made, f"capped at the {CAP:g}th percentile of |Σ channels|; red pushes f up, blue down")
     return made

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from integrand.schemas.errors import SpecError
+from integrand.service.terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +44,13 @@ def axes(made: Figure) -> Axes:
     found.spines[["top", "right"]].set_visible(False)
     found.tick_params(labelsize=8, colors=INK)
     return found
+
+
+def plain(text: str) -> str:
+    """A name or title as it stands: dollars begin no formula, and control characters are spelt
+    out.
+    """
+    return visible(text).replace("$", r"\$")
 
 
 def caption(made: Figure, text: str) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from integrand.schemas.tables import CONVERGED, PREFIX
-from integrand.service.reports.pictures.style import GREY, INK, VALUES, axes, caption, figure
+from integrand.service.reports.pictures.style import GREY, INK, VALUES, axes, caption, figure, plain
 from integrand.service.reports.pictures.waterfall import MOST, OTHERS
 
 if TYPE_CHECKING:
@@ -125,10 +125,10 @@ def draw_swarm(shown: Swarm) -> Figure:
                 dots.set_array(None)
                 dots.set_facecolor("none")
             marks = marks if grey or not sure else dots
-    labels = [f"{line.label}\n{line.mean_abs:.3g}" for line in reversed(shown.lines)]
+    labels = [f"{plain(line.label)}\n{line.mean_abs:.3g}" for line in reversed(shown.lines)]
     plot.set_yticks(range(len(shown.lines)), labels)
     plot.set_xlabel("attribution, in units of f", fontsize=8)
-    plot.set_title(shown.title, fontsize=9, color=INK)
+    plot.set_title(plain(shown.title), fontsize=9, color=INK)
     if marks is not None:
         bar = made.colorbar(marks, ax=plot, pad=0.02, aspect=30)
         bar.set_ticks([0, 1], labels=["low", "high"])

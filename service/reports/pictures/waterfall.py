@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 
 from integrand.schemas.tables import CONVERGED
-from integrand.service.reports.pictures.style import AGAINST, FOR, GREY, INK, axes, caption, figure
+from integrand.service.reports.pictures.style import (
+    AGAINST,
+    FOR,
+    GREY,
+    INK,
+    axes,
+    caption,
+    figure,
+    plain,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,7 +103,7 @@ def draw_waterfall(shown: Waterfall) -> Figure:
             fontsize=8,
             color=INK,
         )
-    plot.set_yticks(range(len(shown.steps)), [step.label for step in shown.steps])
+    plot.set_yticks(range(len(shown.steps)), [plain(step.label) for step in shown.steps])
     for value, label in ((shown.f_baseline, "f(x')"), (shown.f_input, "f(x)")):
         plot.axvline(value, color=GREY, lw=0.8, ls=":")
         plot.annotate(
@@ -109,6 +118,6 @@ def draw_waterfall(shown: Waterfall) -> Figure:
         )
     plot.use_sticky_edges = False  # bars would end at the frame
     plot.margins(x=0.15)
-    plot.set_title(shown.title, fontsize=9, pad=18, color=INK)
+    plot.set_title(plain(shown.title), fontsize=9, pad=18, color=INK)
     caption(made, "whiskers: as far as one attribution may be off, by the row's error estimate")
     return made

@@ -39,6 +39,12 @@ def record(status: str = "ok", error: float = 0.01) -> pd.Series:
     )
 
 
+def record_named(name: str) -> pd.Series:
+    named = record()
+    named["row_id"] = name
+    return named
+
+
 def largest() -> pd.DataFrame:
     values = [*np.linspace(2, -1, 13), 0.0]
     found = pd.DataFrame({"feature": FEATURES, "attribution": values})
@@ -197,6 +203,17 @@ print([m for m in ("torch", "ray", "matplotlib.pyplot") if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_names_are_text_and_never_formulas(tmp_path: Path) -> None:
+    hostile = "a$\\frac{$\u202e"
+    found = pd.DataFrame({"feature": [hostile, "b"], "attribution": [2.0, 1.0]})
+    made = draw_waterfall(waterfall_of(record_named(hostile), found, "zero"))
+    save(made, tmp_path / "row.svg")
+    frame = swarm_frame(4, 1).rename(columns={"attr.f0": f"attr.{hostile}"})
+    save(draw_swarm(swarm_of(frame, hostile)), tmp_path / "run.png")
+    labels = [label.get_text() for label in made.axes[0].get_yticklabels()]
+    assert labels[1] == "a\\$\\frac{\\$\\u202e"
 
 
 def test_without_matplotlib_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
