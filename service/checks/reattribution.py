@@ -19,7 +19,7 @@ from integrand.schemas.records import Shard, ShardFooter, Slice, environment
 from integrand.schemas.tables import RowStatus
 from integrand.schemas.uris import Uri
 from integrand.service.checks.findings import Finding, Remark, Unchecked, reason
-from integrand.service.planning.planner import pinned, planned_code
+from integrand.service.planning.survey import pinned, planned_code
 from integrand.service.runs.footers import RunFolder
 from integrand.service.runs.manifest import without_shards
 from integrand.workers.data.decoding import open_parquet

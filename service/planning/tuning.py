@@ -14,8 +14,9 @@ from integrand.schemas.specs.job import AttributeSpec
 from integrand.service.planning.contract import first_pass
 from integrand.service.planning.cost import memory_of, row_cost
 from integrand.service.planning.forms import choose_form
-from integrand.service.planning.planner import Request, pinned, survey
 from integrand.service.planning.presets import with_presets
+from integrand.service.planning.request import Request
+from integrand.service.planning.survey import pinned, survey
 from integrand.service.planning.texts import settle_texts
 from integrand.service.planning.trials import seconds_per_batch, step_trial
 from integrand.service.pools.local import LocalPool

@@ -11,7 +11,9 @@ from integrand.schemas.errors import IntegrityError
 from integrand.schemas.records import Plan, Quarantined, RunManifest, ShardFooter, TaskFooter
 from integrand.schemas.stats import Stats
 from integrand.service.operator import Operator
-from integrand.service.planning.planner import Request, make_plan, planned_code
+from integrand.service.planning.planner import make_plan
+from integrand.service.planning.request import Request
+from integrand.service.planning.survey import planned_code
 from integrand.service.pools.base import Mapper
 from integrand.service.running.kind import JobKind
 from integrand.service.runs.footers import Held, RunFolder

@@ -8,7 +8,7 @@ from typing import Any, Generic
 from integrand.schemas.errors import IntegrityError
 from integrand.schemas.record import dump
 from integrand.schemas.uris import Uri
-from integrand.service.planning.planner import AnyRequest
+from integrand.service.planning.request import AnyRequest
 from integrand.service.progress import Listener, Notice
 from integrand.service.running.kind import JobKind, OneManifest, OnePlan, OneTotals
 from integrand.service.runs.footers import Folder

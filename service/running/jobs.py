@@ -13,7 +13,8 @@ from integrand.schemas.tables import ReasonsStatus
 from integrand.service import progress
 from integrand.service.cluster import Cluster
 from integrand.service.operator import Operator
-from integrand.service.planning.planner import AnyRequest, Request, make_plan
+from integrand.service.planning.planner import make_plan
+from integrand.service.planning.request import AnyRequest, Request
 from integrand.service.pools.base import Mapper, Pool
 from integrand.service.pools.choice import Undecided, make_planning_pool
 from integrand.service.pools.local import LocalPool

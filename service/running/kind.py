@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from integrand.schemas.records import JobManifest, JobPlan, Quarantined, TaskFooter
 from integrand.service.operator import Operator
-from integrand.service.planning.planner import AnyRequest
+from integrand.service.planning.request import AnyRequest
 from integrand.service.pools.base import Mapper
 from integrand.service.runs.footers import Folder, Held, Totals
 from integrand.workers.models.code import CodeBundle

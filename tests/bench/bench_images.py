@@ -28,7 +28,8 @@ from models import convnet
 from integrand.schemas.records import Shard
 from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
-from integrand.service.planning.planner import Request, make_plan
+from integrand.service.planning.planner import make_plan
+from integrand.service.planning.request import Request
 from integrand.service.pools.local import LocalPool
 from integrand.service.running.folder import create_folder, open_folder
 from integrand.service.running.kinds import ATTRIBUTION

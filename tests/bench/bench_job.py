@@ -35,7 +35,8 @@ from integrand.schemas.specs.accuracy import FixedSteps
 from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.service.cluster import Cluster
 from integrand.service.operator import Operator
-from integrand.service.planning.planner import Request, make_plan
+from integrand.service.planning.planner import make_plan
+from integrand.service.planning.request import Request
 from integrand.service.pools.ray import RayPool
 from integrand.service.running.folder import create_folder, open_folder
 from integrand.service.running.jobs import run_job

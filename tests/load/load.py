@@ -44,7 +44,7 @@ from integrand.schemas.specs.job import AttributeSpec, parse_spec
 from integrand.schemas.tasks import Task
 from integrand.schemas.uris import Uri
 from integrand.service.planning.cutting import cut
-from integrand.service.planning.planner import Request
+from integrand.service.planning.request import Request
 from integrand.service.pools.base import Outcome
 from integrand.service.pools.ray import RayPool
 from integrand.service.progress import Event

@@ -32,7 +32,7 @@ from integrand.schemas.specs.output import Output
 from integrand.schemas.tasks import Trial
 from integrand.schemas.uris import Uri
 from integrand.service.operator import Operator
-from integrand.service.planning.planner import AnyRequest
+from integrand.service.planning.request import AnyRequest
 from integrand.service.pools.base import Mapper
 from integrand.service.running.kind import JobKind
 from integrand.service.runs.footers import Folder, list_shards, read_footers

@@ -101,7 +101,7 @@ PORTABLE = {
 def test_portable_kernels_are_taken_whatever_was_set() -> None:
     code = f"""
 from integrand.schemas.specs.job import parse_spec
-from integrand.service.planning.planner import settle_kernels
+from integrand.service.planning.demands import settle_kernels
 from integrand.workers import kernels
 from integrand.workers.shards.numerics import processor
 settle_kernels(parse_spec({PORTABLE}))
@@ -120,7 +120,7 @@ def test_portable_kernels_that_come_too_late_are_refused() -> None:
 import torch
 torch.rand(9, 9) @ torch.rand(9, 9)
 from integrand.schemas.specs.job import parse_spec
-from integrand.service.planning.planner import settle_kernels
+from integrand.service.planning.demands import settle_kernels
 try:
     settle_kernels(parse_spec({PORTABLE}))
 except ValueError as error:

@@ -16,7 +16,7 @@ from integrand.schemas.records import Attempt
 from integrand.schemas.specs.compute import Compute
 from integrand.service.cluster import Cluster
 from integrand.service.operator import Operator
-from integrand.service.planning.planner import AnyRequest
+from integrand.service.planning.request import AnyRequest
 from integrand.service.progress import Event, Listener, Notice, Tally
 from integrand.service.running import kinds
 from integrand.service.running.jobs import Running
