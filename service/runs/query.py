@@ -156,6 +156,16 @@ class Run:
             tables = list(threads.map(lambda shard: read(shard, columns, expression), self.shards))
         return self._frame(pa.concat_tables(tables, promote_options="permissive"))
 
+    def some(self, most: int) -> pd.DataFrame:
+        """About `most` rows, of whole shards that are evenly spread over the run, with the source's
+        columns beside them like those of `to_pandas(inputs=True)`.
+        """
+        rows = sum(shard.rows for shard in self.shards)
+        stride = -(-rows // most)
+        chosen = self.shards[::stride]
+        tables = [self._read_with_inputs(shard, None, None) for shard in chosen]
+        return self._frame(pa.concat_tables(tables, promote_options="permissive"))
+
     def tables(self) -> Iterator[pa.Table]:
         """The output rows one committed shard at a time, in the order of the input."""
         return (self._read(shard) for shard in self.shards)

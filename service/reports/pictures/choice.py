@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from integrand.schemas.errors import DataError, SpecError
+from integrand.schemas.specs.baselines import ConstantBaseline
 from integrand.schemas.specs.inputs import ImageInput
 from integrand.schemas.specs.part import Part, kind_of
 from integrand.schemas.tables import PREFIX, WITHOUT_ATTRIBUTION, tensor_shape
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from integrand.service.runs.query import Run
 
 
+MOST_ROWS = 20_000
+"""Rows of a swarm: of a longer run some shards are read."""
+
+
 def bars_of_run(run: Run) -> Figure:
     """Mean |attribution| of the features that have the largest."""
     return draw_bars(bars_of(run, f"{run.plan.spec.name}, against {baseline_of(run)}"))
@@ -42,8 +47,8 @@ def picture_of_run(run: Run) -> Figure:
             seen="lists of attributions",
             next_step="draw a row of it: --row ID, or means: --bars",
         )
-    frame = run.to_pandas(inputs=True)
-    return draw_swarm(swarm_of(frame, f"{run.plan.spec.name}, against {baseline_of(run)}"))
+    title = f"{run.plan.spec.name}, against {baseline_of(run)}"
+    return draw_swarm(swarm_of(run.some(MOST_ROWS), title, run.manifest.rows_out))
 
 
 def picture_of_row(run: Run, row_id: str) -> Figure:
@@ -73,12 +78,17 @@ def picture_of_row(run: Run, row_id: str) -> Figure:
 
 def baseline_of(run: Run) -> str:
     """What rows are compared with, in a word or two."""
-    kinds: list[str] = []
-    for one in run.plan.spec.baselines:
-        assert isinstance(one, Part)
-        kinds.append(str(kind_of(type(one))))
-    words = ", ".join(dict.fromkeys(kinds)).replace("_", " ")
+    kinds = [_in_words(one) for one in run.plan.spec.baselines]
+    words = ", ".join(dict.fromkeys(kinds))
     return f"{words} baseline"
+
+
+def _in_words(baseline: Part) -> str:
+    """Its kind, and the number of a constant that is one."""
+    kind = str(kind_of(type(baseline))).replace("_", " ")
+    if isinstance(baseline, ConstantBaseline) and not isinstance(baseline.value, tuple):
+        return f"{kind} {baseline.value:g}"
+    return kind
 
 
 def _is_map(field: pa.Field) -> bool:

@@ -39,16 +39,18 @@ class Swarm:
     """Lines from the top down, the largest first.
 
     certified  which of the rows drawn are
-    rows       how many there are in all
+    rows       how many the means are of
+    total      how many the run has
     """
 
     title: str
     lines: tuple[Line, ...]
     certified: NDArray[np.bool_]
     rows: int
+    total: int
 
 
-def swarm_of(frame: pd.DataFrame, title: str, most: int = MOST) -> Swarm:
+def swarm_of(frame: pd.DataFrame, title: str, total: int | None = None, most: int = MOST) -> Swarm:
     """Of output rows with the source's columns beside them. Beyond `most` features the rest is one
     line, of sums, whose dots have no value.
     """
@@ -71,7 +73,7 @@ def swarm_of(frame: pd.DataFrame, title: str, most: int = MOST) -> Swarm:
         label = OTHERS.format(len(rest))
         lines.append(Line(label, sums[drawn], unknown, float(np.abs(sums).mean())))
     certified = known["status"].isin(CONVERGED).to_numpy()[drawn]
-    return Swarm(title, tuple(lines), certified, len(known))
+    return Swarm(title, tuple(lines), certified, len(known), total or len(frame))
 
 
 def _some(count: int) -> NDArray[np.int64]:
@@ -134,8 +136,8 @@ def draw_swarm(shown: Swarm) -> Figure:
         bar.set_ticks([0, 1], labels=["low", "high"])
         bar.set_label("rank of the feature's value", fontsize=8)
         bar.ax.tick_params(labelsize=8)
-    drawn = len(shown.certified)
-    caption(made, f"{drawn:,} of {shown.rows:,} rows; beside names: mean |attribution| of all rows")
+    drawn = f"{len(shown.certified):,} of {shown.total:,} rows"
+    caption(made, f"{drawn}; beside names: mean |attribution| of {shown.rows:,}")
     return made
 
 

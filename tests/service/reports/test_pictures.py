@@ -225,3 +225,17 @@ def test_without_matplotlib_it_is_said_how_to_install_it(monkeypatch: pytest.Mon
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"\.png, \.svg, \.pdf"):
         save(figure(1, 1), tmp_path / "picture.bmp")
+
+
+def test_of_a_long_run_some_shards_are_read(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = job.run(compute={"shard_rows": 2, "batch_rows": 16})
+    run = open_run(str(job.path / "out" / manifest.run_id))
+    assert len(run.some(20)) == 20
+    some = run.some(5)
+    assert len(some) == 6
+    assert some["row_id"].diff().dropna().abs().max() > 1
+    monkeypatch.setattr("integrand.service.reports.pictures.choice.MOST_ROWS", 5)
+    (plot, *_) = picture_of_run(run).axes
+    assert len(plot.get_yticks()) == 3
