@@ -74,7 +74,10 @@ def test_a_file_that_is_not_there(job):
 
 
 def test_words_within_quotes_are_no_calls(job):
-    planned(job, when="""status <> 'random()' and abs(gap) < 1 and "attr.a" < 1""")
+    when = """status <> 'random()' and abs(gap) < 1 and "attr.a" < 1"""
+    reasons = planned(job, when=when).spec.output.reasons
+    assert reasons is not None
+    assert reasons.when == when
 
 
 @pytest.mark.parametrize(
