@@ -9,12 +9,14 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.accuracy import Accuracy, Adaptive
+from integrand.schemas.specs.arguments import (
+    ForwardArg,
+)
 from integrand.schemas.specs.baselines import Baseline, IdsBaseline, ZeroBaseline
 from integrand.schemas.specs.compute import Compute
 from integrand.schemas.specs.grouping import unfit
 from integrand.schemas.specs.inputs import (
     EmbeddedInput,
-    ForwardArg,
     Input,
     TextInput,
     ids_of,

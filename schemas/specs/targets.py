@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from integrand.schemas.specs.inputs import ForwardArg
+from integrand.schemas.specs.arguments import (
+    ForwardArg,
+)
 from integrand.schemas.specs.part import _MOST, Count, Part, Read
 
 Place = tuple[int, ...]

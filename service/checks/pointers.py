@@ -7,7 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from integrand.schemas.errors import IntegrityError
-from integrand.schemas.records import Pointer, RunManifest
+from integrand.schemas.records import (
+    RunManifest,
+)
+from integrand.schemas.sidecars import (
+    Pointer,
+)
 from integrand.schemas.uris import Uri
 from integrand.service.checks.evidence import Evidence
 from integrand.service.checks.findings import Check, Finding, Remark, Unchecked, finding_of

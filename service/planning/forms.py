@@ -47,7 +47,7 @@ def stepping_form(spec: AttributeSpec, model: Forward, sample: RowTensors) -> Fo
     savings = Savings()
     if spec.compute.savings != "none" and not method.needs_plain_model:
         savings = choose(model, sample, method.needs.work)
-        if not method.hoists:
+        if not method.by_path:
             savings = without_hoisting(savings, f"{spec.method.kind} takes single gradients")
         if sample.forward_args:
             savings = without_hoisting(savings, "forward_args differ from row to row")

@@ -66,24 +66,12 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     dataset, shapes, facts = job.dataset, job.shapes, job.facts
     numerics = _numerics(spec, job, findings)
     shards = cut_shards(spec, dataset, shapes, findings, store.access.decoded_bytes)
-    code = (facts.code_sha256, facts.code.digest)
     state = job.loaded.state
-    roughly, exactly = (state.roughly, state.exactly) if state else (None, None)
     plan = Plan(
-        run_id=run_id(
-            spec,
-            dataset.identity,
-            facts.artefacts,
-            code,
-            numerics,
-            request.salt,
-            state=roughly,
-            reason_codes=codes.sha256 if codes else None,
-            references=dict(job.named),
-        ),
+        run_id=_run_id(request, job, numerics, codes),
         spec=_absolute(request),
-        model_state=roughly,
-        model_bits=exactly,
+        model_state=state.roughly if state else None,
+        model_bits=state.exactly if state else None,
         model_outputs=_outputs(spec, job),
         lowered=findings.lowered,
         files=dataset.files,
@@ -110,6 +98,21 @@ def make_plan(request: Request, pool: Mapper) -> tuple[Plan, CodeBundle]:
     )
     check_when(plan)
     return plan, facts.code
+
+
+def _run_id(request: Request, job: Survey, numerics: Numerics, codes: ReasonCodes | None) -> str:
+    facts, state = job.facts, job.loaded.state
+    return run_id(
+        request.spec,
+        job.dataset.identity,
+        facts.artefacts,
+        (facts.code_sha256, facts.code.digest),
+        numerics,
+        request.salt,
+        state=state.roughly if state else None,
+        reason_codes=codes.sha256 if codes else None,
+        references=dict(job.named),
+    )
 
 
 def _settled(request: Request) -> Request:

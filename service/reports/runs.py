@@ -8,7 +8,12 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from integrand.schemas.quantiles import Quantiles
-from integrand.schemas.records import DriverProgress, RunManifest
+from integrand.schemas.records import (
+    RunManifest,
+)
+from integrand.schemas.sidecars import (
+    DriverProgress,
+)
 from integrand.service.progress import duration, pace
 from integrand.service.reports.tables import Facts, show_facts
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from integrand.schemas.records import Attempt
+from integrand.schemas.sidecars import (
+    Attempt,
+)
 from integrand.schemas.tasks import Culprit, Task, Trial, whole
 
 Range = tuple[int, int]

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from integrand.schemas.records import JobPlan, Pointer
+from integrand.schemas.records import (
+    JobPlan,
+)
+from integrand.schemas.sidecars import (
+    Pointer,
+)
 from integrand.service.pools.base import Pool
 from integrand.service.progress import Listener, Notice, Tally
 from integrand.service.running.folder import OpenRun

@@ -7,7 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from integrand.schemas.record import dump
-from integrand.schemas.records import Attempt, JobPlan, Quarantined
+from integrand.schemas.records import (
+    JobPlan,
+    Quarantined,
+)
+from integrand.schemas.sidecars import (
+    Attempt,
+)
 from integrand.schemas.tasks import Task, Trial
 from integrand.schemas.uris import Uri
 from integrand.service.pools.failures import Failure

@@ -15,7 +15,9 @@ from typing import Any
 
 from integrand.schemas.errors import TransientError
 from integrand.schemas.record import dump
-from integrand.schemas.records import DriverProgress
+from integrand.schemas.sidecars import (
+    DriverProgress,
+)
 from integrand.service.progress import Tally
 from integrand.service.runs.footers import Folder
 from integrand.service.runs.totals import BLOCK_SHARDS

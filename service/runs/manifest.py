@@ -19,15 +19,17 @@ from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.quantiles import histogram_quantiles
 from integrand.schemas.record import Record, dump
 from integrand.schemas.records import (
-    Attempt,
     JobManifest,
     JobPlan,
     Plan,
-    PlanHead,
-    Pointer,
     Quarantined,
     RunManifest,
     environment,
+)
+from integrand.schemas.sidecars import (
+    Attempt,
+    PlanHead,
+    Pointer,
 )
 from integrand.schemas.stats import COUNTERS, Stats
 from integrand.schemas.uris import Uri

@@ -13,7 +13,12 @@ import pandas as pd
 import pytest
 
 from integrand.schemas.errors import IntegrityError
-from integrand.schemas.records import Attempt, RunManifest
+from integrand.schemas.records import (
+    RunManifest,
+)
+from integrand.schemas.sidecars import (
+    Attempt,
+)
 from integrand.workers import failpoints
 from tests.plugins.jobs import JobFolder
 from tests.plugins.oracle import check_rows

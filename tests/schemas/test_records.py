@@ -9,7 +9,14 @@ import pytest
 from pydantic import ValidationError
 
 from integrand.schemas.record import dump
-from integrand.schemas.records import Attempt, Plan, Shard, Slice
+from integrand.schemas.records import (
+    Plan,
+    Shard,
+    Slice,
+)
+from integrand.schemas.sidecars import (
+    Attempt,
+)
 
 ATTEMPT = Attempt(
     shard="00000",

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from integrand.schemas.specs.inputs import ForwardArg
+from integrand.schemas.specs.arguments import (
+    ForwardArg,
+)
 from integrand.workers.data.gathering import NO_INTEGER, floats_of, integers_of
 from integrand.workers.data.inputs.ids import PADDING, list_lengths, lists_of
 from integrand.workers.data.reasons import Reasons, value_reason

@@ -8,8 +8,10 @@ import pyarrow as pa
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.records import InputShape
+from integrand.schemas.specs.arguments import (
+    ForwardArg,
+)
 from integrand.schemas.specs.baselines import BaselinePart
-from integrand.schemas.specs.inputs import ForwardArg
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.specs.output import TopKStore
 from integrand.workers.data.blocks import blocks_of

@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from integrand.schemas.records import InputShape
+from integrand.schemas.specs.arguments import (
+    ForwardArg,
+)
 from integrand.schemas.specs.baselines import BaselinePart
-from integrand.schemas.specs.inputs import ForwardArg, InputPart
+from integrand.schemas.specs.inputs import (
+    InputPart,
+)
 from integrand.schemas.specs.job import AttributeSpec
 from integrand.schemas.specs.output import MapGroups, WordGroups
 from integrand.workers.data.along import read_along

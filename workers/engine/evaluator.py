@@ -179,6 +179,20 @@ class Evaluator:
         return best
 
 
+def gradients_at(evaluator: Evaluator, items: Items, targets: Sequence[int]) -> Tensor:
+    """Of each target at each item, `[targets, items, elements]` in the problem's dtype."""
+    problem = evaluator.problem
+    shape = (len(targets), len(items), problem.elements)
+    found = torch.empty(shape, dtype=problem.dtype, device=problem.device)
+
+    def receive(target: int, start: int, step: Step) -> None:
+        place = targets.index(target)
+        found[place, start : start + len(step.values)] = step.gradients
+
+    evaluator.gradients(items, targets, receive)
+    return found
+
+
 def lifted(evaluator: Evaluator, hoisted: Hoisted) -> Problem:
     """The evaluator's problem behind the affine prefix: h(x' + α(x − x')) = h(x') + α(h(x) −
     h(x')).

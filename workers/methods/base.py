@@ -86,14 +86,8 @@ class Method(ABC, Generic[Kind]):
     @property
     def by_path(self) -> bool:
         """Whether each baseline of a row is a case of its own, whose results are averaged; if not,
-        the method makes one result of all of them.
-        """
-        return True
-
-    @property
-    def hoists(self) -> bool:
-        """Whether gradients behind an affine prefix will do, which come back as one sum of each
-        row.
+        the method makes one result of all of them, of single gradients: an affine prefix, which
+        gives back one sum of each path, is then not hoisted.
         """
         return True
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from integrand.schemas.errors import SpecError
 from integrand.schemas.specs.methods import ExpectedGradients
-from integrand.workers.engine.evaluator import Evaluator
-from integrand.workers.engine.steps import Items, Step
-from integrand.workers.methods.sampling import ROUND, SampledMethod, Stage
+from integrand.workers.engine.evaluator import Evaluator, gradients_at
+from integrand.workers.engine.steps import Items
+from integrand.workers.methods.sampling import SampledMethod, Stage
 from integrand.workers.models.outputs import Forward
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.philox import integers, uniforms
@@ -59,17 +59,6 @@ class SampledExpectation(SampledMethod):
 
 class IndependentExpectation(SampledExpectation):
     """Both are drawn anew for each sample, as published."""
-
-    def first_stage(self, draws: int) -> Stage:
-        if self.tolerance is None:
-            return Stage(0, self.most_evaluations)
-        return Stage(0, min(ROUND, self.most_evaluations))
-
-    def next_stage(self, stage: Stage, draws: int, missing: float, spent: int) -> Stage | None:
-        return longer(stage, missing, self.most_evaluations)
-
-    def needed(self, stage: Stage, missing: float) -> float:
-        return stage.stop * missing**2
 
     def places(
         self, keys: Tensor, draws: int, stage: Stage, samples: range
@@ -135,28 +124,3 @@ class StratifiedExpectation(SampledExpectation):
         within = uniforms(keys, seed=self.part.seed, stream=ALPHA, draws=own, count=1)[:, :, 0]
         alphas = (number % strata + within) / strata
         return (number // strata).expand(len(keys), -1), alphas
-
-
-def longer(stage: Stage, missing: float, most: int) -> Stage | None:
-    """The samples that a stage of independent ones goes on with: twice or one and a half times as
-    many in all.
-    """
-    if stage.stop >= most:
-        return None
-    factor = 2.0 if missing**2 > 1.5 else 1.5
-    stop = math.ceil(factor * stage.stop / ROUND) * ROUND
-    return Stage(stage.stop, min(most, stop))
-
-
-def gradients_at(evaluator: Evaluator, items: Items, targets: tuple[int, ...]) -> Tensor:
-    """Of each target at each item, `[targets, items, elements]` in the problem's dtype."""
-    problem = evaluator.problem
-    shape = (len(targets), len(items), problem.elements)
-    found = torch.empty(shape, dtype=problem.dtype, device=problem.device)
-
-    def receive(target: int, start: int, step: Step) -> None:
-        place = targets.index(target)
-        found[place, start : start + len(step.values)] = step.gradients
-
-    evaluator.gradients(items, targets, receive)
-    return found

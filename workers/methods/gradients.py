@@ -12,9 +12,9 @@ from torch import Tensor
 from integrand.schemas.specs.methods import InputXGradient, MethodPart, Saliency
 from integrand.schemas.specs.part import Part
 from integrand.schemas.tables import RowStatus
-from integrand.workers.engine.evaluator import Evaluator
+from integrand.workers.engine.evaluator import Evaluator, gradients_at
 from integrand.workers.engine.prepared import Prepared
-from integrand.workers.engine.steps import Items, Step
+from integrand.workers.engine.steps import Items
 from integrand.workers.engine.verdicts import Verdicts, coded
 from integrand.workers.methods.base import Method, Settle
 from integrand.workers.methods.endings import Ends, ends_of
@@ -34,10 +34,6 @@ class GradientMethod(Method[Part]):
         return False
 
     @property
-    def hoists(self) -> bool:
-        return False
-
-    @property
     def complete(self) -> bool:
         return False
 
@@ -52,14 +48,8 @@ class GradientMethod(Method[Part]):
         problem = evaluator.problem
         paths = rows * problem.draws
         wanted = range(problem.targets_per_row)
-        found = torch.empty(len(wanted), len(rows), problem.elements, device=rows.device)
-        found = found.to(problem.dtype)
-
-        def receive(target: int, start: int, step: Step) -> None:
-            found[target, start : start + len(step.values)] = step.gradients
-
         at_row = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
-        evaluator.gradients(Items(paths, at_row), wanted, receive)
+        found = gradients_at(evaluator, Items(paths, at_row), wanted)
         inputs = SideBySide.join([x.double() for x in problem.input(paths)])
         for target in wanted:
             yield self._ended(ends, target, self.combine(found[target].double(), inputs))

@@ -5,6 +5,7 @@ Samples are added up one after the other, so that no bit of a row depends on who
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +81,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampledMethod(Method[Part]):
-    """An extender says what the stages are and what a sample's term is.
+    """An extender says what a sample's term is, and where samples are not independent, what the
+    stages are.
 
     accuracy  Adaptive: until the error is within the tolerance; FixedSamples: so many
     """
@@ -89,10 +91,6 @@ class SampledMethod(Method[Part]):
 
     @property
     def by_path(self) -> bool:
-        return False
-
-    @property
-    def hoists(self) -> bool:
         return False
 
     @property
@@ -124,19 +122,27 @@ class SampledMethod(Method[Part]):
     far a sample is from its stratum's mean.
     """
 
-    @abstractmethod
     def first_stage(self, draws: int) -> Stage:
         """Of rows with so many baselines."""
+        most = self.most_evaluations
+        return Stage(0, most if self.tolerance is None else min(ROUND, most))
 
-    @abstractmethod
     def next_stage(self, stage: Stage, draws: int, missing: float, spent: int) -> Stage | None:
         """After a stage whose error is `missing` times what is allowed; None where no further one
-        can be afforded.
+        can be afforded. Independent samples go on: twice or one and a half times as many in all.
         """
+        most = self.most_evaluations
+        if stage.stop >= most:
+            return None
+        factor = 2.0 if missing**2 > 1.5 else 1.5
+        stop = math.ceil(factor * stage.stop / ROUND) * ROUND
+        return Stage(stage.stop, min(most, stop))
 
-    @abstractmethod
     def needed(self, stage: Stage, missing: float) -> float:
-        """Evaluations that a row would take whose error is `missing` times what is allowed."""
+        """Evaluations that a row would take whose error is `missing` times what is allowed: that of
+        independent samples falls with their root.
+        """
+        return stage.stop * missing**2
 
     @abstractmethod
     def terms(

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from integrand.schemas.specs.methods import SmoothGrad
-from integrand.workers.engine.evaluator import Evaluator
+from integrand.workers.engine.evaluator import Evaluator, gradients_at
 from integrand.workers.engine.problem import Problem
 from integrand.workers.engine.steps import Items
-from integrand.workers.methods.expected import gradients_at, longer
-from integrand.workers.methods.sampling import ROUND, SampledMethod, Stage
+from integrand.workers.methods.sampling import SampledMethod, Stage
 from integrand.workers.models.gradients import SideBySide
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.philox import normals
@@ -32,16 +31,6 @@ class SmoothGradMethod(SampledMethod):
     @property
     def signed(self) -> bool:
         return self.part.times_input  # else slopes
-
-    def first_stage(self, draws: int) -> Stage:
-        most = self.most_evaluations
-        return Stage(0, most if self.tolerance is None else min(ROUND, most))
-
-    def next_stage(self, stage: Stage, draws: int, missing: float, spent: int) -> Stage | None:
-        return longer(stage, missing, self.most_evaluations)
-
-    def needed(self, stage: Stage, missing: float) -> float:
-        return stage.stop * missing**2
 
     def terms(
         self,

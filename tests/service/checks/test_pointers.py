@@ -7,7 +7,9 @@ import shutil
 import pytest
 
 from integrand.schemas.record import dump
-from integrand.schemas.records import Pointer
+from integrand.schemas.sidecars import (
+    Pointer,
+)
 from tests.plugins.tampering import Tampered, findings_text, verify_alone
 
 POINTERS: dict[str, tuple[Pointer, str]] = {

@@ -11,7 +11,9 @@ import jsonschema
 import pytest
 
 from integrand.schemas.record import dump
-from integrand.schemas.records import DriverProgress
+from integrand.schemas.sidecars import (
+    DriverProgress,
+)
 from integrand.schemas.specs.job import parse_spec
 from integrand.service.cli import commands as cli
 from integrand.service.cli.specfile import parse_text

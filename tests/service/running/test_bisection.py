@@ -10,7 +10,13 @@ import random
 import pytest
 from hypothesis import given, strategies as st
 
-from integrand.schemas.records import Attempt, Shard, Slice
+from integrand.schemas.records import (
+    Shard,
+    Slice,
+)
+from integrand.schemas.sidecars import (
+    Attempt,
+)
 from integrand.schemas.tasks import Task, Trial
 from integrand.service.running.bisection import READ_ONLY, Range, most_losses, next_trial
 

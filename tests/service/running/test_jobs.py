@@ -17,7 +17,12 @@ import pytest
 import torch
 
 from integrand.schemas.errors import IntegrityError, SpecError
-from integrand.schemas.records import Pointer, RunManifest
+from integrand.schemas.records import (
+    RunManifest,
+)
+from integrand.schemas.sidecars import (
+    Pointer,
+)
 from integrand.service.checks.verify import verify_run
 from integrand.service.cluster import Cluster
 from integrand.service.operator import Operator

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
-from integrand.schemas.records import Attempt, Pointer, RunManifest
+from integrand.schemas.records import (
+    RunManifest,
+)
+from integrand.schemas.sidecars import (
+    Attempt,
+    Pointer,
+)
 from integrand.schemas.uris import Uri
 from integrand.service.checks.verify import verify_run
 from integrand.service.cluster import Cluster

@@ -12,7 +12,9 @@ import pytest
 from ray import cloudpickle
 
 from integrand.schemas.errors import DataError
-from integrand.schemas.records import Attempt
+from integrand.schemas.sidecars import (
+    Attempt,
+)
 from integrand.schemas.specs.compute import Compute
 from integrand.service.cluster import Cluster
 from integrand.service.operator import Operator

@@ -13,7 +13,14 @@ import pytest
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
 from integrand.schemas.ids import add_digests
 from integrand.schemas.record import dump
-from integrand.schemas.records import Pointer, Quarantined, RunManifest, ShardFooter
+from integrand.schemas.records import (
+    Quarantined,
+    RunManifest,
+    ShardFooter,
+)
+from integrand.schemas.sidecars import (
+    Pointer,
+)
 from integrand.schemas.stats import Member
 from integrand.schemas.uris import Uri
 from integrand.service.runs.footers import RunFolder, list_shards, read_footers

@@ -21,7 +21,9 @@ import pytest
 from rich.console import Console
 
 from integrand.schemas.errors import DataError, IntegrityError, SpecError
-from integrand.schemas.records import Pointer
+from integrand.schemas.sidecars import (
+    Pointer,
+)
 from integrand.schemas.uris import Uri
 from integrand.service.checks.verify import verify_run
 from integrand.service.reports.page import html_page

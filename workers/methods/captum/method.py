@@ -69,10 +69,6 @@ class CaptumAttribution(Method[Part]):
         return True
 
     @property
-    def hoists(self) -> bool:
-        return False
-
-    @property
     def by_path(self) -> bool:
         return self.class_.takes_baselines and not self.class_.traits.distribution
 
