@@ -25,6 +25,8 @@ from integrand.workers.models.outputs import (
 from integrand.workers.models.row_tensors import RowTensors
 from integrand.workers.models.targets.table import kind_of_target
 
+LOGARITHMS = 1e-3
+"""As far from 1 as sums of probabilities may be by rounding."""
 TRIED = 64
 """Paths at whose ends f is looked at."""
 LARGE = 1.0
@@ -60,6 +62,8 @@ def baseline_warnings(spec: AttributeSpec, model: Forward, sample: RowTensors) -
     for points in (rows.inputs, rows.baselines):
         with real_rows(forward, rows.arguments), torch.no_grad():
             out = on_copies(forward, *points, *rows.forward_args)
+        if _are_log_probabilities(out):
+            return []  # there 0 is certainty, and no baseline has it
         table = None if rows.target is None else rows.target[:, 0]
         ends.append(select(out, table).double())
     at_rows = ends[0].abs().median().item()
@@ -68,8 +72,15 @@ def baseline_warnings(spec: AttributeSpec, model: Forward, sample: RowTensors) -
         return []
     return [
         f"f at the baseline is {at_baseline:.2g} beside {at_rows:.2g} at the first rows (medians of"
-        " |f|): attributions explain the difference of both, and not f itself"
+        " |f|): attributions add up to their difference, and f at the baseline stays unexplained"
     ]
+
+
+def _are_log_probabilities(out: Tensor) -> bool:
+    """Whether the outputs of each row are logarithms of numbers that add up to 1."""
+    if out.ndim != 2 or out.shape[1] < 2:
+        return False
+    return bool(((out.double().exp().sum(1) - 1).abs() < LOGARITHMS).all())
 
 
 def _of_rows(f_baseline: Tensor, draws: int) -> Tensor:

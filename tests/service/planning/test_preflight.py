@@ -491,7 +491,16 @@ def test_the_process_is_left_as_it_was(job: JobFolder):
 def test_a_baseline_at_which_the_model_says_much_is_warned_of(job: JobFolder):
     job.write_model("return self.logits(x) + 100 * (1 - x.abs().sum(1, keepdim=True)).clamp(min=0)")
     (warning,) = [w for w in job.plan().warnings if w.startswith("f at the baseline")]
-    assert "attributions explain the difference" in warning
+    assert "attributions add up to their difference" in warning
+
+
+def test_log_probabilities_are_near_0_nowhere_but_at_certainty(job: JobFolder):
+    """So that a baseline far from 0 beside sure rows is nothing to warn of."""
+    sure = "hot = 50 * x.abs().sum(1, keepdim=True) * torch.tensor([-1.0, 1.0])"
+    job.write_model(f"{sure}\nreturn hot.log_softmax(1)")
+    assert not [w for w in job.plan().warnings if w.startswith("f at the baseline")]
+    job.write_model(f"{sure}\nreturn 1 / (1 + hot.abs())")
+    assert [w for w in job.plan().warnings if w.startswith("f at the baseline")]
 
 
 def test_a_baseline_that_is_not_counted_yet_is_not_judged(job: JobFolder):
